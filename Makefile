@@ -1,0 +1,43 @@
+# make env    .venv with all that tests and demo need        make check   style, types, floors, doctests
+# make test   the whole suite                                make bench   measure; see benchmarks/
+# make demo   a simulated field through the whole pipeline
+#
+# A bare machine with python3 (>= 3.11), pip and make is enough. Packages come from wherever pip is
+# configured to look, in the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUT    ?= out
+
+.PHONY: env demo test check bench clean
+.DEFAULT_GOAL := env
+
+env: $(STAMP)
+
+# Installs anew only when what is to be installed has changed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fcnpipe needs Python 3.11 or newer: make env PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dask,prefect,test]'
+	@touch $@
+
+demo: env
+	$(BIN)/fcnpipe demo $(OUT)
+
+test: env
+	$(BIN)/python -m pytest
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q fcnpipe
+
+bench: env
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,32 @@
+"""What every engine does: call one task for many names and hand the small reports back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from fcnpipe.records import TaskReport
+
+Task = Callable[[str], TaskReport]
+"""Takes the name of a tile or node. Never raises: a failure comes back in ``report.error``."""
+
+
+class Engine(Protocol):
+    """Runs a stage's tasks, in any order, somewhere.
+
+    Notes
+    -----
+    Only names go out and only reports come back; pixels go through storage. An engine keeps a
+    bounded number of tasks in flight, so that the driver's memory does not grow with the image.
+    """
+
+    workers: int
+    """Tasks that run at the same time."""
+
+    def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
+        """Give one report for each name, in the order in which they finish."""
+        ...
+
+    def close(self) -> None:
+        """Free whatever the engine has started; safe to call twice."""
+        ...

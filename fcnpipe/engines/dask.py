@@ -1,0 +1,190 @@
+"""Tiles on Dask workers: a cluster of our own on this machine, or one that is already there.
+
+Only names and reports pass through the scheduler. A bounded window of futures is in flight and
+each is released as it finishes: ``client.map`` over 20,000 tiles took 70 s, this takes none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import dask
+from distributed import Client, Future, LocalCluster, as_completed
+
+from fcnpipe.engines.base import Task
+from fcnpipe.errors import SpecError
+from fcnpipe.records import TaskReport
+
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": 2,
+    "distributed.scheduler.no-workers-timeout": "120s",
+    "distributed.comm.timeouts.connect": "20s",
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.95,
+    "distributed.worker.memory.terminate": False,
+}
+"""A poison tile may kill two workers, not the run; a missing worker is an error, not a hang."""
+
+
+LOST = "worker lost"
+
+
+class DaskEngine:
+    """Tasks as Dask futures.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected client; closed by :meth:`close`.
+    cluster : object, optional
+        Cluster that was started for this engine; closed by :meth:`close`.
+    resources : dict, optional
+        Worker resources that a task asks for, e.g. ``{"GPU": 1}``.
+    """
+
+    def __init__(
+        self, client: Client, cluster: Any = None, resources: dict[str, float] | None = None
+    ) -> None:
+        self._client, self._cluster, self._resources = client, cluster, resources
+
+    @property
+    def workers(self) -> int:
+        """Threads of all workers now, at least 1."""
+        return max(sum(self._client.nthreads().values()), 1)
+
+    def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
+        """Give one report for each name, in the order in which they finish.
+
+        Notes
+        -----
+        A dying worker takes the tasks queued on it along, innocent ones too, so those that were
+        lost are tried once more, each alone: only the one that kills is reported.
+        """
+        lost: list[str] = []
+        for report in self._stream(task, names, 2 * self.workers + 2):
+            if report.error.startswith(LOST):
+                lost.append(report.name)
+            else:
+                yield report
+        yield from self._stream(task, lost, 1)
+
+    def _stream(self, task: Task, names: Iterable[str], width: int) -> Iterator[TaskReport]:
+        waiting, token = iter(names), uuid.uuid4().hex
+        first = [self._submit(task, name, token) for name in islice(waiting, width)]
+        queue = as_completed(first, loop=self._client.loop)
+        for future in queue:
+            yield self._report(future)
+            future.release()
+            for name in islice(waiting, 1):
+                queue.add(self._submit(task, name, token))
+
+    def close(self) -> None:
+        """Disconnect, and stop the cluster if it is ours."""
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _submit(self, task: Task, name: str, token: str) -> Future:
+        key = f"{name}-{token}"
+        return self._client.submit(task, name, key=key, pure=False, resources=self._resources)
+
+    @staticmethod
+    def _report(future: Future) -> TaskReport:
+        if future.status == "finished":
+            return future.result()  # type: ignore[no-any-return]
+        name = future.key.rsplit("-", 1)[0]
+        return TaskReport("", name, error=f"{LOST}: {future.exception()}".splitlines()[0])
+
+
+def connect(address: str) -> DaskEngine:
+    """Use a scheduler that runs already.
+
+    Raises
+    ------
+    SpecError
+        If nobody answers at the address.
+    """
+    try:
+        with dask.config.set(SETTINGS):
+            client = Client(address, set_as_default=False, timeout="20s")
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"no Dask scheduler answers at {address}: {error}; check --scheduler"
+        ) from None
+    return DaskEngine(client, resources=_gpu_resources(client))
+
+
+def start_local(workers: int, environment: Mapping[str, str]) -> DaskEngine:
+    """Start one process of one thread for each worker on this machine.
+
+    Parameters
+    ----------
+    workers : int
+        Number of processes.
+    environment : mapping
+        Variables for the workers, set before they import anything (the allocator's, for one).
+    """
+    return start_cluster(
+        {
+            "cluster_class": "distributed.LocalCluster",
+            "cluster_kwargs": {
+                "n_workers": workers,
+                "threads_per_worker": 1,
+                "dashboard_address": None,
+                "memory_limit": None,
+                "silence_logs": 40,
+                "env": dict(environment),
+            },
+        }
+    )
+
+
+def start_cluster(description: Mapping[str, Any]) -> DaskEngine:
+    """Start a cluster of any class.
+
+    Parameters
+    ----------
+    description : mapping
+        ``cluster_class`` (dotted name), ``cluster_kwargs`` and ``adapt_kwargs``.
+
+    Raises
+    ------
+    SpecError
+        If the class cannot be imported or refuses its arguments.
+    """
+    known = {"cluster_class", "cluster_kwargs", "adapt_kwargs"}
+    if extra := set(description) - known:
+        raise SpecError(f"cluster has unknown keys {sorted(extra)}; allowed are {sorted(known)}")
+    with dask.config.set(SETTINGS):
+        cluster = _make_cluster(description)
+        if adapt := description.get("adapt_kwargs"):
+            cluster.adapt(**adapt)
+        client = Client(cluster, set_as_default=False)
+    client.wait_for_workers(1, timeout=300)
+    return DaskEngine(client, cluster, _gpu_resources(client))
+
+
+def _make_cluster(description: Mapping[str, Any]) -> Any:
+    name = str(description.get("cluster_class", "distributed.LocalCluster"))
+    module, _, attribute = name.rpartition(".")
+    try:
+        kind = (
+            LocalCluster
+            if name == "distributed.LocalCluster"
+            else getattr(importlib.import_module(module), attribute)
+        )
+        return kind(**description.get("cluster_kwargs", {}))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise SpecError(
+            f"cluster {name} cannot be started: {error}; check cluster_class and cluster_kwargs"
+        ) from None
+
+
+def _gpu_resources(client: Client) -> dict[str, float] | None:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return {"GPU": 1} if workers and all("GPU" in w.get("resources", {}) for w in workers) else None

@@ -1,0 +1,40 @@
+"""Threads of this process: numba, torch and the codecs let go of the interpreter lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+
+from fcnpipe.engines.base import Task
+from fcnpipe.records import TaskReport
+
+
+class ThreadsEngine:
+    """A pool of threads with at most two tasks queued for each.
+
+    Parameters
+    ----------
+    workers : int
+        Number of threads, >= 1.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fcnpipe")
+
+    def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
+        """Give one report for each name, in the order in which they finish."""
+        waiting = iter(names)
+        running: set[Future[TaskReport]] = {
+            self._pool.submit(task, name) for name in islice(waiting, 2 * self.workers)
+        }
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {self._pool.submit(task, name) for name in islice(waiting, len(done))}
+            for future in done:
+                yield future.result()
+
+    def close(self) -> None:
+        """Drop what is queued and wait for what runs."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

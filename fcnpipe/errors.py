@@ -1,0 +1,68 @@
+"""Every error that fcnpipe raises on purpose.
+
+::
+
+    FcnpipeError
+    ├── SpecError        (ValueError)    an option, or options that do not go together
+    ├── InputError       (OSError)       an image, weight or mask that cannot be read or does not fit
+    ├── ModelError       (ValueError)    a model file, or a network that cannot be tiled exactly
+    ├── PlanError        (ValueError)    a run that cannot fit the machine or the store
+    ├── StoreError       (OSError)       an output that exists, differs or cannot be written
+    ├── VerificationError (ValueError)   a store whose contents contradict each other
+    └── TilesFailed      (RuntimeError)  some tiles failed; the rest has landed
+
+A message is one line with the value, the limit and the mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class FcnpipeError(Exception):
+    """Base of all errors that are about what the user gave, not about a bug of ours."""
+
+    exit_code = 2
+
+
+class SpecError(FcnpipeError, ValueError):
+    """An option has a value that cannot be, or contradicts another."""
+
+
+class InputError(FcnpipeError, OSError):
+    """An input image, weight, mask or header cannot be read or does not fit."""
+
+
+class ModelError(FcnpipeError, ValueError):
+    """A model file is broken or unknown, or its network cannot be tiled exactly."""
+
+
+class PlanError(FcnpipeError, ValueError):
+    """A run cannot fit: memory, disk, or a tile that is no whole number of shards."""
+
+
+class StoreError(FcnpipeError, OSError):
+    """The output exists, belongs to another run, or cannot be written."""
+
+
+class VerificationError(FcnpipeError, ValueError):
+    """A store's labels, catalogue and ledger contradict each other."""
+
+
+class TilesFailed(FcnpipeError, RuntimeError):
+    """Some tiles failed; all others have landed and a resume re-does only these.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the failed tiles with the stage and the reason, one each.
+    """
+
+    exit_code = 3
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        shown = "; ".join(self.names[:5]) + (" ..." if len(self.names) > 5 else "")
+        super().__init__(
+            f"{len(self.names)} tile(s) failed: {shown}; run the same command again to re-do them"
+        )

@@ -1,0 +1,271 @@
+"""One image with all that belongs to it: bands, weight, mask, sky and noise, read by box.
+
+The planes of an exposure are the bands of the image and, where there are several, a last one: the
+detection plane, their sum weighted by inverse variance. Sources are found by a one-band network,
+and measured, on the last plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe import background, images, pixels
+from fcnpipe.background import Background, Cells
+from fcnpipe.geometry import Box, TileGrid
+from fcnpipe.records import ImageInfo
+from fcnpipe.spec import RunSpec
+
+Float = NDArray[np.float32]
+SAMPLES = 4
+"""Boxes along each axis from which the noise of the bands is estimated."""
+SAMPLE_EDGE = 192
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What is known of a box of pixels.
+
+    Attributes
+    ----------
+    residual, noise : (planes, h, w) float32
+        Image minus sky and the noise of a pixel, image units; NaN where there is no data.
+    flags : (h, w) uint8
+        Bits of :class:`fcnpipe.records.PixelFlag`.
+    """
+
+    residual: Float
+    noise: Float
+    flags: NDArray[np.uint8]
+
+    def significance(self, count: int) -> Float:
+        """Give S/N as the network sees it, (n, h, w): the last plane, or the first ``count`` if > 1."""
+        planes = range(len(self.residual))[-1:] if count <= 1 else range(count)
+        return np.stack(
+            [pixels.signal_to_noise(self.residual[p], self.noise[p], self.flags) for p in planes]
+        )
+
+
+class Exposure:
+    """Image, weight and mask of a run.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Names the files.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or does not fit the image.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.image = images.open_image(spec.image, spec.hdu)
+        shape = self.info.shape[1:]
+        self._weight = (
+            images.open_plane(spec.weight, None, shape, spec.weight_type) if spec.weight else None
+        )
+        self._mask = images.open_plane(spec.mask, None, shape, "mask") if spec.mask else None
+        self.satur_level = (
+            spec.satur_level if spec.satur_level is not None else self.image.satur_level
+        )
+        self.gain = spec.gain if spec.gain is not None else self.image.gain
+
+    @property
+    def info(self) -> ImageInfo:
+        """What is known of the image."""
+        return self.image.info
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content of image, weight and mask; reads all of them, as a stream."""
+        parts = (self.image, self._weight, self._mask)
+        return "-".join(images.digest(part) for part in parts if part is not None)
+
+    @property
+    def bands(self) -> int:
+        """Bands of the image."""
+        return self.info.shape[0]
+
+    @property
+    def planes(self) -> int:
+        """Bands, and the detection plane if there are several."""
+        return self.bands + (self.bands > 1)
+
+    @property
+    def frame(self) -> Box:
+        """The image as a box."""
+        return Box(0, 0, *self.info.shape[1:])
+
+    def weigh_bands(self) -> NDArray[np.float64]:
+        """Give the weight of each band in the detection plane, from a sample on a fixed grid.
+
+        Returns
+        -------
+        (bands,) float64
+            Inverse variance of the band's noise, scaled to a sum of 1; equal parts if unknown.
+        """
+        if self.bands == 1:
+            return np.ones(1)
+        noise = np.array([self._sample_noise(band) for band in range(self.bands)])
+        usable = np.isfinite(noise) & (noise > 0)
+        if not usable.any():
+            return np.full(self.bands, 1 / self.bands)
+        weight = np.divide(1, noise**2, out=np.zeros(self.bands), where=usable)
+        return weight / weight.sum()
+
+    def read(self, box: Box, weights: NDArray[np.float64]) -> tuple[Float, NDArray[np.uint8]]:
+        """Read all planes of a box, sky included.
+
+        Returns
+        -------
+        (planes, h, w) float32
+            Image units; NaN where there is no data.
+        (h, w) uint8
+            Bits of :class:`fcnpipe.records.PixelFlag`.
+        """
+        bands = [self.image.read(box, band) for band in range(self.bands)]
+        worst = bands[0] if self.bands == 1 else np.max(bands, axis=0)
+        if self.bands > 1:
+            bands.append(sum_planes(bands, weights))
+        flags = pixels.flag_pixels(bands[-1], self._bad(box), self._read_weight(box))
+        if self.satur_level is not None:
+            flags |= pixels.flag_pixels(worst, satur_level=self.satur_level)
+        return np.stack(bands), flags
+
+    def read_patch(self, box: Box, sky: Sky) -> Patch:
+        """Read a box with its sky taken off and its noise beside it."""
+        values, flags = self.read(box, sky.weights)
+        noise = np.empty_like(values)
+        weight = self._read_weight(box)
+        for plane, mesh in enumerate(sky.planes):
+            values[plane] -= mesh.sky(box.y0, box.x0, box.shape)
+            noise[plane] = self._noise(mesh, box, weight, sky.scales[plane])
+        return Patch(values, noise, flags)
+
+    def measure_cells(
+        self, box: Box, weights: NDArray[np.float64]
+    ) -> tuple[list[background.Cells], Float]:
+        """Measure the mesh cells of a box that lies on the mesh, plane by plane.
+
+        Returns
+        -------
+        list of Cells
+            One for each plane.
+        (my, mx) float32
+            Typical weight of the cells; NaN without a weight map.
+        """
+        values, flags = self.read(box, weights)
+        bad, cell = (flags & pixels.BAD) != 0, self.spec.back_size
+        cells = [background.measure_cells(plane, bad, cell) for plane in values]
+        weight = self._read_weight(box)
+        if weight is None:
+            return cells, np.full(cells[0].shape, np.nan, np.float32)
+        return cells, background.measure_weight(weight, bad, cell)
+
+    def _noise(self, mesh: Background, box: Box, weight: Float | None, scale: float) -> Float:
+        if weight is None:
+            return mesh.noise(box.y0, box.x0, box.shape)
+        absolute = self.spec.weight_type != "weight"
+        return background.noise_from_weight(weight, 1.0 if absolute else scale)
+
+    def _read_weight(self, box: Box) -> Float | None:
+        """Give relative or absolute inverse variance, whatever the map holds."""
+        if self._weight is None:
+            return None
+        values = self._weight.read(box)
+        if self.spec.weight_type == "weight":
+            return values
+        variance = values if self.spec.weight_type == "variance" else values * values
+        known = (values > 0) & np.isfinite(variance)
+        return np.divide(1, variance, out=np.zeros_like(variance), where=known)
+
+    def _bad(self, box: Box) -> NDArray[np.bool_] | None:
+        if self._mask is None:
+            return None
+        values = self._mask.read_integer(box)
+        return (values & self.spec.mask_bits) != 0 if self.spec.mask_bits else values != 0
+
+    def _sample_noise(self, band: int) -> float:
+        found = []
+        for box in _samples(self.frame):
+            values = self.image.read(box, band)
+            cells = background.measure_cells(values, ~np.isfinite(values), SAMPLE_EDGE)
+            found.extend(cells.noise[np.isfinite(cells.noise)].tolist())
+        return float(np.median(found)) if found else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Sky:
+    """Sky and noise of all planes of an exposure.
+
+    Attributes
+    ----------
+    planes : tuple of Background
+        One for each plane.
+    scales : tuple of float
+        Turns a relative weight into noise, for each plane; NaN without a weight map.
+    weights : (bands,) float64
+        Of the bands in the detection plane.
+    """
+
+    planes: tuple[Background, ...]
+    scales: tuple[float, ...]
+    weights: NDArray[np.float64]
+
+    @property
+    def unit(self) -> float:
+        """Unit of fixed-point fluxes on the last plane, a power of two in image units."""
+        noise = self.planes[-1].cells.noise
+        return pixels.flux_unit(float(np.median(noise[noise > 0])))
+
+
+def sum_planes(planes: list[Float], weights: NDArray[np.float64]) -> Float:
+    """Give the weighted sum of planes, in their order."""
+    total = np.zeros_like(planes[0])
+    for plane, weight in zip(planes, weights, strict=True):
+        total += plane * np.float32(weight)
+    return total
+
+
+def _samples(frame: Box) -> list[Box]:
+    """Boxes spread evenly over the image, the same for any run of it."""
+    height, width = frame.shape
+    edge = (max(height // SAMPLES, 1), max(width // SAMPLES, 1))
+    corners = [tile.core for tile in TileGrid((height, width), edge)]
+    return [Box(b.y0, b.x0, b.y0 + SAMPLE_EDGE, b.x0 + SAMPLE_EDGE).clip(frame) for b in corners]
+
+
+def pack_sky(sky: Sky) -> dict[str, NDArray[Any]]:
+    """Give plain arrays that :func:`unpack_sky` reads."""
+    arrays: dict[str, NDArray[Any]] = {
+        "weights": sky.weights,
+        "scales": np.array(sky.scales),
+        "cell": np.array(sky.planes[0].cell),
+    }
+    for i, plane in enumerate(sky.planes):
+        arrays |= {f"{name}{i}": getattr(plane.cells, name) for name in _CELLS}
+        arrays |= {f"{name}{i}": getattr(plane, name) for name in _COEFFICIENTS}
+    return arrays
+
+
+def unpack_sky(arrays: dict[str, NDArray[Any]]) -> Sky:
+    """Rebuild a sky from plain arrays."""
+    planes = tuple(
+        Background(
+            int(arrays["cell"]),
+            Cells(*(arrays[f"{name}{i}"] for name in _CELLS)),
+            *(arrays[f"{name}{i}"] for name in _COEFFICIENTS),
+        )
+        for i in range(len(arrays["scales"]))
+    )
+    return Sky(planes, tuple(arrays["scales"].tolist()), arrays["weights"])
+
+
+_CELLS = ("sky", "noise", "good")
+_COEFFICIENTS = ("sky_coefficients", "noise_coefficients")

@@ -1,0 +1,490 @@
+r"""What every image is, and what a new format must give: a `Reader` in one file of this folder.
+
+::
+
+    open_image --> Image --- band 0 --> Reader (FITS, zarr, TIFF, ...) --> cut(box) --> Scaling
+                        \-- band 1 --> the same reader, or that of another file
+
+Readers keep no open file: they are small frozen records that travel to workers by pickle, and each
+process opens what it needs when it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, BinaryIO, Protocol, cast
+
+import fsspec
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from fcnpipe.errors import InputError
+from fcnpipe.geometry import Box
+from fcnpipe.records import ImageInfo
+
+Float = NDArray[np.float32]
+PathLike = str | os.PathLike[str]
+
+STRIP = 128
+"""Rows that are scaled at a time, so that the float64 intermediate stays in the cache."""
+DIGEST_BYTES = 32
+_READ_BYTES = 1 << 20
+_FILTERS = threading.RLock()
+DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError, zlib.error)
+"""What libraries raise when they meet a broken file."""
+_STRUCTURE = re.compile(
+    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|GROUPS|[PG]COUNT|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM"
+    r"|TFIELDS|T(TYPE|FORM|DIM|NULL|UNIT)\d+|END|"
+    r"Z(IMAGE|SIMPLE|TENSION|BITPIX|NAXIS\d*|EXTEND|[PG]COUNT|TILE\d+|CMPTYPE|NAME\d+|VAL\d+|QUANTIZ"
+    r"|DITHER0|BLANK|SCALE|ZERO|HECKSUM|DATASUM|BLOCKED|MASKCMP)"
+)
+
+
+class Reader(Protocol):
+    """One file (or store, or HDU) of one format; picklable and hashable, without open handles.
+
+    Notes
+    -----
+    A module of this folder also gives ``recognises(path) -> bool`` and
+    ``open_reader(path, hdu) -> Reader``.
+    """
+
+    @property
+    def info(self) -> ImageInfo:
+        """What is known before a pixel is read."""
+        ...
+
+    @property
+    def scaling(self) -> Scaling:
+        """How a stored number becomes a pixel value."""
+        ...
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Most memory that a process takes for reading, over and above the box itself."""
+        ...
+
+    def cut(self, box: Box, band: int) -> NDArray[Any]:
+        """Give the stored numbers of a box, (h, w) of any real dtype; safe from several threads."""
+        ...
+
+    def digest(self) -> str:
+        """Hexadecimal digest of the content, read as a stream."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How a stored number becomes a pixel value: ``offset + factor * stored``.
+
+    Attributes
+    ----------
+    factor, offset : float
+        FITS ``BSCALE`` and ``BZERO``, or CF ``scale_factor`` and ``add_offset``.
+    blank : int or float, optional
+        Stored number that means "no data" (FITS ``BLANK``, CF ``_FillValue``).
+
+    Examples
+    --------
+    >>> Scaling(2.0, 1.0, blank=-9).to_float(np.array([[0, 3, -9]], np.int16))
+    array([[ 1.,  7., nan]], dtype=float32)
+    """
+
+    factor: float = 1.0
+    offset: float = 0.0
+    blank: int | float | None = None
+
+    def to_float(self, stored: NDArray[Any]) -> Float:
+        """Give (h, w) float32, native and contiguous; NaN is blank.
+
+        Notes
+        -----
+        Scaled in float64 and rounded once, so a value does not depend on the size of its array.
+        Integers beyond 2**24 and doubles are rounded to float32; out of its range they are infinite.
+        """
+        values = np.empty(stored.shape, np.float32)
+        for start in range(0, len(stored), STRIP):
+            rows = slice(start, start + STRIP)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values[rows] = self._apply(stored[rows])
+        return values
+
+    def to_integer(self, stored: NDArray[Any]) -> NDArray[np.int64]:
+        """Give (h, w) int64; blank, NaN and infinite are -1, that is all bits set.
+
+        Notes
+        -----
+        Fractions are rounded away from zero: what is not zero in a mask stays so. Unsigned 64-bit
+        numbers keep their bits.
+        """
+        if stored.dtype.kind == "f" or self.factor != 1 or not self.offset.is_integer():
+            with np.errstate(invalid="ignore"):
+                return _round_outwards(self._apply(stored.astype(np.float64)))
+        shift = np.uint64(int(self.offset) % 2**64).astype(np.int64)
+        values = stored.astype(np.int64) + shift
+        if self.blank is not None:
+            values[stored == self.blank] = -1
+        return values
+
+    def _apply(self, stored: NDArray[Any]) -> NDArray[Any]:
+        if self == AS_STORED:
+            return stored
+        values = stored.astype(np.float64) * self.factor + self.offset
+        if self.blank is not None:
+            values[stored == self.blank] = np.nan
+        return values
+
+
+AS_STORED = Scaling()
+"""The stored number is the value."""
+
+
+def _round_outwards(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    known = np.isfinite(values)
+    whole = np.copysign(np.ceil(np.abs(values)), values)
+    return np.where(known, whole, -1).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of one or more bands, read by box and never as a whole.
+
+    Attributes
+    ----------
+    readers : tuple of Reader
+        One for each file; the bands of the first come first.
+    info : ImageInfo
+        What is known before a pixel is read; its ``digest`` is empty, see :meth:`digest`.
+    """
+
+    readers: tuple[Reader, ...]
+    info: ImageInfo
+
+    def read(self, box: Box, band: int = 0) -> Float:
+        """Give a box of a band.
+
+        Parameters
+        ----------
+        box : Box
+            Inside the image.
+        band : int
+            Counted from 0.
+
+        Returns
+        -------
+        (h, w) float32
+            Native and contiguous; NaN where there is no data (the ``BLANK`` of integers too).
+
+        Raises
+        ------
+        InputError
+            If the file is gone, damaged or shorter than it was.
+        """
+        reader, own = self._find(box, band)
+        return reader.scaling.to_float(reader.cut(box, own))
+
+    def read_integer(self, box: Box, band: int = 0) -> NDArray[np.int64]:
+        """Give a box of a mask, (h, w) int64: every bit kept, -1 where there is no data.
+
+        Raises
+        ------
+        InputError
+            As for :meth:`read`.
+        """
+        reader, own = self._find(box, band)
+        return reader.scaling.to_integer(reader.cut(box, own))
+
+    def digest(self) -> str:
+        """Hexadecimal blake2b of the content; reads all of it, as a stream.
+
+        Notes
+        -----
+        FITS: header and data unit of the HDU, unpacked. zarr: every stored object below the array,
+        metadata and chunks, in order of name. Other formats: the file.
+        """
+        digests = [reader.digest() for reader in self.readers]
+        return digests[0] if len(digests) == 1 else _hash(",".join(digests).encode())
+
+    @property
+    def satur_level(self) -> float | None:
+        """Least saturation level that a header states, image units; none if unknown."""
+        levels = (find_number(r.info, ("SATURATE", "SATLEVEL")) for r in self.readers)
+        return min((level for level in levels if level is not None), default=None)
+
+    @property
+    def gain(self) -> float | None:
+        """Electrons per unit as the first header states, if positive; none if unknown."""
+        value = find_number(self.info, ("GAIN", "EGAIN"))
+        return value if value is not None and value > 0 else None
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Most memory that a process takes for reading, over and above the box itself."""
+        return max(reader.overhead_bytes for reader in self.readers)
+
+    def _find(self, box: Box, band: int) -> tuple[Reader, int]:
+        bands, height, width = self.info.shape
+        if not Box(0, 0, height, width).contains(box) or not 0 <= band < bands:
+            raise IndexError(f"{box} of band {band} is not inside an image of {self.info.shape}")
+        for reader in self.readers:
+            if band < reader.info.shape[0]:
+                return reader, band
+            band -= reader.info.shape[0]
+        raise AssertionError("bands of the readers add up to those of the image")
+
+
+def stack_readers(readers: Sequence[Reader], names: Sequence[str]) -> Image:
+    """Give one image with the bands of all readers, in order.
+
+    Parameters
+    ----------
+    readers : sequence of Reader
+        At least one.
+    names : sequence of str
+        File of each reader, for messages and for the names of the bands.
+
+    Raises
+    ------
+    InputError
+        If heights or widths differ.
+    """
+    first = readers[0].info
+    for reader, name in zip(readers, names, strict=True):
+        if reader.info.shape[1:] != first.shape[1:]:
+            raise InputError(
+                f"{name} is {say_shape(reader.info.shape)} px but {names[0]} is "
+                f"{say_shape(first.shape)} px: bands of one image have one shape; resample them first"
+            )
+    if len(readers) == 1:
+        return Image((readers[0],), first)
+    count = sum(reader.info.shape[0] for reader in readers)
+    info = replace(first, shape=(count, *first.shape[1:]), bands=_name_bands(readers, names))
+    return Image(tuple(readers), info)
+
+
+def _name_bands(readers: Sequence[Reader], names: Sequence[str]) -> tuple[str, ...]:
+    stems = [os.path.basename(name.rstrip("/")).split(".")[0] for name in names]
+    bands = [
+        stem if len(reader.info.bands) == 1 else f"{stem}.{band}"
+        for stem, reader in zip(stems, readers, strict=True)
+        for band in reader.info.bands
+    ]
+    return tuple(bands) if len(set(bands)) == len(bands) else number_bands(len(bands))
+
+
+def number_bands(count: int) -> tuple[str, ...]:
+    """Give names for bands that have none: '0', '1', ..."""
+    return tuple(str(i) for i in range(count))
+
+
+def header_value(info: ImageInfo, key: str, default: Any = None) -> Any:
+    """Give the value of a header card, or ``default`` if there is none.
+
+    Examples
+    --------
+    >>> info = ImageInfo((1, 9, 9), "int16", (str(fits.Card("GAIN", 2.5)),))
+    >>> header_value(info, "gain"), header_value(info, "SATURATE")
+    (2.5, None)
+    """
+    value = _parse_cards(info.cards).get(key, default)
+    return default if isinstance(value, fits.card.Undefined) else value
+
+
+def find_number(info: ImageInfo, keys: Sequence[str]) -> float | None:
+    """Give the first of these cards that holds a finite number, or none."""
+    for key in keys:
+        value = header_value(info, key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+@lru_cache(maxsize=16)
+def _parse_cards(cards: tuple[str, ...]) -> dict[str, Any]:
+    with quiet():
+        header = fits.Header.fromstring("".join(pad_card(card) for card in cards))
+        return _Upper((card.keyword, _value(card)) for card in header.cards)
+
+
+class _Upper(dict[str, Any]):
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(key.upper(), default)
+
+
+def _value(card: fits.Card) -> Any:
+    try:
+        return card.value
+    except fits.VerifyError:
+        return None
+
+
+def pad_card(card: str) -> str:
+    """Fill a card up to 80 characters, or a multiple of them."""
+    return card.ljust(-(-len(card) // 80) * 80)
+
+
+def is_structure(card: fits.Card) -> bool:
+    """Whether a card says how the pixels are stored, which is no longer true of what is read."""
+    return bool(_STRUCTURE.fullmatch(card.keyword))
+
+
+def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
+    """Give (bands, height, width) of an array; axes of length 1 in front are dropped.
+
+    Raises
+    ------
+    InputError
+        If more than three axes are longer than 1, there are fewer than two, or one is empty.
+
+    Examples
+    --------
+    >>> fold_axes((1, 3, 20, 30), "radio.fits"), fold_axes((20, 30), "a.fits")
+    ((3, 20, 30), (1, 20, 30))
+    """
+    shape = tuple(int(n) for n in shape)
+    if len(shape) < 2 or sum(n > 1 for n in shape[:-2]) > 1:
+        raise InputError(
+            f"{name} has axes {shape}: an image has (y, x) or (band, y, x), and any others of "
+            "length 1; cut out one plane or cube first"
+        )
+    if min(shape) == 0:
+        raise InputError(
+            f"{name} has axes {shape}: it has no pixels; every axis must be at least 1"
+        )
+    return math.prod(shape[:-2]), shape[-2], shape[-1]
+
+
+def band_index(shape: Sequence[int], band: int) -> tuple[int, ...]:
+    """Give the index into the axes before the last two that picks a band.
+
+    Examples
+    --------
+    >>> band_index((1, 3, 1, 20, 30), 2)
+    (0, 2, 0)
+    """
+    return tuple(band if n > 1 else 0 for n in shape[:-2])
+
+
+def check_real(dtype: np.dtype[Any], name: str) -> None:
+    """Refuse pixels that are not real numbers.
+
+    Raises
+    ------
+    InputError
+        If the dtype is complex, text, object or a record.
+    """
+    if dtype.kind not in "biuf":
+        raise InputError(
+            f"{name} holds {dtype} pixels: only integers and floats are images; "
+            "write the modulus or the part you want to a new file"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's message, or its name."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def say_shape(shape: Sequence[int]) -> str:
+    """Give a shape for messages, '3 x 20 x 30', a single band left out."""
+    shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    return " x ".join(str(n) for n in shape)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the warnings of a library inside a block, one thread at a time.
+
+    Notes
+    -----
+    Python keeps its warning filters for the process, not for the thread: the lock keeps two
+    blocks from restoring each other's.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL for fsspec."""
+    return "://" in path
+
+
+def locate(path: PathLike) -> str:
+    """Give the absolute local path, or the URL: workers may run in another folder.
+
+    Raises
+    ------
+    InputError
+        If a local path does not exist or cannot be read.
+    """
+    text = os.fspath(path).removeprefix("file://")
+    if is_remote(text):
+        _check_protocol(text)
+        return text
+    text = os.path.abspath(os.path.expanduser(text))
+    if not os.path.exists(text):
+        raise InputError(f"{text} does not exist: check the path")
+    if not os.access(text, os.R_OK):
+        raise InputError(f"{text} cannot be read: check its permissions")
+    return text
+
+
+def _check_protocol(url: str) -> None:
+    try:
+        fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url} cannot be reached: {first_line(error)}; or copy it here") from None
+
+
+def open_bytes(path: str) -> BinaryIO:
+    """Open a local file or a URL for reading bytes."""
+    system, name = fsspec.core.url_to_fs(path)
+    return cast(BinaryIO, system.open(name, "rb"))
+
+
+def peek(path: str, count: int = 16) -> bytes:
+    """Give the first bytes of a file; none of a folder or of what cannot be opened."""
+    try:
+        with open_bytes(path) as handle:
+            return handle.read(count)
+    except (OSError, ImportError, ValueError):
+        return b""
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Give size and time of change (ns) of a local file: a rewritten file is opened anew."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def hash_file(path: str, start: int = 0, stop: int | None = None, prefix: str = "") -> str:
+    """Hexadecimal blake2b of ``prefix`` and of a file's bytes from ``start`` to ``stop``."""
+    digest = new_digest(prefix)
+    with open_bytes(path) as handle:
+        handle.seek(start)
+        left = math.inf if stop is None else stop - start
+        while left > 0 and (block := handle.read(int(min(left, _READ_BYTES)))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
+def new_digest(prefix: str = "") -> hashlib.blake2b:
+    """Start a digest of :data:`DIGEST_BYTES` bytes."""
+    return hashlib.blake2b(prefix.encode(), digest_size=DIGEST_BYTES)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()

@@ -1,0 +1,478 @@
+"""FITS images: plain, scaled, tile-compressed, packed by gzip or bzip2, or behind a URL.
+
+::
+
+    plain       memory map of the rows of the box -> byte swap, BSCALE, BZERO, BLANK -> float32
+    compressed  box -> cells (whole compression tiles) -> decoded once, the last ones kept -> box
+    packed      unpacked once to a temporary file, then as above
+
+A plain image is mapped anew for every box: the map of a whole file would count every page ever
+touched as memory of the worker.
+"""
+
+from __future__ import annotations
+
+import atexit
+import bz2
+import gzip
+import os
+import re
+import shutil
+import tempfile
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from fcnpipe.errors import InputError
+from fcnpipe.geometry import Box, TileGrid, round_up
+from fcnpipe.images.base import (
+    AS_STORED,
+    DAMAGE,
+    Reader,
+    Scaling,
+    band_index,
+    first_line,
+    fold_axes,
+    hash_file,
+    is_remote,
+    is_structure,
+    number_bands,
+    peek,
+    quiet,
+    stamp,
+)
+from fcnpipe.records import ImageInfo
+
+CACHE_BYTES = 256 << 20
+"""Decoded cells that a process keeps: a row of 1,100-px boxes of an image 60,000 px wide."""
+CELL_ROWS = 64
+"""Least rows of a cell of an image that is compressed by rows."""
+CELL_EDGE = 512
+"""Least edge of a cell of an image that is compressed by rectangles."""
+UNPACKED_FILES = 16
+"""Temporary files that a process keeps of packed images."""
+
+_MAGIC = b"SIMPLE  ="
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
+_NOT_INHERITED = re.compile(
+    r"COMMENT|HISTORY|EXTNAME|EXTVER|INHERIT|WCSAXES.?|(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)\d+.?"
+    r"|(CD|PC|PV|PS)\d+_\d+.?|[AB]P?_.*|(LON|LAT)POLE.?|NEXTEND"
+)
+
+
+def recognises(path: str) -> bool:
+    """Whether a file starts as FITS does, packed or not."""
+    start = peek(path, len(_MAGIC))
+    if start == _MAGIC:
+        return True
+    opener = _OPENERS.get(start[:2])
+    return opener is not None and not is_remote(path) and _peek_packed(opener, path) == _MAGIC
+
+
+def _peek_packed(opener: Any, path: str) -> bytes:
+    try:
+        with opener(path) as handle:
+            return cast(bytes, handle.read(len(_MAGIC)))
+    except DAMAGE:
+        return b""
+
+
+def open_reader(path: str, hdu: int | str | None) -> Reader:
+    """Open one HDU.
+
+    Raises
+    ------
+    InputError
+        If there is no such HDU or image, its axes are not those of an image, or the file is shorter
+        than its header says.
+    """
+    file = _describe_file(path)
+    with _opened(file) as hdus:
+        index = _choose_hdu(path, hdus, hdu)
+        try:
+            return _make_reader(file, hdus, index)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from None
+
+
+# ---------------------------------------------------------------- files
+
+
+@dataclass(frozen=True, slots=True)
+class FitsFile:
+    """A file as it was when it was opened.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path or URL.
+    stamp : (int, int)
+        Size in bytes and time of change in ns; zeros for a URL.
+    unpacked : str
+        Temporary file with the unpacked bytes, written by the process that opened the image;
+        empty if the file is not packed.
+    """
+
+    path: str
+    stamp: tuple[int, int]
+    unpacked: str = ""
+
+    def locate(self) -> str:
+        """Give the path of the plain bytes; another machine unpacks its own copy."""
+        if not self.unpacked:
+            return self.path
+        return self.unpacked if os.path.exists(self.unpacked) else _unpack(self.path, self.stamp)
+
+
+def _describe_file(path: str) -> FitsFile:
+    if is_remote(path):
+        return FitsFile(path, (0, 0))
+    packed = peek(path, 2) in _OPENERS
+    return FitsFile(path, stamp(path), _unpack(path, stamp(path)) if packed else "")
+
+
+_UNPACKING = threading.Lock()
+_UNPACKED: OrderedDict[tuple[str, tuple[int, int], int], str] = OrderedDict()
+
+
+def _unpack(path: str, when: tuple[int, int]) -> str:
+    """Give a temporary file with the unpacked bytes, written once in a process."""
+    key = (path, when, os.getpid())
+    with _UNPACKING:
+        if not os.path.exists(_UNPACKED.get(key, "")):
+            _UNPACKED[key] = _write_unpacked(path)
+        while len(_UNPACKED) > UNPACKED_FILES:
+            _remove_folder(_UNPACKED.popitem(last=False)[1], os.getpid())
+        return _UNPACKED[key]
+
+
+def _write_unpacked(path: str) -> str:
+    folder = tempfile.mkdtemp(prefix="fcnpipe-")
+    target = os.path.join(folder, "unpacked.fits")
+    atexit.register(_remove_folder, target, os.getpid())
+    try:
+        with _OPENERS[peek(path, 2)](path, "rb") as source, open(target, "wb") as sink:
+            shutil.copyfileobj(cast(BinaryIO, source), sink, 1 << 20)
+    except DAMAGE as error:
+        _remove_folder(target, os.getpid())
+        raise InputError(
+            f"{path} cannot be unpacked to {folder}: {first_line(error)}; check that the file is "
+            "whole and the disk has room (TMPDIR names another folder), or unpack it yourself"
+        ) from None
+    return target
+
+
+def _remove_folder(file: str, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(os.path.dirname(file), ignore_errors=True)
+
+
+@contextmanager
+def _opened(file: FitsFile) -> Iterator[fits.HDUList]:
+    with quiet():
+        hdus = _open_hdus(file)
+        try:
+            yield hdus
+        finally:
+            hdus.close()
+
+
+def _open_hdus(file: FitsFile) -> fits.HDUList:
+    remote = {"use_fsspec": True} if is_remote(file.path) else {}
+    try:
+        return fits.open(file.locate(), memmap=False, lazy_load_hdus=True, **remote)
+    except DAMAGE as error:
+        raise _damaged(file.path, error) from None
+
+
+def _damaged(path: str, error: BaseException) -> InputError:
+    reason = first_line(error)
+    return InputError(f"{path} cannot be read as FITS: {reason}; if truncated, copy it again")
+
+
+# ---------------------------------------------------------------- choice of the HDU
+
+
+def _choose_hdu(path: str, hdus: fits.HDUList, hdu: int | str | None) -> int:
+    try:
+        index = _first_image(hdus) if hdu is None else _find_hdu(hdus, hdu)
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+    if index is None:
+        wanted = "no HDU with an image" if hdu is None else f"no HDU {hdu!r}"
+        raise InputError(f"{path} has {wanted}, only {_list_hdus(hdus)}: choose one with --hdu")
+    if not _is_image(hdus[index]):
+        raise InputError(f"{path}: HDU {hdu!r} holds no image; the file has {_list_hdus(hdus)}")
+    return index
+
+
+def _first_image(hdus: fits.HDUList) -> int | None:
+    return next((i for i, hdu in enumerate(hdus) if _is_image(hdu) and len(hdu.shape) >= 2), None)
+
+
+def _find_hdu(hdus: fits.HDUList, wanted: int | str) -> int | None:
+    if isinstance(wanted, int) or wanted.strip().isdigit():
+        number = int(wanted)
+        return number if 0 <= number < len(hdus) else None
+    name, _, version = wanted.strip().upper().partition(",")
+    return next((i for i, hdu in enumerate(hdus) if _answers(hdu, name, version.strip())), None)
+
+
+def _answers(hdu: Any, name: str, version: str) -> bool:
+    return hdu.name.upper() == name.strip() and version in ("", str(hdu.ver))
+
+
+def _is_image(hdu: Any) -> bool:
+    kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
+    return isinstance(hdu, kinds) and bool(hdu.shape)
+
+
+def _list_hdus(hdus: fits.HDUList) -> str:
+    lines = [f"{i} {hdu.name or 'unnamed'} {_say_content(hdu)}" for i, hdu in enumerate(hdus)]
+    return ", ".join(lines[:20]) + (", ..." if len(lines) > 20 else "")
+
+
+def _say_content(hdu: Any) -> str:
+    if not _is_image(hdu):
+        return "(no image)"
+    return "(" + " x ".join(str(n) for n in hdu.shape) + ")"
+
+
+# ---------------------------------------------------------------- readers
+
+
+def _make_reader(file: FitsFile, hdus: fits.HDUList, index: int) -> Reader:
+    hdu, name = hdus[index], f"{file.path} HDU {index}"
+    shape = tuple(int(n) for n in hdu.shape)
+    folded, dtype = fold_axes(shape, name), _stored_dtype(hdu.header)
+    info = ImageInfo(
+        shape=folded,
+        dtype=dtype.newbyteorder("=").name,
+        cards=_keep_cards(hdus, hdu),
+        bands=number_bands(folded[0]),
+        unit=_say_unit(hdu.header),
+    )
+    place = hdu.fileinfo()
+    extent = Extent(place["hdrLoc"], place["datLoc"], place["datLoc"] + place["datSpan"])
+    if isinstance(hdu, fits.CompImageHDU) or is_remote(file.path):
+        _check_length(file, extent.stop - 2879, name)
+        return SectionReader(file, index, shape, _choose_cell(hdu, folded), extent, info)
+    size = dtype.itemsize * int(np.prod(folded))
+    _check_length(file, extent.data + size, name)
+    return PlainReader(file, extent, dtype.str, info, _read_scaling(hdu.header))
+
+
+def _stored_dtype(header: fits.Header) -> np.dtype[Any]:
+    bits = int(header["BITPIX"])
+    kind = "f" if bits < 0 else "u" if bits == 8 else "i"
+    return np.dtype(f">{kind}{abs(bits) // 8}")
+
+
+def _read_scaling(header: fits.Header) -> Scaling:
+    blank = header.get("BLANK") if header["BITPIX"] > 0 else None
+    return Scaling(float(header.get("BSCALE", 1)), float(header.get("BZERO", 0)), blank)
+
+
+def _say_unit(header: fits.Header) -> str:
+    return str(header.get("BUNIT", "")).strip()
+
+
+def _keep_cards(hdus: fits.HDUList, hdu: Any) -> tuple[str, ...]:
+    """Give the cards of the HDU, and those that it inherits from the primary one."""
+    cards = [card for card in hdu.header.cards if not is_structure(card)]
+    if hdu is not hdus[0] and hdu.header.get("INHERIT") is True:
+        cards += [card for card in hdus[0].header.cards if _is_inherited(card, hdu.header)]
+    return tuple(str(card) for card in cards)
+
+
+def _is_inherited(card: fits.Card, header: fits.Header) -> bool:
+    own = not card.keyword or card.keyword in header
+    return not (own or is_structure(card) or _NOT_INHERITED.fullmatch(card.keyword))
+
+
+def _check_length(file: FitsFile, needed: int, name: str) -> None:
+    if is_remote(file.path):
+        return
+    size = os.path.getsize(file.locate())
+    if size < needed:
+        raise InputError(
+            f"{name} needs {needed} bytes but the file ends at {size}: it is truncated; copy it again"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where an HDU lies in its file, bytes.
+
+    Attributes
+    ----------
+    header, data, stop : int
+        Start of the header, start of the data, end of the data with its padding.
+    """
+
+    header: int
+    data: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlainReader:
+    """An image that lies in its file as rows of numbers.
+
+    Attributes
+    ----------
+    dtype : str
+        Type of the stored numbers, big-endian.
+    """
+
+    file: FitsFile
+    extent: Extent
+    dtype: str
+    info: ImageInfo
+    scaling: Scaling
+
+    @property
+    def overhead_bytes(self) -> int:
+        """One strip of float64; the mapped pages belong to the file."""
+        return 1 << 22
+
+    def cut(self, box: Box, band: int) -> NDArray[Any]:
+        """Give a view into a fresh map of the rows of the box."""
+        _, height, width = self.info.shape
+        if box.size == 0:
+            return np.empty(box.shape, self.dtype)
+        start = (band * height + box.y0) * width * np.dtype(self.dtype).itemsize
+        try:
+            rows = np.memmap(
+                self.file.locate(), self.dtype, "r", self.extent.data + start, (box.shape[0], width)
+            )
+        except (OSError, ValueError) as error:
+            raise _damaged(self.file.path, error) from None
+        return rows[:, box.x0 : box.x1]
+
+    def digest(self) -> str:
+        """Digest of header, data and inherited cards."""
+        return _digest_unit(self.file, self.extent, self.info)
+
+
+@dataclass(frozen=True, slots=True)
+class SectionReader:
+    """An image that is read through ``.section`` of astropy: tile-compressed, or behind a URL.
+
+    Attributes
+    ----------
+    index : int
+        Number of the HDU.
+    shape : tuple of int
+        All axes of the array, as astropy sees it.
+    cell : (int, int)
+        Height and width of what is decoded at a time: whole compression tiles.
+    """
+
+    file: FitsFile
+    index: int
+    shape: tuple[int, ...]
+    cell: tuple[int, int]
+    extent: Extent
+    info: ImageInfo
+    scaling: Scaling = AS_STORED
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Cells that are kept, and a few copies of the one being decoded."""
+        cell = 8 * self.cell[0] * self.cell[1]
+        return min(CACHE_BYTES, 8 * int(np.prod(self.info.shape))) + 4 * cell
+
+    def cut(self, box: Box, band: int) -> NDArray[Any]:
+        """Put a box together from decoded cells."""
+        grid = TileGrid(self.info.shape[1:], self.cell)
+        values: NDArray[Any] | None = None
+        for part in grid.inside(box):
+            core = grid.tile_at(part.y0, part.x0).core
+            cell = _read_cell(self, band, core)
+            if values is None:
+                values = np.empty(box.shape, cell.dtype)
+            values[part.within(box)] = cell[part.within(core)]
+        return np.empty(box.shape, np.float32) if values is None else values
+
+    def digest(self) -> str:
+        """Digest of header, compressed data and inherited cards."""
+        return _digest_unit(self.file, self.extent, self.info)
+
+
+def _digest_unit(file: FitsFile, extent: Extent, info: ImageInfo) -> str:
+    return hash_file(file.locate(), extent.header, extent.stop, "".join(info.cards))
+
+
+def _choose_cell(hdu: Any, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Give whole compression tiles, large enough to be worth a call of astropy."""
+    _, height, width = shape
+    tile = hdu.tile_shape[-2:] if isinstance(hdu, fits.CompImageHDU) else (1, width)
+    least = (CELL_ROWS, width) if 2 * tile[1] > width else (CELL_EDGE, CELL_EDGE)
+    return (
+        min(round_up(least[0], int(tile[0])), height),
+        min(round_up(least[1], int(tile[1])), width),
+    )
+
+
+# ---------------------------------------------------------------- decoded cells
+
+_DECODING = threading.RLock()
+_CELLS: OrderedDict[tuple[_Section, int, Box], NDArray[Any]] = OrderedDict()
+
+
+class _Section:
+    """An open HDU, closed when nobody holds it any more."""
+
+    def __init__(self, reader: SectionReader) -> None:
+        with quiet():
+            hdus = _open_hdus(reader.file)
+            self._finalizer = weakref.finalize(self, hdus.close)
+            self._hdu = hdus[reader.index]
+        self._shape, self._path = reader.shape, reader.file.path
+
+    def decode(self, band: int, core: Box) -> NDArray[Any]:
+        try:
+            with quiet():
+                values = self._hdu.section[(*band_index(self._shape, band), *core.slices)]
+        except DAMAGE as error:
+            raise _damaged(self._path, error) from None
+        return cast(NDArray[Any], values)
+
+
+@lru_cache(maxsize=16)
+def _open_section(reader: SectionReader, process: int) -> _Section:
+    return _Section(reader)
+
+
+def _read_cell(reader: SectionReader, band: int, core: Box) -> NDArray[Any]:
+    """Give a decoded cell, one thread at a time.
+
+    Notes
+    -----
+    The lock is for the process, not for the file: the HCOMPRESS decoder of astropy 8 keeps its state
+    in static variables and lets other threads run (two threads gave 'bad format code' at once).
+    """
+    with _DECODING:
+        section = _open_section(reader, os.getpid())
+        key = (section, band, core)
+        if key not in _CELLS:
+            _CELLS[key] = section.decode(band, core)
+        _CELLS.move_to_end(key)
+        _forget_cells()
+        return _CELLS[key]
+
+
+def _forget_cells() -> None:
+    held = sum(cell.nbytes for cell in _CELLS.values())
+    while held > CACHE_BYTES and len(_CELLS) > 1:
+        held -= _CELLS.popitem(last=False)[1].nbytes

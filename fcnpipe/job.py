@@ -1,0 +1,146 @@
+"""The job that every task is given, and what a process opens once for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fcnpipe import networks, pixels
+from fcnpipe.exposure import Exposure, Sky, unpack_sky
+from fcnpipe.geometry import Tile, parse_tile_name
+from fcnpipe.plan import Plan
+from fcnpipe.spec import RunSpec
+from fcnpipe.stitch import MILLION, Criterion
+from fcnpipe.stores import ZarrStore
+
+ALL = "all"
+"""Name of the one task of a step that is not done tile by tile."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What is foreground and what is a source, in the integers of the stored maps.
+
+    Attributes
+    ----------
+    on_elevation : bool
+        Whether ``level`` applies to the elevation; else to the probability.
+    level : int
+        Least value of a foreground pixel.
+    branch : stitch.Criterion
+        What a branch needs to stay a source of its own.
+    minarea, minpeak : int
+        What a source needs: pixels, and elevation of its peak.
+    """
+
+    on_elevation: bool
+    level: int
+    branch: Criterion
+    minarea: int
+    minpeak: int
+
+
+def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
+    """Give the user's choices, and the model's where the user made none.
+
+    Raises
+    ------
+    ModelError
+        If the threshold is outside what the model can give.
+    """
+    usual = header.defaults
+    on_elevation = header.detect_on == "elevation"
+    top = pixels.ELEVATION_TOP if on_elevation else pixels.PROBABILITY_TOP
+    minarea = usual.minarea if spec.minarea is None else spec.minarea
+    dynamics = usual.dynamics if spec.dynamics is None else spec.dynamics
+    mincont = usual.mincont if spec.mincont is None else spec.mincont
+    return Criteria(
+        on_elevation,
+        pixels.level(networks.threshold_of(header, spec.thresh), top),
+        Criterion(pixels.level(dynamics, pixels.ELEVATION_TOP), minarea, round(mincont * MILLION)),
+        minarea,
+        pixels.level(usual.minpeak, pixels.ELEVATION_TOP),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that a task needs to find its input and its output; small, picklable.
+
+    Attributes
+    ----------
+    spec : RunSpec
+        The run.
+    plan : Plan
+        Its tiles.
+    criteria : Criteria
+        What is foreground, and what is a source, in integers.
+    path : str
+        Folder of the store while the run lasts.
+    nonce : str
+        Tells this call from others of the same process, whose files may have changed since.
+    """
+
+    spec: RunSpec
+    plan: Plan
+    criteria: Criteria
+    path: str
+    nonce: str
+
+    @property
+    def store(self) -> ZarrStore:
+        """The store."""
+        return ZarrStore(Path(self.path))
+
+    @property
+    def exposure(self) -> Exposure:
+        """The image with its weight and mask."""
+        return _recall(self, "exposure", lambda: Exposure(self.spec))
+
+    @property
+    def model(self) -> networks.Model:
+        """The model."""
+        return _recall(
+            self, "model", lambda: networks.load_model(self.spec.model, fwhm=self.spec.fwhm)
+        )
+
+    @property
+    def predictor(self) -> networks.Predictor:
+        """The network, ready to run.
+
+        Notes
+        -----
+        One thread for each: the number of threads may change the last bits of a convolution.
+        """
+        spec = self.spec
+        return _recall(
+            self, "predictor", lambda: self.model.predictor(spec.device, spec.precision, threads=1)
+        )
+
+    @property
+    def sky(self) -> Sky:
+        """Sky and noise, once the background stage is through."""
+        return _recall(self, "sky", lambda: unpack_sky(self.store.get_arrays("sky", ALL)))
+
+    def tile(self, name: str) -> Tile:
+        """Give the tile of this name."""
+        return self.plan.tiles.tile(*parse_tile_name(name))
+
+
+@lru_cache(maxsize=2)
+def _memory(nonce: str) -> dict[str, Any]:
+    return {}
+
+
+def _recall(job: Job, what: str, make: Any) -> Any:
+    """Give what this process has opened for the job; two threads may open it twice, harmlessly."""
+    memory = _memory(job.nonce)
+    if what not in memory:
+        memory[what] = make()
+    return memory[what]

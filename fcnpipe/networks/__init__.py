@@ -1,0 +1,45 @@
+"""Networks: architectures, model files, reach analysis and its proof, and the matched filter.
+
+Importing this package does not import torch; loading a network does.
+"""
+
+from fcnpipe.networks.allocator import tune_allocator, worker_environment
+from fcnpipe.networks.base import (
+    Certificate,
+    Maps,
+    Model,
+    ModelHeader,
+    Predictor,
+    Reach,
+    check_bands,
+    threshold_of,
+)
+from fcnpipe.networks.bundle import (
+    Bundle,
+    list_architectures,
+    list_models,
+    load_model,
+    read_header,
+    save_model,
+)
+from fcnpipe.networks.matched import MatchedFilter
+
+__all__ = [
+    "Bundle",
+    "Certificate",
+    "Maps",
+    "MatchedFilter",
+    "Model",
+    "ModelHeader",
+    "Predictor",
+    "Reach",
+    "check_bands",
+    "list_architectures",
+    "list_models",
+    "load_model",
+    "read_header",
+    "save_model",
+    "threshold_of",
+    "tune_allocator",
+    "worker_environment",
+]

@@ -1,0 +1,299 @@
+"""What every network is to the pipeline: a header, a reach, and something that gives maps.
+
+Nothing here imports torch: the plan of a run and the matched filter do without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import asinh, gcd
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fcnpipe.errors import ModelError
+from fcnpipe.geometry import round_up
+
+ELEVATION_SIGMAS = 16.0
+"""A matched filter's elevation is asinh(S/N) over this: 1 is an S/N of 4.4 million."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far a network looks beyond an output pixel on each side, and its strides.
+
+    ::
+
+                 top
+                  |
+        left -- pixel -- right        the worst of the stride_y x stride_x pixels of a cell:
+                  |                   they look differently far
+                bottom
+
+    Attributes
+    ----------
+    top, bottom, left, right : int
+        Input pixels beyond the output pixel, px.
+    stride_y, stride_x : int
+        Total subsampling: shifts by multiples of it commute with the network, px.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    stride_y: int = 1
+    stride_x: int = 1
+
+    @property
+    def stride(self) -> int:
+        """One stride for both axes, px: the least common multiple."""
+        return self.stride_y * self.stride_x // gcd(self.stride_y, self.stride_x)
+
+    @property
+    def furthest(self) -> int:
+        """The greatest of the four, px."""
+        return max(self.top, self.bottom, self.left, self.right)
+
+    @property
+    def halo(self) -> int:
+        """The greatest reach rounded up to the stride, px."""
+        return round_up(self.furthest, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The proof that a network can be tiled exactly with its halo.
+
+    Attributes
+    ----------
+    kind : str
+        ``proven``: analysed, probed and compared. ``declared``: somebody's word for it, unproven.
+    reach : Reach
+        What was proven.
+    halo : int
+        Halo that the proof used, px.
+    error : float
+        Largest difference of the logits between tiles and the whole image, in float64.
+    error_short : float
+        The same with the halo one stride shorter; above ``error`` if the halo is not larger than needed
+        (0 if the halo is 0, or if rounding up to the stride gave a whole stride away).
+    probed : bool
+        Whether NaNs put outside the reach stayed out and NaNs on its edge came in, for all phases.
+    torch : str
+        Version of torch that ran it.
+    """
+
+    kind: Literal["proven", "declared"]
+    reach: Reach
+    halo: int
+    error: float = float("inf")
+    error_short: float = 0.0
+    probed: bool = False
+    torch: str = ""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scaling(_Record):
+    """What is done to S/N before the network sees it: ``asinh(snr / softening)``."""
+
+    kind: Literal["asinh"] = "asinh"
+    softening: float = Field(1.0, gt=0, description="S/N at which the scaling turns from linear to logarithmic.")
+
+
+class Output(_Record):
+    """One channel of the network, a logit."""
+
+    name: str = Field(min_length=1)
+    role: str = Field(pattern=r"^(source|elevation|centre|topography|boundary|class:.+)$")
+
+    @property
+    def class_name(self) -> str | None:
+        """Name of the class whose probability this is; None if it is none."""
+        return self.role.removeprefix("class:") if self.role.startswith(("source", "class:")) else None
+
+
+class Defaults(_Record):
+    """The separation options that suit the model, for those that the user leaves out."""
+
+    thresh: float = Field(0.5, gt=0, description="Probability, or sigma for a matched filter.")
+    dynamics: float = Field(0.02, ge=0, description="Least height of a peak above its saddle, of elevation.")
+    minarea: int = Field(5, ge=1, description="Least number of pixels of a source.")
+    mincont: float = Field(0.0, ge=0, le=1, description="Least part of a footprint's flux that a branch needs.")
+    minpeak: float = Field(0.0, ge=0, le=1, description="Least elevation of a peak.")
+
+
+class ModelHeader(_Record):
+    """All that is known of a model besides its weights; JSON in the file's metadata.
+
+    The probability map has the class of role ``source`` first, then each ``class:NAME`` in order.
+    The elevation map is the weighted sum of sigmoid outputs, clipped to [0, 1].
+    """
+
+    name: str = Field(min_length=1)
+    version: str = "0"
+    architecture: str = Field(min_length=1, description="File of fcnpipe/networks that holds the class.")
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    bands: int = Field(1, ge=0, description="Bands of the input; 0: any number.")
+    scaling: Scaling = Scaling()
+    outputs: tuple[Output, ...] = Field(min_length=1)
+    elevation: dict[str, float] = Field(min_length=1, description="Weight of each output in the elevation.")
+    detect_on: Literal["probability", "elevation"] = "probability"
+    thresh_unit: Literal["map", "sigma"] = Field("map", description="Unit of the threshold.")
+    defaults: Defaults = Defaults()
+    reach: Reach
+    bytes_per_pixel: int = Field(64, ge=1, description="Peak memory of a forward pass for each pixel looked at.")
+    certificate: Certificate | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    scores: dict[str, Any] = Field(default_factory=dict)
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelHeader:
+        names = [output.name for output in self.outputs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"outputs {names} share a name; give each its own")
+        if missing := set(self.elevation) - set(names):
+            raise ValueError(f"elevation weighs {sorted(missing)}, not among the outputs {names}")
+        if [output.role for output in self.outputs].count("source") != 1:
+            raise ValueError("exactly one output must have the role 'source'")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Total subsampling, px."""
+        return self.reach.stride
+
+    @property
+    def halo(self) -> int:
+        """Reach rounded up to the stride, px."""
+        return self.reach.halo
+
+    @property
+    def class_channels(self) -> tuple[int, ...]:
+        """Output channel of each class of the probability map, ``source`` first."""
+        order = sorted(range(len(self.outputs)), key=lambda i: self.outputs[i].role != "source")
+        return tuple(i for i in order if self.outputs[i].class_name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of the probability map, ``source`` first."""
+        return tuple(self.outputs[i].class_name or "" for i in self.class_channels)
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """What a network says of each pixel.
+
+    Attributes
+    ----------
+    probability : ndarray
+        (class, h, w) float32 in [0, 1].
+    elevation : ndarray
+        (h, w) float32 in [0, 1]; peaks are sources, 0 is flat.
+    """
+
+    probability: NDArray[np.float32]
+    elevation: NDArray[np.float32]
+
+
+class Predictor(Protocol):
+    """Gives the maps of a window; equal windows give equal bits."""
+
+    def __call__(self, snr: NDArray[np.float32]) -> Maps:
+        """Give the maps of (bands, h, w) float32 S/N without NaN; h, w multiples of the stride."""
+
+
+class Model(Protocol):
+    """A network and all that is known of it; small enough to send to a worker."""
+
+    @property
+    def header(self) -> ModelHeader:
+        """What is known of it."""
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of weights and header."""
+
+    @property
+    def halo(self) -> int:
+        """Pixels to read beyond a core, a multiple of the stride."""
+
+    @property
+    def stride(self) -> int:
+        """Total subsampling, px."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of the probability map."""
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Peak memory of a forward pass for each pixel looked at."""
+
+    def predictor(self, device: str = "auto", precision: str = "fp32", threads: int = 1) -> Predictor:
+        """Make it ready to run."""
+
+
+def threshold_of(header: ModelHeader, thresh: float | None = None) -> float:
+    """Give the level of the map of ``header.detect_on`` at which foreground begins.
+
+    Parameters
+    ----------
+    header : ModelHeader
+        The model.
+    thresh : float, optional
+        The user's threshold, in the model's unit; the model's default if None.
+
+    Raises
+    ------
+    ModelError
+        If the level is not inside (0, 1].
+
+    Examples
+    --------
+    >>> from fcnpipe.networks.matched import MatchedFilter
+    >>> round(threshold_of(MatchedFilter().header, 1.5) * 16, 4)
+    1.1948
+    """
+    value = header.defaults.thresh if thresh is None else thresh
+    level = asinh(value) / ELEVATION_SIGMAS if header.thresh_unit == "sigma" else value
+    if not 0 < level <= 1:
+        raise ModelError(f"thresh={value} is outside (0, 1], what model {header.name!r} can give: choose one inside")
+    return level
+
+
+def check_bands(header: ModelHeader, bands: int) -> None:
+    """Refuse an image whose bands are not those of the network.
+
+    Raises
+    ------
+    ModelError
+        If the numbers differ (a header with 0 takes any).
+    """
+    if header.bands not in (0, bands):
+        raise ModelError(
+            f"model {header.name!r} takes {header.bands} band(s) but the image has {bands}: "
+            "choose the bands, or another model"
+        )
+
+
+def parse_header(text: str, where: str) -> ModelHeader:
+    """Read a header from JSON.
+
+    Raises
+    ------
+    ModelError
+        One line that names ``where``, the field and what is wrong.
+    """
+    try:
+        return ModelHeader.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "header"
+        raise ModelError(f"model {where}: {name}: {first['msg']}; save it again with save_model") from None

@@ -1,0 +1,240 @@
+"""The proof that a network can be tiled exactly, run on the network itself.
+
+The reach that was read off the graph is a claim. Two trials test it::
+
+    probe     one column of NaN in a wide image, once for each phase: which outputs turn to NaN?
+              the answer must be what the graph says, on both sides
+    tiles     | window 0 + halo |              float64, each axis, both interior edges:
+              |       | halo + window 1 |      tiles must equal the whole image to 1e-12,
+              and with a halo one stride shorter they must not
+
+A probe alone misses operations that depend on the image's size (align_corners); tiles alone miss weights
+that happen to be tiny. Both run on strips a few strides thick, so they take seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fcnpipe.errors import ModelError
+from fcnpipe.networks.base import Certificate, ModelHeader, Output, Reach
+from fcnpipe.networks.bundle import Bundle, architecture_name, load_model
+from fcnpipe.networks.reach import activation_bytes, analyse
+
+__all__ = ["Certificate", "certify", "check_model", "declare", "describe", "probe", "tiling_error"]
+
+TOLERANCE = 1e-12
+"""Largest difference between tiles and the whole in float64, of logits of order 1."""
+_THICKNESS = (2, 4, 8, 16)
+"""Strip thicknesses to try, strides: some networks refuse thin images (reflection padding)."""
+_PIPELINE_BYTES = 40
+"""Input, scaled input, outputs and maps of a window, for each pixel."""
+
+
+def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Certificate:
+    """Prove that windows with the halo of ``reach`` give what the whole image gives.
+
+    Parameters
+    ----------
+    module : Module
+        The network, in evaluation mode; it is not changed.
+    bands : int
+        Channels of the input.
+    reach : Reach, optional
+        The claim; read off the graph if None.
+
+    Raises
+    ------
+    ModelError
+        If the claim is wrong: the network looks further than it says, or tiles differ from the whole.
+    """
+    reach = reach or analyse(module, bands)
+    seen = probe(module, bands, reach)
+    _check_probe(module, reach, seen)
+    precise = copy.deepcopy(module).double()
+    error = tiling_error(precise, bands, reach, reach.halo)
+    if not error <= TOLERANCE:
+        raise ModelError(
+            f"network {type(module).__name__}: tiles with halo {reach.halo} px differ from the whole image by "
+            f"{error:.1e}, above {TOLERANCE:.0e}: something in it depends on the image's size; take it out"
+        )
+    short = reach.halo - reach.stride
+    error_short = tiling_error(precise, bands, reach, short) if short >= 0 else 0.0
+    return Certificate("proven", reach, reach.halo, error, error_short, True, torch.__version__)
+
+
+def declare(reach: Reach) -> Certificate:
+    """Take somebody's word for the reach of a black box; nothing is proven."""
+    return Certificate("declared", reach, reach.halo)
+
+
+def describe(module: nn.Module, name: str, outputs: Sequence[Output], elevation: dict[str, float], **rest: Any) -> ModelHeader:
+    """Analyse, prove and describe a network of the folder, ready for `save_model`.
+
+    Parameters
+    ----------
+    module : Module
+        Its class is one of fcnpipe/networks; ``module.arguments`` made it, among them ``bands``.
+    name : str
+        Name of the model.
+    outputs : sequence of Output
+        Channels in order.
+    elevation : dict of str to float
+        Weight of each output in the elevation map.
+    **rest
+        Other fields of `ModelHeader`: version, scaling, detect_on, defaults, recipe, scores, licence.
+
+    Raises
+    ------
+    ModelError
+        If the network cannot be tiled exactly, or a field is wrong.
+    """
+    arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
+    bands = int(arguments.get("bands", 1))
+    still = copy.deepcopy(module).eval()
+    reach = analyse(still, bands)
+    return ModelHeader(
+        name=name,
+        architecture=architecture_name(module),
+        arguments=arguments,
+        bands=bands,
+        outputs=tuple(outputs),
+        elevation=elevation,
+        reach=reach,
+        bytes_per_pixel=activation_bytes(still, bands) + _PIPELINE_BYTES,
+        certificate=certify(still, bands, reach),
+        **rest,
+    )
+
+
+def check_model(name_or_path: str | Path) -> Certificate:
+    """Prove a model file anew and compare with what its header says.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be used, its network cannot be tiled, or its header says another reach.
+    """
+    model = load_model(name_or_path)
+    if not isinstance(model, Bundle):
+        assert model.header.certificate is not None
+        return model.header.certificate
+    module = model.module()
+    reach = analyse(module, model.header.bands)
+    if reach != model.header.reach:
+        raise ModelError(
+            f"model {name_or_path}: its header says {model.header.reach} but its network has {reach}: save it again"
+        )
+    return certify(module, model.header.bands, reach)
+
+
+def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
+    """Give the reach that NaNs show.
+
+    Parameters
+    ----------
+    module : Module
+        Network in evaluation mode.
+    bands : int
+        Channels of the input.
+    reach : Reach
+        How wide the probe must look; reaches up to 1.5 times larger are seen as such.
+
+    Returns
+    -------
+    Reach
+        With the strides of ``reach``.
+    """
+    top, bottom = _probe_axis(module, bands, reach, 2)
+    left, right = _probe_axis(module, bands, reach, 3)
+    return Reach(top, bottom, left, right, reach.stride_y, reach.stride_x)
+
+
+def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> float:
+    """Give the largest difference between windows and the whole image, along either axis.
+
+    Parameters
+    ----------
+    module : Module
+        Network in evaluation mode and float64.
+    bands : int
+        Channels of the input.
+    reach : Reach
+        Gives the strides and the size of the trial.
+    halo : int
+        Pixels read beyond each core, a multiple of the stride.
+
+    Returns
+    -------
+    float
+        Of the outputs, over the largest output of the whole image if that is above 1.
+    """
+    return max(_tiling_error_along(module, bands, reach, halo, axis) for axis in (2, 3))
+
+
+def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> None:
+    if seen != reach:
+        raise ModelError(
+            f"network {type(module).__name__}: its graph says {reach} but NaNs put into the image show {seen}: "
+            "declare a halo (certificate.declare), or write it with plain operations"
+        )
+
+
+def _probe_axis(module: nn.Module, bands: int, reach: Reach, axis: int) -> tuple[int, int]:
+    """Give (before, after) along one axis: a column of NaN for each phase, all in one batch."""
+    stride = reach.stride_y if axis == 2 else reach.stride_x
+    thickness = reach.stride_x if axis == 2 else reach.stride_y
+    margin = -(-(3 * reach.furthest // 2 + 2 * stride) // stride) * stride
+    phases = torch.arange(stride)
+    image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=_dtype(module))
+    image[phases, :, :, margin + phases] = torch.nan
+    output = _run(module, image, axis)
+    touched = torch.isnan(output).any(dim=2).any(dim=1)
+    before = after = 0
+    for phase in range(stride):
+        at = torch.nonzero(touched[phase])[:, 0] - margin - phase
+        if len(at):
+            before, after = max(before, int(at.max())), max(after, -int(at.min()))
+    return before, after
+
+
+def _tiling_error_along(module: nn.Module, bands: int, reach: Reach, halo: int, axis: int) -> float:
+    """Cut a strip into two windows; both edges of a core fall inside the strip once."""
+    stride, thickness = reach.stride, reach.stride_x if axis == 2 else reach.stride_y
+    core = reach.halo + 2 * stride
+    noise = np.random.default_rng(1).normal(0, 3, (1, bands, thickness, 2 * core))
+    strip = torch.from_numpy(noise)
+    whole = _run(module, strip, axis)
+    low = _run(module, strip[..., : core + halo], axis)[..., :core]
+    high = _run(module, strip[..., core - halo :], axis)[..., halo:]
+    if whole.shape[-1] != 2 * core or high.shape[-1] != core:
+        return inf
+    scale = max(1.0, float(whole.abs().max()))
+    return float((torch.cat([low, high], dim=3) - whole).abs().max()) / scale
+
+
+def _run(module: nn.Module, strip: Tensor, axis: int) -> Tensor:
+    """Run strips that are long in x, along ``axis``, as thin as the network takes them."""
+    for times in _THICKNESS:
+        thick = strip.repeat(1, 1, times, 1)
+        try:
+            with torch.no_grad():
+                output: Tensor = module(thick.transpose(2, 3) if axis == 2 else thick)
+        except RuntimeError:
+            if times == _THICKNESS[-1]:
+                raise
+            continue
+        return output.transpose(2, 3) if axis == 2 else output
+    raise AssertionError("unreachable")
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters()), torch.float32)

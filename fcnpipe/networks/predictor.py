@@ -1,0 +1,134 @@
+"""A torch network at work: S/N in, probability and elevation out, the same bits each time.
+
+Plain eager mode with channels last is kept on purpose: on one thread of a Zen 3 core in float32 it is
+within the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused convolutions
+(``benchmarks/forward.py`` prints the figures): the 3x3 convolutions are bound by arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fcnpipe.errors import ModelError, SpecError
+from fcnpipe.networks.base import Maps, ModelHeader, Scaling
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def choose_device(device: str) -> str:
+    """Give the device that ``device`` means on this machine.
+
+    Raises
+    ------
+    SpecError
+        If it is unknown, or ``cuda`` where there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise SpecError(f"device={device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device='cuda' but no CUDA device is to be seen: use device cpu or auto")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+class TorchPredictor:
+    """A network and where it runs.
+
+    Parameters
+    ----------
+    module : Module
+        Gives logits, (1, output, h, w) of (1, bands, h, w).
+    header : ModelHeader
+        Scaling, outputs and their roles.
+    device : {"cpu", "cuda"}
+        Where it runs.
+    precision : {"fp32", "bf16"}
+        Arithmetic; sigmoid and maps are float32 in any case.
+    threads : int
+        Threads of the CPU, set anew at each call because torch keeps them per thread.
+
+    Raises
+    ------
+    SpecError
+        If the precision is unknown.
+    """
+
+    def __init__(
+        self, module: nn.Module, header: ModelHeader, device: str = "cpu", precision: str = "fp32", threads: int = 1
+    ) -> None:
+        if precision not in _DTYPES:
+            raise SpecError(f"precision={precision!r}: choose fp32 or bf16")
+        self.header, self.device, self.precision, self.threads = header, device, precision, threads
+        moved = module.eval().requires_grad_(False).to(device, _DTYPES[precision])
+        self.module = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, snr: NDArray[np.float32]) -> Maps:
+        """Give the maps of a window.
+
+        Parameters
+        ----------
+        snr : ndarray
+            (bands, h, w) float32 S/N without NaN; h and w multiples of the stride.
+
+        Returns
+        -------
+        Maps
+            Equal windows give equal bits on one kind of device with one number of threads.
+
+        Raises
+        ------
+        ModelError
+            If the window does not fit the bands or the stride.
+        """
+        _check_window(snr.shape, self.header)
+        if self.device == "cpu" and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        with torch.inference_mode(), _repeatable():
+            logits = self.module(self._input(snr))
+            return _maps(torch.sigmoid(logits[0].float()).cpu(), self.header)
+
+    def _input(self, snr: NDArray[np.float32]) -> Tensor:
+        window = torch.from_numpy(scaled(snr, self.header.scaling)[np.newaxis])
+        return window.to(self.device, _DTYPES[self.precision], memory_format=torch.channels_last)
+
+
+def scaled(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:
+    """Compress S/N to what a network sees: ``asinh(snr / softening)``, float32.
+
+    numpy does it at 1,900 Mpix/s where torch.asinh does 230.
+    """
+    if scaling.softening == 1.0:
+        return np.arcsinh(snr)
+    return np.arcsinh(snr / np.float32(scaling.softening))
+
+
+def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
+    if shape[0] != header.bands:
+        raise ModelError(f"model {header.name!r} takes {header.bands} band(s), the window has {shape[0]}")
+    if shape[1] % header.reach.stride_y or shape[2] % header.reach.stride_x:
+        raise ModelError(
+            f"a window of {shape[1]} x {shape[2]} px is no multiple of the stride {header.stride} of model "
+            f"{header.name!r}: pad the image at the high side"
+        )
+
+
+def _repeatable() -> Any:
+    """Choose cuDNN kernels that give the same bits each time, in full float32."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def _maps(outputs: Tensor, header: ModelHeader) -> Maps:
+    if outputs.shape[0] != len(header.outputs):
+        raise ModelError(
+            f"model {header.name!r} gives {outputs.shape[0]} channels but its header names {len(header.outputs)}"
+        )
+    channel = {output.name: i for i, output in enumerate(header.outputs)}
+    probability = np.stack([outputs[i].numpy() for i in header.class_channels])
+    elevation = np.zeros(outputs.shape[1:], np.float32)
+    for name, weight in header.elevation.items():
+        elevation += np.float32(weight) * outputs[channel[name]].numpy()
+    return Maps(probability, np.clip(elevation, 0, 1, out=elevation))

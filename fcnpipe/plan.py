@@ -1,0 +1,230 @@
+"""Spec + image + network -> the plan of a run, checked before the first pixel is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+
+from fcnpipe import engines, images, networks
+from fcnpipe.errors import PlanError, StoreError
+from fcnpipe.geometry import Box, TileGrid, round_up
+from fcnpipe.spec import RunSpec
+
+FILL = 4
+"""Reach of the repair of bad pixels before the network sees them, px."""
+CHUNK = 512
+"""Inner chunk of the store, px; a tile that it does not divide takes the common divisor."""
+LEAST_CHUNK = 64
+DEFAULT_TILE = 2048
+PROCESS_BYTES = 550_000_000
+"""A worker with torch, numba's kernels and the store loaded, before any tile."""
+TILE_BYTES_PER_PIXEL = 110
+"""Peak of the stages that hold a whole tile: maps, forest, labels, image, noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do, and what it will take.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Image height and width, px.
+    bands : int
+        Bands of the image.
+    tile, window : int
+        Core edges, px; the tile is a multiple of the window.
+    halo, stride : int
+        Of the network, px.
+    chunk : int
+        Edge of an inner chunk of the store, px.
+    cell : int
+        Edge of a cell of the background mesh, px.
+    workers : int
+        Tasks at the same time.
+    memory_bytes : int
+        Projected peak of one worker.
+    disk_bytes : int
+        Largest the output can get before compression.
+    """
+
+    shape: tuple[int, int]
+    bands: int
+    tile: int
+    window: int
+    halo: int
+    stride: int
+    chunk: int
+    cell: int
+    workers: int
+    memory_bytes: int
+    disk_bytes: int
+
+    @property
+    def frame(self) -> Box:
+        """The image as a box."""
+        return Box(0, 0, *self.shape)
+
+    @property
+    def canvas(self) -> Box:
+        """The image padded at the high side to a multiple of the stride, as the network sees it."""
+        return Box(0, 0, round_up(self.shape[0], self.stride), round_up(self.shape[1], self.stride))
+
+    @property
+    def tiles(self) -> TileGrid:
+        """The grid of tiles."""
+        return TileGrid(self.shape, (self.tile, self.tile))
+
+    @property
+    def windows(self) -> TileGrid:
+        """The grid of windows on the canvas."""
+        return TileGrid(self.canvas.shape, (self.window, self.window))
+
+    @property
+    def mesh(self) -> tuple[int, int]:
+        """Rows and columns of the background mesh."""
+        return TileGrid(self.shape, (self.cell, self.cell)).counts
+
+    @property
+    def overhead(self) -> float:
+        """Pixels that the network looks at for each pixel that it writes."""
+        looked = sum(w.core.grow(self.halo).clip(self.canvas).size for w in self.windows)
+        return looked / self.frame.size
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Give (what, how much) rows for people."""
+        rows, columns = self.tiles.counts
+        return [
+            (
+                "image",
+                f"{self.bands} x {self.shape[0]} x {self.shape[1]} ({self.frame.size / 1e6:.1f} Mpix)",
+            ),
+            ("tiles", f"{rows} x {columns} = {len(self.tiles)} of {self.tile} px"),
+            (
+                "windows",
+                f"{len(self.windows)} of {self.window} px + halo {self.halo} px, stride {self.stride}",
+            ),
+            ("overhead", f"{self.overhead:.3f} px looked at for each px written"),
+            ("storage", f"shards of {self.tile} px, chunks of {self.chunk} px"),
+            ("background", f"mesh of {self.mesh[0]} x {self.mesh[1]} cells of {self.cell} px"),
+            (
+                "workers",
+                f"{self.workers}, {self.memory_bytes / 2**30:.2f} GiB each (projected peak)",
+            ),
+            ("disk", f"{self.disk_bytes / 2**30:.2f} GiB at most, before compression"),
+        ]
+
+
+def make_plan(spec: RunSpec, tile: int | None = None) -> Plan:
+    """Plan a run.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    tile : int, optional
+        Tile edge of a run that is being resumed; wins over the spec's.
+
+    Raises
+    ------
+    InputError, ModelError
+        If the image or the model cannot be used.
+    PlanError
+        If the tile does not fit the window or the store, or the run does not fit the machine.
+    """
+    info = images.open_image(spec.image, spec.hdu).info
+    model = networks.load_model(spec.model, fwhm=spec.fwhm)
+    bands, height, width = info.shape
+    edge = _tile_edge(spec.window, tile or spec.tile, (height, width))
+    _check_window(spec.window, model.stride)
+    plan = Plan(
+        shape=(height, width),
+        bands=bands,
+        tile=edge,
+        window=spec.window,
+        halo=model.halo,
+        stride=model.stride,
+        chunk=_chunk(edge),
+        cell=spec.back_size,
+        workers=spec.workers or (1 if spec.engine == "serial" else engines.cores()),
+        memory_bytes=_memory(edge, spec.window, model, (height, width), bands),
+        disk_bytes=height
+        * width
+        * (4 + 2 + 1 + 4 + len(model.classes) + 4 * bands * spec.keep_image),
+    )
+    _check_memory(plan, spec)
+    return plan
+
+
+def check_disk(plan: Plan, out: str) -> None:
+    """Refuse an output folder that cannot be written or is clearly too small.
+
+    Raises
+    ------
+    StoreError
+        If the folder is missing or not writable, or has less room than a tenth of the output's
+        largest size (labels and probabilities compress at least that well).
+    """
+    folder = Path(out).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StoreError(
+            f"output folder {folder} is not a folder that can be written; make it or choose another OUT"
+        )
+    free = shutil.disk_usage(folder).free
+    if free < plan.disk_bytes // 10:
+        raise StoreError(
+            f"output needs at least {plan.disk_bytes / 1e10:.2f} GB but {folder} has {free / 1e9:.2f} GB free; "
+            "free some, or choose another OUT"
+        )
+
+
+def _tile_edge(window: int, tile: int | None, shape: tuple[int, int]) -> int:
+    if tile is None:
+        largest = max(window, DEFAULT_TILE // window * window)
+        return min(largest, round_up(max(shape), window))
+    if tile % window:
+        raise PlanError(
+            f"tile={tile} is not a multiple of window={window}: use --tile {round_up(tile, window)}, or another --window"
+        )
+    return tile
+
+
+def _check_window(window: int, stride: int) -> None:
+    if window % stride:
+        raise PlanError(
+            f"window={window} is not a multiple of the network's stride {stride}: use --window {round_up(window, stride)}"
+        )
+
+
+def _chunk(tile: int) -> int:
+    chunk = gcd(tile, CHUNK)
+    if chunk < LEAST_CHUNK:
+        raise PlanError(
+            f"tile={tile} leaves chunks of {chunk} px, below {LEAST_CHUNK}: use --tile {round_up(tile, LEAST_CHUNK)}"
+        )
+    return chunk
+
+
+def _memory(
+    tile: int, window: int, model: networks.Model, shape: tuple[int, int], bands: int
+) -> int:
+    read = min(tile, shape[0]) + 2 * model.halo, min(tile, shape[1]) + 2 * model.halo
+    looked = min(window, shape[0]) + 2 * model.halo, min(window, shape[1]) + 2 * model.halo
+    network = looked[0] * looked[1] * model.bytes_per_pixel
+    return PROCESS_BYTES + network + read[0] * read[1] * (TILE_BYTES_PER_PIXEL + 8 * bands)
+
+
+def _check_memory(plan: Plan, spec: RunSpec) -> None:
+    limit = spec.memory_limit * 2**30 if spec.memory_limit else _machine_bytes() / plan.workers
+    if not spec.scheduler and plan.memory_bytes > limit:
+        raise PlanError(
+            f"a worker would take {plan.memory_bytes / 2**30:.2f} GiB, above the limit of {limit / 2**30:.2f} GiB: "
+            f"use a smaller --tile (now {plan.tile}) or --window (now {plan.window}), or fewer --workers"
+        )
+
+
+def _machine_bytes() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,321 @@
+"""Spec in, store out: the run as a list of stages.
+
+::
+
+    image -> background -> predict -> separate -> merge -> select -> label -> measure -> publish
+
+Each stage is one or more steps; a step is one function of :mod:`fcnpipe.work` called for many
+names, in any order, on any engine. Steps talk to each other through the store alone, so a run can
+be killed at any moment: the next one asks the ledger what is there and does the rest.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from fcnpipe import __version__, engines, errors, networks, work
+from fcnpipe.errors import TilesFailed
+from fcnpipe.exposure import Exposure
+from fcnpipe.geometry import list_levels
+from fcnpipe.job import ALL, Job, resolve_criteria
+from fcnpipe.plan import Plan, check_disk, make_plan
+from fcnpipe.records import TaskReport
+from fcnpipe.spec import RunSpec
+from fcnpipe.stages.publication import list_pyramid
+from fcnpipe.stores import Layout, RunIdentity, ZarrStore, parquet_path, prepare
+
+
+class Observer(Protocol):
+    """Watches a run, to show how far it is."""
+
+    def start(self, stage: str, tasks: int, pixels: int) -> None:
+        """Be told that a stage begins, and how much there is to do."""
+        ...
+
+    def report(self, report: TaskReport) -> None:
+        """Be told that a task has ended."""
+        ...
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Be told that a stage has ended."""
+        ...
+
+
+class Silence:
+    """An observer that shows nothing."""
+
+    def start(self, stage: str, tasks: int, pixels: int) -> None:
+        """Ignore it."""
+
+    def report(self, report: TaskReport) -> None:
+        """Ignore it."""
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Ignore it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run gave.
+
+    Attributes
+    ----------
+    path : str
+        The finished store.
+    catalogue : str
+        The catalogue as parquet, beside the store.
+    sources : int
+        Number of sources.
+    seconds : float
+        Wall time of this call.
+    resumed : bool
+        Whether an earlier run was taken up, or found finished.
+    """
+
+    path: str
+    catalogue: str
+    sources: int
+    seconds: float
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One function of :mod:`fcnpipe.work` and the names to call it for.
+
+    Attributes
+    ----------
+    task : str
+        Name of the function.
+    names : tuple of str
+        Tiles, nodes, or ``("all",)``.
+    """
+
+    task: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Steps that people see as one."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+ONE = (ALL,)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run in progress: the job that tasks need, and the engine that does them."""
+
+    job: Job
+    engine: engines.Engine
+    resumed: bool
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is to be done, in order."""
+        return list_stages(self.job)
+
+
+def segment(spec: RunSpec, observer: Observer | None = None) -> Result:
+    """Find, separate and catalogue the sources of an image.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    observer : Observer, optional
+        Is told how far the run is.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    FcnpipeError
+        One line: value, limit, mend. ``TilesFailed`` names tiles; the rest has landed.
+    """
+    begun = time.perf_counter()
+    with open_session(spec) as session:
+        if session is None:
+            return _result(spec.out, begun, resumed=True)
+        for stage in session.stages:
+            run_stage(session, stage, observer or Silence())
+        finish(session)
+        return _result(spec.out, begun, session.resumed)
+
+
+@contextmanager
+def open_session(spec: RunSpec) -> Iterator[Session | None]:
+    """Check everything, take up or begin the store, and start the engine.
+
+    Yields
+    ------
+    Session or None
+        None if the finished result of this very run is there already.
+    """
+    plan = make_plan(spec)
+    check_disk(plan, spec.out)
+    exposure, model = Exposure(spec), networks.load_model(spec.model, fwhm=spec.fwhm)
+    identity = _identify(spec, exposure, model)
+    state = prepare(spec.out, identity, spec.overwrite)
+    if state == "complete":
+        yield None
+        return
+    if state == "resume":
+        store = ZarrStore.resume(spec.out)
+        plan = make_plan(spec, tile=store.layout.edge[0])
+    else:
+        layout = _lay_out(plan, exposure, model, spec)
+        store = ZarrStore.create(
+            spec.out, layout, identity, _attributes(spec, exposure), spec.overwrite
+        )
+    job = Job(spec, plan, resolve_criteria(spec, model.header), str(store.path), uuid.uuid4().hex)
+    reopen(job)
+    engine = engines.open_engine(spec, networks.worker_environment())
+    try:
+        yield Session(job, engine, resumed=state == "resume")
+    finally:
+        engine.close()
+
+
+def list_stages(job: Job) -> tuple[Stage, ...]:
+    """Give the stages of a run and their steps."""
+    tiles = tuple(tile.name for tile in job.plan.tiles)
+    return (
+        Stage(
+            "background",
+            (Step("weigh_bands", ONE), Step("measure_cells", tiles), Step("fit_sky", ONE)),
+        ),
+        Stage("predict", (Step("predict", tiles),)),
+        Stage("separate", (Step("separate", tiles),)),
+        Stage("merge", _merge_steps(job.plan)),
+        Stage("select", (Step("select", ONE),)),
+        Stage("label", (Step("label", tiles),)),
+        Stage("measure", (Step("measure", tiles),)),
+        Stage("publish", (Step("write_catalogue", ONE), *_pyramid_steps(job))),
+    )
+
+
+def _merge_steps(plan: Plan) -> tuple[Step, ...]:
+    """Join 2 x 2 nodes up to the root, then settle from the root down."""
+    levels = [tuple(node.name for node in level) for level in list_levels(plan.tiles.counts)[1:]]
+    return (
+        *(Step("join", level) for level in levels),
+        *(Step("settle", level) for level in reversed(levels)),
+    )
+
+
+def _pyramid_steps(job: Job) -> tuple[Step, ...]:
+    levels = [tuple(node.name for node in nodes) for nodes in list_pyramid(job)]
+    return (Step("create_pyramid", ONE), *(Step("build_level", names) for names in levels))
+
+
+def run_stage(session: Session, stage: Stage, observer: Observer) -> None:
+    """Run what is still to be done of one stage.
+
+    Raises
+    ------
+    TilesFailed
+        If a step that everything later needs has failed for some tiles.
+    FcnpipeError
+        If what the user gave turns out to be wrong.
+    """
+    begun, job = time.perf_counter(), session.job
+    todo = {step: work.remaining(job, step.task, step.names) for step in stage.steps}
+    size = sum(work.count_pixels(job, step.task, names) for step, names in todo.items())
+    observer.start(stage.name, sum(map(len, todo.values())), size)
+    for step, names in todo.items():
+        _run_step(session, step, names, observer)
+    observer.end(stage.name, time.perf_counter() - begun)
+
+
+def _run_step(session: Session, step: Step, names: list[str], observer: Observer) -> None:
+    failed = []
+    for report in session.engine.run(partial(work.perform, session.job, step.task), names):
+        observer.report(report)
+        if report.error:
+            failed.append(report)
+    if failed and step.task not in work.TOLERANT:
+        _give_up(step, failed)
+
+
+def _give_up(step: Step, failed: list[TaskReport]) -> None:
+    kind = getattr(errors, failed[0].kind, None)
+    if step.names == ONE and kind is not None:
+        raise kind(failed[0].error)
+    raise TilesFailed([f"{report.name} ({step.task}: {report.error})" for report in failed])
+
+
+def finish(session: Session) -> None:
+    """Verify the store and give it its final name.
+
+    Raises
+    ------
+    TilesFailed
+        If tiles have failed: the store keeps its ``.partial`` name and holds everything else.
+    """
+    job = session.job
+    if failed := work.list_failures(job):
+        job.store.close_incomplete(failed)
+        raise TilesFailed(failed)
+    job.store.publish()
+
+
+def reopen(job: Job) -> None:
+    """Take back what was finished without some tiles, so that it is done again with them."""
+    if job.store.attrs["status"] == "incomplete":
+        for task in work.AFTER_PREDICT:
+            work.forget(job, task)
+
+
+def _identify(spec: RunSpec, exposure: Exposure, model: networks.Model) -> RunIdentity:
+    return RunIdentity(exposure.digest, model.digest, __version__, spec.science())
+
+
+def _lay_out(plan: Plan, exposure: Exposure, model: networks.Model, spec: RunSpec) -> Layout:
+    info = exposure.info
+    return Layout(
+        shape=plan.shape,
+        edge=(plan.tile, plan.tile),
+        mesh=plan.mesh,
+        cell=plan.cell,
+        classes=model.classes,
+        bands=info.bands,
+        keep_image=spec.keep_image,
+        cards=info.cards,
+        unit=info.unit,
+        chunk=plan.chunk,
+    )
+
+
+def _attributes(spec: RunSpec, exposure: Exposure) -> dict[str, object]:
+    return {
+        "title": f"Sources of {', '.join(Path(name).name for name in spec.image)}",
+        "source": f"fcnpipe {__version__}",
+        "input": list(spec.image),
+        "model": spec.model,
+        "unit": exposure.info.unit,
+        "versions": {
+            name: version(name) for name in ("numpy", "numba", "torch", "zarr", "astropy")
+        },
+    }
+
+
+def _result(out: str, begun: float, resumed: bool) -> Result:
+    store = ZarrStore.open(out)
+    return Result(
+        out, str(parquet_path(out)), store.n_sources, time.perf_counter() - begun, resumed
+    )

@@ -1,0 +1,160 @@
+"""One specification of a run, behind the flags, the YAML file, the Python call and Prefect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fcnpipe.errors import SpecError
+
+RUNTIME_OPTIONS = frozenset(
+    {
+        "engine",
+        "scheduler",
+        "workers",
+        "tile",
+        "overwrite",
+        "quiet",
+        "memory_limit",
+        "cluster",
+        "out",
+    }
+)
+"""Options that change how a run is done, never what it gives; left out of the run key."""
+
+
+class RunSpec(BaseModel):
+    """Everything that decides a run.
+
+    ``None`` means "what the model's header, or the image, says".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: tuple[str, ...] = Field(
+        description="Image file(s); several files are the bands of one image."
+    )
+    out: str = Field(description="Output store, OUT.zarr.")
+
+    model: str = Field(
+        "default", description="Bundled name, bundle file, or 'none' for a matched filter."
+    )
+    hdu: int | str | None = Field(
+        None, description="HDU number or name; the first with an image if not given."
+    )
+    weight: str | None = Field(
+        None, description="Weight, variance or rms map of the image's shape."
+    )
+    weight_type: Literal["weight", "variance", "rms"] = Field(
+        "weight", description="What --weight holds."
+    )
+    mask: str | None = Field(None, description="Mask or data-quality map; non-zero is bad.")
+    mask_bits: int | None = Field(
+        None, ge=1, description="Only these bits of the mask are bad; all if not given."
+    )
+
+    window: int = Field(1024, ge=64, le=8192, description="Core edge of a network window, px.")
+    tile: int | None = Field(
+        None, ge=64, le=16384, description="Core edge of a tile, px: a multiple of the window."
+    )
+    thresh: float | None = Field(
+        None, gt=0, description="Probability (network) or sigma (model none)."
+    )
+    minarea: int | None = Field(None, ge=1, description="Least number of pixels of a source.")
+    mincont: float | None = Field(
+        None, ge=0, le=1, description="Least part of a footprint's flux that a branch needs."
+    )
+    dynamics: float | None = Field(
+        None, ge=0, description="Least height of a peak above its saddle."
+    )
+    fwhm: float = Field(
+        3.0, gt=0.5, le=20, description="FWHM of the matched filter of model none, px."
+    )
+    back_size: int = Field(64, ge=8, le=1024, description="Mesh cell of the background, px.")
+    back_filter: int = Field(3, ge=1, le=15, description="Median filter of the mesh, cells.")
+    satur_level: float | None = Field(
+        None, description="Pixels at or above this are saturated (else SATURATE)."
+    )
+    gain: float | None = Field(
+        None, gt=0, description="Electrons per unit, for flux errors (else GAIN; none: sky only)."
+    )
+    mag_zeropoint: float | None = Field(None, description="Adds magnitudes to the catalogue.")
+
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the network.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the network runs.")
+    keep_image: bool = Field(False, description="Copy the science image into the store.")
+
+    engine: Literal["serial", "threads", "dask"] = Field(
+        "threads", description="What runs the tiles."
+    )
+    scheduler: str | None = Field(None, description="Address of a running Dask scheduler.")
+    workers: int | None = Field(None, ge=1, description="Workers; one for each core if not given.")
+    cluster: dict[str, Any] | None = Field(
+        None, description="cluster_class, cluster_kwargs, adapt_kwargs."
+    )
+    memory_limit: float | None = Field(
+        None, gt=0, description="GiB a process may take; the machine's share if not given."
+    )
+    overwrite: bool = Field(False, description="Start afresh, whatever OUT holds.")
+    quiet: bool = Field(False, description="No progress, errors only.")
+
+    def science(self) -> dict[str, Any]:
+        """Give the options that decide the result, JSON-ready, for the run key."""
+        return self.model_dump(
+            mode="json", exclude=set(RUNTIME_OPTIONS) | {"image", "weight", "mask"}
+        )
+
+
+def make_spec(**options: Any) -> RunSpec:
+    """Check options and give a spec.
+
+    Raises
+    ------
+    SpecError
+        One line that names the option, the value and the limit.
+    """
+    try:
+        return RunSpec(**options)
+    except ValidationError as error:
+        raise SpecError(_explain(error)) from None
+
+
+def load_spec(path: str | Path, **overrides: Any) -> RunSpec:
+    """Read a YAML file of options; ``overrides`` win.
+
+    Raises
+    ------
+    SpecError
+        If the file is missing, is not a mapping, or an option is wrong.
+    """
+    return make_spec(**{**read_options(path), **overrides})
+
+
+def read_options(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping of options.
+
+    Raises
+    ------
+    SpecError
+        If the file is missing or is not a mapping.
+    """
+    try:
+        options = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise SpecError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(options, dict):
+        raise SpecError(
+            f"config {path} holds {type(options).__name__}, not a mapping of options: write 'option: value' lines"
+        )
+    if isinstance(options.get("image"), str):
+        options["image"] = (options["image"],)
+    return options
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return f"option {name}={first.get('input')!r}: {first['msg']}"

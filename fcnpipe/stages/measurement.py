@@ -1,0 +1,144 @@
+"""label, measure: write the labels, sum over their pixels, and finish each source where its peak lies.
+
+::
+
+    label    every tile      sums over the core ---------------------+ sums/OWNER/TILE.npz
+    measure  owner's tile    sums of all tiles -> moments -> apertures + rows/OWNER.npz
+
+The owner of a source is the tile whose core holds its peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe import catalogue
+from fcnpipe import measure as measuring
+from fcnpipe.exposure import Patch
+from fcnpipe.geometry import Box
+from fcnpipe.job import Arrays, Job
+from fcnpipe.measure import Columns, Pixels, Region, Sums
+from fcnpipe.pixels import BAD
+from fcnpipe.records import SourceFlag
+
+Facts = dict[str, float]
+VARIANCE_STEPS = 256
+"""Unit of fixed-point variances, in squared units of flux; the sky's variance is 2**20 or more."""
+MARGIN = 64
+"""Pixels around a tile that are read for its apertures; a wider aperture is read by itself."""
+
+
+def label(job: Job, name: str) -> Facts:
+    """Write the labels of a tile and hand the sums over its pixels to the owners of the sources."""
+    tile, table = job.tile(name), job.store.get_arrays("labels", name)
+    segments = job.store.read("segments", tile.core)
+    labels = table["label"][segments]
+    job.store.write_tile("label", tile.core, labels)
+    sums = _sum_up(job, tile.core, labels, table)
+    for owner, part in _share_out(job, sums):
+        job.store.put_arrays(f"sums/{owner}", name, part.to_arrays())
+    return {"sources": len(sums)}
+
+
+def measure(job: Job, name: str) -> Facts:
+    """Finish the sources whose peak lies in a tile."""
+    sums = _collect(job, name)
+    if sums is None:
+        return {"sources": 0}
+    unit = job.sky.unit
+    columns = measuring.finish(sums, unit, _variance_unit(unit), job.plan.shape[1])
+    columns["flags"] |= np.where(_divided(job, name, sums), int(SourceFlag.DEBLENDED), 0).astype(
+        np.int32
+    )
+    columns |= _measure_apertures(job, name, columns)
+    width, zero_point = job.plan.shape[1], job.spec.mag_zeropoint
+    rows = catalogue.complete(columns, job.exposure.info.cards, width, zero_point)
+    job.store.put_arrays("rows", name, rows)
+    return {"sources": len(sums)}
+
+
+def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Sums:
+    around = core.grow(1).clip(job.plan.frame)
+    patch, inner = job.exposure.read_patch(core, job.sky), core.within(around)
+    unit, flags = job.sky.unit, job.store.read("flags", around)
+    bad = (flags[inner] & BAD) != 0
+    residual, variance = _mend(patch, bad, job.exposure.gain)
+    pixels = Pixels(
+        labels,
+        measuring.quantise_flux(residual, unit),
+        measuring.quantise_variance(variance, _variance_unit(unit)),
+        job.store.read("probability", core),
+        job.store.read("elevation", core),
+        flags,
+        core,
+        job.plan.shape,
+    )
+    anchors = np.stack(np.divmod(table["source"], job.plan.shape[1]), axis=1)
+    return measuring.accumulate(pixels, anchors, table["present"])
+
+
+def _mend(
+    patch: Patch, bad: NDArray[np.bool_], gain: float | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Give flux above the sky and its variance; bad pixels count for nothing."""
+    residual = np.where(bad, np.float32(0), patch.residual[-1])
+    variance = np.where(bad, np.float32(0), patch.noise[-1] ** 2)
+    if gain:
+        variance += np.maximum(residual, 0) / np.float32(gain)
+    return residual, variance
+
+
+def _variance_unit(unit: float) -> float:
+    return unit * unit * VARIANCE_STEPS
+
+
+def _share_out(job: Job, sums: Sums) -> Iterator[tuple[str, Sums]]:
+    """Give the sums of each owner, by the tile that holds the peak."""
+    columns = job.plan.tiles.counts[1]
+    place = sums.anchor // job.plan.tile
+    owner = place[:, 0] * columns + place[:, 1]
+    for number in np.unique(owner):
+        tile = job.plan.tiles.tile(int(number) // columns, int(number) % columns)
+        yield tile.name, sums.take(owner == number)
+
+
+def _collect(job: Job, name: str) -> Sums | None:
+    names = job.store.list_arrays(f"sums/{name}")
+    parts = [Sums.from_arrays(job.store.get_arrays(f"sums/{name}", part)) for part in names]
+    return measuring.combine(parts) if parts else None
+
+
+def _divided(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
+    """Whether the footprint of each source was divided; the owner's table has all that it owns."""
+    table = job.store.get_arrays("labels", name)
+    return np.asarray(table["divided"][np.searchsorted(table["present"], sums.label)])
+
+
+def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
+    """Measure all sources of a tile: most from one region, those that reach further one by one."""
+    boxes = measuring.aperture_boxes(columns, job.plan.shape)
+    near = job.tile(name).core.grow(MARGIN).clip(job.plan.frame)
+    inside = (boxes[:, :2] >= near.corners[:2]).all(axis=1) & (
+        boxes[:, 2:] <= near.corners[2:]
+    ).all(axis=1)
+    regions = [(near, inside)] if inside.any() else []
+    for row in np.flatnonzero(~inside):
+        regions.append((Box(*boxes[row].tolist()), np.arange(len(boxes)) == row))
+    measured: Columns = {}
+    for box, rows in regions:
+        found = measuring.measure_apertures(
+            {k: v[rows] for k, v in columns.items()}, _read_region(job, box)
+        )
+        for what, values in found.items():
+            measured.setdefault(what, np.zeros(len(boxes), values.dtype))[rows] = values
+    return measured
+
+
+def _read_region(job: Job, box: Box) -> Region:
+    patch = job.exposure.read_patch(box, job.sky)
+    flags = job.store.read("flags", box)
+    image = np.where((flags & BAD) != 0, np.float32(np.nan), patch.residual[-1])
+    return Region(image, patch.noise[-1], job.store.read("label", box), flags, box, job.plan.shape)

@@ -1,0 +1,103 @@
+"""publish: the catalogue in order of label, the table of tiles, the pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe import catalogue
+from fcnpipe.geometry import Box, Node, Tile, parse_node_name
+from fcnpipe.job import ALL, Arrays, Job
+from fcnpipe.stores.base import ScienceReader
+from fcnpipe.stores.pyramid import level_count, level_grid
+
+Facts = dict[str, float]
+FACTS = ("facts-measure_cells", "facts-predict", "facts-separate", "facts-label", "facts-measure")
+"""Scratch in which the tasks of a tile leave their numbers."""
+
+
+def create_pyramid(job: Job, name: str) -> Facts:
+    """Create the empty levels of the pyramid."""
+    job.store.create_pyramid(science=True)
+    return {}
+
+
+def list_pyramid(job: Job) -> list[list[Node]]:
+    """Give the tiles of each level of the pyramid, as nodes; level 1 first."""
+    layout = job.store.layout
+    return [
+        [Node(level, tile.row, tile.column) for tile in level_grid(layout, level)]
+        for level in range(1, 1 + level_count(layout))
+    ]
+
+
+def build_level(job: Job, name: str) -> Facts:
+    """Write one tile of a level of the pyramid from the level below."""
+    node = parse_node_name(name)
+    tile = level_grid(job.store.layout, node.level).tile(node.row, node.column)
+    job.store.build_level(node.level, tile, _science(job))
+    return {}
+
+
+def _science(job: Job) -> ScienceReader:
+    exposure = job.exposure
+
+    def read(box: Box) -> np.ndarray:
+        return np.stack([exposure.image.read(box, band) for band in range(exposure.bands)])
+
+    return read
+
+
+def write_catalogue(job: Job, name: str) -> Facts:
+    """Bring the rows of all tiles in order of label and write them, and the table of tiles."""
+    count = len(job.store.get_arrays("selection", ALL)["source"])
+    unit, zero_point = job.exposure.info.unit, job.spec.mag_zeropoint
+    columns = catalogue.columns_of(unit, magnitudes=zero_point is not None)
+    job.store.write_source_columns(
+        (column.name, values, _describe(column))
+        for column, values in catalogue.assemble(lambda names: _read_rows(job, names), count, columns)
+    )
+    job.store.write_tiles(_tabulate_tiles(job))
+    return {"sources": count}
+
+
+def _describe(column: catalogue.Column) -> dict[str, str]:
+    told = {"long_name": column.description, "units": column.unit, "ucd": column.ucd}
+    return {key: value for key, value in told.items() if value}
+
+
+def _read_rows(job: Job, names: tuple[str, ...]) -> Iterator[Arrays]:
+    for tile in job.store.list_arrays("rows"):
+        arrays = job.store.get_arrays("rows", tile)
+        yield {name: arrays[name] for name in names}
+
+
+def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, str]]]:
+    """What became of each tile, (tile_y, tile_x)."""
+    counts = job.plan.tiles.counts
+    n_sources, seconds = np.zeros(counts, np.int64), np.full(counts, np.nan, np.float32)
+    sky, noise = np.full(counts, np.nan, np.float32), np.full(counts, np.nan, np.float32)
+    status = job.store.done("predict").astype(np.uint8)
+    plane = job.sky.planes[-1].cells
+    for tile in job.plan.tiles:
+        place = tile.row, tile.column
+        cells = tuple(slice(a // job.plan.cell, -(-b // job.plan.cell)) for a, b in zip(*_ends(tile), strict=True))
+        sky[place], noise[place] = np.median(plane.sky[cells]), np.median(plane.noise[cells])
+        n_sources[place] = int(job.store.get_arrays("facts-measure", tile.name)["sources"])
+        facts = [job.store.get_arrays(s, tile.name) for s in FACTS if job.store.has_arrays(s, tile.name)]
+        seconds[place] = sum(float(f["seconds"]) for f in facts)
+    return {
+        "status": (status, {"flag_values": "0 1", "flag_meanings": "failed done"}),
+        "n_sources": (n_sources, {"long_name": "sources whose peak lies in the tile"}),
+        "seconds": (seconds, {"units": "s", "long_name": "time that the tile took in all stages"}),
+        "sky": (sky, {"long_name": "median sky"}),
+        "noise": (noise, {"long_name": "median noise"}),
+    }
+
+
+def _ends(tile: Tile) -> tuple[tuple[int, int], tuple[int, int]]:
+    y0, x0, y1, x1 = tile.core.corners
+    return (y0, x0), (y1, x1)

@@ -1,0 +1,117 @@
+"""separate, merge, select: climb within tiles, join them up a quad-tree, decide, number the sources."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe import measure, stitch
+from fcnpipe.geometry import Box, parse_node_name
+from fcnpipe.segment import separate as separate_tile
+from fcnpipe.job import ALL, Arrays, Job
+from fcnpipe.stitch import NO_VERDICTS, Graph, Selection, Settlement, SourceTable, Verdicts
+
+Facts = dict[str, float]
+FLUX_STEPS = 1024
+"""Steps of a pixel's noise in the integer fluxes that --mincont compares."""
+
+
+def separate(job: Job, name: str) -> Facts:
+    """Divide a tile into segments and keep what its seams leave open.
+
+    Notes
+    -----
+    Reads the maps of the neighbours one pixel deep, so their predictions must be there.
+    """
+    core = job.tile(name).core
+    read = core.grow(1).clip(job.plan.frame)
+    elevation = job.store.read("elevation", read)
+    foreground = _find_foreground(job, read, elevation)
+    weights = _weigh(job, read) if job.criteria.branch.mincont_ppm else None
+    found = separate_tile(
+        elevation, foreground, core, job.plan.shape, job.criteria.branch, weights
+    )
+    job.store.write_tile("segments", core, found.segments)
+    job.store.put_arrays("settlement", name, found.settlement.to_arrays())
+    job.store.put_arrays("graph", name, found.graph.to_arrays())
+    return {"segments": int(found.segments.max(initial=0))}
+
+
+def join(job: Job, name: str) -> Facts:
+    """Join the graphs of up to four nodes into that of the node above."""
+    children = _children(job, name)
+    graphs = [Graph.from_arrays(job.store.get_arrays("graph", child)) for child in children]
+    graph, settlement = stitch.join(graphs, job.criteria.branch)
+    job.store.put_arrays("settlement", name, settlement.to_arrays())
+    job.store.put_arrays("graph", name, graph.to_arrays())
+    return {}
+
+
+def settle(job: Job, name: str) -> Facts:
+    """Hand the verdicts on a node down to those below it."""
+    settlement = Settlement.from_arrays(job.store.get_arrays("settlement", name))
+    verdicts = stitch.settle(settlement, _verdicts(job, name), job.criteria.branch)
+    for child, answer in zip(_children(job, name), verdicts, strict=True):
+        job.store.put_arrays("verdicts", child, answer._asdict())
+    return {}
+
+
+def select(job: Job, name: str) -> Facts:
+    """Number the sources that stay, and give each tile its table from segment to label.
+
+    Notes
+    -----
+    The one task that holds all sources, at about a hundred bytes each; never their pixels.
+    """
+    names = [tile.name for tile in job.plan.tiles]
+    selection = stitch.select(
+        (_tabulate(job, n) for n in names), job.criteria.minarea, job.criteria.minpeak
+    )
+    for tile_name in names:
+        job.store.put_arrays(
+            "labels", tile_name, _label_table(_tabulate(job, tile_name), selection)
+        )
+    job.store.put_arrays("selection", ALL, selection._asdict())
+    return {"sources": len(selection.source)}
+
+
+def _find_foreground(job: Job, box: Box, elevation: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    if job.criteria.on_elevation:
+        return elevation >= job.criteria.level
+    return np.asarray(job.store.read("probability", box)[0] >= job.criteria.level)
+
+
+def _weigh(job: Job, box: Box) -> NDArray[np.int64]:
+    """Flux of each pixel in steps of its noise, not below 0."""
+    patch = job.exposure.read_patch(box, job.sky)
+    flux = np.maximum(patch.significance(1)[0], 0)
+    return measure.quantise_flux(flux, 1 / FLUX_STEPS)
+
+
+def _children(job: Job, name: str) -> list[str]:
+    return [child.name for child in parse_node_name(name).children(job.plan.tiles.counts)]
+
+
+def _verdicts(job: Job, name: str) -> Verdicts:
+    """Give what came down to a node; nothing does to the root."""
+    if not job.store.has_arrays("verdicts", name):
+        return NO_VERDICTS
+    return Verdicts(**job.store.get_arrays("verdicts", name))
+
+
+def _tabulate(job: Job, name: str) -> SourceTable:
+    settlement = Settlement.from_arrays(job.store.get_arrays("settlement", name))
+    return stitch.tabulate(settlement, _verdicts(job, name), job.criteria.branch)
+
+
+def _label_table(table: SourceTable, selection: Selection) -> Arrays:
+    """Label of each segment, and of each label here its source and whether its footprint is divided."""
+    label = stitch.relabel(table, selection)
+    present = np.unique(label[label > 0])
+    rows = present - 1
+    return {
+        "label": label,
+        "present": present,
+        "source": selection.source[rows],
+        "divided": selection.divided[rows],
+    }

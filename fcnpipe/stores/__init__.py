@@ -1,0 +1,29 @@
+"""Output stores: where the maps, the catalogue and the account of what is done are kept."""
+
+from __future__ import annotations
+
+from fcnpipe.stores.base import (
+    Columns,
+    Layout,
+    RunIdentity,
+    ScienceReader,
+    State,
+    Store,
+    Verification,
+)
+from fcnpipe.stores.lifecycle import parquet_path, partial_path, prepare
+from fcnpipe.stores.zarr import ZarrStore
+
+__all__ = [
+    "Columns",
+    "Layout",
+    "RunIdentity",
+    "ScienceReader",
+    "State",
+    "Store",
+    "Verification",
+    "ZarrStore",
+    "parquet_path",
+    "partial_path",
+    "prepare",
+]

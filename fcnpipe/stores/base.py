@@ -1,0 +1,326 @@
+"""What every output store does, and the records that describe one.
+
+::
+
+    shard = tile core          one writer each; the last row and column are clipped by the image
+    +-----+-----+-----+-----+
+    |chunk|chunk|chunk|chunk|  chunk = what is decompressed at a time
+    +-----+-----+-----+-----+
+    |chunk|chunk|chunk|chunk|
+    +-----+-----+-----+-----+
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe.errors import PlanError, StoreError
+from fcnpipe.geometry import Box, Tile, TileGrid, round_up
+
+STAGES = ("background", "predict", "separate", "label", "measure")
+"""Stages that are done tile by tile: the ledger keeps an account of them."""
+
+CHUNK = 512
+"""Edge of a storage chunk, px, where tile and image are not smaller."""
+
+Columns = Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]
+"""Column name -> (values, attributes such as ``units`` and ``long_name``)."""
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Name -> array; what a scratch record holds."""
+
+ScienceReader = Callable[[Box], NDArray[np.float32]]
+"""Box of the full-size image -> (band, h, w) float32; NaN is no data."""
+
+State = Literal["fresh", "resume", "complete"]
+"""What lies at an output path: nothing of use, a run to take up, or the finished result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Shapes and names that fix a store before a pixel is read.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Image height and width, px.
+    edge : (int, int)
+        Height and width of a tile core, px; it is the shard.
+    mesh : (int, int)
+        Rows and columns of background cells.
+    cell : int
+        Edge of a background cell, px.
+    classes, bands, stages : tuple of str
+        Names along the axes of probability, science and ledger.
+    keep_image : bool
+        Whether the science image is stored at full size.
+    cards : tuple of str
+        FITS header cards of the WCS; empty if none.
+    unit : str
+        Unit of a pixel value; empty if unknown.
+    chunk : int
+        Edge of a storage chunk, px; a smaller tile is one chunk.
+
+    Raises
+    ------
+    PlanError
+        If a tile core is no whole number of chunks.
+    """
+
+    shape: tuple[int, int]
+    edge: tuple[int, int]
+    mesh: tuple[int, int]
+    cell: int = 64
+    classes: tuple[str, ...] = ("source",)
+    bands: tuple[str, ...] = ("0",)
+    stages: tuple[str, ...] = STAGES
+    keep_image: bool = False
+    cards: tuple[str, ...] = ()
+    unit: str = ""
+    chunk: int = CHUNK
+
+    def __post_init__(self) -> None:
+        for edge in self.edge:
+            _check_edge(edge, min(self.chunk, edge))
+
+    @property
+    def grid(self) -> TileGrid:
+        """The tile cores."""
+        return TileGrid(self.shape, self.edge)
+
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """Height and width of a storage chunk, px."""
+        height, width = (min(self.chunk, e, n) for e, n in zip(self.edge, self.shape, strict=True))
+        return height, width
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """Height and width of a shard, px: the core, or all of an axis shorter than it."""
+        height, width = (
+            e if n > e else round_up(n, c)
+            for e, n, c in zip(self.edge, self.shape, self.chunks, strict=True)
+        )
+        return height, width
+
+    @property
+    def mesh_shape(self) -> tuple[int, ...]:
+        """Shape of sky and noise: the mesh, with a band axis in front if there are several."""
+        return self.mesh if len(self.bands) == 1 else (len(self.bands), *self.mesh)
+
+    def dump(self) -> str:
+        """Give JSON that `load_layout` reads; the header cards are left out."""
+        return json.dumps({k: v for k, v in asdict(self).items() if k != "cards"})
+
+
+def load_layout(text: str, cards: Iterable[str] = ()) -> Layout:
+    """Read what `Layout.dump` wrote.
+
+    Examples
+    --------
+    >>> layout = Layout((100, 90), (64, 64), (2, 2))
+    >>> load_layout(layout.dump()) == layout
+    True
+    """
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
+    }
+    return Layout(**values, cards=tuple(cards))
+
+
+def _check_edge(edge: int, chunk: int) -> None:
+    if edge % chunk:
+        low = edge // chunk * chunk
+        raise PlanError(
+            f"tile core of {edge} px is no whole number of {chunk}-px storage chunks: "
+            f"use {low} or {low + chunk} px"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What decides the bytes of a result; two runs with one identity may share a store.
+
+    Attributes
+    ----------
+    input_digest : str
+        Digest of image, weight and mask.
+    model_digest : str
+        Digest of the model.
+    code_version : str
+        Version of fcnpipe.
+    spec : dict
+        Options that decide the result, JSON-ready; run-time options left out.
+    """
+
+    input_digest: str
+    model_digest: str
+    code_version: str
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Digest of everything, hexadecimal: the run key."""
+        return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()[:32]
+
+    def attributes(self) -> dict[str, str]:
+        """Give root attributes that `load_identity` reads."""
+        return {
+            "run_key": self.key,
+            "input_digest": self.input_digest,
+            "model_digest": self.model_digest,
+            "code_version": self.code_version,
+            "spec": _canonical(self.spec),
+        }
+
+    def differences(self, other: RunIdentity) -> list[str]:
+        """Name what differs from ``other``, as ``name: theirs -> ours``, in a stable order."""
+        ours, theirs = _flatten(self), _flatten(other)
+        return [
+            f"{name}: {_short(theirs.get(name))} -> {_short(ours.get(name))}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+
+
+def load_identity(attributes: Mapping[str, Any]) -> RunIdentity:
+    """Read what `RunIdentity.attributes` wrote."""
+    return RunIdentity(
+        input_digest=attributes["input_digest"],
+        model_digest=attributes["model_digest"],
+        code_version=attributes["code_version"],
+        spec=json.loads(attributes["spec"]),
+    )
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _flatten(identity: RunIdentity) -> dict[str, Any]:
+    flat = {
+        "input digest": identity.input_digest,
+        "model digest": identity.model_digest,
+        "fcnpipe version": identity.code_version,
+    }
+    return flat | {f"option {k}": v for k, v in json.loads(_canonical(identity.spec)).items()}
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else _canonical(value)
+    return text if len(text) <= 24 else text[:12] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a check of a store found.
+
+    Attributes
+    ----------
+    sources, tiles, pixels : int
+        How much was looked at.
+    problems : tuple of str
+        One line each; empty if labels, catalogue and ledger agree.
+    """
+
+    sources: int
+    tiles: int
+    pixels: int
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found wrong."""
+        return not self.problems
+
+
+def check_core(grid: TileGrid, box: Box) -> Tile:
+    """Give the tile whose core is ``box``.
+
+    Raises
+    ------
+    StoreError
+        If the box is anything but exactly one core: two writers in one shard lose data.
+
+    Examples
+    --------
+    >>> check_core(TileGrid((5, 4), (3, 4)), Box(3, 0, 5, 4)).name
+    'r001c000'
+    """
+    inside = grid.frame.contains(box) and box.size > 0
+    tile = grid.tile_at(box.y0, box.x0) if inside else None
+    if tile is None or tile.core != box:
+        raise StoreError(
+            f"{box} is not one tile core of {grid.edge} px in an image of {grid.shape} px: "
+            "write exactly one core at a time, a shard has one writer"
+        )
+    return tile
+
+
+class Store(Protocol):
+    """Where a run puts its maps, records and catalogue, and finds them again after a crash.
+
+    Notes
+    -----
+    Stores are picklable and hold no open file. Image arrays at level 0 are ``label``
+    (y, x) int32, ``probability`` (class, y, x) uint8, ``elevation`` (y, x) uint16, ``flags``
+    (y, x) uint8, ``science`` (band, y, x) float32 and the scratch array ``segments`` (y, x) int32.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        """Shapes and names."""
+        ...
+
+    def write_tile(self, name: str, box: Box, data: NDArray[Any]) -> None:
+        """Write one core of one array; anything but exactly one core is a StoreError."""
+        ...
+
+    def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
+        """Give a box of an array, leading axes whole."""
+        ...
+
+    def mark(self, stage: str, tile: Tile) -> None:
+        """Vouch that the tile's data of this stage has landed; call it last."""
+        ...
+
+    def done(self, stage: str) -> NDArray[np.bool_]:
+        """Give (tile_y, tile_x) bool: which tiles are marked."""
+        ...
+
+    def put_arrays(self, stage: str, name: str, arrays: Arrays) -> None:
+        """Keep a scratch record, whole or not at all."""
+        ...
+
+    def get_arrays(self, stage: str, name: str) -> dict[str, NDArray[Any]]:
+        """Give a scratch record back."""
+        ...
+
+    def list_arrays(self, stage: str) -> list[str]:
+        """Give the sorted names of a stage's scratch records."""
+        ...
+
+    def write_mesh(self, name: str, values: NDArray[np.float32]) -> None:
+        """Write ``sky`` or ``noise`` as a whole."""
+        ...
+
+    def read_mesh(self, name: str) -> NDArray[np.float32]:
+        """Give ``sky`` or ``noise``, NaN where unknown."""
+        ...
+
+    def write_sources(self, blocks: Iterable[Columns], count: int) -> None:
+        """Write the catalogue, block of rows by block of rows."""
+        ...
+
+    def read_sources(
+        self, names: Iterable[str] | None = None, rows: slice = slice(None)
+    ) -> dict[str, NDArray[Any]]:
+        """Give columns of the catalogue (all if not named) for a run of rows."""
+        ...

@@ -1,0 +1,246 @@
+"""The groups and arrays of a zarr output store: shapes, attributes, storage grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from fcnpipe.geometry import round_up
+from fcnpipe.records import PROBABILITY_SCALE, PixelFlag
+from fcnpipe.stores.base import Layout
+
+SCRATCH = ".scratch"
+"""Folder inside a partial store; removed when it is published."""
+
+MESH_CHUNK = 512
+"""Edge of a storage chunk of the background mesh, cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """How one array is stored.
+
+    Attributes
+    ----------
+    shape, dtype, fill
+        As in numpy; ``fill`` is what was never written.
+    dims : tuple of str
+        Name of each axis.
+    chunks, shards : tuple of int
+        Storage grid; no shards if None.
+    compressed : bool
+        Whether chunks are compressed (zstd, level 1).
+    attrs : dict
+        CF attributes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+    fill: float = 0
+    compressed: bool = True
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[Any]:
+    """Create an empty array."""
+    return group.create_array(
+        name,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=spec.chunks,
+        shards=spec.shards,
+        fill_value=spec.fill,
+        compressors=ZstdCodec(level=1) if spec.compressed else None,
+        dimension_names=spec.dims,
+        attributes=dict(spec.attrs),
+    )
+
+
+def store_values(
+    group: zarr.Group,
+    name: str,
+    values: NDArray[Any],
+    dims: Sequence[str],
+    attrs: Mapping[str, Any],
+) -> None:
+    """Create a small array and fill it, all in one chunk."""
+    chunks = tuple(max(n, 1) for n in values.shape)
+    spec = ArraySpec(values.shape, values.dtype.str, tuple(dims), chunks, attrs=attrs)
+    create_array(group, name, spec)[...] = values
+
+
+def create_hierarchy(path: Path, layout: Layout, attrs: Mapping[str, Any]) -> None:
+    """Create all groups and empty arrays of a store at ``path``, which must not exist."""
+    root = zarr.create_group(path, zarr_format=3, attributes=dict(attrs))
+    image = root.create_group("image")
+    create_level(image.create_group("0"), layout, 0, science=layout.keep_image)
+    _store_names(image["0"], layout)
+    _create_background(root.create_group("background"), layout)
+    create_array(root, "ledger", ledger_spec(layout))
+    scratch = zarr.create_group(path / SCRATCH, zarr_format=3)
+    create_array(scratch, "segments", image_specs(layout, 0)["label"])
+
+
+def create_level(group: zarr.Group, layout: Layout, level: int, science: bool) -> None:
+    """Create the arrays and pixel coordinates of one pyramid level."""
+    for name, spec in image_specs(layout, level).items():
+        if name != "science" or science:
+            create_array(group, name, spec)
+    for axis, size in zip("yx", level_shape(layout, level), strict=True):
+        centres = pixel_centres(size, level)
+        attrs = {"long_name": f"pixel centre along {axis}, 0-based", "units": "pixel"}
+        store_values(group, axis, centres, (axis,), attrs)
+
+
+def level_shape(layout: Layout, level: int) -> tuple[int, int]:
+    """Give height and width of a pyramid level, px of that level."""
+    height, width = layout.shape
+    return -(-height // 2**level), -(-width // 2**level)
+
+
+def pixel_centres(size: int, level: int) -> NDArray[Any]:
+    """Give where a level's pixels lie, in px of the full image: int64, or float64 above level 0.
+
+    Examples
+    --------
+    >>> pixel_centres(3, 0), pixel_centres(3, 1)
+    (array([0, 1, 2]), array([0.5, 2.5, 4.5]))
+    """
+    index = np.arange(size)
+    return index if level == 0 else (index + 0.5) * 2**level - 0.5
+
+
+def image_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
+    """Give the arrays of one level by name; elevation and flags only at full size."""
+    maps = {
+        "label": _image_spec(layout, level, "int32", None, _LABEL),
+        "probability": _image_spec(layout, level, "uint8", "class", _PROBABILITY),
+        "science": _image_spec(layout, level, "float32", "band", _science_attrs(layout)),
+    }
+    if level == 0:
+        maps["elevation"] = _image_spec(layout, level, "uint16", None, _ELEVATION)
+        maps["flags"] = _image_spec(layout, level, "uint8", None, _FLAGS)
+    return maps
+
+
+def ledger_spec(layout: Layout) -> ArraySpec:
+    """Give the ledger: one file of one byte for each tile and stage."""
+    attrs = {
+        "long_name": "stages that have landed, by tile",
+        "flag_values": [0, 1],
+        "flag_meanings": "pending done",
+        "stages": " ".join(layout.stages),
+    }
+    shape = (len(layout.stages), *layout.grid.counts)
+    dims = ("stage", "tile_y", "tile_x")
+    return ArraySpec(shape, "uint8", dims, (1, 1, 1), compressed=False, attrs=attrs)
+
+
+_LABEL = {"long_name": "number of the source that owns the pixel, 0 = background"}
+_PROBABILITY = {
+    "long_name": "probability of the class",
+    "scale_factor": PROBABILITY_SCALE,
+    "units": "1",
+}
+_ELEVATION = {
+    "long_name": "elevation that separates sources, 65535 = 1",
+    "comment": "elevation in [0, 1] times 65535, rounded; an integer, so that order is exact",
+}
+_FLAGS = {
+    "long_name": "why a pixel is not to be trusted",
+    "flag_masks": [int(flag) for flag in PixelFlag],
+    "flag_meanings": " ".join(str(flag.name).lower() for flag in PixelFlag),
+}
+
+
+def _science_attrs(layout: Layout) -> dict[str, str]:
+    units = {"units": layout.unit} if layout.unit else {}
+    return {"long_name": "science image, NaN = no data", **units}
+
+
+def _image_spec(
+    layout: Layout, level: int, dtype: str, axis: str | None, attrs: Mapping[str, Any]
+) -> ArraySpec:
+    shape = level_shape(layout, level)
+    chunks, shards = storage_grid(layout, shape)
+    lead = () if axis is None else (len(layout.classes if axis == "class" else layout.bands),)
+    return ArraySpec(
+        shape=(*lead, *shape),
+        dtype=dtype,
+        dims=("y", "x") if axis is None else (axis, "y", "x"),
+        chunks=(*(1 for _ in lead), *chunks),
+        shards=(*lead, *shards),
+        fill=np.nan if dtype == "float32" else 0,
+        attrs=attrs,
+    )
+
+
+def storage_grid(layout: Layout, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Give chunk and shard of an image of ``shape`` px on the tile grid.
+
+    Notes
+    -----
+    An axis shorter than a tile gets one shard, cut down to whole chunks.
+    """
+    pairs = list(zip(layout.edge, shape, strict=True))
+    chunks = [min(layout.chunk, edge, size) for edge, size in pairs]
+    shards = [
+        edge if size > edge else round_up(size, chunk)
+        for (edge, size), chunk in zip(pairs, chunks, strict=True)
+    ]
+    return (chunks[0], chunks[1]), (shards[0], shards[1])
+
+
+def _store_names(group: Any, layout: Layout) -> None:
+    for dim, names in (("class", layout.classes), ("band", layout.bands)):
+        if dim == "class" or layout.keep_image:
+            store_values(group, dim, np.arange(len(names)), (dim,), name_attrs(dim, names))
+    wcs = {"long_name": "world coordinates", "fits_cards": list(layout.cards)}
+    store_values(group, "wcs", np.zeros((), np.int32), (), wcs)
+
+
+def name_attrs(dim: str, names: Sequence[str]) -> dict[str, Any]:
+    """Give CF attributes that name the integers 0, 1, ... along an axis."""
+    meanings = " ".join("_".join(name.split()) for name in names)
+    return {
+        "long_name": f"index of the {dim}",
+        "flag_values": list(range(len(names))),
+        "flag_meanings": meanings,
+    }
+
+
+def _create_background(group: zarr.Group, layout: Layout) -> None:
+    dims = ("band", "mesh_y", "mesh_x")[-len(layout.mesh_shape) :]
+    chunks = (1, *(min(MESH_CHUNK, n) for n in layout.mesh))[-len(dims) :]
+    units = {"units": layout.unit} if layout.unit else {}
+    for name, text in (("sky", "sky level"), ("noise", "noise of one pixel, standard deviation")):
+        attrs = {"long_name": f"{text} of a mesh cell, NaN = unknown", **units}
+        spec = ArraySpec(layout.mesh_shape, "float32", dims, chunks, fill=np.nan, attrs=attrs)
+        create_array(group, name, spec)
+    for axis, cells, size in zip("yx", layout.mesh, layout.shape, strict=True):
+        attrs = {"long_name": f"centre of the mesh cell along {axis}, 0-based", "units": "pixel"}
+        centres = cell_centres(cells, layout.cell, size)
+        store_values(group, f"mesh_{axis}", centres, (f"mesh_{axis}",), attrs)
+
+
+def cell_centres(cells: int, cell: int, size: int) -> NDArray[np.float64]:
+    """Give the centres of mesh cells, px; the last cell is clipped by the image.
+
+    Examples
+    --------
+    >>> cell_centres(2, 64, 100)
+    array([31.5, 81.5])
+    """
+    starts = np.arange(cells) * cell
+    centres: NDArray[np.float64] = (starts + np.minimum(starts + cell, size) - 1) / 2
+    return centres

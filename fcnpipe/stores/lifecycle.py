@@ -1,0 +1,257 @@
+"""From nothing over OUT.zarr.partial to OUT.zarr, in steps that a crash cannot tear apart.
+
+::
+
+    fresh --create--> OUT.zarr.partial --publish--> OUT.zarr
+                        |      ^
+                        +-kill-+  resume: same run key, same tile grid
+
+Publishing: verify, parquet aside, consolidate and set the status to complete (one atomic write:
+from here on only renames are left), drop the scratch, flush, move an old OUT.zarr aside, rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcnpipe.errors import StoreError, VerificationError
+from fcnpipe.stores.base import RunIdentity, State, load_identity
+from fcnpipe.stores.hierarchy import SCRATCH
+from fcnpipe.stores.parquet import write_parquet
+from fcnpipe.stores.scratch import TEMPORARY, storing, written_whole
+from fcnpipe.stores.verification import find_problems
+
+if TYPE_CHECKING:
+    from fcnpipe.stores.zarr import ZarrStore
+
+OVERWRITE_MARK = "overwrite"
+"""Scratch file that remembers the user's consent to replace OUT.zarr."""
+
+FAILED = "failed"
+"""Root attribute of a partial store: names of the tiles that failed."""
+
+
+def partial_path(out: str | Path) -> Path:
+    """Give OUT.zarr.partial of OUT.zarr."""
+    out = Path(out)
+    return out.with_name(f"{out.name}.partial")
+
+
+def final_path(partial: Path) -> Path:
+    """Give OUT.zarr of OUT.zarr.partial; a finished store's own path is given back."""
+    return partial.with_name(partial.name.removesuffix(".partial"))
+
+
+def parquet_path(out: str | Path) -> Path:
+    """Give where the catalogue lies beside the store.
+
+    Examples
+    --------
+    >>> parquet_path("field.zarr").name, parquet_path("field").name
+    ('field.parquet', 'field.parquet')
+    """
+    out = Path(out)
+    return out.with_suffix(".parquet") if out.suffix == ".zarr" else Path(f"{out}.parquet")
+
+
+def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> State:
+    """Say what is to be done at an output path, and clear it where that is agreed.
+
+    Parameters
+    ----------
+    out : str or Path
+        OUT.zarr.
+    identity : RunIdentity
+        What the run is made from.
+    overwrite : bool
+        Whether to start afresh. An existing OUT.zarr stays until the new one is whole.
+
+    Returns
+    -------
+    str
+        ``fresh``: create the store; ``resume``: take up OUT.zarr.partial; ``complete``: the
+        result is there already.
+
+    Raises
+    ------
+    StoreError
+        If what is there belongs to another run (the message names what differs), is no store
+        of ours, or the place cannot be written.
+    """
+    out, partial = Path(out), partial_path(out)
+    with storing(out):
+        _check_writable(out)
+        _check_ours(out)
+        _check_ours(partial)
+        if overwrite:
+            _remove_all(partial, _leftover(parquet_path(out)))
+            return "fresh"
+        _finish(partial)
+        return _decide(out, partial, identity)
+
+
+def _decide(out: Path, partial: Path, identity: RunIdentity) -> State:
+    if partial.exists() and (not out.exists() or _consented(partial, identity)):
+        _refuse_another(partial, identity)
+        return "resume"
+    if out.exists():
+        _refuse_another(out, identity)
+        return "complete"
+    return "fresh"
+
+
+def _consented(partial: Path, identity: RunIdentity) -> bool:
+    asked = (partial / SCRATCH / OVERWRITE_MARK).exists()
+    return asked and read_attributes(partial)["run_key"] == identity.key
+
+
+def _refuse_another(path: Path, identity: RunIdentity) -> None:
+    found = load_identity(read_attributes(path))
+    if found.key != identity.key:
+        differences = ", ".join(identity.differences(found))
+        raise StoreError(
+            f"{path} belongs to another run, it differs in {differences}; "
+            "choose another output, or start afresh with --overwrite"
+        )
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse to touch what is no store of ours, even with --overwrite."""
+    if path.exists() and "run_key" not in read_attributes(path):
+        raise StoreError(f"{path} exists and is no fcnpipe store: choose another output")
+
+
+def _check_writable(out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"cannot write {out}: no permission in {out.parent}; choose another output"
+        )
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Give the root attributes of a store; empty if there is none or it cannot be read."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return attributes if isinstance(attributes, dict) else {}
+
+
+def publish_store(store: ZarrStore, overwrite: bool = False) -> Path:
+    """Publish OUT.zarr.partial; give OUT.zarr.
+
+    Raises
+    ------
+    StoreError
+        If OUT.zarr has appeared meanwhile and nobody said ``overwrite``.
+    VerificationError
+        If labels, catalogue and ledger contradict each other.
+    """
+    out = final_path(store.path)
+    if store.attrs["status"] != "complete":
+        _check_consent(store.path, out, overwrite)
+        problems = find_problems(store)
+        if problems:
+            raise VerificationError(f"{store.path} is not published: {'; '.join(problems[:3])}")
+        write_parquet(store, _leftover(parquet_path(out)))
+        _sweep(store.path)
+        consolidate(store.path, {"status": "complete"})
+    _finish(store.path)
+    return out
+
+
+def _check_consent(partial: Path, out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite and not (partial / SCRATCH / OVERWRITE_MARK).exists():
+        raise StoreError(f"{out} has appeared during the run: move it away, or --overwrite it")
+
+
+def set_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Update root attributes in one atomic step."""
+    root = json.loads((path / "zarr.json").read_text())
+    root["attributes"] |= attributes
+    _write_json(path / "zarr.json", root)
+
+
+def consolidate(path: Path, attributes: dict[str, Any]) -> None:
+    """Write all metadata into the root's, with ``attributes`` updated, in one atomic step.
+
+    Notes
+    -----
+    By hand and sorted, because zarr's own order is that of the folder listing: the bytes would
+    differ from run to run. The scratch is left out.
+    """
+    nodes = {
+        file.parent.relative_to(path).as_posix(): json.loads(file.read_text())
+        for file in sorted(path.rglob("zarr.json"))
+    }
+    root = nodes.pop(".")
+    metadata = {
+        name: _as_member(node)
+        for name, node in sorted(nodes.items())
+        if not name.startswith(SCRATCH)
+    }
+    root["attributes"] |= attributes
+    root["attributes"].pop(FAILED, None)
+    root["consolidated_metadata"] = _inline(metadata)
+    _write_json(path / "zarr.json", root)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2))
+
+
+def _inline(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": metadata}
+
+
+def _as_member(node: dict[str, Any]) -> dict[str, Any]:
+    return node | {"consolidated_metadata": _inline({})} if node["node_type"] == "group" else node
+
+
+def _finish(partial: Path) -> None:
+    """Do what is left after the status is complete; safe to run again after a crash."""
+    out = final_path(partial)
+    aside = out.with_name(f".{out.name}.replaced")
+    if read_attributes(partial).get("status") == "complete" and partial != out:
+        shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+        os.sync()
+        if out.exists():
+            _remove_all(aside)
+            os.rename(out, aside)
+        os.rename(partial, out)
+    if out.exists():
+        _remove_all(aside)
+        _adopt_parquet(out, partial)
+
+
+def _adopt_parquet(out: Path, partial: Path) -> None:
+    waiting = _leftover(parquet_path(out))
+    if waiting.exists() and not partial.exists():
+        os.replace(waiting, parquet_path(out))
+
+
+def _leftover(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary files that a killed writer left behind."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            if name.endswith(TEMPORARY):
+                os.unlink(os.path.join(folder, name))
+
+
+def _remove_all(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,40 @@
+"""The catalogue as a parquet file beside the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fcnpipe.stores.scratch import written_whole
+
+if TYPE_CHECKING:
+    from fcnpipe.stores.zarr import ZarrStore
+
+
+def write_parquet(store: ZarrStore, path: Path) -> None:
+    """Write the ``sources`` group to ``path``, block of rows by block of rows.
+
+    Notes
+    -----
+    The attributes of a column (units, long_name, ...) are its field metadata. The file appears
+    whole or not at all.
+    """
+    schema = parquet_schema(store)
+    with (
+        written_whole(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for block in store.source_blocks():
+            writer.write_table(pa.table(block, schema=schema))
+
+
+def parquet_schema(store: ZarrStore) -> pa.Schema:
+    """Give the catalogue's columns as an arrow schema."""
+    fields = []
+    for name, values in store.read_sources(rows=slice(0, 0)).items():
+        attrs = {key: str(value) for key, value in store.column_attrs(name).items()}
+        fields.append(pa.field(name, pa.from_numpy_dtype(values.dtype), metadata=attrs))
+    return pa.schema(fields, metadata={"run_key": store.identity.key})

@@ -1,0 +1,74 @@
+"""Small records that live only while a run does: one npz file each, whole or not there."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe.errors import StoreError
+from fcnpipe.stores.base import Arrays
+
+TEMPORARY = ".partial"
+"""Suffix of a file that is being written; zarr uses the same."""
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one clear line.
+
+    Raises
+    ------
+    StoreError
+        Disk full, no permission, a file where a folder should be, ...
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(
+            f"cannot write {path}: {reason}; make room or choose another output, "
+            "then run the same command again"
+        ) from None
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path that becomes ``path`` at the end, or vanishes on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put_record(folder: Path, name: str, arrays: Arrays) -> None:
+    """Write arrays as ``folder/name.npz``."""
+    with written_whole(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def get_record(folder: Path, name: str) -> dict[str, NDArray[Any]]:
+    """Read a record; KeyError if there is none."""
+    path = folder / f"{name}.npz"
+    if not path.exists():
+        raise KeyError(f"no scratch record {path}")
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def list_records(folder: Path) -> list[str]:
+    """Give the sorted names of the records in a folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".npz"))

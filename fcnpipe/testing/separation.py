@@ -1,0 +1,199 @@
+"""The slow, obvious truth about separation, and a separation over any tree of tiles.
+
+A tree of tiles is a `Box` (a tile) or a list of trees whose boxes fill their hull.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe.geometry import Box
+from fcnpipe.segment import Leaf, separate
+from fcnpipe.stitch import (
+    MILLION,
+    NEIGHBOURS,
+    NO_VERDICTS,
+    Criterion,
+    Graph,
+    Settlement,
+    SourceTable,
+    Verdicts,
+    join,
+    relabel,
+    select,
+    settle,
+    tabulate,
+)
+
+Tree: TypeAlias = "Box | list[Tree]"
+Separate: TypeAlias = Callable[..., Leaf]
+Int64 = NDArray[np.int64]
+_Pixel = tuple[int, int]
+
+
+def true_sources(
+    elevation: NDArray[np.uint16],
+    mask: NDArray[np.bool_],
+    criterion: Criterion,
+    weights: Int64 | None = None,
+) -> tuple[Int64, Int64]:
+    """Give source and footprint id of each pixel, -1 is background; in plain Python, no tiles."""
+    truth = _Truth(elevation, mask, np.ones_like(elevation, np.int64) if weights is None else weights)
+    basin = {p: truth.peak_of(p) for p in truth.pixels}
+    fates = truth.judge(basin, criterion)
+    source, footprint = (np.full(mask.shape, -1, np.int64) for _ in range(2))
+    for p, peak in basin.items():
+        footprint[p] = truth.index(fates.footprint[peak])
+        while peak in fates.goal:
+            peak = fates.goal[peak]
+        source[p] = truth.index(peak)
+    return source, footprint
+
+
+class _Fates:
+    def __init__(self) -> None:
+        self.goal: dict[_Pixel, _Pixel] = {}
+        self.footprint: dict[_Pixel, _Pixel] = {}
+
+
+class _Truth:
+    def __init__(self, elevation: NDArray[Any], mask: NDArray[Any], weights: NDArray[Any]) -> None:
+        self.elevation, self.weights, self.width = elevation, weights, mask.shape[1]
+        self.pixels = {(int(y), int(x)) for y, x in np.argwhere(mask)}
+
+    def index(self, p: _Pixel) -> int:
+        return p[0] * self.width + p[1]
+
+    def key(self, p: _Pixel) -> tuple[int, int]:
+        return int(self.elevation[p]), -self.index(p)
+
+    def near(self, p: _Pixel) -> Iterator[_Pixel]:
+        return (q for dy, dx in NEIGHBOURS if (q := (p[0] + dy, p[1] + dx)) in self.pixels)
+
+    def peak_of(self, p: _Pixel) -> _Pixel:
+        while (up := max([p, *self.near(p)], key=self.key)) != p:
+            p = up
+        return p
+
+    def passes(self, basin: dict[_Pixel, _Pixel]) -> list[tuple[Any, _Pixel, _Pixel]]:
+        best: dict[Any, Any] = {}
+        for p in self.pixels:
+            for q in self.near(p):
+                if basin[p] != basin[q] and self.key(p) < self.key(q):
+                    pair = tuple(sorted((basin[p], basin[q])))
+                    best[pair] = max(best.get(pair, ((-1, 0), 0)), (self.key(p), -self.index(q)))
+        return sorted(((level, a, b) for (a, b), level in best.items()), reverse=True)
+
+    def judge(self, basin: dict[_Pixel, _Pixel], criterion: Criterion) -> _Fates:
+        passes, fates = self.passes(basin), _Fates()
+        peaks = set(basin.values())
+        area = {peak: sum(b == peak for b in basin.values()) for peak in peaks}
+        flux = {a: sum(int(self.weights[p]) for p in basin if basin[p] == a) for a in peaks}
+        whole = {peak: {peak} for peak in peaks}  # footprint of each peak, as a set of peaks
+        for _, a, b in passes:
+            whole |= dict.fromkeys(joined := whole[a] | whole[b], joined)
+        branch = {peak: {peak} for peak in peaks}
+        for ((saddle, _), _), a, b in passes:
+            if branch[a] is branch[b]:
+                continue
+            if max(map(self.key, branch[a])) > max(map(self.key, branch[b])):
+                a, b = b, a
+            top = max(branch[a], key=self.key)
+            total = sum(flux[peak] for peak in whole[a])
+            stays = (
+                int(self.elevation[top]) - saddle >= criterion.dynamics
+                and sum(area[peak] for peak in branch[a]) >= criterion.minarea
+                and sum(flux[peak] for peak in branch[a])
+                >= Fraction(criterion.mincont_ppm, MILLION) * total
+            )
+            if not stays:
+                fates.goal[top] = b
+            branch |= dict.fromkeys(joined := branch[a] | branch[b], joined)
+        fates.footprint = {peak: max(whole[peak], key=self.key) for peak in peaks}
+        return fates
+
+
+def tile_tree(boxes: list[list[Box]], fan: tuple[int, int]) -> Tree:
+    """Give a tree over a grid of tiles (rows of boxes) that joins ``fan`` children at a time."""
+    trees: list[list[Any]] = [list(row) for row in boxes]
+    while len(trees) > 1 or len(trees[0]) > 1:
+        ys, xs = range(0, len(trees), fan[0]), range(0, len(trees[0]), fan[1])
+        trees = [
+            [[t for row in trees[y : y + fan[0]] for t in row[x : x + fan[1]]] for x in xs] for y in ys
+        ]
+    tree: Tree = trees[0][0]
+    return tree
+
+
+class TiledSeparation:
+    """A separation over a tree of tiles, with every record passed through flat arrays.
+
+    Parameters
+    ----------
+    elevation, mask, weights : (h, w) arrays
+        The whole image.
+    criterion : Criterion
+    separate : callable
+        `fcnpipe.segment.separate`, or what is to be tested in its place.
+    """
+
+    def __init__(
+        self,
+        elevation: NDArray[np.uint16],
+        mask: NDArray[np.bool_],
+        criterion: Criterion,
+        weights: Int64 | None = None,
+        separate: Separate = separate,
+    ) -> None:
+        self.maps, self.criterion, self.separate = (elevation, mask, weights), criterion, separate
+        self.frame = Box(0, 0, *mask.shape)
+        self.tiles: list[tuple[Box, NDArray[np.int32], SourceTable]] = []
+        self.graphs: list[Graph] = []
+
+    def run(self, tree: Tree) -> TiledSeparation:
+        """Go up and down the tree; afterwards `tiles` and `graphs` are filled."""
+        self._descend(*self._ascend(tree), NO_VERDICTS)
+        return self
+
+    def paint(self, column: str) -> Int64:
+        """Give the whole image of a column of the tables."""
+        image = np.full(self.frame.shape, -2, np.int64)
+        for core, segments, table in self.tiles:
+            image[core.slices] = getattr(table, column)[segments]
+        return image
+
+    def labels(self, minarea: int = 1, minpeak: int = 0) -> tuple[NDArray[np.int32], Any]:
+        """Give the label image and the selection."""
+        selection = select((table for _, _, table in self.tiles), minarea, minpeak)
+        image = np.full(self.frame.shape, -1, np.int32)
+        for core, segments, table in self.tiles:
+            image[core.slices] = relabel(table, selection)[segments]
+        return image, selection
+
+    def _ascend(self, tree: Tree) -> tuple[Graph, Any]:
+        if isinstance(tree, Box):
+            elevation, mask, weights = (
+                None if m is None else m[tree.grow(1).clip(self.frame).slices] for m in self.maps
+            )
+            leaf = self.separate(elevation, mask, tree, self.frame.shape, self.criterion, weights)
+            graph, kept = leaf.graph, (leaf.settlement, (tree, leaf.segments))
+        else:
+            graphs, below = zip(*(self._ascend(child) for child in tree), strict=True)
+            graph, settlement = join(graphs, self.criterion)
+            kept = (settlement, list(below))
+        self.graphs.append(graph)
+        return Graph.from_arrays(graph.to_arrays()), kept
+
+    def _descend(self, graph: Graph, kept: Any, verdicts: Verdicts) -> None:
+        settlement = Settlement.from_arrays(kept[0].to_arrays())
+        if isinstance(kept[1], tuple):
+            core, segments = kept[1]
+            self.tiles.append((core, segments, tabulate(settlement, verdicts, self.criterion)))
+            return
+        for below, part in zip(kept[1], settle(settlement, verdicts, self.criterion), strict=True):
+            self._descend(graph, below, part)

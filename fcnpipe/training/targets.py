@@ -1,0 +1,112 @@
+"""What the network sees of a scene and what it is asked to answer.
+
+Three maps in [0, 1], one output of the network each:
+
+* ``source``: the pixel belongs to a source;
+* ``heat``: a Gaussian bump of 1.1 px on the true centre of each detectable source;
+* ``relief``: rises from 0 at the edge of a source, and where two sources meet, to 1 at its centre.
+
+A source owns the pixels where it has the most noise-free light, if that light passes the truth's
+threshold. The relief makes one hill of each source, whatever its size or structure; the heat tells
+close pairs apart that have no second maximum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from fcnpipe.background import estimate
+from fcnpipe.pixels import flag_pixels, signal_to_noise
+from fcnpipe.training.scenes import Scene, detectable
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+
+OUTPUTS = ("source", "heat", "relief")
+HEAT_SIGMA_PX = 1.1
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scene as the network meets it."""
+
+    x: NDArray[np.float16]
+    """(h, w) float16, asinh of the signal-to-noise."""
+    targets: Bytes
+    """(3, h, w) uint8, the OUTPUTS in units of 1/255."""
+
+
+def make_example(scene: Scene, cell: int = 64) -> Example:
+    """Input and targets of a scene, with the sky and the noise estimated as for a real image."""
+    found = estimate(scene.image, scene.bad | ~np.isfinite(scene.image), cell)
+    sky, noise = found.sky(0, 0, scene.image.shape), found.noise(0, 0, scene.image.shape)
+    x = scale(scene.image, scene.bad, sky, noise)
+    return Example(x.astype(np.float16), quantise(make_targets(scene)))
+
+
+def scale(image: Floats, bad: Bools, sky: Floats, noise: Floats) -> Floats:
+    """The input of the network as the pipeline makes it: asinh of the filled signal-to-noise.
+
+    Parameters
+    ----------
+    image
+        (h, w) float32; NaN and infinite pixels count as bad.
+    bad
+        (h, w) bool, pixels not to be used.
+    sky, noise
+        (h, w) float32 of the image.
+
+    Returns
+    -------
+    ndarray
+        (h, w) float32, finite.
+    """
+    flags = flag_pixels(image, bad)
+    return np.arcsinh(signal_to_noise(image - sky, noise, flags))
+
+
+def make_targets(scene: Scene) -> Floats:
+    """The OUTPUTS of a scene, (3, h, w) float32 in [0, 1]."""
+    found = np.r_[False, detectable(scene.table)]
+    seen = found[scene.label]
+    heat = np.zeros(scene.label.shape, np.float32)
+    rows = scene.table[found[1:]]
+    _bump(heat, rows["y"], rows["x"], HEAT_SIGMA_PX)
+    return np.stack([seen.astype(np.float32), heat, np.where(seen, relief(scene), np.float32(0))])
+
+
+def relief(scene: Scene) -> Floats:
+    """Height of each pixel within its source, (h, w) float32 in [0, 1].
+
+    Logarithmic in the own smooth light from the truth's threshold (near 0) to the crest (1), times the
+    margin by which the owner leads the second strongest source. Meaningless outside sources.
+    """
+    crest = np.r_[np.float32(1), scene.table["crest"]].astype(np.float32)[scene.label]
+    threshold = np.float32(scene.truth_sigma)
+    # The table is in sky noises of the usual level, the planes in image units.
+    light = np.maximum(scene.form / scene.noise, 1e-6)
+    top = np.log(np.maximum(crest / threshold, 1.05))
+    height = np.clip(np.log(np.maximum(light / threshold, 1.0)) / top, 0, 1)
+    lead = 1 - scene.second / np.maximum(scene.first, 1e-30)
+    return np.asarray((0.1 + 0.9 * height) * np.clip(lead, 0, 1), np.float32)
+
+
+def quantise(maps: Floats) -> Bytes:
+    """Maps in [0, 1] as whole 1/255, uint8."""
+    return np.asarray(np.rint(np.clip(maps, 0, 1) * 255), np.uint8)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _bump(heat, ys, xs, sigma):  # type: ignore[no-untyped-def]
+    reach = int(4 * sigma) + 1
+    for n in range(len(ys)):
+        for y in range(int(ys[n]) - reach, int(ys[n]) + reach + 2):
+            for x in range(int(xs[n]) - reach, int(xs[n]) + reach + 2):
+                if 0 <= y < heat.shape[0] and 0 <= x < heat.shape[1]:
+                    square = (y - ys[n]) ** 2 + (x - xs[n]) ** 2
+                    heat[y, x] = max(heat[y, x], np.exp(-0.5 * square / sigma**2))

@@ -1,0 +1,76 @@
+"""All engines, with real Dask processes."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from fcnpipe.engines import SerialEngine, ThreadsEngine, open_engine
+from fcnpipe.engines.base import Engine
+from fcnpipe.engines.dask import start_cluster, start_local
+from fcnpipe.errors import SpecError
+from fcnpipe.records import TaskReport
+from fcnpipe.spec import make_spec
+from fcnpipe.testing.engines import EngineTests
+
+
+class TestSerial(EngineTests):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return SerialEngine()
+
+
+class TestThreads(EngineTests):
+    @pytest.fixture
+    def engine(self) -> Iterator[Engine]:
+        engine = ThreadsEngine(3)
+        yield engine
+        engine.close()
+
+
+class TestDask(EngineTests):
+    @pytest.fixture
+    def engine(self) -> Iterator[Engine]:
+        engine = start_local(1, {"FCNPIPE_TEST": "1"})
+        yield engine
+        engine.close()
+
+
+def die(name: str) -> TaskReport:
+    """Kill the worker for one name, answer for the others; set before anything is imported."""
+    if name == "poison":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return TaskReport("die", name, facts={"setting": os.environ.get("FCNPIPE_TEST")})
+
+
+def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
+    engine = start_local(1, {"FCNPIPE_TEST": "1"})
+    try:
+        reports = {r.name: r for r in engine.run(die, ["a", "poison", "b", "c", "d", "e", "f"])}
+    finally:
+        engine.close()
+    assert "worker lost" in reports["poison"].error
+    assert all(not reports[n].error and reports[n].facts["setting"] == "1" for n in "abcdef")
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"cluster_class": "no.such.Cluster"}, "cannot be started"),
+        ({"cluster_klass": "x"}, "unknown keys"),
+    ],
+)
+def test_a_wrong_cluster_is_one_clear_line(description: dict[str, str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        start_cluster(description)
+
+
+@pytest.mark.parametrize(
+    ("engine", "workers", "kind"),
+    [("serial", 4, SerialEngine), ("threads", 1, SerialEngine), ("threads", 2, ThreadsEngine)],
+)
+def test_the_spec_chooses_the_engine(engine: str, workers: int, kind: type) -> None:
+    opened = open_engine(make_spec(image=("a",), out="o", engine=engine, workers=workers), {})
+    assert isinstance(opened, kind)
+    opened.close()

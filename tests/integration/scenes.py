@@ -1,0 +1,28 @@
+"""Images that the integration tests run on: small, crowded across every seam, with bad pixels."""
+
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from fcnpipe.training.scenes import draw
+
+
+def sky_header() -> fits.Header:
+    """A tangent-plane header with 0.2 arcsec pixels."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.crpix, wcs.wcs.cdelt = [200, 150], [-0.2 / 3600, 0.2 / 3600]
+    wcs.wcs.crval, wcs.wcs.ctype = [150.1, 2.2], ["RA---TAN", "DEC--TAN"]
+    return wcs.to_header()
+
+
+def write_field(
+    path: Path, shape: tuple[int, int] = (700, 900), seed: int = 3, kind: str = "cluster"
+) -> Path:
+    """Write a simulated field with a bad column, NaN and a bright plateau."""
+    image = draw(kind, shape, seed).image.copy()
+    image[:, 300] = np.nan
+    image[100:105, 500:520] = np.nan
+    fits.writeto(path, image, sky_header(), overwrite=True)
+    return path

@@ -1,0 +1,98 @@
+"""The main job, end to end: the tiling is invisible, a kill is invisible, a bad tile is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import fcnpipe
+from fcnpipe.errors import FcnpipeError
+from fcnpipe.run import Result
+from tests.integration.scenes import write_field
+
+SHAPE = (700, 900)
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_field(tmp_path_factory.mktemp("field") / "field.fits", SHAPE)
+
+
+def run(field: Path, out: Path, **options: object) -> Result:
+    settings = {"model": "none", "window": 256, "engine": "serial", "quiet": True} | options
+    return fcnpipe.segment(field, out, **settings)
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a store, except how long the tiles took."""
+    tree = xr.open_datatree(path, engine="zarr", decode_cf=False)
+    return {
+        f"{node.path}/{name}": variable.values
+        for node in tree.subtree
+        for name, variable in node.to_dataset(inherit=False).variables.items()
+        if not node.path.startswith("/tiles")
+    }
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() - {"/ledger"} == other.keys() - {"/ledger"}
+    for name in one.keys() - {"/ledger"}:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def reference(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    out = tmp_path_factory.mktemp("reference") / "out.zarr"
+    run(field, out, tile=1024)
+    return content(out)
+
+
+def test_the_reference_is_worth_comparing_with(reference: dict[str, np.ndarray]) -> None:
+    labels = reference["/image/0/label"]
+    assert labels.shape == SHAPE
+    assert labels.max() == len(reference["/sources/label"]) > 100
+    crossing = set(np.unique(labels[255])) & set(np.unique(labels[256])) - {0}
+    assert len(crossing) > 5
+    assert np.isfinite(reference["/sources/kron_flux"]).mean() > 0.95
+    assert np.isfinite(reference["/sources/ra"]).all()
+
+
+@pytest.mark.parametrize(
+    ("engine", "workers", "tile"),
+    [
+        ("serial", 1, 256),
+        ("threads", 2, 512),
+        ("threads", 3, 256),
+        ("dask", 1, 512),
+        ("dask", 2, 256),
+    ],
+)
+def test_tile_and_engine_are_invisible(
+    field: Path,
+    reference: dict[str, np.ndarray],
+    tmp_path: Path,
+    engine: str,
+    workers: int,
+    tile: int,
+) -> None:
+    out = tmp_path / "out.zarr"
+    run(field, out, tile=tile, engine=engine, workers=workers)
+    assert_same(content(out), reference)
+
+
+def test_the_same_command_again_changes_nothing(field: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    first = run(field, out)
+    again = run(field, out)
+    assert (first.sources, again.sources) == (first.sources, first.sources)
+    assert again.resumed
+    assert not first.resumed
+
+
+def test_another_run_is_refused_and_overwrite_replaces_it(field: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    run(field, out)
+    with pytest.raises(FcnpipeError, match="thresh"):
+        run(field, out, thresh=5.0)
+    assert run(field, out, thresh=5.0, overwrite=True).sources > 0

@@ -1,0 +1,343 @@
+"""From nothing to OUT.zarr: resumed after any death, same bytes, refused where it must be."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fcnpipe.errors import StoreError, VerificationError
+from fcnpipe.stores import RunIdentity, ZarrStore, lifecycle, parquet_path, partial_path, prepare
+from fcnpipe.testing.small_run import IDENTITY, LAYOUT, do_tile, end_run, take_up
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def digest(path: Path) -> dict[str, bytes]:
+    """All files of a store by relative name."""
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+# -- same bytes ------------------------------------------------------------------------
+
+
+def test_same_bytes_in_any_order_and_with_tiles_done_twice(
+    published: ZarrStore, tmp_path: Path
+) -> None:
+    store = ZarrStore.create(tmp_path / "b" / "out.zarr", LAYOUT, IDENTITY, {"title": "test"})
+    tiles = [*LAYOUT.grid, *LAYOUT.grid]
+    random.Random(3).shuffle(tiles)
+    for tile in tiles:
+        do_tile(ZarrStore(store.path), tile)
+    other = end_run(store)
+    assert digest(other.path) == digest(published.path)
+    assert parquet_path(other.path).read_bytes() == parquet_path(published.path).read_bytes()
+
+
+@pytest.mark.parametrize("deaths", range(2))
+def test_same_bytes_after_a_death_while_a_file_is_written(
+    published: ZarrStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    out = tmp_path / "b" / "out.zarr"
+    chance = random.Random(deaths)
+    real = os.replace
+
+    def replace_or_die(source: str, target: str) -> None:
+        if chance.random() < 0.05:
+            raise Killed
+        real(source, target)
+
+    for attempt in range(200):
+        try:
+            with monkeypatch.context() as patch:
+                if attempt < 12:
+                    patch.setattr("os.replace", replace_or_die)
+                    patch.setattr("pathlib.Path.replace", replace_or_die)
+                state, store = take_up(out)
+                if state != "complete":
+                    for stage in LAYOUT.stages:
+                        for tile in store.pending(stage):
+                            do_tile(store, tile, (stage,))
+                    end_run(store)
+            break
+        except Killed:
+            continue
+    assert digest(out) == digest(published.path)
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [{root!r}]
+from fcnpipe.testing.small_run import IDENTITY, LAYOUT, do_tile, end_run
+from fcnpipe.testing.small_run import take_up
+state, store = take_up({out!r})
+print(state, flush=True)
+if state != "complete":
+    for tile in LAYOUT.grid:
+        if tile in store.pending("label"):
+            do_tile(store, tile)
+            print(tile.name, flush=True)
+    end_run(store)
+"""
+
+
+def test_same_bytes_after_kill_9(published: ZarrStore, tmp_path: Path) -> None:
+    out = tmp_path / "b" / "out.zarr"
+    script = SCRIPT.format(root=str(Path(__file__).parents[2]), out=str(out))
+    states = []
+    for lines in (4, 7, None):
+        run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert run.stdout is not None
+        states.append(run.stdout.readline().strip())
+        if lines is None:
+            run.communicate()
+        else:
+            for _ in range(lines):
+                run.stdout.readline()
+            run.send_signal(signal.SIGKILL)
+            run.communicate()
+    assert states == ["fresh", "resume", "resume"]
+    assert digest(out) == digest(published.path)
+
+
+@pytest.mark.parametrize("step", ["rmtree", "sync", "rename"])
+def test_death_between_complete_and_renamed_is_finished_by_the_next_call(
+    partial: ZarrStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    for tile in LAYOUT.grid:
+        do_tile(partial, tile)
+    out = lifecycle.final_path(partial.path)
+    module = "shutil" if step == "rmtree" else "os"
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "_sweep", lambda path: patch.setattr(f"{module}.{step}", die))
+        with pytest.raises(Killed):
+            end_run(partial)
+    assert partial.attrs["status"] == "complete"
+    assert not out.exists()
+    state, store = take_up(out)
+    assert (state, store.path) == ("complete", out)
+    assert store.verify().ok
+    assert sorted(p.name for p in out.parent.iterdir()) == ["out.parquet", "out.zarr"]
+
+
+def test_temporary_files_of_a_killed_writer_are_not_published(partial: ZarrStore) -> None:
+    for tile in LAYOUT.grid:
+        do_tile(partial, tile)
+    (partial.path / "image/0/label/c/0/0.1234.partial").write_bytes(b"half")
+    assert not list(end_run(partial).path.rglob("*.partial"))
+
+
+# -- fresh, resume, complete, refused --------------------------------------------------
+
+
+def test_states_of_an_output(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.zarr"
+    state, store = take_up(out)
+    assert (state, store.path) == ("fresh", partial_path(out))
+    for tile in LAYOUT.grid:
+        do_tile(store, tile)
+    assert prepare(out, IDENTITY) == "resume"
+    end_run(store)
+    assert prepare(out, IDENTITY) == "complete"
+    assert not partial_path(out).exists()
+
+
+def test_resumed_store_keeps_the_grid_that_it_was_begun_with(partial: ZarrStore) -> None:
+    out = lifecycle.final_path(partial.path)
+    state, store = take_up(out)
+    assert (state, store.layout) == ("resume", LAYOUT)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model_digest": "other"}, "model digest: model -> other"),
+        ({"input_digest": "other"}, "input digest: input -> other"),
+        ({"code_version": "2"}, "fcnpipe version: 1 -> 2"),
+        ({"spec": {"thresh": 0.5}}, "option minarea: 5 -> null"),
+        ({"spec": {"thresh": 0.4, "minarea": 5}}, "option thresh: 0.5 -> 0.4;"),
+    ],
+)
+def test_another_run_is_refused_and_told_why(
+    request: pytest.FixtureRequest, whole: bool, change: dict[str, object], told: str
+) -> None:
+    store = request.getfixturevalue("published" if whole else "partial")
+    out = lifecycle.final_path(store.path)
+    with pytest.raises(StoreError, match=r"differs in .*--overwrite") as caught:
+        prepare(out, replace(IDENTITY, **change))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert store.attrs["run_key"] == IDENTITY.key
+
+
+def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(published: ZarrStore) -> None:
+    out = published.path
+    other = RunIdentity("input", "new model", "1", {})
+    state, store = take_up(out, other, overwrite=True)
+    assert state == "fresh"
+    for tile in LAYOUT.grid:
+        do_tile(store, tile)
+        assert ZarrStore.open(out).identity == IDENTITY
+    # The consent was given: a resume of the killed run does not ask again.
+    state, store = take_up(out, other)
+    assert state == "resume"
+    end_run(store)
+    assert ZarrStore.open(out).identity == other
+    assert pq.read_schema(parquet_path(out)).metadata[b"run_key"].decode() == other.key
+    assert sorted(p.name for p in out.parent.iterdir()) == ["out.parquet", "out.zarr"]
+
+
+def test_overwrite_starts_afresh(partial: ZarrStore) -> None:
+    do_tile(partial, LAYOUT.grid.tile(0, 0))
+    out = lifecycle.final_path(partial.path)
+    state, store = take_up(out, overwrite=True)
+    assert state == "fresh"
+    assert not store.done("label").any()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("suffix", ["", ".partial"])
+def test_what_is_not_ours_is_never_touched(tmp_path: Path, suffix: str, overwrite: bool) -> None:
+    precious = tmp_path / f"out.zarr{suffix}"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match="exists and is no fcnpipe store"):
+        prepare(tmp_path / "out.zarr", IDENTITY, overwrite=overwrite)
+    assert (precious / "thesis.tex").exists()
+
+
+def test_output_that_appeared_meanwhile_is_not_replaced(
+    published: ZarrStore, tmp_path: Path
+) -> None:
+    store = ZarrStore.create(tmp_path / "b.zarr", LAYOUT, IDENTITY)
+    for tile in LAYOUT.grid:
+        do_tile(store, tile)
+    shutil.copytree(published.path, tmp_path / "b.zarr")
+    with pytest.raises(StoreError, match="has appeared during the run"):
+        end_run(store)
+    assert store.publish(overwrite=True).path == tmp_path / "b.zarr"
+
+
+def test_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write .*; make room or choose another output"):
+        prepare(tmp_path / "file" / "out.zarr", IDENTITY)
+
+
+def test_failures_are_named_until_the_run_is_whole(partial: ZarrStore) -> None:
+    partial.close_incomplete(["r000c001 (predict: bad)"])
+    assert partial.attrs["status"] == "incomplete"
+    assert partial.attrs["failed"] == ["r000c001 (predict: bad)"]
+    assert prepare(lifecycle.final_path(partial.path), IDENTITY) == "resume"
+    partial.reopen()
+    assert partial.attrs["status"] == "partial"
+    for tile in LAYOUT.grid:
+        do_tile(partial, tile)
+    assert "failed" not in end_run(partial).attrs
+
+
+# -- verification ----------------------------------------------------------------------
+
+
+def test_finished_run_is_verified(published: ZarrStore) -> None:
+    check = published.verify()
+    assert check.ok
+    assert (check.sources, check.tiles, check.pixels) == (4, 12, 30000)
+
+
+def test_partial_run_says_so(partial: ZarrStore) -> None:
+    assert partial.verify().problems[0] == "status is partial: resume the run"
+    assert "catalogue is missing" in partial.verify().problems[1]
+
+
+def damage_label(store: ZarrStore) -> None:
+    core = LAYOUT.grid.tile(1, 2).core
+    store.write_tile("label", core, np.full(core.shape, 9, np.int32))
+
+
+def damage_area(store: ZarrStore) -> None:
+    zarr_column(store, "area")[1] = 3
+
+
+def damage_peak(store: ZarrStore) -> None:
+    column = zarr_column(store, "source_id")
+    column[1] = int(column[1]) + 50
+
+
+def damage_rows(store: ZarrStore) -> None:
+    zarr_column(store, "label")[2] = 7
+
+
+def damage_order(store: ZarrStore) -> None:
+    column = zarr_column(store, "source_id")
+    column[:] = np.asarray(column[:])[::-1]
+
+
+def damage_source(store: ZarrStore) -> None:
+    core = LAYOUT.grid.tile(0, 0).core
+    labels = store.read("label", core)
+    store.write_tile("label", core, np.where(labels == 1, 0, labels).astype(np.int32))
+
+
+def damage_ledger(store: ZarrStore) -> None:
+    (store.path / "ledger/c/0/2/1").unlink()
+
+
+def zarr_column(store: ZarrStore, name: str):  # type: ignore[no-untyped-def]
+    return store._array(f"sources/{name}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (damage_label, "labels without a row in r001c002: 9"),
+        (damage_area, "area is not the number of pixels: labels 2"),
+        (damage_peak, "peak pixels with another label: labels 2"),
+        (damage_rows, "labels of the catalogue are not 1, 2, ..."),
+        (damage_order, "source_id does not rise"),
+        (damage_source, "rows without a pixel: labels 1"),
+        (damage_ledger, "stage predict has not landed for r002c001"),
+    ],
+)
+def test_each_contradiction_is_told(published: ZarrStore, damage, told: str) -> None:  # type: ignore[no-untyped-def]
+    damage(published)
+    assert any(told in problem for problem in published.verify().problems)
+
+
+def test_contradictions_are_not_published(partial: ZarrStore) -> None:
+    for tile in list(LAYOUT.grid)[1:]:
+        do_tile(partial, tile)
+    with pytest.raises(VerificationError, match="has not landed for r000c000"):
+        end_run(partial)
+    assert not lifecycle.final_path(partial.path).exists()
+    assert (partial.path / ".scratch").exists()
+
+
+# -- parquet ---------------------------------------------------------------------------
+
+
+def test_parquet_lies_beside_the_store(published: ZarrStore) -> None:
+    path = parquet_path(published.path)
+    table = pq.read_table(path)
+    assert table.column_names == ["label", "source_id", "area"]
+    for name, values in published.read_sources().items():
+        np.testing.assert_array_equal(table[name].to_numpy(), values)
+        assert table[name].to_numpy().dtype == values.dtype
+    assert table.schema.field("area").metadata[b"units"] == b"pixel2"

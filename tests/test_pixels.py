@@ -1,0 +1,71 @@
+"""Pixels in, integers out, and never a trace of the array they were cut in."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcnpipe import pixels
+from fcnpipe.records import PixelFlag
+
+
+def scene(seed: int, shape: tuple[int, int] = (60, 70)) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    image = rng.normal(0, 1, shape).astype(np.float32)
+    image[rng.random(shape) < 0.1] = np.nan
+    image[20:40, 30:55] = np.nan
+    return image, pixels.flag_pixels(image)
+
+
+def test_each_reason_has_its_bit() -> None:
+    image = np.array([[1, np.nan, np.inf, 9, 2, 3]], np.float32)
+    mask = np.array([[0, 0, 0, 0, 1, 0]], bool)
+    weight = np.array([[1, 1, 1, 1, 1, 0]], np.float32)
+    flags = pixels.flag_pixels(image, mask, weight, satur_level=9)
+    expected = [0, PixelFlag.NO_DATA, PixelFlag.NO_DATA | PixelFlag.SATURATED, PixelFlag.SATURATED]
+    assert flags[0].tolist() == [*map(int, expected), int(PixelFlag.MASKED), int(PixelFlag.MASKED)]
+
+
+def test_fill_is_the_weighted_mean_of_good_neighbours() -> None:
+    image, flags = scene(1)
+    filled = pixels.signal_to_noise(image, np.ones_like(image), flags)
+    assert np.isfinite(filled).all()
+    for y, x in np.argwhere(flags)[::37]:
+        total = weight = 0.0
+        for v in range(max(y - 4, 0), min(y + 5, 60)):
+            for u in range(max(x - 4, 0), min(x + 5, 70)):
+                w = np.exp(-((v - y) ** 2 + (u - x) ** 2) / 8) * (flags[v, u] == 0)
+                total, weight = total + w * np.nan_to_num(image[v, u]), weight + w
+        assert filled[y, x] == pytest.approx(total / weight if weight > 1e-6 else 0.0, abs=1e-5)
+    assert filled[30, 42] == 0.0
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(30, 60), st.integers(30, 70))
+def test_fill_does_not_see_the_cut(y0: int, x0: int, y1: int, x1: int) -> None:
+    image, flags = scene(2)
+    whole = pixels.signal_to_noise(image, np.ones_like(image), flags)
+    margin = pixels.FILL_REACH
+    ya, xa = max(y0 - margin, 0), max(x0 - margin, 0)
+    cut = (slice(ya, y1 + margin), slice(xa, x1 + margin))
+    part = pixels.signal_to_noise(image[cut], np.ones_like(image[cut]), flags[cut])
+    inner = part[y0 - ya : y0 - ya + y1 - y0, x0 - xa : x0 - xa + x1 - x0]
+    np.testing.assert_array_equal(inner, whole[y0:y1, x0:x1])
+
+
+@given(st.floats(0, 1), st.integers(0, 65535))
+def test_level_is_the_threshold_in_integers(fraction: float, value: int) -> None:
+    passes = value >= pixels.level(fraction, 65535)
+    if abs(value / 65535 - fraction) > 1e-9:
+        assert passes == (value / 65535 >= fraction)
+
+
+@given(st.floats(1e-12, 1e12))
+def test_the_unit_resolves_the_noise(noise: float) -> None:
+    steps = noise / pixels.flux_unit(noise)
+    assert 2**14 <= steps < 2**15
+
+
+def test_padding_repeats_the_edge() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    padded = pixels.pad_high(array, (3, 4))
+    np.testing.assert_array_equal(padded[0], [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5]])

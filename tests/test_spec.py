@@ -1,0 +1,42 @@
+"""The spec: one line for every mistake, and a science part that ignores how a run is done."""
+
+from pathlib import Path
+
+import pytest
+
+from fcnpipe.errors import SpecError
+from fcnpipe.spec import load_spec, make_spec
+
+
+def test_a_wrong_value_is_named_with_its_limit() -> None:
+    with pytest.raises(SpecError, match=r"option window=3: .*greater than or equal to 64"):
+        make_spec(image=("a.fits",), out="o.zarr", window=3)
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(SpecError, match="windw"):
+        make_spec(image=("a.fits",), out="o.zarr", windw=512)
+
+
+def test_how_a_run_is_done_is_no_part_of_its_science() -> None:
+    one = make_spec(image=("a.fits",), out="o.zarr", engine="serial", tile=512, window=512)
+    two = make_spec(
+        image=("b.fits",), out="p.zarr", engine="dask", workers=7, tile=1024, window=512
+    )
+    assert one.science() == two.science()
+    assert make_spec(image=("a.fits",), out="o.zarr", window=256).science() != one.science()
+
+
+def test_a_file_and_flags_merge_and_flags_win(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("image: a.fits\nwindow: 256\nthresh: 0.4\n")
+    spec = load_spec(path, out="o.zarr", window=512)
+    assert (spec.image, spec.window, spec.thresh) == (("a.fits",), 512, 0.4)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "a: [\n"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match="config"):
+        load_spec(path)
