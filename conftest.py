@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,15 +40,6 @@ def _seeded() -> None:
     np.random.seed(20261123)  # noqa: NPY002
 
 
-@pytest.fixture
-def quiet_workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Work in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-
-
 def pytest_unconfigure() -> None:
     """Leave nothing behind."""
-    import shutil
-
     shutil.rmtree(_HOME, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Rows of many tiles become one table, in order of label, with sky positions.
 
-``COLUMNS`` is the only place where a column gets its name, type, unit and meaning; the store, parquet and
-every export read it from here.  Names follow photutils 3 (`SourceCatalog`), 0-based pixels, degrees.
+``COLUMNS`` is the only place where a column gets its name, type, unit and meaning; the store,
+parquet and every export read it from here.  Names follow photutils 3 (`SourceCatalog`), 0-based
+pixels, degrees.
 """
 
 from __future__ import annotations
@@ -60,24 +61,38 @@ class Column:
 
 
 COLUMNS = (
-    Column("label", "int32", "", "meta.id;meta.main", "number of the source in the label image, from 1"),
-    Column("source_id", "uint64", "", "meta.id", "permanent id: global pixel index y * width + x of its peak"),
+    Column("label", "int32", "", "meta.id;meta.main",
+           "number of the source in the label image, from 1"),
+    Column("source_id", "uint64", "", "meta.id",
+           "permanent id: global pixel index y * width + x of its peak"),
     Column("x_centroid", "float64", "pix", "pos.cartesian.x;instr.det", "centroid in x, 0-based"),
     Column("y_centroid", "float64", "pix", "pos.cartesian.y;instr.det", "centroid in y, 0-based"),
-    Column("x_winpos", "float64", "pix", "pos.cartesian.x;instr.det", "x in a Gaussian window (SExtractor XWIN), 0-based"),
-    Column("y_winpos", "float64", "pix", "pos.cartesian.y;instr.det", "y in a Gaussian window (SExtractor YWIN), 0-based"),
-    Column("ra", "float64", "deg", "pos.eq.ra;meta.main", "right ascension of the centroid, ICRS; NaN without a WCS"),
-    Column("dec", "float64", "deg", "pos.eq.dec;meta.main", "declination of the centroid, ICRS; NaN without a WCS"),
-    Column("bbox_xmin", "int32", "pix", "pos.cartesian.x;instr.det;stat.min", "first column of the source"),
-    Column("bbox_xmax", "int32", "pix", "pos.cartesian.x;instr.det;stat.max", "last column of the source"),
-    Column("bbox_ymin", "int32", "pix", "pos.cartesian.y;instr.det;stat.min", "first row of the source"),
-    Column("bbox_ymax", "int32", "pix", "pos.cartesian.y;instr.det;stat.max", "last row of the source"),
-    Column("x_peak", "int32", "pix", "pos.cartesian.x;instr.det", "column of the highest elevation"),
+    Column("x_winpos", "float64", "pix", "pos.cartesian.x;instr.det",
+           "x in a Gaussian window (SExtractor XWIN), 0-based"),
+    Column("y_winpos", "float64", "pix", "pos.cartesian.y;instr.det",
+           "y in a Gaussian window (SExtractor YWIN), 0-based"),
+    Column("ra", "float64", "deg", "pos.eq.ra;meta.main",
+           "right ascension of the centroid, ICRS; NaN without a WCS"),
+    Column("dec", "float64", "deg", "pos.eq.dec;meta.main",
+           "declination of the centroid, ICRS; NaN without a WCS"),
+    Column("bbox_xmin", "int32", "pix", "pos.cartesian.x;instr.det;stat.min",
+           "first column of the source"),
+    Column("bbox_xmax", "int32", "pix", "pos.cartesian.x;instr.det;stat.max",
+           "last column of the source"),
+    Column("bbox_ymin", "int32", "pix", "pos.cartesian.y;instr.det;stat.min",
+           "first row of the source"),
+    Column("bbox_ymax", "int32", "pix", "pos.cartesian.y;instr.det;stat.max",
+           "last row of the source"),
+    Column("x_peak", "int32", "pix", "pos.cartesian.x;instr.det",
+           "column of the highest elevation"),
     Column("y_peak", "int32", "pix", "pos.cartesian.y;instr.det", "row of the highest elevation"),
     Column("area", "int64", "pix2", "phys.angArea", "number of pixels"),
-    Column("semimajor_axis", "float64", "pix", "phys.angSize.smajAxis", "1-sigma length of the major axis"),
-    Column("semiminor_axis", "float64", "pix", "phys.angSize.sminAxis", "1-sigma length of the minor axis"),
-    Column("orientation", "float64", "deg", "pos.posAng", "angle of the major axis from x towards y, [0, 360)"),
+    Column("semimajor_axis", "float64", "pix", "phys.angSize.smajAxis",
+           "1-sigma length of the major axis"),
+    Column("semiminor_axis", "float64", "pix", "phys.angSize.sminAxis",
+           "1-sigma length of the minor axis"),
+    Column("orientation", "float64", "deg", "pos.posAng",
+           "angle of the major axis from x towards y, [0, 360)"),
     Column("eccentricity", "float64", "", "src.morph.param", "eccentricity of the ellipse"),
     Column("elongation", "float64", "", "src.morph.param", "semimajor over semiminor axis"),
     Column("ellipticity", "float64", "", "src.ellipticity", "1 - semiminor over semimajor axis"),
@@ -87,31 +102,44 @@ COLUMNS = (
     Column("ellipse_cxx", "float64", "pix-2", "src.morph.param", "x^2 coefficient of the ellipse"),
     Column("ellipse_cxy", "float64", "pix-2", "src.morph.param", "x y coefficient of the ellipse"),
     Column("ellipse_cyy", "float64", "pix-2", "src.morph.param", "y^2 coefficient of the ellipse"),
-    Column("fwhm", "float64", "pix", "phys.angSize", "FWHM of the Gaussian of the same second moments"),
+    Column("fwhm", "float64", "pix", "phys.angSize",
+           "FWHM of the Gaussian of the same second moments"),
     Column("min_value", "float64", FLUX_UNIT, "phot.count;stat.min", "least value above the sky"),
-    Column("max_value", "float64", FLUX_UNIT, "phot.count;stat.max", "greatest value above the sky"),
+    Column("max_value", "float64", FLUX_UNIT, "phot.count;stat.max",
+           "greatest value above the sky"),
     Column("min_value_xindex", "int32", "pix", "", "column of the least value"),
     Column("min_value_yindex", "int32", "pix", "", "row of the least value"),
     Column("max_value_xindex", "int32", "pix", "", "column of the greatest value"),
     Column("max_value_yindex", "int32", "pix", "", "row of the greatest value"),
-    Column("segment_flux", "float64", FLUX_UNIT, "phot.count", "flux above the sky in the source's pixels"),
-    Column("segment_flux_err", "float64", FLUX_UNIT, "stat.error;phot.count", "error of segment_flux"),
+    Column("segment_flux", "float64", FLUX_UNIT, "phot.count",
+           "flux above the sky in the source's pixels"),
+    Column("segment_flux_err", "float64", FLUX_UNIT, "stat.error;phot.count",
+           "error of segment_flux"),
     Column("snr", "float64", "", "stat.snr", "segment_flux over segment_flux_err"),
-    Column("kron_radius", "float64", "", "phys.angSize", "Kron radius in units of the semi-axes; NaN beyond 6"),
-    Column("kron_flux", "float64", FLUX_UNIT, "phot.count", "flux in the ellipse of 2.5 Kron radii"),
+    Column("kron_radius", "float64", "", "phys.angSize",
+           "Kron radius in units of the semi-axes; NaN beyond 6"),
+    Column("kron_flux", "float64", FLUX_UNIT, "phot.count",
+           "flux in the ellipse of 2.5 Kron radii"),
     Column("kron_flux_err", "float64", FLUX_UNIT, "stat.error;phot.count", "error of kron_flux"),
-    Column("half_light_radius", "float64", "pix", "phys.angSize", "radius of the circle that holds half of kron_flux"),
-    Column("probability", "float64", "", "stat.probability", "mean probability of being a source, over its pixels"),
-    Column("class", "int16", "", "src.class", "most probable class: its index in the probability image; -1 if none"),
+    Column("half_light_radius", "float64", "pix", "phys.angSize",
+           "radius of the circle that holds half of kron_flux"),
+    Column("probability", "float64", "", "stat.probability",
+           "mean probability of being a source, over its pixels"),
+    Column("class", "int16", "", "src.class",
+           "most probable class: its index in the probability image; -1 if none"),
     Column("elevation", "uint16", "", "", "greatest elevation, 65535 = 1"),
     Column("saturated_pixels", "int64", "", "meta.number", "pixels that are saturated"),
-    Column("beside_bad_pixels", "int64", "", "meta.number", "pixels with a bad one among their 8 neighbours"),
-    Column("flags", "int32", "", "meta.code.qual", "sum of " + ", ".join(f"{int(f)} {f.name}" for f in SourceFlag)),
+    Column("beside_bad_pixels", "int64", "", "meta.number",
+           "pixels with a bad one among their 8 neighbours"),
+    Column("flags", "int32", "", "meta.code.qual",
+           "sum of " + ", ".join(f"{int(f)} {f.name}" for f in SourceFlag)),
 )  # fmt: skip
 """Columns of every catalogue, in order."""
 
 MAGNITUDES = (
-    Column("mag", "float64", "mag", "phot.mag", "magnitude of kron_flux; NaN if that is not positive"),
+    Column(
+        "mag", "float64", "mag", "phot.mag", "magnitude of kron_flux; NaN if that is not positive"
+    ),
     Column("mag_err", "float64", "mag", "stat.error;phot.mag", "error of mag"),
 )
 """Columns that a zero point adds."""
@@ -135,13 +163,16 @@ def columns_of(flux_unit: str = "", *, magnitudes: bool = False) -> tuple[Column
     return tuple(c.with_unit(flux_unit) for c in (COLUMNS + MAGNITUDES if magnitudes else COLUMNS))
 
 
-def complete(part: Part, cards: Sequence[str], width: int, zero_point: float | None = None) -> dict[str, NDArray[Any]]:
-    """Add what needs the header to measured rows: ids, sky positions, magnitudes; in the columns' types.
+def complete(
+    part: Part, cards: Sequence[str], width: int, zero_point: float | None = None
+) -> dict[str, NDArray[Any]]:
+    """Add what needs the header to measured rows: ids, sky positions, magnitudes.
 
     Parameters
     ----------
     part : mapping
-        Columns as ``measure.finish`` and ``measure.measure_apertures`` give them; apertures may be missing (NaN).
+        Columns as ``measure.finish`` and ``measure.measure_apertures`` give them; apertures may be
+        missing (NaN).
     cards : sequence of str
         FITS header cards with the WCS; empty if none.
     width : int
@@ -152,16 +183,27 @@ def complete(part: Part, cards: Sequence[str], width: int, zero_point: float | N
     Returns
     -------
     dict
-        One array for each column of ``columns_of``, in order.
+        One array for each column of ``columns_of``, in order and of the column's type.
     """
     rows = dict(part)
     n = len(rows["label"])
-    rows["source_id"] = rows["y_peak"].astype(np.uint64) * np.uint64(width) + rows["x_peak"].astype(np.uint64)
+    rows["source_id"] = rows["y_peak"].astype(np.uint64) * np.uint64(width) + rows["x_peak"].astype(
+        np.uint64
+    )
     rows["ra"], rows["dec"] = sky_coordinates(rows["x_centroid"], rows["y_centroid"], cards)
-    for name in ("x_winpos", "y_winpos", "kron_radius", "kron_flux", "kron_flux_err", "half_light_radius"):
+    for name in (
+        "x_winpos",
+        "y_winpos",
+        "kron_radius",
+        "kron_flux",
+        "kron_flux_err",
+        "half_light_radius",
+    ):
         rows.setdefault(name, np.full(n, np.nan))
     if zero_point is not None:
-        rows["mag"], rows["mag_err"] = magnitudes(rows["kron_flux"], rows["kron_flux_err"], zero_point)
+        rows["mag"], rows["mag_err"] = magnitudes(
+            rows["kron_flux"], rows["kron_flux_err"], zero_point
+        )
     columns = columns_of(magnitudes=zero_point is not None)
     return {column.name: rows[column.name].astype(column.dtype) for column in columns}
 
@@ -178,24 +220,28 @@ def magnitudes(
     ([20.0, nan], 0.01086)
     """
     # In scalars: numpy's vector logarithm may round the last bit by a row's place in the array.
-    lit = np.array([zero_point - 2.5 * math.log10(f) if f > 0 else math.nan for f in flux.tolist()], np.float64)
+    lit = np.array(
+        [zero_point - 2.5 * math.log10(f) if f > 0 else math.nan for f in flux.tolist()], np.float64
+    )
     ratio = np.divide(error, flux, out=np.full(len(flux), np.nan), where=flux > 0)
     return lit, ratio * (2.5 / math.log(10))
 
 
-# --- many parts, one table -------------------------------------------------------------------------
+# --- many parts, one table ---
 
 
 def assemble(
-    read: Callable[[tuple[str, ...]], Iterable[Part]], count: int, columns: Sequence[Column] = COLUMNS
+    read: Callable[[tuple[str, ...]], Iterable[Part]],
+    count: int,
+    columns: Sequence[Column] = COLUMNS,
 ) -> Iterator[tuple[Column, NDArray[Any]]]:
     """Bring the rows of many tiles in order of label, one column at a time.
 
     Parameters
     ----------
     read : callable
-        Given column names, gives the parts with (at least) these columns, in any order; it is called once for each
-        column, so no more than one column and one part are ever held.
+        Given column names, gives the parts with (at least) these columns, in any order; it is
+        called once for each column, so no more than one column and one part are ever held.
     count : int
         Number of sources: labels are 1 to ``count``.
     columns : sequence of Column
@@ -229,20 +275,23 @@ def check_labels(parts: Iterable[NDArray[Any]], count: int) -> None:
     """
     times = np.zeros(count, np.uint8)
     for labels in parts:
-        rows = np.asarray(labels, np.int64) - 1
+        rows = np.sort(np.asarray(labels, np.int64) - 1)
         outside = rows[(rows < 0) | (rows >= count)]
         if len(outside):
-            raise VerificationError(f"catalogue has a row for label {outside[0] + 1}, the labels end at {count}: run again with --overwrite")
-        new = np.unique(rows)
-        if len(new) < len(rows) or times[new].any():
-            again = new[times[new] > 0] if times[new].any() else rows[np.diff(np.sort(rows), append=-1) == 0]
-            raise VerificationError(f"catalogue has label {again[0] + 1} twice: run again with --overwrite")
-        times[new] = 1
+            raise _contradiction(f"a row for label {outside[0] + 1}, beyond the {count} labels")
+        again = np.concatenate([rows[times[rows] > 0], rows[1:][np.diff(rows) == 0]])
+        if len(again):
+            raise _contradiction(f"two rows for label {again[0] + 1}")
+        times[rows] = 1
     if not times.all():
-        raise VerificationError(f"catalogue has no row for label {int(np.argmin(times)) + 1} of {count}: run again to re-do its tile")
+        raise _contradiction(f"no row for label {np.argmin(times) + 1} of {count}")
 
 
-# --- the sky ---------------------------------------------------------------------------------------
+def _contradiction(what: str) -> VerificationError:
+    return VerificationError(f"the catalogue has {what}: run again with --overwrite")
+
+
+# --- the sky ---
 
 
 def wcs_of(cards: Sequence[str]) -> WCS | None:
@@ -251,13 +300,16 @@ def wcs_of(cards: Sequence[str]) -> WCS | None:
     Parameters
     ----------
     cards : sequence of str
-        FITS header cards of 80 characters (shorter ones are padded); SIP and TPV distortions are followed.
+        FITS header cards of 80 characters (shorter ones are padded); SIP and TPV distortions are
+        followed.
     """
     if not cards:
         return None
     header = fits.Header.fromstring("\n".join(cards), sep="\n")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # astropy repairs old cards and tells us: not the user's concern
+        warnings.simplefilter(
+            "ignore"
+        )  # astropy repairs old cards and tells us: not the user's concern
         try:
             wcs = WCS(header, relax=True)
             return wcs.celestial if wcs.has_celestial else None
@@ -297,7 +349,11 @@ def sky_coordinates(
 def _to_icrs(
     wcs: WCS, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    lon, lat = wcs.all_pix2world(x, y, 0) if wcs.wcs.lng < wcs.wcs.lat else wcs.all_pix2world(x, y, 0)[::-1]
+    lon, lat = (
+        wcs.all_pix2world(x, y, 0)
+        if wcs.wcs.lng < wcs.wcs.lat
+        else wcs.all_pix2world(x, y, 0)[::-1]
+    )
     frame = wcs_to_celestial_frame(wcs)
     if frame.name != "icrs":
         sky = SkyCoord(lon, lat, unit="deg", frame=frame).icrs

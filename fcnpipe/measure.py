@@ -3,13 +3,15 @@
 ::
 
     tile  --accumulate-->  Sums --+
-    tile  --accumulate-->  Sums --+--combine-->  Sums  --finish-->  columns  --measure_apertures-->  columns
-    tile  --accumulate-->  Sums --+
+    tile  --accumulate-->  Sums --+--combine-->  Sums  --finish-->  columns
+    tile  --accumulate-->  Sums --+                                    |
+    image, labels around a source  -----------measure_apertures--------+-->  columns
 
 ``accumulate`` and ``combine`` use integers only (128 bits where 64 could overflow), in the frame of
-each source's anchor, its peak pixel.  The anchor belongs to the source, not to the tile, so the sums are the same
-numbers for every tiling and every order.  Floats appear once, in ``finish``, source by source.
-``measure_apertures`` looks at a source's own box and nothing else, in a fixed order.
+each source's anchor, its peak pixel.  The anchor belongs to the source, not to the tile, so the
+sums are the same numbers for every tiling and every order.  Floats appear once, in ``finish``,
+source by source. ``measure_apertures`` looks at a source's own box and nothing else, in a fixed
+order.
 
 Definitions are those of photutils 3 (``SourceCatalog``), the windowed position that of SExtractor.
 """
@@ -34,7 +36,7 @@ VARIANCE_LIMIT = 2**52
 """Greatest fixed-point variance."""
 
 KRON_SCALE = 2.5
-"""The Kron aperture is this many Kron radii (SExtractor's PHOT_AUTOPARAMS, photutils' kron_params)."""
+"""The Kron aperture is this many Kron radii (SExtractor: PHOT_AUTOPARAMS)."""
 
 KRON_LEAST = 1.4
 """Least Kron radius, in units of the semi-axes."""
@@ -78,8 +80,8 @@ class Pixels:
     elevation : (h, w) uint16
         Elevation that was separated on.
     flags : (h', w') uint8
-        `PixelFlag` bits of the core **with 1 px more on each side**, clipped at the image, so that bad
-        neighbours across a seam are seen.
+        `PixelFlag` bits of the core **with 1 px more on each side**, clipped at the image, so that
+        bad neighbours across a seam are seen.
     core : Box
         Where the maps lie in the image.
     shape : (int, int)
@@ -121,8 +123,8 @@ class Sums:
     box : (n, 4) int64
         Bounding box y0, x0, y1, x1, half-open.
     exact : (n, 8, 2) uint64
-        128-bit two's complement (low, high) of: flux, variance, and with m = max(value, 0) and y, x from the
-        anchor: m, m y, m x, m y y, m x y, m x x.
+        128-bit two's complement (low, high) of: flux, variance, and with m = max(value, 0) and
+        y, x from the anchor: m, m y, m x, m y y, m x y, m x x.
     highest, lowest : (n, 2) int64
         Greatest and least value and its global pixel index; of equal ones the lowest index.
     probability : (n, c) int64
@@ -161,7 +163,9 @@ class Sums:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Sums:
         """Rebuild sums from what ``to_arrays`` gave (an open npz file will do)."""
-        return cls(**{field.name: np.ascontiguousarray(arrays[field.name]) for field in fields(cls)})
+        return cls(
+            **{field.name: np.ascontiguousarray(arrays[field.name]) for field in fields(cls)}
+        )
 
     def take(self, rows: NDArray[Any]) -> Sums:
         """Give the sums of some rows, by boolean mask or index."""
@@ -196,7 +200,7 @@ class Region:
     shape: tuple[int, int]
 
 
-# --- fixed point -----------------------------------------------------------------------------------
+# --- fixed point ---
 
 
 def quantise_flux(flux: NDArray[np.floating[Any]], unit: float) -> NDArray[np.int64]:
@@ -229,10 +233,11 @@ def _quantise(
     np.rint(counts, out=counts)
     np.clip(counts, low, high, out=counts)
     np.copyto(counts, 0.0, where=np.isnan(counts))
-    return counts.astype(np.int64)
+    whole: NDArray[np.int64] = counts.astype(np.int64)
+    return whole
 
 
-# --- sums ------------------------------------------------------------------------------------------
+# --- sums ---
 
 
 def accumulate(
@@ -265,13 +270,14 @@ def accumulate(
     anchor's frame in 128 bits: no rounding anywhere, so neither the tiling nor the order can show.
     """
     anchors = np.ascontiguousarray(anchors, dtype=np.int64).reshape(-1, 2)
-    known = np.arange(1, len(anchors) + 1, dtype=np.int32) if names is None else np.asarray(names, dtype=np.int32)
+    known = (
+        np.arange(1, len(anchors) + 1, dtype=np.int32)
+        if names is None
+        else np.asarray(names, dtype=np.int32)
+    )
     _check(pixels, known, anchors)
     sums = _blank(known, anchors, len(pixels.probability))
-    if not len(known):
-        fault = int(pixels.labels.any())
-    else:
-        fault = _accumulate(_maps(pixels), _rows(sums))
+    fault = _accumulate(_maps(pixels), _rows(sums)) if len(known) else int(pixels.labels.any())
     if fault:
         raise ValueError(_FAULTS[fault])
     return _seen(sums, pixels.shape)
@@ -287,12 +293,17 @@ _FAULTS = {
 def _check(pixels: Pixels, names: NDArray[np.int32], anchors: NDArray[np.int64]) -> None:
     for name in ("labels", "value", "variance", "elevation"):
         if getattr(pixels, name).shape != pixels.core.shape:
-            raise ValueError(f"{name} has shape {getattr(pixels, name).shape}, the core {pixels.core.shape}")
+            raise ValueError(
+                f"{name} has shape {getattr(pixels, name).shape}, the core {pixels.core.shape}"
+            )
     if pixels.probability.ndim != 3 or pixels.probability.shape[1:] != pixels.core.shape:
-        raise ValueError(f"probability has shape {pixels.probability.shape}, not (c, {pixels.core.shape})")
+        raise ValueError(
+            f"probability has shape {pixels.probability.shape}, not (c, {pixels.core.shape})"
+        )
     if pixels.flags.shape != pixels.flags_box.shape:
         raise ValueError(
-            f"flags has shape {pixels.flags.shape}, not {pixels.flags_box.shape}: the core with 1 px more, clipped"
+            f"flags has shape {pixels.flags.shape}, not {pixels.flags_box.shape}: "
+            "give the core with 1 px more, clipped at the image"
         )
     if len(names) != len(anchors) or (len(names) > 1 and np.any(np.diff(names) <= 0)):
         raise ValueError(f"{len(names)} names for {len(anchors)} anchors: give as many, rising")
@@ -343,8 +354,12 @@ def combine(parts: Sequence[Sums]) -> Sums:
     joined = Sums(**{name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
     rows = joined.take(np.argsort(joined.label, kind="stable"))
     first = np.flatnonzero(np.diff(rows.label, prepend=np.int32(-1)))
-    if np.any(np.repeat(rows.anchor[first], np.diff(first, append=len(rows)), axis=0) != rows.anchor):
-        raise ValueError("two parts have different anchors for one label: they are of different images")
+    if np.any(
+        np.repeat(rows.anchor[first], np.diff(first, append=len(rows)), axis=0) != rows.anchor
+    ):
+        raise ValueError(
+            "two parts have different anchors for one label: they are of different images"
+        )
     return _reduce(rows, first)
 
 
@@ -413,7 +428,9 @@ def _rows(sums: Sums) -> _Rows:
 @njit(cache=True, nogil=True)
 def _accumulate(maps, rows):  # type: ignore[no-untyped-def]
     height, width = maps.labels.shape
-    above = np.zeros(width, np.int64)  # row of the sums that was last met in a column: saves the search
+    above = np.zeros(
+        width, np.int64
+    )  # row of the sums that was last met in a column: saves the search
     for i in range(height):
         j = 0
         while j < width:
@@ -455,8 +472,8 @@ def _find(names, label):  # type: ignore[no-untyped-def]
 def _add_run(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
     """Add one run of at most ``_CHUNK`` pixels of one label; give 0 or the fault's number."""
     start, stop = run
-    flux, variance, m0, m1, m2, top = 0, 0, 0, 0, 0, 0
-    high, low = -FLUX_LIMIT - 1, FLUX_LIMIT + 1
+    flux, variance, m0, m1, m2 = 0, 0, 0, 0, 0
+    high, low, top = np.int64(-FLUX_LIMIT - 1), np.int64(FLUX_LIMIT + 1), np.int64(0)
     high_j, low_j = start, start
     for j in range(start, stop):
         value, spread = maps.value[i, j], maps.variance[i, j]
@@ -500,7 +517,7 @@ def _note_extremes(rows, row, high, low):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True, forceinline=True)
 def _note_probability(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
     for k in range(maps.probability.shape[0]):
-        total = 0
+        total = np.int64(0)
         for j in range(run[0], run[1]):
             total += np.int64(maps.probability[k, i, j])
         rows.probability[row, k] += total
@@ -540,7 +557,7 @@ def _note_flags(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _add_moments(exact, row, offset, sums):  # type: ignore[no-untyped-def]
-    """Move the sums m, m i, m i i of a run to the anchor's frame, where x = dx + i, and add them."""
+    """Move the sums m, m i, m i i of a run to the anchor's frame, x = dx + i, and add them."""
     dy, dx = offset
     m0, m1, m2 = sums
     _add_small(exact, row, _MASS, m0)
@@ -573,7 +590,7 @@ def _add_wide(exact, row, k, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _add_product(exact, row, k, factor, value):  # type: ignore[no-untyped-def]
-    """Add ``factor * value`` where ``value`` is not negative: schoolbook product of 32-bit halves."""
+    """Add ``factor * value``, ``value`` not negative: schoolbook product of 32-bit halves."""
     a, b = np.uint64(abs(factor)), np.uint64(value)
     a0, a1, b0, b1 = a & _LOW, a >> _HALF, b & _LOW, b >> _HALF
     p00, p01, p10 = a0 * b0, a0 * b1, a1 * b0
@@ -616,7 +633,7 @@ def _merge_row(rows, i, total, g):  # type: ignore[no-untyped-def]
         total.box[g, k + 2] = max(total.box[g, k + 2], rows.box[i, k + 2])
 
 
-# --- moments ---------------------------------------------------------------------------------------
+# --- moments ---
 
 
 def finish(sums: Sums, unit: float, variance_unit: float, width: int) -> Columns:
@@ -639,9 +656,9 @@ def finish(sums: Sums, unit: float, variance_unit: float, width: int) -> Columns
 
     Notes
     -----
-    As in photutils, negative pixels do not count in moments, and shapes thinner than a pixel are thickened by
-    1/12 px^2 at a time. Unlike photutils, a source without any positive pixel gets the centre and the
-    spread of its bounding box instead of NaN, and the flag ISOPHOTE_INCOMPLETE.
+    As in photutils, negative pixels do not count in moments, and shapes thinner than a pixel are
+    thickened by 1/12 px^2 at a time. Unlike photutils, a source without any positive pixel gets the
+    centre and the spread of its bounding box instead of NaN, and the flag ISOPHOTE_INCOMPLETE.
     """
     mass = to_float(sums.exact[:, _MASS])
     blank = mass == 0
@@ -671,7 +688,9 @@ def _moments(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     y, x, yy, xy, xx = (to_float(sums.exact[:, k]) / mass for k in (_Y, _X, _YY, _XY, _XX))
     centre = np.stack([y, x], axis=1) + sums.anchor
-    return centre, np.stack([np.maximum(xx - x * x, 0), xy - x * y, np.maximum(yy - y * y, 0)], axis=1)
+    return centre, np.stack(
+        [np.maximum(xx - x * x, 0), xy - x * y, np.maximum(yy - y * y, 0)], axis=1
+    )
 
 
 def _fill_from_box(
@@ -716,9 +735,7 @@ def _thicken(
     return xx, xy, yy
 
 
-def _shapes(
-    xx: NDArray[np.float64], xy: NDArray[np.float64], yy: NDArray[np.float64]
-) -> Columns:
+def _shapes(xx: NDArray[np.float64], xy: NDArray[np.float64], yy: NDArray[np.float64]) -> Columns:
     det = xx * yy - xy * xy
     half = (xx - yy) / 2
     major = (xx + yy) / 2 + np.sqrt(half * half + xy * xy)
@@ -782,7 +799,7 @@ def _flags(sums: Sums, blank: NDArray[np.bool_]) -> NDArray[np.int32]:
     return flags.astype(np.int32)
 
 
-# --- apertures -------------------------------------------------------------------------------------
+# --- apertures ---
 
 
 def aperture_boxes(
@@ -830,9 +847,9 @@ def measure_apertures(
     Returns
     -------
     dict of (n,) arrays
-        ``kron_radius`` (in semi-axes), ``kron_flux``, ``kron_flux_err``, ``half_light_radius`` (px), ``x_winpos``,
-        ``y_winpos`` (px; the centroid where the iteration fails) and ``flags`` with the aperture's bits added.
-        NaN is a value that could not be measured.
+        ``kron_radius`` (in semi-axes), ``kron_flux``, ``kron_flux_err``, ``half_light_radius``
+        (px), ``x_winpos``, ``y_winpos`` (px; the centroid where the iteration fails) and ``flags``
+        with the aperture's bits added. NaN is a value that could not be measured.
 
     Raises
     ------
@@ -841,11 +858,12 @@ def measure_apertures(
 
     Notes
     -----
-    As photutils with ``kron_params=(2.5, 1.4, 0.0)`` and ``aperture_mask_method='correct'``: a pixel of a neighbour is
-    replaced by the one mirrored about the centroid, or by 0 if that is no better. Bad pixels are replaced in the same
-    way (photutils leaves them out), so a star with a bad column keeps its flux. Overlaps of pixels with ellipses are
-    exact. The windowed position iterates a Gaussian window with sigma = half-light radius * 2 / 2.35
-    (SExtractor's XWIN_IMAGE) over the same repaired pixels.
+    As photutils with ``kron_params=(2.5, 1.4, 0.0)`` and ``aperture_mask_method='correct'``: a
+    pixel of a neighbour is replaced by the one mirrored about the centroid, or by 0 if that is no
+    better. Bad pixels are replaced in the same way (photutils leaves them out), so a star with a
+    bad column keeps its flux. Overlaps of pixels with ellipses are exact. The windowed position
+    iterates a Gaussian window with sigma = half-light radius * 2 / 2.35 (SExtractor's XWIN_IMAGE)
+    over the same repaired pixels.
     """
     boxes = aperture_boxes(columns, region.shape, cap)
     _check_region(region, boxes)
@@ -854,7 +872,9 @@ def measure_apertures(
     shapes = np.stack([np.asarray(columns[name], np.float64) for name in _SHAPE], axis=1)
     values, bits = np.full((n, len(_APERTURE)), np.nan), np.zeros(n, np.int32)
     labels = np.asarray(columns["label"], np.int32)
-    _measure_all(_field(region), _Rules(cap), _scratch(edge), (labels, shapes, boxes), (values, bits))
+    _measure_all(
+        _field(region), _Rules(cap), _scratch(edge), (labels, shapes, boxes), (values, bits)
+    )
     measured: Columns = dict(zip(_APERTURE, values.T.copy(), strict=True))
     measured["flags"] = columns["flags"] | bits
     return measured
@@ -862,7 +882,14 @@ def measure_apertures(
 
 _SHAPE = ("x_centroid", "y_centroid", "semimajor_axis", "semiminor_axis", "orientation",
           "ellipse_cxx", "ellipse_cxy", "ellipse_cyy")  # fmt: skip
-_APERTURE = ("x_winpos", "y_winpos", "kron_radius", "kron_flux", "kron_flux_err", "half_light_radius")
+_APERTURE = (
+    "x_winpos",
+    "y_winpos",
+    "kron_radius",
+    "kron_flux",
+    "kron_flux_err",
+    "half_light_radius",
+)
 
 
 class _Field(NamedTuple):
@@ -879,7 +906,7 @@ class _Rules(NamedTuple):
 
 
 class _Scratch(NamedTuple):
-    """Work space of one thread, as large as the largest box: repaired pixels and their order by distance."""
+    """Work space as large as the largest box: repaired pixels, and their order by distance."""
 
     value: NDArray[np.float64]
     variance: NDArray[np.float64]
@@ -906,12 +933,16 @@ class _Source(NamedTuple):
 def _check_region(region: Region, boxes: NDArray[np.int64]) -> None:
     for name in ("image", "noise", "labels", "flags"):
         if getattr(region, name).shape != region.box.shape:
-            raise ValueError(f"{name} has shape {getattr(region, name).shape}, its box {region.box.shape}")
+            raise ValueError(
+                f"{name} has shape {getattr(region, name).shape}, its box {region.box.shape}"
+            )
     if not len(boxes):
         return
     hull = Box(*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
     if not region.box.contains(hull):
-        raise ValueError(f"region {region.box} does not hold the apertures' {hull}: read aperture_boxes' hull")
+        raise ValueError(
+            f"region {region.box} does not hold the apertures' {hull}: read aperture_boxes' hull"
+        )
 
 
 def _field(region: Region) -> _Field:
@@ -1012,7 +1043,7 @@ def _state(field, label, y, x):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _repair(field, scratch, source, box):  # type: ignore[no-untyped-def]
-    """Copy a box, with pixels of neighbours and bad ones replaced by their mirror about the centroid."""
+    """Copy a box; neighbours' and bad pixels are replaced by their mirror about the centroid."""
     y0, x0, y1, x1 = box
     middle_y, middle_x = int(np.floor(source.y + 0.5)), int(np.floor(source.x + 0.5))
     for y in range(y0, y1):
@@ -1082,10 +1113,11 @@ def _ellipse_flux(scratch, source, box, scale):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _overlap(dx, dy, figure, reach):  # type: ignore[no-untyped-def]
-    """Give the share of a pixel that lies inside the unit circle of the frame that ``figure`` maps to.
+    """Give the share of a pixel inside the unit circle of the frame that ``figure`` maps to.
 
-    ``figure`` is the 2 x 2 map (row by row) from pixels to that frame, ``reach`` the longest that half a pixel's
-    diagonal becomes there: pixels clearly inside or outside are settled by their centre.
+    ``figure`` is the 2 x 2 map (row by row) from pixels to that frame, ``reach`` the longest that
+    half a pixel's diagonal becomes there: pixels clearly inside or outside are settled by their
+    centre.
     """
     xx, xy, yx, yy = figure
     u, v = xx * dx + xy * dy, yx * dx + yy * dy
@@ -1101,9 +1133,10 @@ def _overlap(dx, dy, figure, reach):  # type: ignore[no-untyped-def]
 def _edge_overlap(centre, figure, reach):  # type: ignore[no-untyped-def]
     """Give the share of a parallelogram inside the unit circle, edge by edge.
 
-    Each edge spans a triangle with the origin; the part of it inside the circle is a triangle where the edge runs
-    inside and a sector where it runs outside (Green's theorem). The sectors' angles are multiplied as rotations and
-    read off once; only a figure about as small as a pixel could turn by more than half a circle.
+    Each edge spans a triangle with the origin; the part of it inside the circle is a triangle where
+    the edge runs inside and a sector where it runs outside (Green's theorem). The sectors' angles
+    are multiplied as rotations and read off once; only a figure about as small as a pixel could
+    turn by more than half a circle.
     """
     xx, xy, yx, yy = figure
     u, v = centre
@@ -1126,7 +1159,7 @@ def _edge_overlap(centre, figure, reach):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _follow_edge(p, q, re, im):  # type: ignore[no-untyped-def]
-    """Give twice the triangle of the edge's part inside, and the rotation turned on by its parts outside."""
+    """Give twice the triangle of an edge's part inside; turn the rotation by its parts outside."""
     pu, pv = p
     qu, qv = q
     c = pu * pu + pv * pv - 1
@@ -1159,7 +1192,7 @@ def _turn(re, im, p, q):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _fraction_radius(scratch, source, box, limit, target):  # type: ignore[no-untyped-def]
-    """Give the radius of the circle that holds the flux ``target``; NaN if none below ``limit`` does."""
+    """Give the radius of the circle that holds ``target``; NaN if none below ``limit`` does."""
     if not np.isfinite(target) or target == 0:
         return np.nan
     rings = _sort_by_ring(scratch, source, box)
@@ -1210,8 +1243,8 @@ def _bisect(scratch, goal, bracket):  # type: ignore[no-untyped-def]
 def _sort_by_ring(scratch, source, box):  # type: ignore[no-untyped-def]
     """Sort a box's pixels by distance from the centroid and give the number of rings.
 
-    ``disc[ring[k]:ring[k + 1]]`` are the pixels (dy, dx, value) with k <= distance < k + 1, ``inside[k]`` is the flux of
-    those nearer.
+    ``disc[ring[k]:ring[k + 1]]`` are the pixels (dy, dx, value) with k <= distance < k + 1;
+    ``inside[k]`` is the flux of those nearer.
     """
     y0, x0, y1, x1 = box
     ring, inside, disc = scratch.ring, scratch.inside, scratch.disc
@@ -1238,7 +1271,7 @@ def _sort_by_ring(scratch, source, box):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _circle_flux(scratch, rings, radius):  # type: ignore[no-untyped-def]
-    """Give the flux in a circle about the centroid: whole rings, then the pixels that its edge may cross."""
+    """Give the flux in a circle about the centroid: whole rings, then pixels its edge may cross."""
     if radius <= 0:
         return 0.0
     figure, reach = (1 / radius, 0.0, 0.0, 1 / radius), _HALF_DIAGONAL / radius
@@ -1252,7 +1285,7 @@ def _circle_flux(scratch, rings, radius):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _windowed_position(field, scratch, source, limits, half):  # type: ignore[no-untyped-def]
-    """Give the centroid in a Gaussian window that moves with it; the isophotal one if that runs away."""
+    """Give the centroid in a window that moves with it; the isophotal one if that runs away."""
     sigma = max(half, 0.5) * 2 / 2.35
     radius = 4 * sigma
     room = radius + source.a + 1
@@ -1273,7 +1306,7 @@ def _windowed_position(field, scratch, source, limits, half):  # type: ignore[no
 
 @njit(cache=True, nogil=True)
 def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyped-def]
-    """Give how far (x, y) the window's centre of mass lies from its centre; NaN if its flux is not positive."""
+    """Give how far the window's centroid lies from its centre (x, y); NaN without flux."""
     y0, x0, y1, x1 = _box_around(centre, (radius, radius), box)
     x, y = centre
     wave, slope = scratch.wave, -0.5 / (sigma * sigma)

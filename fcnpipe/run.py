@@ -183,7 +183,7 @@ def open_session(spec: RunSpec) -> Iterator[Session | None]:
             spec.out, layout, identity, _attributes(spec, exposure), spec.overwrite
         )
     job = Job(spec, plan, resolve_criteria(spec, model.header), str(store.path), uuid.uuid4().hex)
-    reopen(job)
+    _take_back(job)
     engine = engines.open_engine(spec, networks.worker_environment())
     try:
         yield Session(job, engine, resumed=state == "resume")
@@ -271,14 +271,15 @@ def finish(session: Session) -> None:
     if failed := work.list_failures(job):
         job.store.close_incomplete(failed)
         raise TilesFailed(failed)
-    job.store.publish()
+    job.store.publish(job.spec.overwrite)
 
 
-def reopen(job: Job) -> None:
+def _take_back(job: Job) -> None:
     """Take back what was finished without some tiles, so that it is done again with them."""
     if job.store.attrs["status"] == "incomplete":
         for task in work.AFTER_PREDICT:
             work.forget(job, task)
+        job.store.reopen()
 
 
 def _identify(spec: RunSpec, exposure: Exposure, model: networks.Model) -> RunIdentity:

@@ -39,11 +39,12 @@ from fcnpipe.stitch import (
     Settlement,
     contract,
     kernel,
+    numbering,
     pixel_key,
     relabel,
     select,
-    take,
     tabulate,
+    take,
 )
 
 Int32 = NDArray[np.int32]
@@ -139,7 +140,7 @@ def _check(elevation: Any, mask: Any, read: Box, shape: tuple[int, int], bare: b
 
 
 def _survey(height: Int32, core: Box, width: int) -> tuple[Int32, Nodes, Links]:
-    """Give the forest (minus the node, 1 to n, of each padded pixel; 0 is none), nodes and passes."""
+    """Give nodes, passes, and the forest: minus the node, 1 to n, of each padded pixel."""
     most = height.size // 4 + 4 * sum(height.shape)  # peaks do not touch; ghosts lie in the halo
     forest, tops = np.zeros(height.shape, np.int32), np.empty(most, np.int32)
     saddles = np.empty(height.size, np.int32)
@@ -181,17 +182,15 @@ def _ring(height: Int32, forest: Int32, core: Box, width: int) -> Ring:
     return take(Ring(index, -forest[y, x] - 1, doors), doors > 0)
 
 
-def _number_segments(
-    forest: Int32, area: Int64, graph: Graph, settlement: Settlement
-) -> Leaf:
+def _number_segments(forest: Int32, area: Int64, graph: Graph, settlement: Settlement) -> Leaf:
     """Merge the basins that go the same way, and number what is left from 1."""
-    seen = np.flatnonzero(area)  # a ghost that only lies across a pass has no pixels here
-    rows, place = np.unique(settlement.rows[seen], return_inverse=True)
-    table = np.zeros(len(area) + 1, np.int32)
-    table[seen + 1] = place + 1
-    sums = np.zeros(len(rows), np.int64)
-    np.add.at(sums, place, area[seen])
-    kept = Settlement(settlement.fates, rows, sums, np.array([0, len(rows)]))
+    seen = area > 0  # a ghost that only lies across a pass has no pixels here
+    sums = np.zeros(len(settlement.fates.top), np.int64)
+    np.add.at(sums, settlement.rows, area)
+    rows = np.flatnonzero(sums).astype(np.int32)
+    number = numbering(rows, len(sums)) + np.int32(1)
+    table = np.append(np.int32(0), np.where(seen, number[settlement.rows], np.int32(0)))
+    kept = Settlement(settlement.fates, rows, sums[rows], np.array([0, len(rows)]))
     return Leaf(_paint(forest, table), graph, kept)
 
 

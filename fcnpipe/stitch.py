@@ -12,9 +12,9 @@ basin across the pass goes. A footprint's highest peak always stays.
 What a part of the image may decide, and why that is never taken back::
 
         tile 1        seam        tile 2             A  closed: no pixel of it has a foreground
-     .--------------.  |  .--------------.              neighbour outside the box (no 'door')
-     |  A ---e1-- B ===|=== b    C       |           B  open: it has doors, or its peak lies outside
-     |  D -e2-'     |  |  |              |              (a 'ghost', named by the first outside pixel)
+     .--------------.  |  .--------------.              neighbour outside the box (no *door*)
+     |  A ---e1-- B ===|=== b    C       |           B  open: it has doors, or its peak is outside
+     |  D -e2-'     |  |  |              |              (a *ghost*, named by the first pixel there)
      '--------------'  |  '--------------'
 
 * All passes of a closed branch are known, for a pass is found by the tile of its lower pixel, which
@@ -227,7 +227,7 @@ class Settlement:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Give named flat arrays, for ``np.savez``."""
         plain = {"rows": self.rows, "area": self.area, "splits": self.splits}
-        return plain | _named("fates", self.fates)
+        return {**plain, **_named("fates", self.fates)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Settlement:
@@ -272,7 +272,9 @@ def pixel_key(elevation: Any, index: Any) -> Key:
         Global index y * width + x, below ``2**INDEX_BITS``.
     """
     high = np.asarray(elevation, np.uint64) << np.uint64(48)
-    return np.asarray(high | ((_LAST - np.asarray(index, np.int64)).astype(np.uint64) << np.uint64(3)))
+    return np.asarray(
+        high | ((_LAST - np.asarray(index, np.int64)).astype(np.uint64) << np.uint64(3))
+    )
 
 
 def key_index(key: Key) -> Int64:
@@ -342,8 +344,9 @@ def tabulate(settlement: Settlement, verdicts: Verdicts, criterion: Criterion) -
     answer = _answer(settlement, verdicts, criterion)
     top = settlement.fates.top[settlement.rows]
     peak = np.where(key_index(top) == answer.source, key_elevation(top), -1)
-    columns = (answer.source, answer.footprint, settlement.area, peak)
-    return SourceTable(*(np.insert(c, 0, b) for c, b in zip(columns, (NO_SOURCE, NO_SOURCE, 0, -1), strict=True)))
+    rows = SourceTable(answer.source, answer.footprint, settlement.area, peak)
+    background = SourceTable(*np.array([[NO_SOURCE], [NO_SOURCE], [0], [-1]]))
+    return _pile([background, rows])
 
 
 def select(tables: Iterable[SourceTable], minarea: int = 1, minpeak: int = 0) -> Selection:
@@ -372,7 +375,7 @@ def select(tables: Iterable[SourceTable], minarea: int = 1, minpeak: int = 0) ->
 
 
 def relabel(table: SourceTable, selection: Selection) -> Int32:
-    """Give the label of each segment of a tile: (n + 1,) int32, 0 for background and dropped ones."""
+    """Give the label of each segment of a tile: (n + 1,) int32; 0 where no source stays."""
     place = np.searchsorted(selection.source, table.source)
     found = np.append(selection.source, NO_SOURCE - 1)[place] == table.source
     return np.where(found, place + 1, 0).astype(np.int32)
@@ -396,8 +399,7 @@ def contract(graph: Graph, rows: Int32, criterion: Criterion) -> tuple[Graph, Se
     settlement : Settlement
         Where each of ``rows`` goes, as far as is known.
     """
-    nodes = Nodes(*(column.copy() for column in graph.nodes))
-    links = Links(*(column.copy() for column in graph.links))
+    nodes, links = _pile([graph.nodes]), _pile([graph.links])  # copies
     undecided = nodes.ghost.copy()
     undecided[graph.ring.node] = True
     kept = _meet(nodes, links, np.argsort(links.level)[::-1], undecided, _enough(criterion))
@@ -407,26 +409,29 @@ def contract(graph: Graph, rows: Int32, criterion: Criterion) -> tuple[Graph, Se
     nodes = nodes._replace(goal=np.where(final, -1, end[nodes.goal]).astype(np.int32))
     links = take(links, kept)
     links = links._replace(low=end[links.low], high=_renumber(end, links.high))
-    living = np.flatnonzero(undecided & (nodes.cluster == np.arange(len(end))))
+    living = undecided & (nodes.cluster == np.arange(len(end)))
     return _open_part(graph, nodes, links, living), _closed_part(nodes, end[rows], living)
 
 
-def _open_part(graph: Graph, nodes: Nodes, links: Links, living: Int64) -> Graph:
-    named = _closure(np.concatenate([links.low, links.high[links.high >= 0]]), nodes.goal)
-    rows = np.concatenate([living, np.setdiff1d(named, living)])
-    number = _numbering(rows, len(nodes.top))
+def _open_part(graph: Graph, nodes: Nodes, links: Links, living: Flag) -> Graph:
+    """Give the living nodes, and of the dead those that passes, or they, name."""
+    named = _reach(np.concatenate([links.low, links.high[links.high >= 0]]), nodes.goal)
+    rows = np.concatenate([np.flatnonzero(living), np.flatnonzero(named & ~living)])
+    number = numbering(rows, len(nodes.top))
     nodes = take(nodes, rows)
     nodes = nodes._replace(cluster=number[nodes.cluster], goal=_renumber(number, nodes.goal))
     links = links._replace(low=number[links.low], high=_renumber(number, links.high))
-    return Graph(graph.box, graph.width, nodes, links, graph.ring._replace(node=number[graph.ring.node]))
+    ring = graph.ring._replace(node=number[graph.ring.node])
+    return Graph(graph.box, graph.width, nodes, links, ring)
 
 
-def _closed_part(nodes: Nodes, rows: Int32, living: Int64) -> Settlement:
-    named = _closure(rows, nodes.goal)
-    named = np.union1d(named, nodes.cluster[named])
-    number = _numbering(named, len(nodes.top))
+def _closed_part(nodes: Nodes, rows: Int32, living: Flag) -> Settlement:
+    """Give the nodes that rows name, those that they may yet go to, and their clusters."""
+    named = _reach(rows, nodes.goal)
+    named[nodes.cluster[named]] = True
+    number = numbering(np.flatnonzero(named), len(named))
     kept = take(nodes, named)
-    above = _numbering(living, len(nodes.top))[named]
+    above = numbering(np.flatnonzero(living), len(named))[named]
     goal = _renumber(number, kept.goal)
     fates = Fates(kept.top, number[kept.cluster], goal, kept.strength, kept.total, above)
     return Settlement(fates, number[rows], np.zeros(len(rows), np.int64), np.array([0, len(rows)]))
@@ -570,7 +575,7 @@ def _unite(nodes: Nodes, terminal: Int64) -> tuple[Nodes, Int32]:
     for total, column in zip(sums, (nodes.area, nodes.flux, nodes.total), strict=True):
         np.add.at(total, terminal, column)
     rows = np.flatnonzero(terminal == np.arange(len(terminal)))
-    number = _numbering(rows, len(terminal))[terminal]
+    number = numbering(rows, len(terminal))[terminal]
     nodes = nodes._replace(area=sums[0], flux=sums[1], total=sums[2])
     nodes = nodes._replace(cluster=number[nodes.cluster], goal=_renumber(number, nodes.goal))
     return take(nodes, rows), number
@@ -589,22 +594,22 @@ def _shut_doors(ring: Ring, hull: Box, width: int) -> Ring:
 def _check_hull(boxes: Sequence[Box]) -> Box:
     hull = reduce(Box.hull, boxes)
     if sum(box.size for box in boxes) != hull.size:
-        raise PlanError(f"boxes {boxes} do not fill their hull {hull}: join whole rectangles of tiles")
+        raise PlanError(f"boxes {boxes} do not fill {hull}: join tiles that make up a rectangle")
     return hull
 
 
-def _closure(seeds: Int32, goal: Int32) -> Int64:
-    """Give, in order, the rows that are seeds or can be reached from them."""
+def _reach(seeds: Int32, goal: Int32) -> Flag:
+    """Mark the rows that are seeds or can be reached from them."""
     reached = np.zeros(len(goal), np.bool_)
     while len(seeds):
         reached[seeds] = True
         seeds = goal[seeds]
-        seeds = np.unique(seeds[seeds >= 0])
-        seeds = seeds[~reached[seeds]]
-    return np.flatnonzero(reached)
+        seeds = seeds[seeds >= 0]
+        seeds = np.unique(seeds[~reached[seeds]])
+    return reached
 
 
-def _numbering(rows: Int64, size: int) -> Int32:
+def numbering(rows: Int64, size: int) -> Int32:
     """Give the place of each of ``size`` rows among ``rows``; -1 if it is not there."""
     number = np.full(size, -1, np.int32)
     number[rows] = np.arange(len(rows), dtype=np.int32)

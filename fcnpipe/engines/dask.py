@@ -179,6 +179,11 @@ def _make_cluster(description: Mapping[str, Any]) -> Any:
             else getattr(importlib.import_module(module), attribute)
         )
         return kind(**description.get("cluster_kwargs", {}))
+    except RuntimeError as error:
+        raise SpecError(
+            f"workers of {name} do not start ({error}): in a script, call fcnpipe under "
+            "'if __name__ == \"__main__\":', since each worker process imports the script"
+        ) from None
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SpecError(
             f"cluster {name} cannot be started: {error}; check cluster_class and cluster_kwargs"

@@ -1,0 +1,84 @@
+"""Exports: the catalogue, the maps and a picture in formats that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fcnpipe.errors import SpecError
+from fcnpipe.export.base import Finished, ScienceReader, ToSky
+from fcnpipe.export.fits import export_labels, export_map
+from fcnpipe.export.preview import Style, export_preview
+from fcnpipe.export.region import export_regions
+from fcnpipe.export.table import TABLES, read_table
+
+KINDS = (*TABLES, "labels", "flags", "probability", "ds9", "png")
+"""What can be exported."""
+
+SUFFIXES = {
+    ".csv": "csv",
+    ".ecsv": "ecsv",
+    ".xml": "votable",
+    ".vot": "votable",
+    ".parquet": "parquet",
+    ".reg": "ds9",
+    ".png": "png",
+    ".fz": "labels",
+    ".fits": "fits",
+}
+"""What a file name asks for where nothing else is said."""
+
+
+def export(
+    store: Finished,
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    science: ScienceReader | None = None,
+    to_sky: ToSky | None = None,
+) -> None:
+    """Write one export of a finished store.
+
+    Parameters
+    ----------
+    store : Finished
+        The store.
+    path : path
+        The file; replaced if it exists.
+    kind : str, optional
+        One of `KINDS`; by the file's suffix if not given (``.fits`` is the catalogue).
+    science : callable, optional
+        Reads the image, for pictures of a store that does not keep it.
+    to_sky : callable, optional
+        Pixel to sky, for DS9 regions on the sky.
+
+    Raises
+    ------
+    SpecError
+        If the kind is unknown.
+    StoreError
+        If the file cannot be written.
+    """
+    kind = kind or SUFFIXES.get(Path(path).suffix)
+    if kind in TABLES:
+        TABLES[kind](store, path)
+    elif kind in ("labels", "flags", "probability"):
+        export_map(store, path, "label" if kind == "labels" else kind)
+    elif kind == "ds9":
+        export_regions(store, path, to_sky)
+    elif kind == "png":
+        export_preview(store, path, science)
+    else:
+        raise SpecError(f"export kind={kind!r} for {path}: choose one of {', '.join(KINDS)}")
+
+
+__all__ = [
+    "KINDS",
+    "TABLES",
+    "Style",
+    "export",
+    "export_labels",
+    "export_map",
+    "export_preview",
+    "export_regions",
+    "read_table",
+]

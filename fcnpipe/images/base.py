@@ -39,6 +39,8 @@ PathLike = str | os.PathLike[str]
 STRIP = 128
 """Rows that are scaled at a time, so that the float64 intermediate stays in the cache."""
 DIGEST_BYTES = 32
+CHUNKS_IN_FLIGHT = 10
+"""Chunks that zarr decodes at a time, as it comes."""
 _READ_BYTES = 1 << 20
 _FILTERS = threading.RLock()
 DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError, zlib.error)
@@ -111,7 +113,7 @@ class Scaling:
         Notes
         -----
         Scaled in float64 and rounded once, so a value does not depend on the size of its array.
-        Integers beyond 2**24 and doubles are rounded to float32; out of its range they are infinite.
+        Integers beyond 2**24 and doubles are rounded; out of float32's range they are infinite.
         """
         values = np.empty(stored.shape, np.float32)
         for start in range(0, len(stored), STRIP):
@@ -264,7 +266,7 @@ def stack_readers(readers: Sequence[Reader], names: Sequence[str]) -> Image:
         if reader.info.shape[1:] != first.shape[1:]:
             raise InputError(
                 f"{name} is {say_shape(reader.info.shape)} px but {names[0]} is "
-                f"{say_shape(first.shape)} px: bands of one image have one shape; resample them first"
+                f"{say_shape(first.shape)} px: bands of one image have one shape; resample them"
             )
     if len(readers) == 1:
         return Image((readers[0],), first)

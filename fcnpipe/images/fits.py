@@ -305,7 +305,7 @@ def _check_length(file: FitsFile, needed: int, name: str) -> None:
     size = os.path.getsize(file.locate())
     if size < needed:
         raise InputError(
-            f"{name} needs {needed} bytes but the file ends at {size}: it is truncated; copy it again"
+            f"{name} needs {needed} bytes but the file ends at {size}: truncated; copy it again"
         )
 
 
@@ -459,8 +459,8 @@ def _read_cell(reader: SectionReader, band: int, core: Box) -> NDArray[Any]:
 
     Notes
     -----
-    The lock is for the process, not for the file: the HCOMPRESS decoder of astropy 8 keeps its state
-    in static variables and lets other threads run (two threads gave 'bad format code' at once).
+    The lock is for the process, not for the file: the HCOMPRESS decoder of astropy 8 keeps its
+    state in static variables and lets other threads run (two threads gave 'bad format code').
     """
     with _DECODING:
         section = _open_section(reader, os.getpid())

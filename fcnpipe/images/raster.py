@@ -25,6 +25,7 @@ from fcnpipe.errors import InputError
 from fcnpipe.geometry import Box
 from fcnpipe.images.base import (
     AS_STORED,
+    CHUNKS_IN_FLIGHT,
     DAMAGE,
     Reader,
     Scaling,
@@ -206,11 +207,12 @@ def _open_tiff(path: str, hdu: int | str | None) -> Reader:
         series: Any = tiff.series[number]
         axes = _tiff_axes(series, path)
         info, scaling = _make_info(axes, series.dtype, path), Scaling(blank=_nodata(series))
+        _check_length(path, _tiff_end(series))
         if series.dataoffset is not None and len(series.levels) == 1:
-            _check_length(path, series.dataoffset + series.nbytes)
             dtype = series.dtype.newbyteorder(tiff.byteorder).str
             return MappedReader(path, series.dataoffset, dtype, "C", axes, info, scaling)
-        overhead = 4 * math.prod(series.keyframe.chunks) * series.dtype.itemsize
+        chunk = math.prod(series.keyframe.chunks) * series.dtype.itemsize
+    overhead = min(2 * CHUNKS_IN_FLIGHT * chunk, 2 * series.nbytes)
     return TiffReader(path, stamp(path), number, axes, overhead, info, scaling)
 
 
@@ -228,14 +230,24 @@ def _tiff_axes(series: Any, path: str) -> Axes:
     others = [i for i, n in enumerate(shape) if n > 1 and letters[i] not in "YX"]
     if "YX" not in letters or len(others) > 1:
         raise InputError(
-            f"{path} has axes {letters} {shape}: an image has (y, x) and at most one axis of bands; "
-            "write one plane to a new file"
+            f"{path} has axes {letters} {shape}: an image has (y, x) and one axis of bands "
+            "at most; write one plane to a new file"
         )
     y, band = letters.index("YX"), others[0] if others else -1
     bands = shape[band] if others else 1
     fold_axes((bands, *shape[y : y + 2]), path)
     alpha = len(series.keyframe.extrasamples) if others and letters[band] == "S" else 0
     return Axes(shape, y, band, max(bands - alpha, 1))
+
+
+def _tiff_end(series: Any) -> int:
+    """Give the end of the last segment: what is cut off would read as zeros."""
+    pages = (page for page in series.pages if page is not None)
+    return max(
+        (offset + count)
+        for page in pages
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
 
 
 def _nodata(series: Any) -> float | None:
@@ -352,7 +364,7 @@ _PLAIN_MODES = {"LA": "L", "La": "L"} | dict.fromkeys(
 
 @lru_cache(maxsize=4)
 def _decode(path: str, when: tuple[int, int]) -> NDArray[Any]:
-    """Give (h, w) or (h, w, 3) of the stored values; colour maps become colours, alpha is dropped."""
+    """Give (h, w) or (h, w, 3) of the stored values; colour maps are resolved, alpha dropped."""
     with quiet(), Pillow.open(path) as image:
         plain = _PLAIN_MODES.get(image.mode)
         return np.asarray(image.convert(plain) if plain else image)

@@ -1,7 +1,7 @@
 """zarr arrays (v2, v3), groups with one image, OME-NGFF pyramids and what xarray writes.
 
 The pixels of missing chunks are the array's fill value. CF's ``_FillValue``, ``scale_factor`` and
-``add_offset`` are applied. A chunk is decoded as a whole: an array of one huge chunk is read as a whole.
+``add_offset`` are applied. A chunk is decoded as a whole, and so is an array of one huge chunk.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fcnpipe.errors import InputError
 from fcnpipe.geometry import Box
 from fcnpipe.images.base import (
+    CHUNKS_IN_FLIGHT,
     DAMAGE,
     Reader,
     Scaling,
@@ -82,7 +83,7 @@ def _damaged(path: str, error: BaseException) -> InputError:
 
 def _find_array(path: str, root: Node, member: str) -> str:
     """Give the path of the array inside the store, empty if the store is the array."""
-    node = _descend(root, member)
+    wanted, node = member, _descend(root, member)
     for _ in range(_DEPTH):
         if node is None or isinstance(node, zarr.Array):
             break
@@ -90,7 +91,7 @@ def _find_array(path: str, root: Node, member: str) -> str:
         node = _descend(root, member)
     if isinstance(node, zarr.Array):
         return member
-    what = f"no single image at {member!r}" if member else "no single image"
+    what = f"no single image at {wanted!r}" if wanted else "no single image"
     raise InputError(f"{path} has {what}, only {_list_arrays(root)}: choose one with --hdu PATH")
 
 
@@ -178,7 +179,7 @@ def _token(array: zarr.Array[Any]) -> str:
 def _overhead(array: zarr.Array[Any]) -> int:
     """Chunks being decoded at a time, compressed and not."""
     chunk = math.prod(array.chunks) * array.dtype.itemsize
-    return min(2 * chunk * int(zarr.config.get("async.concurrency", 10)), 2 * int(array.nbytes))
+    return min(2 * CHUNKS_IN_FLIGHT * chunk, 2 * int(array.nbytes))
 
 
 def _read_scaling(array: zarr.Array[Any]) -> Scaling:
@@ -192,8 +193,8 @@ def _find_blank(array: zarr.Array[Any]) -> int | float | None:
 
     Notes
     -----
-    In v2, xarray writes it as the fill value of the array, in v3 as an attribute, for floats as base64 of
-    a little-endian double. Elsewhere a fill value is a value like any other.
+    In v2, xarray writes it as the fill value of the array, in v3 as an attribute, for floats as
+    base64 of a little-endian double. Elsewhere a fill value is a value like any other.
     """
     blank: Any = array.attrs.get("_FillValue", array.attrs.get("missing_value"))
     if blank is None and "_ARRAY_DIMENSIONS" in array.attrs:
@@ -280,7 +281,7 @@ class ZarrReader:
         return (*band_index(self.shape, band), *box.slices)
 
     def digest(self) -> str:
-        """Digest of every stored object of the array, metadata and chunks, and of the header cards."""
+        """Digest of all stored objects of the array, metadata and chunks, and of the cards."""
         system, root = fsspec.core.url_to_fs(_join(self.path.rstrip("/"), self.member))
         digest = new_digest("".join(self.info.cards))
         for name in sorted(system.find(root)):

@@ -38,6 +38,9 @@ class Reach:
         Input pixels beyond the output pixel, px.
     stride_y, stride_x : int
         Total subsampling: shifts by multiples of it commute with the network, px.
+    cell : int, optional
+        The greatest reach beyond a whole cell, px: what a core made of whole cells needs.
+        None: not known.
     """
 
     top: int
@@ -46,6 +49,7 @@ class Reach:
     right: int
     stride_y: int = 1
     stride_x: int = 1
+    cell: int | None = None
 
     @property
     def stride(self) -> int:
@@ -62,6 +66,15 @@ class Reach:
         """The greatest reach rounded up to the stride, px."""
         return round_up(self.furthest, self.stride)
 
+    @property
+    def least_halo(self) -> int:
+        """The smallest halo that is exact for cores of whole cells, px.
+
+        The pixel that looks furthest to the left is seldom the first of its cell, so this is often
+        one stride below `halo`: 48 for a U-Net of depth 3, whose halo is 56.
+        """
+        return round_up(self.furthest if self.cell is None else self.cell, self.stride)
+
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
@@ -74,12 +87,12 @@ class Certificate:
     reach : Reach
         What was proven.
     halo : int
-        Halo that the proof used, px.
+        Halo that the proof used, px: the least one, and so any larger one, is exact.
     error : float
         Largest difference of the logits between tiles and the whole image, in float64.
     error_short : float
-        The same with the halo one stride shorter; above ``error`` if the halo is not larger than needed
-        (0 if the halo is 0, or if rounding up to the stride gave a whole stride away).
+        The same with the halo one stride shorter, to show that the trial can fail (0 if there is no
+        halo to shorten).
     probed : bool
         Whether NaNs put outside the reach stayed out and NaNs on its edge came in, for all phases.
     torch : str
@@ -103,7 +116,9 @@ class Scaling(_Record):
     """What is done to S/N before the network sees it: ``asinh(snr / softening)``."""
 
     kind: Literal["asinh"] = "asinh"
-    softening: float = Field(1.0, gt=0, description="S/N at which the scaling turns from linear to logarithmic.")
+    softening: float = Field(
+        default=1.0, gt=0, description="S/N at which the scaling turns from linear to logarithmic."
+    )
 
 
 class Output(_Record):
@@ -115,17 +130,25 @@ class Output(_Record):
     @property
     def class_name(self) -> str | None:
         """Name of the class whose probability this is; None if it is none."""
-        return self.role.removeprefix("class:") if self.role.startswith(("source", "class:")) else None
+        return (
+            self.role.removeprefix("class:") if self.role.startswith(("source", "class:")) else None
+        )
 
 
 class Defaults(_Record):
     """The separation options that suit the model, for those that the user leaves out."""
 
-    thresh: float = Field(0.5, gt=0, description="Probability, or sigma for a matched filter.")
-    dynamics: float = Field(0.02, ge=0, description="Least height of a peak above its saddle, of elevation.")
-    minarea: int = Field(5, ge=1, description="Least number of pixels of a source.")
-    mincont: float = Field(0.0, ge=0, le=1, description="Least part of a footprint's flux that a branch needs.")
-    minpeak: float = Field(0.0, ge=0, le=1, description="Least elevation of a peak.")
+    thresh: float = Field(
+        default=0.5, gt=0, description="Probability, or sigma for a matched filter."
+    )
+    dynamics: float = Field(
+        default=0.02, ge=0, description="Least height of a peak above its saddle, of elevation."
+    )
+    minarea: int = Field(default=5, ge=1, description="Least number of pixels of a source.")
+    mincont: float = Field(
+        default=0.0, ge=0, le=1, description="Least part of a footprint's flux that a branch needs."
+    )
+    minpeak: float = Field(default=0.0, ge=0, le=1, description="Least elevation of a peak.")
 
 
 class ModelHeader(_Record):
@@ -137,17 +160,25 @@ class ModelHeader(_Record):
 
     name: str = Field(min_length=1)
     version: str = "0"
-    architecture: str = Field(min_length=1, description="File of fcnpipe/networks that holds the class.")
+    architecture: str = Field(
+        min_length=1, description="File of fcnpipe/networks that holds the class."
+    )
     arguments: dict[str, Any] = Field(default_factory=dict)
-    bands: int = Field(1, ge=0, description="Bands of the input; 0: any number.")
+    bands: int = Field(default=1, ge=0, description="Bands of the input; 0: any number.")
     scaling: Scaling = Scaling()
     outputs: tuple[Output, ...] = Field(min_length=1)
-    elevation: dict[str, float] = Field(min_length=1, description="Weight of each output in the elevation.")
+    elevation: dict[str, float] = Field(
+        min_length=1, description="Weight of each output in the elevation."
+    )
     detect_on: Literal["probability", "elevation"] = "probability"
-    thresh_unit: Literal["map", "sigma"] = Field("map", description="Unit of the threshold.")
+    thresh_unit: Literal["map", "sigma"] = Field(
+        default="map", description="Unit of the threshold."
+    )
     defaults: Defaults = Defaults()
     reach: Reach
-    bytes_per_pixel: int = Field(64, ge=1, description="Peak memory of a forward pass for each pixel looked at.")
+    bytes_per_pixel: int = Field(
+        default=64, ge=1, description="Peak memory of a forward pass for each pixel looked at."
+    )
     certificate: Certificate | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
@@ -236,7 +267,9 @@ class Model(Protocol):
     def bytes_per_pixel(self) -> int:
         """Peak memory of a forward pass for each pixel looked at."""
 
-    def predictor(self, device: str = "auto", precision: str = "fp32", threads: int = 1) -> Predictor:
+    def predictor(
+        self, device: str = "auto", precision: str = "fp32", threads: int = 1
+    ) -> Predictor:
         """Make it ready to run."""
 
 
@@ -264,7 +297,9 @@ def threshold_of(header: ModelHeader, thresh: float | None = None) -> float:
     value = header.defaults.thresh if thresh is None else thresh
     level = asinh(value) / ELEVATION_SIGMAS if header.thresh_unit == "sigma" else value
     if not 0 < level <= 1:
-        raise ModelError(f"thresh={value} is outside (0, 1], what model {header.name!r} can give: choose one inside")
+        raise ModelError(
+            f"thresh={value} is outside (0, 1], what model {header.name!r} gives: choose one inside"
+        )
     return level
 
 
@@ -296,4 +331,6 @@ def parse_header(text: str, where: str) -> ModelHeader:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "header"
-        raise ModelError(f"model {where}: {name}: {first['msg']}; save it again with save_model") from None
+        raise ModelError(
+            f"model {where}: {name}: {first['msg']}; save it again with save_model"
+        ) from None

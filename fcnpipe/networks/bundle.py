@@ -3,10 +3,11 @@
 ::
 
     NAME.safetensors
-      metadata["fcnpipe"]   JSON of ModelHeader: architecture, bands, outputs, reach, certificate, scores, ...
+      metadata["fcnpipe"]   JSON of ModelHeader: architecture, bands, outputs, reach, certificate
       tensors               the state dict of the architecture's class
 
-The class is looked up in the folder fcnpipe/networks: architecture ``unet`` is class ``UNet`` of unet.py.
+The class is looked up in the folder fcnpipe/networks: architecture ``unet`` is class ``UNet`` of
+unet.py.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ class Bundle:
         module.load_state_dict(load_file(self.path))
         return module.eval()
 
-    def predictor(self, device: str = "auto", precision: str = "fp32", threads: int = 1) -> TorchPredictor:
+    def predictor(
+        self, device: str = "auto", precision: str = "fp32", threads: int = 1
+    ) -> TorchPredictor:
         """Make it ready to run.
 
         Parameters
@@ -122,14 +125,14 @@ def load_model(name_or_path: str | Path, fwhm: float = 3.0) -> Model:
     Parameters
     ----------
     name_or_path : str or Path
-        ``none`` for a matched filter, a bundled name (see `list_models`), or a ``.safetensors`` file.
+        ``none`` for a matched filter, a bundled name (see `list_models`), or a model file.
     fwhm : float
         Width of the matched filter, px; nothing else reads it.
 
     Raises
     ------
     ModelError
-        If it is unknown, a pickle, no safetensors file, without a header, or its weights do not fit.
+        If it is unknown, a pickle, no safetensors file, has no header, or its weights do not fit.
     """
     if str(name_or_path) == "none":
         return MatchedFilter(fwhm)
@@ -159,10 +162,14 @@ def architecture(name: str) -> type[nn.Module]:
         If the folder has none of this name.
     """
     if name not in list_architectures():
-        raise ModelError(f"architecture {name!r} is not one of {', '.join(list_architectures())}: update fcnpipe")
+        raise ModelError(
+            f"architecture {name!r} is not one of {', '.join(list_architectures())}: update fcnpipe"
+        )
     module = import_module(f"fcnpipe.networks.{name}")
     wanted = name.replace("_", "")
-    found: type[nn.Module] = next(value for key, value in vars(module).items() if key.lower() == wanted)
+    found: type[nn.Module] = next(
+        value for key, value in vars(module).items() if key.lower() == wanted
+    )
     return found
 
 
@@ -177,7 +184,7 @@ def architecture_name(module: nn.Module) -> str:
     name = type(module).__module__.rpartition(".")[2]
     if name not in list_architectures() or architecture(name) is not type(module):
         raise ModelError(
-            f"network {type(module).__name__} is not in fcnpipe/networks: put it into a file of its own there"
+            f"network {type(module).__name__} is not in fcnpipe/networks: give it a file there"
         )
     return name
 
@@ -195,10 +202,14 @@ def build(header: ModelHeader) -> nn.Module:
     except (TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"architecture {header.architecture!r} refuses its arguments: {error}") from None
+        raise ModelError(
+            f"architecture {header.architecture!r} refuses its arguments: {error}"
+        ) from None
 
 
-def save_model(path: str | Path, weights: nn.Module | Mapping[str, Tensor], header: ModelHeader) -> Path:
+def save_model(
+    path: str | Path, weights: nn.Module | Mapping[str, Tensor], header: ModelHeader
+) -> Path:
     """Write a model file; another file of that name is replaced at once, never half-way.
 
     Parameters
@@ -241,25 +252,34 @@ def read_header(path: str | Path) -> ModelHeader:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"model {path} is not a safetensors file ({error}): save it with save_model") from None
+        raise ModelError(
+            f"model {path} is not a safetensors file ({error}): save it with save_model"
+        ) from None
     if METADATA_KEY not in metadata:
-        raise ModelError(f"model {path} has no fcnpipe header (reach, outputs, scaling): save it with save_model")
+        raise ModelError(
+            f"model {path} has no fcnpipe header (reach, outputs, scaling): save it with save_model"
+        )
     return parse_header(metadata[METADATA_KEY], str(path))
 
 
 def _locate(name: str) -> Path:
     path = Path(name)
     if path.suffix in _PICKLES:
-        raise ModelError(f"model {name} is a pickle, which can run any code: save its weights with save_model")
+        raise ModelError(
+            f"model {name} is a pickle, which can run any code: save its weights with save_model"
+        )
     if path.suffix == ".pt2":
-        raise ModelError(f"model {name}: exported programs cannot be loaded yet; save the weights with save_model")
+        raise ModelError(
+            f"model {name}: exported programs cannot be loaded yet; use save_model on the network"
+        )
     if path.suffix == SUFFIX and path.is_file():
         return path
     bundled = WEIGHTS / f"{name}{SUFFIX}"
     if path.name == name and bundled.is_file():
         return bundled
     raise ModelError(
-        f"model {name!r} is neither a {SUFFIX} file nor one of {', '.join(list_models())}: choose one of these, or a file"
+        f"model {name!r} is neither a {SUFFIX} file nor one of {', '.join(list_models())}: "
+        "choose one of these, or give the path of a file"
     )
 
 
@@ -269,7 +289,7 @@ def _digest(path: Path) -> str:
 
 
 def _check_shapes(bundle: Bundle) -> None:
-    """Compare names and shapes with the architecture before a pixel is read, without reading weights."""
+    """Compare names and shapes with the architecture, without reading the weights."""
     import torch
 
     with torch.device("meta"):
@@ -287,10 +307,12 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _compare(wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]], path: Path) -> None:
+def _compare(
+    wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]], path: Path
+) -> None:
     for name in sorted(wanted.keys() | given.keys()):
         if wanted.get(name) != given.get(name):
             raise ModelError(
-                f"model {path}: weight {name} is {given.get(name, 'missing')} but its architecture has "
-                f"{wanted.get(name, 'none')}: save it again with the arguments it was trained with"
+                f"model {path}: weight {name} is {given.get(name, 'missing')} but its architecture "
+                f"has {wanted.get(name, 'none')}: save it again with the arguments it was trained with"
             )

@@ -8,14 +8,15 @@ The reach that was read off the graph is a claim. Two trials test it::
               |       | halo + window 1 |      tiles must equal the whole image to 1e-12,
               and with a halo one stride shorter they must not
 
-A probe alone misses operations that depend on the image's size (align_corners); tiles alone miss weights
-that happen to be tiny. Both run on strips a few strides thick, so they take seconds.
+A probe alone misses operations that depend on the image's size (align_corners); tiles alone miss
+weights that happen to be tiny. Both run on strips a few strides thick, so they take seconds.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fcnpipe.errors import ModelError
+from fcnpipe.geometry import round_up
 from fcnpipe.networks.base import Certificate, ModelHeader, Output, Reach
 from fcnpipe.networks.bundle import Bundle, architecture_name, load_model
 from fcnpipe.networks.reach import activation_bytes, analyse
@@ -54,21 +56,22 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
     Raises
     ------
     ModelError
-        If the claim is wrong: the network looks further than it says, or tiles differ from the whole.
+        If the claim is wrong: NaNs show another reach, or tiles differ from the whole.
     """
     reach = reach or analyse(module, bands)
     seen = probe(module, bands, reach)
     _check_probe(module, reach, seen)
     precise = copy.deepcopy(module).double()
-    error = tiling_error(precise, bands, reach, reach.halo)
+    halo = reach.least_halo
+    error = tiling_error(precise, bands, reach, halo)
     if not error <= TOLERANCE:
         raise ModelError(
-            f"network {type(module).__name__}: tiles with halo {reach.halo} px differ from the whole image by "
-            f"{error:.1e}, above {TOLERANCE:.0e}: something in it depends on the image's size; take it out"
+            f"network {type(module).__name__}: tiles with halo {halo} px differ from the whole image "
+            f"by {error:.1e}, above {TOLERANCE:.0e}: take out what depends on the image's size"
         )
-    short = reach.halo - reach.stride
+    short = halo - reach.stride
     error_short = tiling_error(precise, bands, reach, short) if short >= 0 else 0.0
-    return Certificate("proven", reach, reach.halo, error, error_short, True, torch.__version__)
+    return Certificate("proven", reach, halo, error, error_short, True, torch.__version__)
 
 
 def declare(reach: Reach) -> Certificate:
@@ -76,7 +79,13 @@ def declare(reach: Reach) -> Certificate:
     return Certificate("declared", reach, reach.halo)
 
 
-def describe(module: nn.Module, name: str, outputs: Sequence[Output], elevation: dict[str, float], **rest: Any) -> ModelHeader:
+def describe(
+    module: nn.Module,
+    name: str,
+    outputs: Sequence[Output],
+    elevation: dict[str, float],
+    **rest: Any,
+) -> ModelHeader:
     """Analyse, prove and describe a network of the folder, ready for `save_model`.
 
     Parameters
@@ -90,7 +99,7 @@ def describe(module: nn.Module, name: str, outputs: Sequence[Output], elevation:
     elevation : dict of str to float
         Weight of each output in the elevation map.
     **rest
-        Other fields of `ModelHeader`: version, scaling, detect_on, defaults, recipe, scores, licence.
+        Other fields of `ModelHeader`: version, scaling, detect_on, defaults, recipe, scores, ...
 
     Raises
     ------
@@ -131,7 +140,8 @@ def check_model(name_or_path: str | Path) -> Certificate:
     reach = analyse(module, model.header.bands)
     if reach != model.header.reach:
         raise ModelError(
-            f"model {name_or_path}: its header says {model.header.reach} but its network has {reach}: save it again"
+            f"model {name_or_path}: its header says {model.header.reach} but its network has {reach}: "
+            "save it again"
         )
     return certify(module, model.header.bands, reach)
 
@@ -153,9 +163,9 @@ def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
     Reach
         With the strides of ``reach``.
     """
-    top, bottom = _probe_axis(module, bands, reach, 2)
-    left, right = _probe_axis(module, bands, reach, 3)
-    return Reach(top, bottom, left, right, reach.stride_y, reach.stride_x)
+    top, bottom, rows = _probe_axis(module, bands, reach, 2)
+    left, right, columns = _probe_axis(module, bands, reach, 3)
+    return Reach(top, bottom, left, right, reach.stride_y, reach.stride_x, max(rows, columns))
 
 
 def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> float:
@@ -181,35 +191,43 @@ def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> floa
 
 
 def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> None:
-    if seen != reach:
+    claim = replace(reach, cell=seen.cell) if reach.cell is None else reach
+    if seen != claim:
         raise ModelError(
-            f"network {type(module).__name__}: its graph says {reach} but NaNs put into the image show {seen}: "
+            f"network {type(module).__name__}: its graph says {reach} but NaNs in the image show {seen}: "
             "declare a halo (certificate.declare), or write it with plain operations"
         )
 
 
-def _probe_axis(module: nn.Module, bands: int, reach: Reach, axis: int) -> tuple[int, int]:
-    """Give (before, after) along one axis: a column of NaN for each phase, all in one batch."""
-    stride = reach.stride_y if axis == 2 else reach.stride_x
-    thickness = reach.stride_x if axis == 2 else reach.stride_y
-    margin = -(-(3 * reach.furthest // 2 + 2 * stride) // stride) * stride
+def _probe_axis(module: nn.Module, bands: int, reach: Reach, axis: int) -> tuple[int, int, int]:
+    """Give (before, after, beyond a cell): a column of NaN for each phase, all in one batch."""
+    stride, thickness = _strides(reach, axis)
+    margin = round_up(3 * reach.furthest // 2 + 2 * stride, stride)
     phases = torch.arange(stride)
     image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=_dtype(module))
     image[phases, :, :, margin + phases] = torch.nan
-    output = _run(module, image, axis)
-    touched = torch.isnan(output).any(dim=2).any(dim=1)
-    before = after = 0
-    for phase in range(stride):
-        at = torch.nonzero(touched[phase])[:, 0] - margin - phase
-        if len(at):
-            before, after = max(before, int(at.max())), max(after, -int(at.min()))
-    return before, after
+    touched = torch.isnan(_run(module, image, axis)).any(dim=2).any(dim=1)
+    # Which NaN (phase) reached which output pixel.
+    phase, output = torch.nonzero(touched, as_tuple=True)
+    if not len(output):
+        return 0, 0, 0
+    source, first = margin + phase, output // stride * stride
+    beyond = torch.maximum(first - source, source - (first + stride - 1))
+    return _most(output - source), _most(source - output), _most(beyond)
+
+
+def _most(distances: Tensor) -> int:
+    return max(0, int(distances.max()))
+
+
+def _strides(reach: Reach, axis: int) -> tuple[int, int]:
+    """Give the strides along a strip and across it."""
+    return (reach.stride_y, reach.stride_x) if axis == 2 else (reach.stride_x, reach.stride_y)
 
 
 def _tiling_error_along(module: nn.Module, bands: int, reach: Reach, halo: int, axis: int) -> float:
     """Cut a strip into two windows; both edges of a core fall inside the strip once."""
-    stride, thickness = reach.stride, reach.stride_x if axis == 2 else reach.stride_y
-    core = reach.halo + 2 * stride
+    core, thickness = reach.halo + 2 * reach.stride, _strides(reach, axis)[1]
     noise = np.random.default_rng(1).normal(0, 3, (1, bands, thickness, 2 * core))
     strip = torch.from_numpy(noise)
     whole = _run(module, strip, axis)

@@ -1,4 +1,4 @@
-"""Model ``none``: a matched filter, for those who trust no network and as the baseline of all of them.
+"""Model ``none``: a matched filter, for those who trust no network, and the baseline of all of them.
 
 The S/N image is correlated with a Gaussian of the point-spread function's width, the best linear
 detector of point sources in white noise. It needs no torch.
@@ -70,24 +70,29 @@ class MatchedFilter:
 
     def __post_init__(self) -> None:
         if not 0.5 < self.fwhm <= 20:
-            raise ModelError(f"fwhm={self.fwhm} px is outside (0.5, 20]: give the width of a star in the image")
+            raise ModelError(
+                f"fwhm={self.fwhm} px is outside (0.5, 20]: give the width of a star in the image"
+            )
 
     @property
     def header(self) -> ModelHeader:
         """The header, made up rather than read."""
         radius = len(gaussian(self.fwhm)) // 2
-        reach = Reach(radius, radius, radius, radius)
+        reach = Reach(radius, radius, radius, radius, cell=radius)
         return ModelHeader(
             name="none",
             version=VERSION,
             architecture="matched",
             arguments={"fwhm": self.fwhm},
             bands=0,
-            outputs=(Output(name="source", role="source"), Output(name="significance", role="elevation")),
+            outputs=(
+                Output(name="source", role="source"),
+                Output(name="significance", role="elevation"),
+            ),
             elevation={"significance": 1.0},
             detect_on="elevation",
             thresh_unit="sigma",
-            defaults=Defaults(thresh=DEFAULT_THRESH, dynamics=0.02, minarea=5, mincont=0.005),
+            defaults=Defaults(thresh=DEFAULT_THRESH, mincont=0.005),
             reach=reach,
             bytes_per_pixel=24,
             certificate=Certificate("proven", reach, reach.halo, 0.0, probed=True),
@@ -120,7 +125,9 @@ class MatchedFilter:
         """Peak memory for each pixel looked at."""
         return self.header.bytes_per_pixel
 
-    def predictor(self, device: str = "auto", precision: str = "fp32", threads: int = 1) -> MatchedPredictor:
+    def predictor(
+        self, device: str = "auto", precision: str = "fp32", threads: int = 1
+    ) -> MatchedPredictor:
         """Make it ready to run; it runs on one thread of the CPU in float32, whatever is asked."""
         return MatchedPredictor(gaussian(self.fwhm))
 
@@ -140,8 +147,9 @@ class MatchedPredictor:
     def __call__(self, snr: NDArray[np.float32]) -> Maps:
         """Give the maps of (bands, h, w) float32 S/N.
 
-        Elevation is ``asinh(max(s, 0)) / 16`` of the filtered S/N ``s``, clipped to [0, 1]. Probability is
-        the chance that the true ``s`` exceeds 1.5 sigma, given unit Gaussian noise and no prior.
+        Elevation is ``asinh(max(s, 0)) / 16`` of the filtered S/N ``s``, clipped to [0, 1].
+        Probability is the chance that the true ``s`` exceeds 1.5 sigma, given unit Gaussian noise
+        and no prior.
         """
         return maps_of(filtered(_one_band(snr), self.taps))
 
@@ -184,10 +192,9 @@ def maps_of(significance: NDArray[np.float32]) -> Maps:
 
 def _one_band(snr: NDArray[np.float32]) -> NDArray[np.float32]:
     """Add bands up with equal weights, keeping the noise at 1."""
-    snr = np.ascontiguousarray(snr, dtype=np.float32)
+    total: NDArray[np.float32] = np.array(snr[0], dtype=np.float32, order="C")
     if len(snr) == 1:
-        return snr[0]
-    total = snr[0].copy()
+        return total
     for band in snr[1:]:
         total += band
     total *= np.float32(1 / sqrt(len(snr)))
@@ -204,7 +211,7 @@ def _gains(length: int, taps: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(whole, 1.0, 1 / np.sqrt(squares[last] - squares[first])).astype(np.float32)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _along_y(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     height, width = image.shape
     radius = len(taps) // 2
@@ -219,7 +226,7 @@ def _along_y(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma
             row[x] *= gains[y]
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _along_x(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     height, width = image.shape
     radius = len(taps) // 2
@@ -235,7 +242,7 @@ def _along_x(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma
             row[x] *= gains[x]
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _squash(significance, elevation, probability):  # type: ignore[no-untyped-def]  # pragma: no cover
     height, width = significance.shape
     for y in range(height):

@@ -1,13 +1,11 @@
 """A torch network at work: S/N in, probability and elevation out, the same bits each time.
 
-Plain eager mode with channels last is kept on purpose: on one thread of a Zen 3 core in float32 it is
-within the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused convolutions
-(``benchmarks/forward.py`` prints the figures): the 3x3 convolutions are bound by arithmetic.
+Plain eager mode with channels last is kept on purpose: on one thread of a Zen 3 core in float32 it
+is within the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused
+convolutions (``benchmarks/forward.py`` prints the figures): the convolutions are bound by arithmetic.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,11 +56,18 @@ class TorchPredictor:
     """
 
     def __init__(
-        self, module: nn.Module, header: ModelHeader, device: str = "cpu", precision: str = "fp32", threads: int = 1
+        self,
+        module: nn.Module,
+        header: ModelHeader,
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int = 1,
     ) -> None:
         if precision not in _DTYPES:
             raise SpecError(f"precision={precision!r}: choose fp32 or bf16")
         self.header, self.device, self.precision, self.threads = header, device, precision, threads
+        if device == "cuda":
+            _make_repeatable()
         moved = module.eval().requires_grad_(False).to(device, _DTYPES[precision])
         self.module = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -87,7 +92,7 @@ class TorchPredictor:
         _check_window(snr.shape, self.header)
         if self.device == "cpu" and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        with torch.inference_mode(), _repeatable():
+        with torch.inference_mode():
             logits = self.module(self._input(snr))
             return _maps(torch.sigmoid(logits[0].float()).cpu(), self.header)
 
@@ -101,30 +106,37 @@ def scaled(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:
 
     numpy does it at 1,900 Mpix/s where torch.asinh does 230.
     """
-    if scaling.softening == 1.0:
-        return np.arcsinh(snr)
-    return np.arcsinh(snr / np.float32(scaling.softening))
+    softened = snr if scaling.softening == 1.0 else snr / np.float32(scaling.softening)
+    return np.arcsinh(softened, dtype=np.float32)
 
 
 def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
     if shape[0] != header.bands:
-        raise ModelError(f"model {header.name!r} takes {header.bands} band(s), the window has {shape[0]}")
+        raise ModelError(
+            f"model {header.name!r} takes {header.bands} band(s), the window has {shape[0]}"
+        )
     if shape[1] % header.reach.stride_y or shape[2] % header.reach.stride_x:
         raise ModelError(
-            f"a window of {shape[1]} x {shape[2]} px is no multiple of the stride {header.stride} of model "
-            f"{header.name!r}: pad the image at the high side"
+            f"a window of {shape[1]} x {shape[2]} px is no multiple of the stride {header.stride} of "
+            f"model {header.name!r}: pad the image at the high side"
         )
 
 
-def _repeatable() -> Any:
-    """Choose cuDNN kernels that give the same bits each time, in full float32."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+def _make_repeatable() -> None:
+    """Choose cuDNN kernels that give the same bits each time, in full float32.
+
+    Set for good: torch keeps these for the process, and several threads predict at once.
+    """
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _maps(outputs: Tensor, header: ModelHeader) -> Maps:
     if outputs.shape[0] != len(header.outputs):
         raise ModelError(
-            f"model {header.name!r} gives {outputs.shape[0]} channels but its header names {len(header.outputs)}"
+            f"model {header.name!r} gives {outputs.shape[0]} channels but its header names "
+            f"{len(header.outputs)}: name them all"
         )
     channel = {output.name: i for i, output in enumerate(header.outputs)}
     probability = np.stack([outputs[i].numpy() for i in header.class_channels])

@@ -1,8 +1,8 @@
 """How far a network looks: read off its graph, for any network that slides over the image.
 
 The graph of the network (``torch.export``) is walked backwards from the pixels of one output cell,
-along each axis on its own, in coordinates without bounds. At each operation the set of pixels that is
-wanted becomes the set of pixels that it reads::
+along each axis on its own, in coordinates without bounds. At each operation the set of pixels that
+is wanted becomes the set of pixels that it reads::
 
     convolution, pooling     o  ->  o s - p + d {0 .. k-1}
     transposed, unpooling    o  ->  all i with  i s - p + d t = o,  0 <= t < k
@@ -10,18 +10,19 @@ wanted becomes the set of pixels that it reads::
     crop, padding            o  ->  o + start;  o - pad
     sums, concatenation      the union
 
-The pixels of a cell of ``stride`` outputs have different reaches, so all of them are followed, and sets
-rather than intervals are kept, so that gaps of dilated and transposed kernels are exact. What sees the
-whole image (normalisation by its statistics, global pooling, attention) is refused by name.
+The pixels of a cell of ``stride`` outputs have different reaches, so all of them are followed, and
+sets rather than intervals are kept, so that gaps of dilated and transposed kernels are exact. What
+sees the whole image (normalisation by its statistics, global pooling, attention) is refused by name.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -40,9 +41,11 @@ __all__ = ["Reach", "activation_bytes", "analyse", "trace"]
 Indices = NDArray[np.int64]
 
 _SIZES = ((96, 192), (64, 128), (240, 480), (320, 640), (960, 1920))
-"""Image sizes to trace at, px: multiples of the strides that occur; the reach does not depend on them."""
+"""Image sizes to trace at, px: multiples of strides that occur; the reach does not depend on them."""
 _POSITIONS = "feed the position as an extra input band"
-_DECLARE = "declare its halo (certificate.declare), or teach fcnpipe/networks/reach.py the operation"
+_DECLARE = (
+    "declare its halo (certificate.declare), or teach fcnpipe/networks/reach.py the operation"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +146,9 @@ def analyse(module: nn.Module, bands: int = 1) -> Reach:
     program = trace(module, bands)
     looks = _follow(program)
     stride = _strides(program, looks)
-    top, bottom = _extent(program, looks, 0, stride[0])
-    left, right = _extent(program, looks, 1, stride[1])
-    return Reach(top, bottom, left, right, *stride)
+    top, bottom, rows = _extent(program, looks, 0, stride[0])
+    left, right, columns = _extent(program, looks, 1, stride[1])
+    return Reach(top, bottom, left, right, *stride, cell=max(rows, columns))
 
 
 def activation_bytes(module: nn.Module, bands: int = 1) -> int:
@@ -172,8 +175,8 @@ def trace(module: nn.Module, bands: int = 1) -> torch.export.ExportedProgram:
     Raises
     ------
     ModelError
-        If torch.export fails at all sizes, for instance because the flow depends on the pixels, or the
-        output never has the size of the input.
+        If torch.export fails at all sizes, for instance because the flow depends on the pixels, or
+        the output never has the size of the input.
     """
     programs, reasons = [], []
     for size in _SIZES:
@@ -189,7 +192,8 @@ def trace(module: nn.Module, bands: int = 1) -> torch.export.ExportedProgram:
     _follow(programs[0])
     before, after = _shape(_input(programs[0]))[2:], _shape(_output(programs[0]))[2:]
     raise ModelError(
-        f"network {type(module).__name__} turns {before} px into {after} px: pad inside it, so that sizes stay"
+        f"network {type(module).__name__} turns {before} px into {after} px: "
+        "pad inside it, so that sizes stay"
     )
 
 
@@ -198,7 +202,9 @@ def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.expor
     example = (torch.zeros(1, bands, *size, dtype=dtype),)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(module, example, strict=False).run_decompositions({})
+            program: torch.export.ExportedProgram = torch.export.export(
+                module, example, strict=False
+            ).run_decompositions({})
     except Exception as error:  # whatever the user's forward raises, or export says of it
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
@@ -216,7 +222,7 @@ def _quiet() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -234,7 +240,7 @@ def _check_signature(module: nn.Module, program: torch.export.ExportedProgram) -
 
 
 def _follow(program: torch.export.ExportedProgram) -> dict[fx.Node, list[Look]]:
-    """Apply the rules forwards: which nodes depend on the image, and how they look at their inputs."""
+    """Give, for each node that depends on the image, how it looks at its inputs."""
     axes: dict[fx.Node, tuple[int, int]] = {_input(program): (2, 3)}
     looks: dict[fx.Node, list[Look]] = {}
     for node in program.graph.nodes:
@@ -243,11 +249,15 @@ def _follow(program: torch.export.ExportedProgram) -> dict[fx.Node, list[Look]]:
             looks[node] = _rule(operation)(operation)
             axes[node] = _axes_after(operation)
     if _output(program) not in axes:
-        raise ModelError("the output does not depend on the image; return the result of the network")
+        raise ModelError(
+            "the output does not depend on the image; return the result of the network"
+        )
     return looks
 
 
-def _strides(program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Look]]) -> tuple[int, int]:
+def _strides(
+    program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Look]]
+) -> tuple[int, int]:
     """Give the least shifts of the input that shift every array of the network by whole pixels."""
     scales = {_input(program): (Fraction(1), Fraction(1))}
     for node, inputs in looks.items():
@@ -262,14 +272,16 @@ def _strides(program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Lo
 
 def _extent(
     program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Look]], axis: int, stride: int
-) -> tuple[int, int]:
-    """Give the reach (before, after) along one axis, the worst of the pixels of a cell."""
-    before = after = 0
+) -> tuple[int, int, int]:
+    """Give the reach (before a pixel, after it, beyond a whole cell) along one axis."""
+    before = after = cell = 0
     for pixel in range(stride):
         read = _read_by(pixel, program, looks, axis)
         if read.size:
-            before, after = max(before, pixel - int(read[0])), max(after, int(read[-1]) - pixel)
-    return before, after
+            low, high = int(read[0]), int(read[-1])
+            before, after = max(before, pixel - low), max(after, high - pixel)
+            cell = max(cell, -low, high - (stride - 1))
+    return before, after, cell
 
 
 def _read_by(
@@ -286,7 +298,7 @@ def _read_by(
     return wanted.get(_input(program), nothing)
 
 
-# --- steps along one axis ---------------------------------------------------------------------------
+# --- steps along one axis -------------------------------------------------------------------------
 
 
 def _same(pixels: Indices) -> Indices:
@@ -329,7 +341,7 @@ def stretching(ratio: Fraction, kind: str) -> Step:
     return Step(ratio, lambda o: np.unique(((2 * o + 1) * p - q)[:, np.newaxis] // (2 * q) + taps))
 
 
-# --- rules: operation -> how it looks at its inputs -------------------------------------------------
+# --- rules: operation -> how it looks at its inputs -----------------------------------------------
 
 
 def _keep(operation: Operation) -> list[Look]:
@@ -345,7 +357,9 @@ def _pointwise(operation: Operation) -> list[Look]:
         if source not in operation.axes and any(size > 1 for size in sizes):
             raise operation.refuse("uses a constant that varies over the image", _POSITIONS)
         if source in operation.axes and sizes != [shape[axis] for axis in axes]:
-            raise operation.refuse("combines arrays of different sizes", "crop or pad them to one size")
+            raise operation.refuse(
+                "combines arrays of different sizes", "crop or pad them to one size"
+            )
     return _keep(operation)
 
 
@@ -404,10 +418,14 @@ def _windows(
 def _interpolation(operation: Operation) -> list[Look]:
     _check_last_axes(operation)
     if operation.arguments.get("align_corners"):
-        raise operation.refuse("interpolates with align_corners=True, which stretches the whole image", "use False")
+        raise operation.refuse(
+            "interpolates with align_corners=True, which stretches the whole image", "use False"
+        )
     kind = _name(operation.node).removeprefix("_").removeprefix("upsample_").removesuffix("2d")
     before, after = _shape(operation.image)[-2:], _shape(operation.node)[-2:]
-    y, x = (stretching(Fraction(b, a), kind.rstrip("_")) for b, a in zip(before, after, strict=True))
+    y, x = (
+        stretching(Fraction(b, a), kind.rstrip("_")) for b, a in zip(before, after, strict=True)
+    )
     return [Look(operation.image, y, x)]
 
 
@@ -417,7 +435,11 @@ def _crop(operation: Operation) -> list[Look]:
         return _keep(operation)
     length = _shape(source)[arguments["dim"]]
     start = arguments.get("start") or 0
-    return _along(operation, arguments["dim"], shifting(start if start >= 0 else max(start + length, 0), arguments["step"]))
+    return _along(
+        operation,
+        arguments["dim"],
+        shifting(start if start >= 0 else max(start + length, 0), arguments["step"]),
+    )
 
 
 def _along(operation: Operation, dimension: int, step: Step) -> list[Look]:
@@ -428,7 +450,9 @@ def _along(operation: Operation, dimension: int, step: Step) -> list[Look]:
 
 def _padding(operation: Operation) -> list[Look]:
     if operation.arguments.get("mode") == "circular":
-        raise operation.refuse("pads with the other side of the image", "use zeros, reflect or replicate")
+        raise operation.refuse(
+            "pads with the other side of the image", "use zeros, reflect or replicate"
+        )
     source = operation.image
     pads = operation.arguments.get("pad") or operation.arguments["padding"]
     y, x = (_pad_before(pads, axis - len(_shape(source))) for axis in operation.axes[source])
@@ -436,7 +460,7 @@ def _padding(operation: Operation) -> list[Look]:
 
 
 def _pad_before(pads: Sequence[int], axis: int) -> int:
-    """Give the padding before a dimension counted from the end; pads come in pairs, last one first."""
+    """Give the padding before a dimension counted from the end; pads come in pairs, last first."""
     at = 2 * (-axis - 1)
     return pads[at] if at < len(pads) else 0
 
@@ -460,7 +484,7 @@ def _reduction(operation: Operation) -> list[Look]:
     dims = [dims] if isinstance(dims, int) else dims
     if not dims or any(operation.is_spatial(dim, operation.image) for dim in dims):
         raise operation.refuse(
-            f"takes {_name(operation.node)} over the whole image, as global pooling and squeeze-excite do",
+            f"takes {_name(operation.node)} over the whole image, as squeeze-excite does",
             "leave it out, or pool over a fixed window",
         )
     return _keep(operation)
@@ -470,7 +494,9 @@ def _layer_norm(operation: Operation) -> list[Look]:
     rank = len(_shape(operation.image))
     normalised = range(rank - len(operation.arguments["normalized_shape"]), rank)
     if any(axis in normalised for axis in operation.axes[operation.image]):
-        raise operation.refuse("normalises by statistics of the whole image", "use BatchNorm in evaluation mode")
+        raise operation.refuse(
+            "normalises by statistics of the whole image", "use BatchNorm in evaluation mode"
+        )
     return _keep(operation)
 
 
@@ -491,13 +517,21 @@ def _channels(operation: Operation) -> list[Look]:
 
 def _view(operation: Operation) -> list[Look]:
     before, after = _shape(operation.image), _shape(operation.node)
-    if before[-2:] != after[-2:] or operation.axes[operation.image] != (len(before) - 2, len(before) - 1):
-        raise operation.refuse("reshapes the image (as attention does)", "keep height and width as the last two dimensions")
+    if before[-2:] != after[-2:] or operation.axes[operation.image] != (
+        len(before) - 2,
+        len(before) - 1,
+    ):
+        raise operation.refuse(
+            "reshapes the image (as attention does)",
+            "keep height and width as the last two dimensions",
+        )
     return _keep(operation)
 
 
 def _statistics(operation: Operation) -> list[Look]:
-    raise operation.refuse("normalises by statistics of the whole image", "use BatchNorm in evaluation mode")
+    raise operation.refuse(
+        "normalises by statistics of the whole image", "use BatchNorm in evaluation mode"
+    )
 
 
 def _training(operation: Operation) -> list[Look]:
@@ -506,12 +540,15 @@ def _training(operation: Operation) -> list[Look]:
 
 def _global_pooling(operation: Operation) -> list[Look]:
     raise operation.refuse(
-        "pools over the whole image, as squeeze-excite does", "leave it out, or pool over a fixed window"
+        "pools over the whole image, as squeeze-excite does",
+        "leave it out, or pool over a fixed window",
     )
 
 
 def _attention(operation: Operation) -> list[Look]:
-    raise operation.refuse("multiplies pixels with all others, as attention does", "use convolutions")
+    raise operation.refuse(
+        "multiplies pixels with all others, as attention does", "use convolutions"
+    )
 
 
 def _unknown(operation: Operation) -> list[Look]:
@@ -519,43 +556,72 @@ def _unknown(operation: Operation) -> list[Look]:
 
 
 _RULES: dict[str, Rule] = {
+    **dict.fromkeys(("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d"), _convolution),
     **dict.fromkeys(
-        ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d"), _convolution
-    ),
-    **dict.fromkeys(
-        ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "max_pool3d", "avg_pool3d"), _pooling
+        ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "max_pool3d", "avg_pool3d"),
+        _pooling,
     ),
     "max_unpool2d": _unpooling,
     **dict.fromkeys(
-        ("upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d"),
+        (
+            "upsample_nearest2d",
+            "_upsample_nearest_exact2d",
+            "upsample_bilinear2d",
+            "upsample_bicubic2d",
+        ),
         _interpolation,
     ),
     "slice": _crop,
     **dict.fromkeys(("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"), _padding),
     "pixel_shuffle": _shuffle,
     "pixel_unshuffle": _unshuffle,
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "var", "std", "softmax", "log_softmax"), _reduction),
+    **dict.fromkeys(
+        ("mean", "sum", "amax", "amin", "var", "std", "softmax", "log_softmax"), _reduction
+    ),
     **dict.fromkeys(("_softmax", "_log_softmax", "linalg_vector_norm", "cumsum"), _reduction),
     "layer_norm": _layer_norm,
     "linear": _linear,
     **dict.fromkeys(("cat", "split", "split_with_sizes", "chunk"), _channels),
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _view),
     **dict.fromkeys(
-        ("permute", "transpose", "unsqueeze", "squeeze", "alias", "detach", "contiguous", "getitem"), _keep
+        (
+            "permute",
+            "transpose",
+            "unsqueeze",
+            "squeeze",
+            "alias",
+            "detach",
+            "contiguous",
+            "getitem",
+        ),
+        _keep,
     ),
-    **dict.fromkeys(("prelu", "_prelu_kernel", "_to_copy", "_native_batch_norm_legit_no_training"), _keep),
-    **dict.fromkeys(("group_norm", "native_group_norm", "instance_norm", "native_layer_norm"), _statistics),
+    **dict.fromkeys(
+        ("prelu", "_prelu_kernel", "_to_copy", "_native_batch_norm_legit_no_training"), _keep
+    ),
+    **dict.fromkeys(
+        ("group_norm", "native_group_norm", "instance_norm", "native_layer_norm"), _statistics
+    ),
     **dict.fromkeys(
         ("batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional"), _training
     ),
-    **dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "dropout", "native_dropout"), _training),
+    **dict.fromkeys(
+        ("native_batch_norm", "cudnn_batch_norm", "dropout", "native_dropout"), _training
+    ),
     **dict.fromkeys(("feature_dropout", "alpha_dropout", "bernoulli"), _training),
     **dict.fromkeys(
         ("adaptive_avg_pool2d", "adaptive_max_pool2d", "_adaptive_avg_pool2d", "global_avg_pool"),
         _global_pooling,
     ),
     **dict.fromkeys(
-        ("matmul", "bmm", "mm", "einsum", "scaled_dot_product_attention", "_native_multi_head_attention"),
+        (
+            "matmul",
+            "bmm",
+            "mm",
+            "einsum",
+            "scaled_dot_product_attention",
+            "_native_multi_head_attention",
+        ),
         _attention,
     ),
 }
@@ -569,7 +635,7 @@ def _rule(operation: Operation) -> Rule:
     return _pointwise if torch.Tag.pointwise in tags else _unknown
 
 
-# --- the graph --------------------------------------------------------------------------------------
+# --- the graph ------------------------------------------------------------------------------------
 
 
 def _axes_after(operation: Operation) -> tuple[int, int]:
@@ -607,7 +673,9 @@ def _after_rank_change(operation: Operation, axes: tuple[int, int], rank: int) -
 def _check_last_axes(operation: Operation) -> None:
     rank = len(_shape(operation.image))
     if operation.axes[operation.image] != (rank - 2, rank - 1):
-        raise operation.refuse("slides over other dimensions than height and width", "keep them the last two")
+        raise operation.refuse(
+            "slides over other dimensions than height and width", "keep them the last two"
+        )
 
 
 def _input(program: torch.export.ExportedProgram) -> fx.Node:
@@ -619,7 +687,8 @@ def _output(program: torch.export.ExportedProgram) -> fx.Node:
 
 
 def _find(program: torch.export.ExportedProgram, name: Any) -> fx.Node:
-    return next(node for node in program.graph.nodes if node.name == name)
+    found: fx.Node = next(node for node in program.graph.nodes if node.name == name)
+    return found
 
 
 def _name(node: fx.Node) -> str:

@@ -71,8 +71,7 @@ def _describe(column: catalogue.Column) -> dict[str, str]:
 
 def _read_rows(job: Job, names: tuple[str, ...]) -> Iterator[Arrays]:
     for tile in job.store.list_arrays("rows"):
-        arrays = job.store.get_arrays("rows", tile)
-        yield {name: arrays[name] for name in names}
+        yield job.store.get_arrays("rows", tile, names)
 
 
 def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, str]]]:

@@ -33,6 +33,9 @@ CHUNK = 512
 Columns = Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]
 """Column name -> (values, attributes such as ``units`` and ``long_name``)."""
 
+Column = tuple[str, NDArray[Any], Mapping[str, Any]]
+"""Column name, values, attributes."""
+
 Arrays = Mapping[str, NDArray[Any]]
 """Name -> array; what a scratch record holds."""
 
@@ -317,6 +320,10 @@ class Store(Protocol):
 
     def write_sources(self, blocks: Iterable[Columns], count: int) -> None:
         """Write the catalogue, block of rows by block of rows."""
+        ...
+
+    def write_columns(self, columns: Iterable[Column], count: int) -> None:
+        """Write the catalogue, column by column."""
         ...
 
     def read_sources(

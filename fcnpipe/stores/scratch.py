@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,15 @@ def put_record(folder: Path, name: str, arrays: Arrays) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def get_record(folder: Path, name: str) -> dict[str, NDArray[Any]]:
-    """Read a record; KeyError if there is none."""
+def get_record(
+    folder: Path, name: str, only: Collection[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Read a record, or ``only`` some of its arrays; KeyError if there is none."""
     path = folder / f"{name}.npz"
     if not path.exists():
         raise KeyError(f"no scratch record {path}")
     with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+        return {key: file[key] for key in (file.files if only is None else only)}
 
 
 def list_records(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -20,6 +20,7 @@ from fcnpipe.errors import StoreError
 from fcnpipe.geometry import Box, Tile
 from fcnpipe.stores.base import (
     Arrays,
+    Column,
     Columns,
     Layout,
     RunIdentity,
@@ -50,6 +51,7 @@ from fcnpipe.stores.verification import verify_store
 ROW_CHUNK = 131_072
 """Rows of the catalogue in one storage chunk."""
 
+TITLE = "one row a source, in order of label"
 CONVENTIONS = "CF-1.12"
 
 
@@ -283,19 +285,25 @@ class ZarrStore:
         with storing(self.path):
             put_record(self.path / SCRATCH / stage, name, arrays)
 
-    def get_arrays(self, stage: str, name: str) -> dict[str, NDArray[Any]]:
-        """Give a scratch record back.
+    def get_arrays(
+        self, stage: str, name: str, only: Collection[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Give a scratch record back, or ``only`` some of its arrays.
 
         Raises
         ------
         KeyError
             If there is none.
         """
-        return get_record(self.path / SCRATCH / stage, name)
+        return get_record(self.path / SCRATCH / stage, name, only)
 
     def has_arrays(self, stage: str, name: str) -> bool:
         """Whether a scratch record is there."""
         return (self.path / SCRATCH / stage / f"{name}.npz").is_file()
+
+    def drop_arrays(self, stage: str) -> None:
+        """Remove all scratch records of a stage."""
+        shutil.rmtree(self.path / SCRATCH / stage, ignore_errors=True)
 
     def list_arrays(self, stage: str) -> list[str]:
         """Give the sorted names of a stage's scratch records."""
@@ -344,15 +352,14 @@ class ZarrStore:
         blocks = iter(blocks)
         first = next(blocks)
         with storing(self.path):
-            attrs = {"title": "one row a source, in order of label", "columns": list(first)}
+            attrs = {"title": TITLE, "columns": list(first)}
             group = self._fresh_group("sources", attrs)
             arrays = {
                 name: create_array(group, name, _column_spec(values, attrs, count))
                 for name, (values, attrs) in first.items()
             }
             rows = _write_rows(arrays, chain([first], blocks))
-        if rows != count:
-            raise StoreError(f"{rows} rows of a catalogue of {count} were given: pass all of them")
+        _check_rows(rows, count)
 
     def write_source_columns(
         self, columns: Iterable[tuple[str, NDArray[Any], Mapping[str, Any]]]
@@ -365,6 +372,30 @@ class ZarrStore:
                 array = create_array(group, name, _column_spec(values, attrs, len(values)))
                 if len(values):
                     array[:] = values
+                names.append(name)
+            group.attrs["columns"] = names
+
+    def write_columns(self, columns: Iterable[Column], count: int) -> None:
+        """Write the catalogue, column by column, rows in order of label.
+
+        Parameters
+        ----------
+        columns : iterable of (name, values, attributes)
+            Each of ``count`` values; one is held at a time.
+        count : int
+            Rows.
+
+        Raises
+        ------
+        StoreError
+            If a column has another length.
+        """
+        with storing(self.path):
+            group = self._fresh_group("sources", {"title": TITLE})
+            names = []
+            for name, values, attrs in columns:
+                _check_rows(len(values), count)
+                create_array(group, name, _column_spec(values, attrs, count))[...] = values
                 names.append(name)
             group.attrs["columns"] = names
 
@@ -484,6 +515,11 @@ def _column_spec(values: NDArray[Any], attrs: Mapping[str, Any], count: int) -> 
     fill = np.nan if values.dtype.kind == "f" else 0
     chunks = (min(max(count, 1), ROW_CHUNK),)
     return ArraySpec((count,), values.dtype.name, ("source",), chunks, fill=fill, attrs=attrs)
+
+
+def _check_rows(rows: int, count: int) -> None:
+    if rows != count:
+        raise StoreError(f"{rows} rows of a catalogue of {count} were given: pass all of them")
 
 
 def _write_rows(arrays: Mapping[str, zarr.Array[Any]], blocks: Iterable[Columns]) -> int:

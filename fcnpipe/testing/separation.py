@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.geometry import Box
+from fcnpipe.geometry import Box, TileGrid
 from fcnpipe.segment import Leaf, separate
+from fcnpipe.separators import Separator
 from fcnpipe.stitch import (
     MILLION,
     NEIGHBOURS,
@@ -32,6 +33,7 @@ from fcnpipe.stitch import (
 
 Tree: TypeAlias = "Box | list[Tree]"
 Separate: TypeAlias = Callable[..., Leaf]
+"""`fcnpipe.segment.separate`, or what is to be tested in its place."""
 Int64 = NDArray[np.int64]
 _Pixel = tuple[int, int]
 
@@ -43,7 +45,9 @@ def true_sources(
     weights: Int64 | None = None,
 ) -> tuple[Int64, Int64]:
     """Give source and footprint id of each pixel, -1 is background; in plain Python, no tiles."""
-    truth = _Truth(elevation, mask, np.ones_like(elevation, np.int64) if weights is None else weights)
+    truth = _Truth(
+        elevation, mask, np.ones_like(elevation, np.int64) if weights is None else weights
+    )
     basin = {p: truth.peak_of(p) for p in truth.pixels}
     fates = truth.judge(basin, criterion)
     source, footprint = (np.full(mask.shape, -1, np.int64) for _ in range(2))
@@ -67,7 +71,7 @@ class _Truth:
         self.pixels = {(int(y), int(x)) for y, x in np.argwhere(mask)}
 
     def index(self, p: _Pixel) -> int:
-        return p[0] * self.width + p[1]
+        return p[0] * int(self.width) + p[1]
 
     def key(self, p: _Pixel) -> tuple[int, int]:
         return int(self.elevation[p]), -self.index(p)
@@ -118,13 +122,15 @@ class _Truth:
         return fates
 
 
-def tile_tree(boxes: list[list[Box]], fan: tuple[int, int]) -> Tree:
-    """Give a tree over a grid of tiles (rows of boxes) that joins ``fan`` children at a time."""
-    trees: list[list[Any]] = [list(row) for row in boxes]
+def tile_tree(grid: TileGrid, fan: tuple[int, int] = (2, 2)) -> Tree:
+    """Give a tree over the tiles of a grid that joins ``fan`` rows and columns at a time."""
+    rows, columns = grid.counts
+    trees: list[list[Any]] = [[grid.tile(r, c).core for c in range(columns)] for r in range(rows)]
     while len(trees) > 1 or len(trees[0]) > 1:
         ys, xs = range(0, len(trees), fan[0]), range(0, len(trees[0]), fan[1])
         trees = [
-            [[t for row in trees[y : y + fan[0]] for t in row[x : x + fan[1]]] for x in xs] for y in ys
+            [[t for row in trees[y : y + fan[0]] for t in row[x : x + fan[1]]] for x in xs]
+            for y in ys
         ]
     tree: Tree = trees[0][0]
     return tree
@@ -181,19 +187,71 @@ class TiledSeparation:
                 None if m is None else m[tree.grow(1).clip(self.frame).slices] for m in self.maps
             )
             leaf = self.separate(elevation, mask, tree, self.frame.shape, self.criterion, weights)
-            graph, kept = leaf.graph, (leaf.settlement, (tree, leaf.segments))
+            graph, settlement, below = leaf.graph, leaf.settlement, (tree, leaf.segments)
         else:
             graphs, below = zip(*(self._ascend(child) for child in tree), strict=True)
             graph, settlement = join(graphs, self.criterion)
-            kept = (settlement, list(below))
         self.graphs.append(graph)
-        return Graph.from_arrays(graph.to_arrays()), kept
+        return Graph.from_arrays(graph.to_arrays()), (settlement, below)
 
     def _descend(self, graph: Graph, kept: Any, verdicts: Verdicts) -> None:
         settlement = Settlement.from_arrays(kept[0].to_arrays())
-        if isinstance(kept[1], tuple):
+        if isinstance(kept[1][0], Box):
             core, segments = kept[1]
             self.tiles.append((core, segments, tabulate(settlement, verdicts, self.criterion)))
             return
         for below, part in zip(kept[1], settle(settlement, verdicts, self.criterion), strict=True):
             self._descend(graph, below, part)
+
+
+class SeparatorTests:
+    """The suite that every separator must pass: subclass and give a ``separator`` fixture."""
+
+    shape = (23, 31)
+
+    def test_segments_cover_the_foreground(self, separator: Separator) -> None:
+        """Each foreground pixel has a segment from 1 to n, all others 0."""
+        elevation, mask = self._maps()
+        leaf = separator.separate(elevation, mask, Box(0, 0, *self.shape), self.shape)
+        assert ((leaf.segments > 0) == mask).all()
+        assert leaf.segments.dtype == np.int32
+        assert (
+            len(np.unique(leaf.segments[mask])) == leaf.segments.max() == len(leaf.settlement.rows)
+        )
+
+    def test_areas_are_those_of_the_segments(self, separator: Separator) -> None:
+        """The settlement counts each segment's pixels."""
+        elevation, mask = self._maps()
+        leaf = separator.separate(elevation, mask, Box(0, 0, *self.shape), self.shape)
+        assert (leaf.settlement.area == np.bincount(leaf.segments[mask])[1:]).all()
+
+    def test_nothing_is_open_in_a_whole_image(self, separator: Separator) -> None:
+        """Without seams no node goes up."""
+        elevation, mask = self._maps()
+        graph = separator.separate(elevation, mask, Box(0, 0, *self.shape), self.shape).graph
+        assert not any(map(len, (*graph.nodes, *graph.links, *graph.ring)))
+
+    def test_tiling_is_invisible(self, separator: Separator) -> None:
+        """The same sources for tiles of 1 px, for strips and for one tile."""
+        truth = self._sources(separator, (23, 31))
+        for edge in ((1, 1), (3, 31), (23, 2), (8, 8), (7, 11)):
+            np.testing.assert_array_equal(self._sources(separator, edge), truth)
+
+    def test_an_empty_tile_is_no_trouble(self, separator: Separator) -> None:
+        """No foreground, no segments."""
+        elevation, mask = self._maps()
+        leaf = separator.separate(elevation, mask & False, Box(0, 0, *self.shape), self.shape)
+        assert not leaf.segments.any()
+
+    def _maps(self) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        rng = np.random.default_rng(5)
+        elevation = rng.integers(0, 50, self.shape).astype(np.uint16)
+        return elevation, rng.random(self.shape) < 0.7
+
+    def _sources(self, separator: Separator, edge: tuple[int, int]) -> Int64:
+        run = TiledSeparation(*self._maps(), separator.criterion, None, _bind(separator))
+        return run.run(tile_tree(TileGrid(self.shape, edge))).paint("source")
+
+
+def _bind(separator: Separator) -> Separate:
+    return lambda e, m, core, shape, _, weights: separator.separate(e, m, core, shape, weights)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe.geometry import Tile
-from fcnpipe.stores import Layout, RunIdentity, State, ZarrStore, prepare
+from fcnpipe.stores import Layout, RunIdentity, ScienceReader, State, ZarrStore, prepare
 from fcnpipe.stores.base import Columns
 
 LAYOUT = Layout((150, 200), (64, 64), (3, 4), stages=("predict", "label"), cards=("A = 1",))
@@ -66,3 +68,64 @@ def end_run(store: ZarrStore) -> ZarrStore:
     store.write_sources([make_catalogue()], 4)
     store.write_pyramid(lambda box: make_labels()[None, *box.slices].astype(np.float32))
     return store.publish()
+
+
+CARDS = (
+    "CTYPE1  = 'RA---TAN'",
+    "CTYPE2  = 'DEC--TAN'",
+    "CRVAL1  =                150.0",
+    "CRVAL2  =                  2.0",
+    "CRPIX1  =                100.5",
+    "CRPIX2  =                 75.5",
+    "CDELT1  =               -0.001",
+    "CDELT2  =                0.001",
+    "OBJECT  = 'test field'",
+)
+"""A tangential projection of 3.6 arcsec a pixel."""
+
+
+def make_rich_catalogue() -> Columns:
+    """The small catalogue with the columns that exports and cutouts look at."""
+    y, x = np.array(PEAKS, float).T
+    ys, xs = zip(*(np.nonzero(make_labels() == label) for label in range(1, 5)), strict=True)
+    ends = {
+        f"bbox_{axis}{end}": (np.array([getattr(v, end)() for v in values], np.int32), PIXELS)
+        for axis, values in (("y", ys), ("x", xs))
+        for end in ("min", "max")
+    }
+    return {
+        **make_catalogue(),
+        "x_centroid": (x, {**PIXELS, "ucd": "pos.cartesian.x", "long_name": "centroid in x"}),
+        "y_centroid": (y, PIXELS),
+        "ra": (150 - 0.001 * (x - 99.5) / np.cos(np.radians(2)), {"units": "deg"}),
+        "dec": (2 + 0.001 * (y - 74.5), {"units": "deg"}),
+        **ends,
+        "semimajor_axis": (np.array([3.0, 2, 2, np.nan]), PIXELS),
+        "semiminor_axis": (np.array([1.0, 2, 1, np.nan]), PIXELS),
+        "orientation": (np.array([30.0, 0, 90, np.nan]), {"units": "deg"}),
+        "kron_flux": (np.array([1.5, -2, 0.1, np.nan]), {"units": "furlong"}),
+        "elevation": (np.array([65535, 1, 2, 3], np.uint16), {}),
+        "faint": (np.array([True, False, False, True]), {}),
+    }
+
+
+PIXELS = {"units": "pix"}
+
+
+def make_rich_store(out: Path, **changes: Any) -> ZarrStore:
+    """Finish the small run with a WCS and `make_rich_catalogue`; ``changes`` go to the layout."""
+    layout = replace(LAYOUT, **{"cards": CARDS, "unit": "adu", **changes})
+    store = ZarrStore.create(out, layout, IDENTITY)
+    for tile in layout.grid:
+        do_tile(store, tile)
+    store.write_sources([make_rich_catalogue()], 4)
+    store.write_pyramid(make_science(len(layout.bands)))
+    return store.publish()
+
+
+def make_science(bands: int = 1) -> ScienceReader:
+    """Give a reader of a science image: the squares on noise, one corner without data."""
+    image = np.random.default_rng(2).normal(size=(bands, *LAYOUT.shape)).astype(np.float32)
+    image += 20 * make_labels()
+    image[:, -10:, :10] = np.nan
+    return lambda box: image[(slice(None), *box.slices)]

@@ -133,6 +133,17 @@ class StoreTests:
         rows = store.read_sources(rows=slice(2, 5))
         np.testing.assert_array_equal(rows["faint"], flux[2:5] < 0)
 
+    def test_catalogue_written_by_columns_is_the_same(self, store: Store) -> None:
+        """By columns or by rows."""
+        flux = np.linspace(-1, 1, 11)
+        columns = [(name, *column) for name, column in make_columns(flux).items()]
+        store.write_columns(iter(columns), 11)
+        found = store.read_sources()
+        assert list(found) == ["flux", "faint"]
+        np.testing.assert_array_equal(found["faint"], flux < 0)
+        with pytest.raises(StoreError, match="11 rows of a catalogue of 12"):
+            store.write_columns(iter(columns), 12)
+
     def test_catalogue_may_be_empty_or_be_replaced(self, store: Store) -> None:
         """A second writer of the catalogue replaces the first one's."""
         store.write_sources([make_columns(np.arange(5.0))], 5)

@@ -1,0 +1,121 @@
+"""The suite that every image reader must pass."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fcnpipe import images
+from fcnpipe.geometry import Box
+from fcnpipe.images import Image
+
+Truth = NDArray[np.float32]
+
+
+def draw_boxes(shape: tuple[int, int], count: int, seed: int = 1) -> list[Box]:
+    """Give random boxes inside an image, then the whole of it, corners, a row and a column.
+
+    Examples
+    --------
+    >>> all(Box(0, 0, 9, 7).contains(box) and box.size for box in draw_boxes((9, 7), 20))
+    True
+    """
+    height, width = shape
+    rng = np.random.default_rng(seed)
+    edges = [
+        (*np.sort(rng.choice(height + 1, 2, False)), *np.sort(rng.choice(width + 1, 2, False)))
+        for _ in range(count)
+    ]
+    boxes = [Box(int(y0), int(x0), int(y1), int(x1)) for y0, y1, x0, x1 in edges]
+    last = Box(height - 1, width - 1, height, width)
+    lines = [Box(height - 1, 0, height, width), Box(0, width - 1, height, width)]
+    return [*boxes, Box(0, 0, height, width), Box(0, 0, 1, 1), last, *lines]
+
+
+class ImageTests:
+    """Subclass and give two fixtures: an ``image``, and its ``truth``.
+
+    Notes
+    -----
+    ``truth`` is the whole image, (bands, h, w) float32, NaN where there is no data, read or made
+    without the reader under test.
+    """
+
+    def test_it_has_the_shape_of_the_truth(self, image: Image, truth: Truth) -> None:
+        """Shape and names of the bands."""
+        assert image.info.shape == truth.shape
+        assert len(image.info.bands) == len(truth) == len(set(image.info.bands))
+
+    def test_any_box_is_the_truth(self, image: Image, truth: Truth) -> None:
+        """Random boxes, the whole, corners and lines, in every band."""
+        for band, plane in enumerate(truth):
+            for box in draw_boxes(image.info.shape[1:], 12):
+                np.testing.assert_array_equal(image.read(box, band), plane[box.slices])
+
+    def test_pixels_are_ready_for_use(self, image: Image, truth: Truth) -> None:
+        """Type, byte order and layout; the array is the caller's own."""
+        height, width = truth.shape[1:]
+        box = Box(0, width // 2, (height + 1) // 2, width)
+        values = image.read(box)
+        assert values.dtype == np.float32
+        assert values.dtype.isnative
+        assert values.flags.c_contiguous
+        assert values.flags.writeable
+        values[:] = -77
+        np.testing.assert_array_equal(image.read(box), truth[0][box.slices])
+
+    def test_integers_agree_with_floats(self, image: Image, truth: Truth) -> None:
+        """Whole numbers are the same, NaN is -1, and nothing but zero is zero."""
+        values = image.read_integer(Box(0, 0, *truth.shape[1:]))
+        assert values.dtype == np.int64
+        whole = truth[0] == np.round(truth[0])
+        np.testing.assert_array_equal(values[whole], truth[0][whole].astype(np.int64))
+        assert (values[np.isnan(truth[0])] == -1).all()
+        np.testing.assert_array_equal(values == 0, truth[0] == 0)
+
+    def test_an_empty_box_is_empty(self, image: Image) -> None:
+        """A box of no rows."""
+        assert image.read(Box(1, 0, 1, 2)).shape == (0, 2)
+
+    def test_outside_is_refused(self, image: Image) -> None:
+        """A box or a band that is not there."""
+        bands, height, width = image.info.shape
+        with pytest.raises(IndexError, match="not inside"):
+            image.read(Box(0, 0, height + 1, width))
+        with pytest.raises(IndexError, match="not inside"):
+            image.read(Box(0, 0, 1, 1), bands)
+
+    def test_it_travels(self, image: Image, truth: Truth) -> None:
+        """A pickled copy is equal, small, and reads the same."""
+        image.read(Box(0, 0, 1, 1))
+        data = pickle.dumps(image)
+        copy = pickle.loads(data)
+        assert copy == image
+        assert hash(copy) == hash(image)
+        assert len(data) < 100_000
+        box = Box(0, 0, *truth.shape[1:])
+        np.testing.assert_array_equal(copy.read(box), truth[0])
+
+    def test_threads_do_not_disturb_each_other(self, image: Image, truth: Truth) -> None:
+        """Many boxes at once, by one image and by a copy."""
+        copy = pickle.loads(pickle.dumps(image))
+        boxes = draw_boxes(image.info.shape[1:], 24, seed=2)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(image.read, boxes)) + list(pool.map(copy.read, boxes))
+        for box, values in zip(boxes * 2, found, strict=True):
+            np.testing.assert_array_equal(values, truth[0][box.slices])
+
+    def test_digest_is_of_the_content(self, image: Image) -> None:
+        """Hexadecimal, and the same for a copy."""
+        digest = images.digest(image)
+        assert int(digest, 16) >= 0
+        assert len(digest) == 64
+        assert images.digest(pickle.loads(pickle.dumps(image))) == digest
+
+    def test_memory_is_stated(self, image: Image) -> None:
+        """A plan can count on it."""
+        assert image.overhead_bytes > 0

@@ -1,0 +1,105 @@
+"""Catalogues come back from every format as they are in the store."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from astropy import units as u
+from astropy.table import Table
+
+from fcnpipe import export
+from fcnpipe.errors import SpecError, StoreError
+from fcnpipe.stores import ZarrStore
+
+FORMATS = {"csv": "ascii.csv", "ecsv": "ascii.ecsv", "fits": "fits", "votable": "votable"}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_astropy_reads_the_same_values(rich: ZarrStore, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"cat.{kind}"
+    export.export(rich, path, kind)
+    with warnings.catch_warnings():
+        # The unit that only we know is meant to be unknown to others.
+        warnings.simplefilter("ignore", u.UnitsWarning)
+        table = Table.read(path, format=FORMATS[kind])
+    assert table.colnames == rich.columns
+    for name, values in rich.read_sources().items():
+        found = table[name]
+        if kind == "csv" and values.dtype == bool:
+            found = np.asarray(found) == "True"
+        filled = np.ma.filled(found, np.nan) if values.dtype.kind == "f" else found
+        np.testing.assert_array_equal(np.asarray(filled, values.dtype), values, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["ecsv", "fits", "votable"])
+def test_units_are_kept(rich: ZarrStore, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"cat.{kind}"
+    export.export(rich, path, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", u.UnitsWarning)
+        table = Table.read(path, format=FORMATS[kind])
+    assert table["ra"].unit == u.deg
+    assert table["x_centroid"].unit == u.pix
+    assert table["area"].unit == u.pix**2
+    assert table["label"].unit is None
+
+
+def test_ucds_reach_fits_and_votable(rich: ZarrStore, tmp_path: Path) -> None:
+    export.export(rich, tmp_path / "cat.fits")
+    export.export(rich, tmp_path / "cat.xml")
+    assert "pos.cartesian.x" in (tmp_path / "cat.xml").read_text()
+    assert b"pos.cartesian.x" in (tmp_path / "cat.fits").read_bytes()
+
+
+def test_parquet_keeps_types_and_units(rich: ZarrStore, tmp_path: Path) -> None:
+    export.export(rich, tmp_path / "cat.parquet")
+    table = pq.read_table(tmp_path / "cat.parquet")
+    for name, values in rich.read_sources().items():
+        np.testing.assert_array_equal(table[name].to_numpy(), values)
+    assert table.schema.field("kron_flux").metadata[b"units"] == b"furlong"
+
+
+@pytest.mark.parametrize("kind", export.TABLES)
+def test_empty_catalogue_is_written(tmp_path: Path, rich: ZarrStore, kind: str) -> None:
+    class Empty:
+        layout, cards, attrs, columns = rich.layout, rich.cards, rich.attrs, rich.columns
+        column_attrs = staticmethod(rich.column_attrs)
+
+        def read_sources(self, names=None, rows=slice(None)):  # type: ignore[no-untyped-def]
+            return rich.read_sources(names, slice(0, 0))
+
+        def source_blocks(self, names=None):  # type: ignore[no-untyped-def]
+            yield self.read_sources(names)
+
+    export.TABLES[kind](Empty(), tmp_path / "cat")  # type: ignore[arg-type]
+    assert (tmp_path / "cat").stat().st_size > 0
+
+
+def test_unknown_kind_is_told(rich: ZarrStore, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"kind=None for .*choose one of csv, ecsv"):
+        export.export(rich, tmp_path / "cat.doc")
+
+
+def test_place_that_cannot_be_written_is_told(rich: ZarrStore, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot write .*No such file"):
+        export.export(rich, tmp_path / "no" / "cat.csv")
+
+
+def test_failed_export_leaves_the_old_file(
+    rich: ZarrStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cat.csv"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ZarrStore, "source_blocks", fail)
+    with pytest.raises(StoreError, match="No space left"):
+        export.export(rich, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["cat.csv"]
+    assert path.read_text() == "old"

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcnpipe import images
+from fcnpipe.errors import InputError
+from fcnpipe.geometry import Box
+from fcnpipe.images.base import STRIP, Scaling, fold_axes, quiet
+
+
+def write(path: Path, shape: tuple[int, ...], value: float = 0.0, **cards: object) -> Path:
+    hdu = fits.PrimaryHDU(np.full(shape, value, np.float32))
+    hdu.header.update(cards)
+    hdu.writeto(path)
+    return path
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_several_files_are_bands(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{n}.fits", (6, 5), i) for i, n in enumerate("gri")]
+    paths.append(write(tmp_path / "cube.fits", (2, 6, 5), 9))
+    image = images.open_image(paths)
+    assert image.info.shape == (5, 6, 5)
+    assert image.info.bands == ("g", "r", "i", "cube.0", "cube.1")
+    assert [image.read(Box(2, 2, 3, 3), band).item() for band in range(5)] == [0, 1, 2, 9, 9]
+    assert image.digest() != images.open_image(paths[::-1]).digest()
+
+
+def test_one_file_twice_has_numbered_bands(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.fits", (6, 5))
+    assert images.open_image([path, path]).info.bands == ("0", "1")
+
+
+def test_least_saturation_level_counts(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.fits", (6, 5), SATURATE=900.0, GAIN=2.0)
+    two = write(tmp_path / "b.fits", (6, 5), SATURATE=500.0, GAIN=4.0)
+    image = images.open_image([one, two])
+    assert (image.satur_level, image.gain) == (500.0, 2.0)
+
+
+def test_bands_of_different_shapes(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.fits", (6, 5)), write(tmp_path / "b.fits", (6, 4))]
+    with pytest.raises(InputError, match=r"b\.fits is 6 x 4 px but .*a\.fits is 6 x 5 px"):
+        images.open_image(paths)
+
+
+def test_no_file() -> None:
+    with pytest.raises(InputError, match="no image was given"):
+        images.open_image([])
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nope\.fits does not exist"):
+        images.open_image(tmp_path / "nope.fits")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8brubbish", b"\x89PN"])
+def test_not_an_image(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.fits").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.fits is no image that can be read.*give FITS, zarr"):
+        images.open_image(tmp_path / "a.fits")
+
+
+def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no image"):
+        images.open_image(tmp_path)
+
+
+def test_content_counts_and_not_the_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((3, 4)))
+    (tmp_path / "a.npy").rename(tmp_path / "a.fits")
+    assert images.open_image(tmp_path / "a.fits").info.shape == (1, 3, 4)
+
+
+def test_a_relative_path_works_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.fits", (6, 5), 3)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    image = images.open_image("a.fits")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert image.read(Box(0, 0, 1, 1)) == 3
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_another_process_reads_the_same(tmp_path: Path, compressed: bool) -> None:
+    values = np.random.default_rng(1).integers(0, 999, (70, 60)).astype(np.int32)
+    hdu = fits.CompImageHDU(values) if compressed else fits.ImageHDU(values)
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "a.fits")
+    image = images.open_image(tmp_path / "a.fits")
+    image.read(Box(0, 0, 70, 60))
+    (tmp_path / "image.pickle").write_bytes(pickle.dumps(image))
+    code = (
+        "import pickle, sys; from fcnpipe.geometry import Box;"
+        "image = pickle.load(open(sys.argv[1], 'rb')); print(image.read(Box(5, 6, 60, 50)).sum())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(tmp_path / "image.pickle")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == values[5:60, 6:50].sum()
+
+
+# ---------------------------------------------------------------- planes
+
+
+def test_a_plane_that_fits(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.fits", (6, 5), 2)
+    assert images.open_plane(path, None, (6, 5), "weight").read(Box(0, 0, 1, 1)) == 2
+    assert images.open_plane(path, 0, (3, 6, 5), "weight").info.shape == (1, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("own", "given"), [((6, 5), (5, 6)), ((2, 6, 5), (6, 5)), ((2, 6, 5), (3, 6, 5))]
+)
+def test_a_plane_that_does_not_fit(
+    tmp_path: Path, own: tuple[int, ...], given: tuple[int, ...]
+) -> None:
+    path = write(tmp_path / "m.fits", own)
+    ours, theirs = (" x ".join(map(str, shape)) for shape in (own, given))
+    says = rf"mask .*m\.fits is {ours} px but the image is {theirs} px"
+    with pytest.raises(InputError, match=says):
+        images.open_plane(path, None, given, "mask")
+
+
+# ---------------------------------------------------------------- scaling
+
+
+@given(
+    st.integers(-1000, 1000),
+    st.sampled_from([1.0, 0.5, -3.0]),
+    st.sampled_from([0.0, 32768.0, 0.25]),
+    st.sampled_from([None, 7]),
+)
+def test_scaling_of_whole_numbers(
+    stored: int, factor: float, offset: float, blank: int | None
+) -> None:
+    scaling = Scaling(factor, offset, blank)
+    array = np.array([[stored, 7]], np.int16)
+    expected = np.nan if stored == blank else stored * factor + offset
+    np.testing.assert_equal(scaling.to_float(array)[0, 0], np.float32(expected))
+    whole = -1 if np.isnan(expected) else int(np.sign(expected) * np.ceil(abs(expected)))
+    assert scaling.to_integer(array)[0, 0] == whole
+    assert (scaling.to_integer(array)[0, 1] == -1) == (blank == 7)
+
+
+def test_scaling_does_not_depend_on_strips() -> None:
+    values = np.random.default_rng(2).integers(-(2**31), 2**31, (3 * STRIP + 5, 11)).astype(">i4")
+    scaling = Scaling(1.1e-3, 5.0, blank=int(values[4, 4]))
+    rows = [scaling.to_float(values[i : i + 1]) for i in range(len(values))]
+    np.testing.assert_array_equal(scaling.to_float(values), np.concatenate(rows))
+
+
+def test_doubles_out_of_range_are_infinite() -> None:
+    values = Scaling().to_float(np.array([[1e300, -1e300, np.nan, 1.0]]))
+    np.testing.assert_array_equal(values, np.array([[np.inf, -np.inf, np.nan, 1]], np.float32))
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=5))
+def test_axes_are_folded_or_refused(shape: list[int]) -> None:
+    if sum(n > 1 for n in shape[:-2]) > 1:
+        with pytest.raises(InputError, match="has axes"):
+            fold_axes(shape, "a")
+    else:
+        bands, height, width = fold_axes(shape, "a")
+        assert (height, width) == tuple(shape[-2:])
+        assert bands * height * width == np.prod(shape)
+
+
+def test_warnings_are_silenced_inside_only() -> None:
+    with quiet():
+        warnings.warn("unheard", UserWarning, stacklevel=1)
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", UserWarning, stacklevel=1)

@@ -1,0 +1,210 @@
+"""Rules about our own code: the floors, the root, the packages, the size of things."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SCIENCE = ("background", "measure", "pixels", "segment", "stitch")
+FORBIDDEN = ("torch", "dask", "distributed", "zarr", "prefect", "astropy", "xarray")
+LONGEST_FUNCTION = 50
+MOST_ARGUMENTS = 8
+CONDA_NAMES = {"torch": "pytorch", "dask": "dask-core", "types-PyYAML": "types-pyyaml"}
+
+
+def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+
+
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
+
+
+def requirements(*extras: str) -> list[str]:
+    optional = project()["optional-dependencies"]
+    return [*project()["dependencies"], *(r for extra in extras for r in optional[extra])]
+
+
+def package(requirement: str) -> str:
+    match = re.match(r"[\w-]+", requirement)
+    assert match
+    return match[0]
+
+
+# --- floors ---------------------------------------------------------------------------------------
+
+
+def test_imports_go_down_only() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_the_science_core_loads_nothing_else() -> None:
+    modules = ", ".join(f"fcnpipe.{name}" for name in SCIENCE)
+    code = f"import sys, {modules}\nprint([n for n in {FORBIDDEN} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_room_imports_the_root() -> None:
+    """A submodule is no name of the root; ``segment`` there is the function, not the science."""
+    modules = {p.stem for p in (ROOT / "fcnpipe").iterdir() if p.suffix == ".py" or p.is_dir()}
+    wrong = [
+        f"{path}:{node.lineno} {alias.name}"
+        for path, tree in sources("fcnpipe")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "fcnpipe"
+        for alias in node.names
+        if alias.name not in (modules - {"segment"}) | {"__version__"}
+    ]
+    wrong += [
+        f"{path}:{node.lineno} import fcnpipe"
+        for path, tree in sources("fcnpipe")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import) and any(alias.name == "fcnpipe" for alias in node.names)
+    ]
+    assert not wrong
+
+
+def test_the_root_gives_functions_whatever_was_imported_before() -> None:
+    """``fcnpipe.segment`` is a function although the science core has a module of that name."""
+    code = (
+        "import fcnpipe, fcnpipe.run\n"
+        "print(callable(fcnpipe.segment), callable(fcnpipe.open), callable(fcnpipe.segment))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 3
+
+
+def test_importing_the_root_loads_nothing() -> None:
+    code = f"import sys, fcnpipe\nprint([n for n in {('numpy', *FORBIDDEN)} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_lazy_imports_are_for_the_roof_and_for_optional_packages() -> None:
+    """A function that imports ours hides an edge; torch and Dask may come late, they are heavy."""
+    allowed = ("fcnpipe/cli.py", "fcnpipe/networks/", "fcnpipe/engines/__init__.py")
+    late = [
+        f"{path}:{node.lineno} {node.module}"
+        for path, tree in sources("fcnpipe")
+        if not path.startswith(allowed)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fcnpipe")
+    ]
+    assert not late
+
+
+# --- packages -------------------------------------------------------------------------------------
+
+
+def test_environment_and_pyproject_agree() -> None:
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    wanted = [
+        CONDA_NAMES.get(package(r), package(r)) + r[len(package(r)) :]
+        for r in requirements("dask", "prefect", "test")
+    ]
+    assert listed == [f"python{project()['requires-python']}", "pip", *wanted]
+
+
+def test_constraints_pin_all_that_is_asked_for() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {normal(line.partition("==")[0]) for line in lines if "==" in line}
+    assert all("==" in line and "+" not in line for line in lines if line and line[0] != "#")
+    assert {normal(package(r)) for r in requirements("dask", "prefect", "test")} <= pinned
+
+
+def test_what_is_imported_is_asked_for_and_the_other_way_round() -> None:
+    owners = packages_distributions()
+    asked = {normal(package(r)) for r in requirements("dask", "test")}
+    used = {
+        normal(owner)
+        for name in third_party("fcnpipe")
+        for owner in owners.get(name, [name])
+    }
+    assert used - asked == set()
+    unused = {normal(package(r)) for r in requirements()} - used
+    assert unused == set(), "asked for, and not used"
+
+
+def third_party(folder: str) -> set[str]:
+    names = {
+        name.partition(".")[0]
+        for _, tree in sources(folder)
+        for node in ast.walk(tree)
+        for name in imported(node)
+    }
+    return names - set(sys.stdlib_module_names) - {"fcnpipe", "flows"}
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.level == 0:
+        return [node.module or ""]
+    return []
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# --- size and words -------------------------------------------------------------------------------
+
+
+def functions(*folders: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for path, tree in sources(*folders):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                yield f"{path}:{node.lineno} {node.name}", node
+
+
+def test_no_function_does_more_than_one_thing() -> None:
+    wrong = []
+    for place, node in functions("fcnpipe", "flows"):
+        length = (node.end_lineno or 0) - node.body[0].lineno + 1
+        count = len(node.args.args) + len(node.args.kwonlyargs)
+        if length > LONGEST_FUNCTION or count > MOST_ARGUMENTS:
+            wrong.append(f"{place}: {length} lines, {count} arguments")
+    assert not wrong
+
+
+@pytest.mark.parametrize("word", ["utils", "helpers", "common", "manager", "misc"])
+def test_no_module_without_a_subject(word: str) -> None:
+    assert not [path for path, _ in sources("fcnpipe", "flows") if word in path]
+
+
+def test_no_path_of_a_machine() -> None:
+    homes = re.compile(r"(?<![\w.])/(work|home|root|Users)/")
+    suffixes = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ""}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = [ROOT / name for name in tracked.stdout.splitlines()]
+    wrong = [
+        path.name
+        for path in files
+        if path.suffix in suffixes and path.is_file() and path != Path(__file__)
+        if homes.search(path.read_text(errors="ignore"))
+    ]
+    assert not wrong
