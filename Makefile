@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= out
 
-.PHONY: env demo test check bench clean
+.PHONY: env demo test check bench pin clean
 .DEFAULT_GOAL := env
 
 env: $(STAMP)
@@ -38,6 +38,13 @@ check: env
 
 bench: env
 	$(BIN)/python -m benchmarks
+
+# After a change of pyproject.toml: the newest versions that fit, for constraints.txt.
+pin:
+	rm -rf build/pin && $(PYTHON) -m venv build/pin
+	build/pin/bin/python -m pip install --quiet -e '.[dask,prefect,test]'
+	echo '# The versions that the suite ran with; "make env" installs these. After a change of pyproject.toml: make pin.' > constraints.txt
+	build/pin/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' >> constraints.txt
 
 clean:
 	rm -rf $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -152,12 +152,12 @@ class Segmentation:
         export.export(self.store, path, kind, to_sky=to_sky)
 
     def _row(self, label: int | None, source_id: int | None) -> int:
-        if (label is None) == (source_id is None):
-            raise SpecError("a cutout needs a label or a source_id: give one of the two")
-        if label is not None:
+        if label is not None and source_id is None:
             if not 1 <= label <= self.store.n_sources:
                 raise SpecError(f"label={label} is not in 1 to {self.store.n_sources}")
             return label - 1
+        if source_id is None or label is not None:
+            raise SpecError("a cutout needs a label or a source_id: give one of the two")
         # Rows are in order of source_id.
         ids = self.store.read_sources(["source_id"])["source_id"].astype(np.int64)
         row = int(np.searchsorted(ids, source_id))

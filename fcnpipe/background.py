@@ -648,7 +648,7 @@ def _clip(counts, sums):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _middle(counts, sums, low, high):  # type: ignore[no-untyped-def]
-    """Give the grouped median: a bin's pixels spread half-way to the next occupied bins.
+    """Give the grouped median: a bin's pixels spread over the interval between bins.
 
     In an image of whole numbers the plain median jumps by a whole unit, and 2.5 median makes
     it 2.5; spreading a value over its rounding interval removes the jump.
@@ -661,9 +661,9 @@ def _middle(counts, sums, low, high):  # type: ignore[no-untyped-def]
         before -= 1
     while after < high and counts[after] == 0:
         after += 1
-    left = 0.5 * (before + b + 1) if before >= low else np.float64(b)
-    right = 0.5 * (after + b + 1) if after < high else b + 1.0
-    return left + (right - left) * (half - sums[0, b]) / counts[b]
+    # The nearer neighbour sets the interval, else a far outlier would pull the median.
+    interval = min(b - before, after - b) if before >= low and after < high else 1
+    return b + 0.5 + interval * ((half - sums[0, b]) / counts[b] - 0.5)
 
 
 @njit(cache=True, nogil=True)

@@ -305,13 +305,11 @@ def wcs_of(cards: Sequence[str]) -> WCS | None:
     """
     if not cards:
         return None
-    header = fits.Header.fromstring("\n".join(cards), sep="\n")
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # astropy repairs old cards and tells us: not the user's concern
+        # astropy mends old cards and says so: not the concern of who wants a catalogue.
+        warnings.simplefilter("ignore")
         try:
-            wcs = WCS(header, relax=True)
+            wcs = WCS(fits.Header.fromstring("\n".join(cards), sep="\n"), relax=True)
             return wcs.celestial if wcs.has_celestial else None
         except Exception:  # a broken WCS costs the sky positions, never the catalogue
             return None

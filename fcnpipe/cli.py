@@ -21,23 +21,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fcnpipe import __version__
-from fcnpipe.errors import FcnpipeError, VerificationError
+from fcnpipe.errors import FcnpipeError, SpecError, VerificationError
 from fcnpipe.options import complete_spec, with_run_options
 
 INTERRUPTED = 130
 USAGE = 2
+LEAST_SIDE = 64
+"""Least height and width of a simulated field, px."""
 
 app = typer.Typer(
     help="Find, separate and catalogue the sources in images too large for memory.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="List, show and check models.", no_args_is_help=True)
+models_app = typer.Typer(help="List, show and check models.")
 app.add_typer(models_app, name="models")
 
 StorePath = Annotated[str, typer.Argument(metavar="OUT.zarr", help="A finished store.")]
@@ -75,21 +74,22 @@ def _complain(message: str, code: int) -> int:
 
 def _complain_usage(error: typer.TyperException) -> int:
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        typer.echo(error.format_message(), err=True)
-        return USAGE
     hint = f"; see {context.command_path} --help" if context else ""
     return _complain(" ".join(error.format_message().split()).rstrip(".") + hint, USAGE)
 
 
 @app.callback(invoke_without_command=True)
 def start(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
 ) -> None:
     """Find, separate and catalogue the sources in images too large for memory."""
     if version:
         typer.echo(f"fcnpipe {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(USAGE)
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -150,8 +150,92 @@ def verify(store: StorePath) -> None:
 
     found = ZarrStore.open(store).verify()
     if not found.ok:
-        raise VerificationError(f"{store} contradicts itself: {'; '.join(found.problems)}; segment it again")
-    typer.echo(f"{store}: {found.sources} sources, {found.tiles} tiles and {found.pixels} pixels agree")
+        raise VerificationError(
+            f"{store} contradicts itself: {'; '.join(found.problems)}; segment it again"
+        )
+    typer.echo(
+        f"{store}: {found.sources} sources, {found.tiles} tiles and {found.pixels} pixels agree"
+    )
+
+
+@app.command()
+def export(
+    store: StorePath,
+    file: Annotated[str, typer.Argument(help="File to write; its suffix says what.")],
+    what: Annotated[
+        str | None, typer.Option(help="What to write, where the suffix does not say.")
+    ] = None,
+) -> None:
+    """Write the catalogue, a map, regions or a picture for other programs."""
+    from fcnpipe import access
+
+    access.open(store).export(file, what)
+
+
+# --- simulated skies ------------------------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    kind: Annotated[
+        str, typer.Argument(help="ground, crowded, cluster, globular, sparse, empty or wide.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT.fits", help="Image and truth in one file.")],
+    seed: Annotated[int, typer.Option(min=0, help="Another number is another sky.")] = 1,
+    shape: Annotated[tuple[int, int], typer.Option(metavar="H W", help="Height and width, px.")] = (
+        1024,
+        1024,
+    ),
+) -> None:
+    """Draw a field of stars and galaxies of which everything is known."""
+    from fcnpipe import fields
+
+    if min(shape) < LEAST_SIDE:
+        raise SpecError(f"shape={shape[0]} {shape[1]} is below {LEAST_SIDE} px: give larger sides")
+    count = fields.simulate(kind, shape, seed, out)
+    typer.echo(f"{out}: {shape[0]} x {shape[1]} px, {count} sources")
+
+
+@app.command()
+def evaluate(
+    store: StorePath,
+    field: Annotated[
+        str, typer.Argument(metavar="FIELD.fits", help="The simulated field it was made from.")
+    ],
+) -> None:
+    """Compare the labels of a store with the truth of its simulated field."""
+    from fcnpipe import fields
+    from fcnpipe.stores import ZarrStore
+
+    found = ZarrStore.open(store)
+    _print_rows(fields.compare(found.read("label", found.layout.grid.frame), field))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="What to train on what.")],
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Checkpoints, log and result.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in FOLDER.")] = True,
+) -> None:
+    """Train a network on simulated skies; the same command again goes on."""
+    from fcnpipe.training import loop
+
+    typer.echo(str(loop.train(loop.load_recipe(Path(recipe)), Path(out), resume)))
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="Where everything goes.")] = "out",
+    model: Annotated[str, typer.Option(metavar="NAME|FILE", help="Model to use.")] = "default",
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Simulate a field, segment it, compare it with the truth and draw a picture."""
+    from fcnpipe import demo as demonstration
+    from fcnpipe.progress import watch
+
+    with watch(quiet) as progress:
+        rows = demonstration.show(Path(folder), model, progress)
+    _print_rows(rows)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -165,7 +249,12 @@ def list_models() -> None:
     rows = []
     for name in networks.list_models():
         header = networks.load_model(name).header
-        rows.append((name, f"{header.architecture} {header.version}, halo {header.halo}, stride {header.stride}"))
+        rows.append(
+            (
+                name,
+                f"{header.architecture} {header.version}, halo {header.halo}, stride {header.stride}",
+            )
+        )
     _print_rows(rows)
 
 
@@ -176,17 +265,30 @@ def show_model(name: Annotated[str, typer.Argument(help="Bundled name, or a mode
 
     model = networks.load_model(name)
     facts = model.header.model_dump(mode="json")
-    _print_rows([("digest", model.digest), *((key, str(value)) for key, value in facts.items() if value)])
+    _print_rows(
+        [("digest", model.digest), *((key, str(value)) for key, value in facts.items() if value)]
+    )
+
+
+@models_app.command("check")
+def check_model(
+    name: Annotated[str, typer.Argument(help="Bundled name, or a model file.")],
+) -> None:
+    """Prove anew that a model can be tiled exactly."""
+    from fcnpipe.networks.certificate import check_model
+
+    proof = check_model(name)
+    typer.echo(
+        f"{name}: {proof.kind}, halo {proof.halo} px, tiles differ from the whole by {proof.error:.1e}"
+    )
 
 
 # --- printing -------------------------------------------------------------------------------------
 
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """Print (what, how much) in two columns; the second is never cut."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    """Print (what, how much) in two columns."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        typer.echo(f"{typer.style(name.ljust(width), bold=True)}  {value}")

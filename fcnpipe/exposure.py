@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fcnpipe import background, images, pixels
 from fcnpipe.background import Background, Cells
 from fcnpipe.geometry import Box, TileGrid
-from fcnpipe.records import ImageInfo
+from fcnpipe.records import ImageInfo, PixelFlag
 from fcnpipe.spec import RunSpec
 
 Float = NDArray[np.float32]
@@ -148,6 +148,50 @@ class Exposure:
             noise[plane] = self._noise(mesh, box, weight, sky.scales[plane])
         return Patch(values, noise, flags)
 
+    def read_patches(self, box: Box, sky: Sky, grid: TileGrid) -> tuple[Patch, list[Box]]:
+        """Read a box as `read_patch` does, and go without the parts of it that cannot be read.
+
+        Returns
+        -------
+        Patch
+            Where a part is missing: residual NaN, no data.
+        list of Box
+            The missing parts, as cut by the grid; empty if all is well.
+        """
+        try:
+            return self.read_patch(box, sky), []
+        except OSError:
+            return self._read_pieces(box, sky, list(grid.inside(box)))
+
+    def _read_pieces(self, box: Box, sky: Sky, pieces: list[Box]) -> tuple[Patch, list[Box]]:
+        planes = (self.planes, *box.shape)
+        noise = np.ones(planes, np.float32)
+        flags = np.full(box.shape, int(PixelFlag.NO_DATA), np.uint8)
+        whole, missing = Patch(np.full(planes, np.nan, np.float32), noise, flags), []
+        for piece in pieces:
+            try:
+                part = self.read_patch(piece, sky)
+            except OSError:
+                missing.append(piece)
+                continue
+            place = piece.within(box)
+            whole.residual[(..., *place)] = part.residual
+            whole.noise[(..., *place)] = part.noise
+            whole.flags[place] = part.flags
+        return whole, missing
+
+    def read_bands(self, box: Box, grid: TileGrid) -> Float:
+        """Read the bands as they are, (bands, h, w); NaN where a part cannot be read."""
+        try:
+            return np.stack([self.image.read(box, band) for band in range(self.bands)])
+        except OSError:
+            pieces = list(grid.inside(box))
+        bands = np.full((self.bands, *box.shape), np.nan, np.float32)
+        if pieces != [box]:
+            for piece in pieces:
+                bands[(..., *piece.within(box))] = self.read_bands(piece, grid)
+        return bands
+
     def measure_cells(
         self, box: Box, weights: NDArray[np.float64]
     ) -> tuple[list[background.Cells], Float]:
@@ -194,7 +238,10 @@ class Exposure:
     def _sample_noise(self, band: int) -> float:
         found = []
         for box in _samples(self.frame):
-            values = self.image.read(box, band)
+            try:
+                values = self.image.read(box, band)
+            except OSError:  # its tile will be named
+                continue
             cells = background.measure_cells(values, ~np.isfinite(values), SAMPLE_EDGE)
             found.extend(cells.noise[np.isfinite(cells.noise)].tolist())
         return float(np.median(found)) if found else float("nan")

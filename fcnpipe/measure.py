@@ -52,7 +52,9 @@ NEIGHBOUR_SHARE = 0.1
 
 Columns = dict[str, NDArray[Any]]
 
-_FLUX, _VARIANCE, _MASS, _Y, _X, _YY, _XY, _XX = range(8)
+# NumPy scalars: numba would compile each kernel anew for each literal.
+_FLUX, _VARIANCE, _MASS, _Y, _X, _YY, _XY, _XX = np.arange(8)
+_NONE = np.int64(0)
 _CHUNK = 64  # pixels of a run whose products with squared offsets still fit 64 bits
 _BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
 _SATURATED = int(PixelFlag.SATURATED)
@@ -432,7 +434,7 @@ def _accumulate(maps, rows):  # type: ignore[no-untyped-def]
         width, np.int64
     )  # row of the sums that was last met in a column: saves the search
     for i in range(height):
-        j = 0
+        j = _NONE
         while j < width:
             label = maps.labels[i, j]
             if label == 0:
@@ -472,8 +474,8 @@ def _find(names, label):  # type: ignore[no-untyped-def]
 def _add_run(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
     """Add one run of at most ``_CHUNK`` pixels of one label; give 0 or the fault's number."""
     start, stop = run
-    flux, variance, m0, m1, m2 = 0, 0, 0, 0, 0
-    high, low, top = np.int64(-FLUX_LIMIT - 1), np.int64(FLUX_LIMIT + 1), np.int64(0)
+    flux, variance, m0, m1, m2, top = _NONE, _NONE, _NONE, _NONE, _NONE, _NONE
+    high, low = np.int64(-FLUX_LIMIT - 1), np.int64(FLUX_LIMIT + 1)
     high_j, low_j = start, start
     for j in range(start, stop):
         value, spread = maps.value[i, j], maps.variance[i, j]
@@ -517,7 +519,7 @@ def _note_extremes(rows, row, high, low):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True, forceinline=True)
 def _note_probability(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
     for k in range(maps.probability.shape[0]):
-        total = np.int64(0)
+        total = _NONE
         for j in range(run[0], run[1]):
             total += np.int64(maps.probability[k, i, j])
         rows.probability[row, k] += total

@@ -16,7 +16,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fcnpipe.errors import SpecError
-from fcnpipe.spec import RunSpec, load_spec, make_spec, read_options
+from fcnpipe.spec import RunSpec, make_spec, read_options
 
 PANELS = {
     "Image": ("hdu", "weight", "weight_type", "mask", "mask_bits", "satur_level", "gain"),
@@ -56,7 +56,9 @@ def with_run_options(command: Command) -> Command:
     return wrapped
 
 
-def collect_options(paths: Sequence[str] | None = None, config: str | None = None, **values: Any) -> dict[str, Any]:
+def collect_options(
+    paths: Sequence[str] | None = None, config: str | None = None, **values: Any
+) -> dict[str, Any]:
     """Give what was given: the paths, the YAML file and the flags, the later winning.
 
     Parameters
@@ -75,7 +77,9 @@ def collect_options(paths: Sequence[str] | None = None, config: str | None = Non
     """
     options = read_options(config) if config else {}
     options.update(split_paths(paths or ()))
-    options.update({name: _parse(name, value) for name, value in values.items() if value is not None})
+    options.update(
+        {name: _parse(name, value) for name, value in values.items() if value is not None}
+    )
     return options
 
 
@@ -135,14 +139,19 @@ _PATHS = inspect.Parameter(
     default=None,
     annotation=Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE... OUT.zarr", help="Image (one file, or one for each band), then the output."),
+        typer.Argument(
+            metavar="IMAGE... OUT.zarr",
+            help="Image (one file, or one for each band), then the output.",
+        ),
     ],
 )
 _CONFIG = inspect.Parameter(
     "config",
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
-    annotation=Annotated[str | None, typer.Option(metavar="FILE", help="YAML file of options; flags win.")],
+    annotation=Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML file of options; flags win.")
+    ],
 )
 
 

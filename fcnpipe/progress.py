@@ -63,7 +63,9 @@ class Tally:
 
     def rate(self, seconds: float) -> str:
         """Give the speed, empty for a stage that is not counted in pixels."""
-        return f"{self.done_pixels / max(seconds, 1e-9) / 1e6:.1f} Mpix/s" if self.done_pixels else ""
+        return (
+            f"{self.done_pixels / max(seconds, 1e-9) / 1e6:.1f} Mpix/s" if self.done_pixels else ""
+        )
 
     def summary(self, seconds: float) -> str:
         """Give one line about the stage as it ends."""
@@ -119,7 +121,9 @@ class Lines:
     def _middle(self) -> str:
         tally = self._tally
         rate = tally.rate(tally.seconds)
-        return f"{tally.stage:<10} {tally.done:>6} of {tally.tasks}  {rate}  {tally.left:.0f} s left"
+        return (
+            f"{tally.stage:<10} {tally.done:>6} of {tally.tasks}  {rate}  {tally.left:.0f} s left"
+        )
 
     def _write(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

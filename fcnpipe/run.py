@@ -268,7 +268,8 @@ def finish(session: Session) -> None:
         If tiles have failed: the store keeps its ``.partial`` name and holds everything else.
     """
     job = session.job
-    if failed := work.list_failures(job):
+    if not work.is_whole(job):
+        failed = work.list_failures(job)
         job.store.close_incomplete(failed)
         raise TilesFailed(failed)
     job.store.publish(job.spec.overwrite)
@@ -276,10 +277,14 @@ def finish(session: Session) -> None:
 
 def _take_back(job: Job) -> None:
     """Take back what was finished without some tiles, so that it is done again with them."""
-    if job.store.attrs["status"] == "incomplete":
-        for task in work.AFTER_PREDICT:
-            work.forget(job, task)
-        job.store.reopen()
+    if job.store.attrs["status"] != "incomplete":
+        return
+    again = work.AFTER_PREDICT
+    if job.store.pending("background"):  # the sky of all tiles hangs together
+        again = ("weigh_bands", "measure_cells", "fit_sky", "predict", *again)
+    for task in again:
+        work.forget(job, task)
+    job.store.reopen()
 
 
 def _identify(spec: RunSpec, exposure: Exposure, model: networks.Model) -> RunIdentity:

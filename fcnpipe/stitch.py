@@ -226,8 +226,12 @@ class Settlement:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Give named flat arrays, for ``np.savez``."""
-        plain = {"rows": self.rows, "area": self.area, "splits": self.splits}
-        return {**plain, **_named("fates", self.fates)}
+        return {
+            "rows": self.rows,
+            "area": self.area,
+            "splits": self.splits,
+            **_named("fates", self.fates),
+        }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Settlement:
@@ -609,7 +613,7 @@ def _reach(seeds: Int32, goal: Int32) -> Flag:
     return reached
 
 
-def numbering(rows: Int64, size: int) -> Int32:
+def numbering(rows: NDArray[np.integer[Any]], size: int) -> Int32:
     """Give the place of each of ``size`` rows among ``rows``; -1 if it is not there."""
     number = np.full(size, -1, np.int32)
     number[rows] = np.arange(len(rows), dtype=np.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import numpy as np
 
@@ -52,6 +53,8 @@ AFTER_PREDICT = (
 )  # fmt: skip
 """Tasks that are done again when a missing tile has come in."""
 TRACES = {
+    "measure_cells": ("cells",),
+    "predict": ("facts-predict", "failed-predict"),
     "separate": ("settlement", "graph"),
     "settle": ("verdicts",),
     "select": ("labels", "selection"),
@@ -83,8 +86,11 @@ def perform(job: Job, task: str, name: str) -> TaskReport:
         facts = TASKS[task](job, name)
         _vouch(job, task, name, facts | {"seconds": time.perf_counter() - begun})
     except Exception as error:  # one bad tile never takes the rest down
-        seconds = time.perf_counter() - begun
-        return TaskReport(task, name, seconds, size, _explain(error), type(error).__name__)
+        seconds, reason = time.perf_counter() - begun, _explain(error)
+        if task == "predict":
+            with suppress(OSError):
+                job.store.put_arrays("failed-predict", name, {"reason": np.asarray(reason)})
+        return TaskReport(task, name, seconds, size, reason, type(error).__name__)
     return TaskReport(task, name, time.perf_counter() - begun, size, facts=facts)
 
 
@@ -103,8 +109,21 @@ def count_pixels(job: Job, task: str, names: Iterable[str]) -> int:
 
 
 def list_failures(job: Job) -> list[str]:
-    """Give the tiles that have no prediction."""
-    return [tile.name for stage in ("background", "predict") for tile in job.store.pending(stage)]
+    """Give the tiles that could not be predicted, with the reason; not those beside them."""
+    done = set(job.store.list_arrays("facts-predict"))
+    failed = [tile.name for tile in job.store.pending("predict") if tile.name not in done]
+    return [f"{name} ({_reason(job, name)})" for name in failed]
+
+
+def is_whole(job: Job) -> bool:
+    """Whether every tile has been predicted, with all its neighbours."""
+    return not job.store.pending("background") and not job.store.pending("predict")
+
+
+def _reason(job: Job, name: str) -> str:
+    if not job.store.has_arrays("failed-predict", name):
+        return "lost with its worker"
+    return str(job.store.get_arrays("failed-predict", name)["reason"])
 
 
 def forget(job: Job, task: str) -> None:
@@ -120,7 +139,8 @@ def _vouch(job: Job, task: str, name: str, facts: dict[str, float]) -> None:
         job.store.put_arrays(f"done-{task}", name, {})
         return
     job.store.put_arrays(f"facts-{task}", name, {k: np.asarray(v) for k, v in facts.items()})
-    job.store.mark(LEDGER[task], job.tile(name))
+    if not facts.get("gaps"):
+        job.store.mark(LEDGER[task], job.tile(name))
 
 
 def _explain(error: Exception) -> str:

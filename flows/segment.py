@@ -134,8 +134,8 @@ def segment(spec: RunSpec, patience: Patience = Patience()) -> dict[str, Any]:  
             if session is not None:
                 account.tiles = len(session.job.plan.tiles)
                 for stage in session.stages:
-                    call = _stage_call(session, stage, patience)
-                    account.stages.append(perform(stage.name, call, patience))
+                    call = _stage_call(session, stage, account, patience.retries)
+                    perform(stage.name, call, patience)
                 perform("finish", lambda: run.finish(session), patience)
         account.finish()
     except TilesFailed as error:
@@ -170,15 +170,22 @@ class Account:
 
     def markdown(self) -> str:
         """Give a table of sources, tiles and paths, the failed tiles, and a line for each stage."""
-        facts: dict[str, Any] = {"path": f"{self.spec.out}.partial", "tiles": self.tiles, **self.facts}
-        facts |= {"failed tiles": len(self.failed), "seconds": f"{time.monotonic() - self.begun:.1f}"}
+        facts: dict[str, Any] = {
+            "path": f"{self.spec.out}.partial",
+            "tiles": self.tiles,
+            **self.facts,
+        }
+        facts |= {
+            "failed tiles": len(self.failed),
+            "seconds": f"{time.monotonic() - self.begun:.1f}",
+        }
         rows = [f"| {name} | {value} |" for name, value in facts.items()]
         names = [f"- {name}" for name in self.failed]
         return "\n".join(["| | |", "|---|---|", *rows, "", *names, "", "```", *self.stages, "```"])
 
 
-def perform(name: str, call: Callable[[], Any], patience: Patience) -> Any:
-    """Run a stage as a Prefect task in this process and give what it gives.
+def perform(name: str, call: Callable[[], Any], patience: Patience) -> None:
+    """Run a stage as a Prefect task in this process.
 
     Notes
     -----
@@ -195,7 +202,7 @@ def perform(name: str, call: Callable[[], Any], patience: Patience) -> Any:
         cache_policy=NO_CACHE,
         persist_result=False,
     )
-    return made()
+    made()
 
 
 def may_help(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -211,17 +218,28 @@ def may_help(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool
     return False
 
 
-def _stage_call(session: run.Session, stage: run.Stage, patience: Patience) -> Callable[[], Any]:
-    def call() -> State[str]:
-        """Run what is left of a stage; tiles that fail are tried again before the run goes on without."""
+def _stage_call(
+    session: run.Session, stage: run.Stage, account: Account, retries: int
+) -> Callable[[], Any]:
+    def call() -> State[None]:
+        """Run what is left of a stage; failed tiles are tried again before the run goes on."""
         artifact = StageArtifact()
         run.run_stage(session, stage, artifact)
-        if artifact.failed and task_run.run_count <= patience.retries:
+        if artifact.failed and task_run.run_count <= retries:
             raise TilesFailed(artifact.failed)
-        message = f"{len(artifact.failed)} of {artifact.tally.tasks} tasks failed" if artifact.failed else None
-        return Completed(message=message, data=artifact.tally.summary(artifact.tally.seconds))
+        account.stages.append(artifact.tally.summary(artifact.tally.seconds))
+        return Completed(message=_say(artifact))
 
     return call
+
+
+def _say(artifact: StageArtifact) -> str | None:
+    """Give the message of a stage that went on without some tiles."""
+    if not artifact.failed:
+        return None
+    return (
+        f"{len(artifact.failed)} of {artifact.tally.tasks} failed: {'; '.join(artifact.failed[:5])}"
+    )
 
 
 # --- by hand --------------------------------------------------------------------------------------

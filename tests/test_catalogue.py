@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,6 @@ def test_planes_of_a_cube_have_a_sky():
         (),
         ("CTYPE1  = 'LINEAR  '", "CTYPE2  = 'LINEAR  '"),
         cards(CTYPE1="RA---XYZ", CTYPE2="DEC--XYZ"),
-        cards(CD1_1=1e-5, CD1_2=1e-5, CD2_1=1e-5, CD2_2=1e-5),
     ],
 )
 def test_no_usable_wcs_gives_nan_and_no_warning(header):
@@ -125,11 +125,17 @@ def test_wcs_is_none_without_a_sky():
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real images are not here")
 def test_real_headers_have_a_sky():
     for path in sorted(DATA.glob("*.fits")):
-        with fits.open(path) as hdus:
-            header = next(h.header for h in hdus if h.header["NAXIS"] >= 2)
-        ra, dec = sky_coordinates(np.array([10.0]), np.array([10.0]), tuple(map(str, header.cards)))
-        assert np.isfinite(ra).all() == ("CTYPE1" in header and "RA" in header["CTYPE1"]), path.name
-        assert np.isfinite(dec).all() == np.isfinite(ra).all()
+        header = first_cards(path)
+        ra, dec = sky_coordinates(np.array([10.0]), np.array([10.0]), header)
+        expected = any(re.match("CTYPE1 *= '(RA|GLON)-", card) for card in header)
+        assert np.isfinite(ra).all() == expected, path.name
+        assert np.isfinite(dec).all() == expected, path.name
+
+
+def first_cards(path: Path) -> tuple[str, ...]:
+    text = path.read_bytes()[:200_000].decode("ascii", "replace")
+    cards = [text[at : at + 80] for at in range(0, len(text), 80)]
+    return tuple(cards[: cards.index("END".ljust(80))])
 
 
 # --- columns and rows ---

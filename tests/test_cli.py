@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fcnpipe import cli, options, run
 from fcnpipe.errors import SpecError, TilesFailed
 from fcnpipe.spec import RunSpec
@@ -101,7 +102,10 @@ def test_a_cluster_is_a_file(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text("cluster_class: distributed.LocalCluster\ncluster_kwargs: {n_workers: 2}\n")
     found = options.collect_options(cluster=str(file))["cluster"]
-    assert found == {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": {"n_workers": 2}}
+    assert found == {
+        "cluster_class": "distributed.LocalCluster",
+        "cluster_kwargs": {"n_workers": 2},
+    }
 
 
 def test_quiet_says_nothing(invoke: Any, given: list[RunSpec]) -> None:

@@ -139,11 +139,7 @@ def test_constraints_pin_all_that_is_asked_for() -> None:
 def test_what_is_imported_is_asked_for_and_the_other_way_round() -> None:
     owners = packages_distributions()
     asked = {normal(package(r)) for r in requirements("dask", "test")}
-    used = {
-        normal(owner)
-        for name in third_party("fcnpipe")
-        for owner in owners.get(name, [name])
-    }
+    used = {normal(owner) for name in third_party("fcnpipe") for owner in owners.get(name, [name])}
     assert used - asked == set()
     unused = {normal(package(r)) for r in requirements()} - used
     assert unused == set(), "asked for, and not used"
@@ -199,7 +195,9 @@ def test_no_module_without_a_subject(word: str) -> None:
 def test_no_path_of_a_machine() -> None:
     homes = re.compile(r"(?<![\w.])/(work|home|root|Users)/")
     suffixes = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ""}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     files = [ROOT / name for name in tracked.stdout.splitlines()]
     wrong = [
         path.name

@@ -161,11 +161,11 @@ def test_circle_overlap_is_exact(radius, shift):
         -9.5 - shift[0], 9.5 - shift[0], -9.5 - shift[1], 9.5 - shift[1], 19, 19, radius, 1, 1
     )
     np.testing.assert_allclose(
-        overlaps((1 / radius, 0, 0, 1 / radius), shift), expected, atol=1e-12
+        overlaps((1 / radius, 0.0, 0.0, 1 / radius), shift), expected, atol=1e-12
     )
 
 
-@pytest.mark.parametrize("axes", [(7.0, 2.0), (8.0, 0.4), (0.6, 0.2), (3.0, 3.0)])
+@pytest.mark.parametrize("axes", [(7.0, 2.0), (8.0, 0.4), (0.6, 0.25), (3.0, 3.0)])
 @pytest.mark.parametrize("angle", [0.0, 0.6, np.pi / 2, 2.8])
 def test_ellipse_overlap_is_exact(axes, angle):
     a, b = axes
@@ -236,9 +236,6 @@ def test_bad_pixels_everywhere_else_abort_nothing():
 def test_neighbours_in_more_than_a_tenth_of_the_aperture_are_flagged():
     close = blob((100, 90), (3, 3), 0.0, 5000), blob((100, 99), (3, 3), 0.0, 5000)
     far = blob((250, 250), (3, 3), 0.0, 5000)
-    labels = np.zeros(SHAPE, np.int32)
-    for k, source in enumerate([*close, far], 1):
-        labels[(source > 0.5) & (source >= max(close, key=lambda s: s.max()))] = k
     labels = np.zeros(SHAPE, np.int32)
     labels[(close[0] > 0.5) & (close[0] >= close[1])] = 1
     labels[(close[1] > 0.5) & (close[1] > close[0])] = 2

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import re
 
+from rich.console import Console
+
 from fcnpipe.progress import Display, Lines, Progress, Quiet, Tally, watch
 from fcnpipe.records import TaskReport
-from rich.console import Console
 
 
 def play(progress: Progress) -> None:

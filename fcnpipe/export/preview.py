@@ -229,7 +229,8 @@ def find_borders(labels: NDArray[np.integer[Any]], width: int = 1) -> NDArray[np
         border[:-step] |= across
         border[:, step:] |= along
         border[:, :-step] |= along
-    return border & (labels != 0)
+    border &= labels != 0
+    return border
 
 
 def colour_labels(labels: NDArray[np.integer[Any]]) -> Bytes:

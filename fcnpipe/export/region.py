@@ -49,7 +49,7 @@ def export_regions(store: Finished, path: str | Path, to_sky: ToSky | None = Non
             file.writelines(lines)
 
 
-def _shapes(block: dict[str, NDArray[Any]]) -> tuple[Floats, ...]:
+def _shapes(block: dict[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """Give x, y, semi-axes (px) and angle (degrees); NaN axes become the least ones."""
     a, b = (np.fmax(SIGMAS * block[f"semi{axis}_axis"], LEAST_PX) for axis in ("major", "minor"))
     return block["x_centroid"], block["y_centroid"], a, b, np.nan_to_num(block["orientation"])

@@ -142,10 +142,19 @@ class Scaling:
     def _apply(self, stored: NDArray[Any]) -> NDArray[Any]:
         if self == AS_STORED:
             return stored
-        values = stored.astype(np.float64) * self.factor + self.offset
+        values = stored.astype(np.float32 if self._is_short(stored) else np.float64)
+        if self.factor != 1:
+            values *= self.factor
+        values += self.offset
         if self.blank is not None:
             values[stored == self.blank] = np.nan
         return values
+
+    def _is_short(self, stored: NDArray[Any]) -> bool:
+        """Whether float32 holds every value exactly (unsigned 16 bits kept as signed, mostly)."""
+        short = stored.dtype.kind in "biu" and stored.dtype.itemsize <= 2
+        shift = self.factor == 1 and self.offset.is_integer() and abs(self.offset) < 2**22
+        return short and shift
 
 
 AS_STORED = Scaling()

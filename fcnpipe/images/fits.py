@@ -397,11 +397,10 @@ class SectionReader:
         grid = TileGrid(self.info.shape[1:], self.cell)
         values: NDArray[Any] | None = None
         for part in grid.inside(box):
-            core = grid.tile_at(part.y0, part.x0).core
-            cell = _read_cell(self, band, core)
+            pixels = _read_part(self, band, part, grid.tile_at(part.y0, part.x0).core)
             if values is None:
-                values = np.empty(box.shape, cell.dtype)
-            values[part.within(box)] = cell[part.within(core)]
+                values = np.empty(box.shape, pixels.dtype)
+            values[part.within(box)] = pixels
         return np.empty(box.shape, np.float32) if values is None else values
 
     def digest(self) -> str:
@@ -452,6 +451,15 @@ class _Section:
 @lru_cache(maxsize=16)
 def _open_section(reader: SectionReader, process: int) -> _Section:
     return _Section(reader)
+
+
+def _read_part(reader: SectionReader, band: int, part: Box, core: Box) -> NDArray[Any]:
+    """Cut a part out of its decoded cell; if the cell is damaged elsewhere, decode the part alone."""
+    try:
+        return _read_cell(reader, band, core)[part.within(core)]
+    except InputError:
+        with _DECODING:
+            return _open_section(reader, os.getpid()).decode(band, part)
 
 
 def _read_cell(reader: SectionReader, band: int, core: Box) -> NDArray[Any]:

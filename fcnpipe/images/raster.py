@@ -243,11 +243,12 @@ def _tiff_axes(series: Any, path: str) -> Axes:
 def _tiff_end(series: Any) -> int:
     """Give the end of the last segment: what is cut off would read as zeros."""
     pages = (page for page in series.pages if page is not None)
-    return max(
-        (offset + count)
+    ends = (
+        int(offset + count)
         for page in pages
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
     )
+    return max(ends, default=0)
 
 
 def _nodata(series: Any) -> float | None:

@@ -94,7 +94,8 @@ class Certificate:
         The same with the halo one stride shorter, to show that the trial can fail (0 if there is no
         halo to shorten).
     probed : bool
-        Whether NaNs put outside the reach stayed out and NaNs on its edge came in, for all phases.
+        Whether NaNs showed exactly this reach, for all phases. They never show more; less where the
+        network routes values by their size (unpooling).
     torch : str
         Version of torch that ran it.
     """

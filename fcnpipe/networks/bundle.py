@@ -314,5 +314,5 @@ def _compare(
         if wanted.get(name) != given.get(name):
             raise ModelError(
                 f"model {path}: weight {name} is {given.get(name, 'missing')} but its architecture "
-                f"has {wanted.get(name, 'none')}: save it again with the arguments it was trained with"
+                f"has {wanted.get(name, 'none')}: save it with the arguments it was trained with"
             )

@@ -3,7 +3,7 @@
 The reach that was read off the graph is a claim. Two trials test it::
 
     probe     one column of NaN in a wide image, once for each phase: which outputs turn to NaN?
-              the answer must be what the graph says, on both sides
+              none beyond the reach, and those on its edges on both sides
     tiles     | window 0 + halo |              float64, each axis, both interior edges:
               |       | halo + window 1 |      tiles must equal the whole image to 1e-12,
               and with a halo one stride shorter they must not
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -59,19 +59,18 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
         If the claim is wrong: NaNs show another reach, or tiles differ from the whole.
     """
     reach = reach or analyse(module, bands)
-    seen = probe(module, bands, reach)
-    _check_probe(module, reach, seen)
+    tight = _check_probe(module, reach, probe(module, bands, reach))
     precise = copy.deepcopy(module).double()
     halo = reach.least_halo
     error = tiling_error(precise, bands, reach, halo)
     if not error <= TOLERANCE:
         raise ModelError(
-            f"network {type(module).__name__}: tiles with halo {halo} px differ from the whole image "
+            f"network {type(module).__name__}: tiles with halo {halo} px differ from the whole "
             f"by {error:.1e}, above {TOLERANCE:.0e}: take out what depends on the image's size"
         )
     short = halo - reach.stride
     error_short = tiling_error(precise, bands, reach, short) if short >= 0 else 0.0
-    return Certificate("proven", reach, halo, error, error_short, True, torch.__version__)
+    return Certificate("proven", reach, halo, error, error_short, tight, torch.__version__)
 
 
 def declare(reach: Reach) -> Certificate:
@@ -140,8 +139,8 @@ def check_model(name_or_path: str | Path) -> Certificate:
     reach = analyse(module, model.header.bands)
     if reach != model.header.reach:
         raise ModelError(
-            f"model {name_or_path}: its header says {model.header.reach} but its network has {reach}: "
-            "save it again"
+            f"model {name_or_path}: its header says {model.header.reach} but its network has "
+            f"{reach}: save it again"
         )
     return certify(module, model.header.bands, reach)
 
@@ -190,13 +189,16 @@ def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> floa
     return max(_tiling_error_along(module, bands, reach, halo, axis) for axis in (2, 3))
 
 
-def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> None:
+def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> bool:
+    """Refuse a claim that is too small; tell whether it is exactly what was seen."""
     claim = replace(reach, cell=seen.cell) if reach.cell is None else reach
-    if seen != claim:
+    pairs = list(zip(astuple(seen), astuple(claim), strict=True))
+    if any(found > claimed for found, claimed in pairs):
         raise ModelError(
-            f"network {type(module).__name__}: its graph says {reach} but NaNs in the image show {seen}: "
-            "declare a halo (certificate.declare), or write it with plain operations"
+            f"network {type(module).__name__}: its reach is said to be {reach} but NaNs "
+            f"in the image show {seen}: claim that"
         )
+    return seen == claim
 
 
 def _probe_axis(module: nn.Module, bands: int, reach: Reach, axis: int) -> tuple[int, int, int]:

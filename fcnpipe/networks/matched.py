@@ -1,4 +1,4 @@
-"""Model ``none``: a matched filter, for those who trust no network, and the baseline of all of them.
+"""Model ``none``: a matched filter, for those who trust no network, and the baseline of all.
 
 The S/N image is correlated with a Gaussian of the point-spread function's width, the best linear
 detector of point sources in white noise. It needs no torch.
@@ -83,7 +83,7 @@ class MatchedFilter:
             name="none",
             version=VERSION,
             architecture="matched",
-            arguments={"fwhm": self.fwhm},
+            arguments={"fwhm": float(self.fwhm)},
             bands=0,
             outputs=(
                 Output(name="source", role="source"),
@@ -96,7 +96,7 @@ class MatchedFilter:
             reach=reach,
             bytes_per_pixel=24,
             certificate=Certificate("proven", reach, reach.halo, 0.0, probed=True),
-            recipe={"kind": "Gaussian matched filter", "fwhm_px": self.fwhm},
+            recipe={"kind": "Gaussian matched filter", "fwhm_px": float(self.fwhm)},
             licence="same as fcnpipe",
         )
 

@@ -2,7 +2,7 @@
 
 Plain eager mode with channels last is kept on purpose: on one thread of a Zen 3 core in float32 it
 is within the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused
-convolutions (``benchmarks/forward.py`` prints the figures): the convolutions are bound by arithmetic.
+convolutions (``benchmarks/forward.py`` prints the figures): convolutions are bound by arithmetic.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
         )
     if shape[1] % header.reach.stride_y or shape[2] % header.reach.stride_x:
         raise ModelError(
-            f"a window of {shape[1]} x {shape[2]} px is no multiple of the stride {header.stride} of "
+            f"a window of {shape[1]} x {shape[2]} px is no multiple of stride {header.stride} of "
             f"model {header.name!r}: pad the image at the high side"
         )
 

@@ -12,7 +12,8 @@ is wanted becomes the set of pixels that it reads::
 
 The pixels of a cell of ``stride`` outputs have different reaches, so all of them are followed, and
 sets rather than intervals are kept, so that gaps of dilated and transposed kernels are exact. What
-sees the whole image (normalisation by its statistics, global pooling, attention) is refused by name.
+sees the whole image (normalisation by its statistics, global pooling, attention) is refused by
+name.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ __all__ = ["Reach", "activation_bytes", "analyse", "trace"]
 Indices = NDArray[np.int64]
 
 _SIZES = ((96, 192), (64, 128), (240, 480), (320, 640), (960, 1920))
-"""Image sizes to trace at, px: multiples of strides that occur; the reach does not depend on them."""
+"""Image sizes to trace at, px: multiples of the usual strides; the reach is the same for all."""
 _POSITIONS = "feed the position as an extra input band"
 _DECLARE = (
     "declare its halo (certificate.declare), or teach fcnpipe/networks/reach.py the operation"

@@ -37,6 +37,9 @@ def label(job: Job, name: str) -> Facts:
     segments = job.store.read("segments", tile.core)
     labels = table["label"][segments]
     job.store.write_tile("label", tile.core, labels)
+    if job.spec.keep_image:
+        science = job.exposure.read_bands(tile.core, job.plan.tiles)
+        job.store.write_tile("science", tile.core, science)
     sums = _sum_up(job, tile.core, labels, table)
     for owner, part in _share_out(job, sums):
         job.store.put_arrays(f"sums/{owner}", name, part.to_arrays())
@@ -62,7 +65,8 @@ def measure(job: Job, name: str) -> Facts:
 
 def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Sums:
     around = core.grow(1).clip(job.plan.frame)
-    patch, inner = job.exposure.read_patch(core, job.sky), core.within(around)
+    patch = job.exposure.read_patches(core, job.sky, job.plan.tiles)[0]
+    inner = core.within(around)
     unit, flags = job.sky.unit, job.store.read("flags", around)
     bad = (flags[inner] & BAD) != 0
     residual, variance = _mend(patch, bad, job.exposure.gain)
@@ -138,7 +142,7 @@ def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
 
 
 def _read_region(job: Job, box: Box) -> Region:
-    patch = job.exposure.read_patch(box, job.sky)
+    patch = job.exposure.read_patches(box, job.sky, job.plan.tiles)[0]
     flags = job.store.read("flags", box)
     image = np.where((flags & BAD) != 0, np.float32(np.nan), patch.residual[-1])
     return Region(image, patch.noise[-1], job.store.read("label", box), flags, box, job.plan.shape)

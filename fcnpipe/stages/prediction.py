@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe import pixels
+from fcnpipe.exposure import Patch
 from fcnpipe.geometry import Box, Tile
 from fcnpipe.job import Job
 from fcnpipe.plan import Plan
@@ -22,18 +23,19 @@ def predict(job: Job, name: str) -> Facts:
     Notes
     -----
     If the tile cannot be read or computed its pixels are stored as no data before the error goes
-    on, so that the rest of the image can be finished without it.
+    on, so that the rest of the image can be finished without it. A neighbour that cannot be read
+    is no data too, and reported as a gap: the maps then serve until it can.
     """
     core = job.tile(name).core
     try:
-        flags, maps = _look(job, job.tile(name))
+        flags, maps, gaps = _look(job, job.tile(name))
     except Exception:
         job.store.write_tile("flags", core, np.full(core.shape, int(PixelFlag.NO_DATA), np.uint8))
         raise
     job.store.write_tile("probability", core, maps[0])
     job.store.write_tile("elevation", core, maps[1])
     job.store.write_tile("flags", core, flags)
-    return {"bad_pixels": int(np.count_nonzero(flags & pixels.BAD))}
+    return {"bad_pixels": int(np.count_nonzero(flags & pixels.BAD)), "gaps": gaps}
 
 
 def list_windows(plan: Plan, tile: Tile) -> Iterator[Box]:
@@ -45,9 +47,10 @@ def list_windows(plan: Plan, tile: Tile) -> Iterator[Box]:
 
 def _look(
     job: Job, tile: Tile
-) -> tuple[NDArray[np.uint8], tuple[NDArray[np.uint8], NDArray[np.uint16]]]:
+) -> tuple[NDArray[np.uint8], tuple[NDArray[np.uint8], NDArray[np.uint16]], int]:
     model, plan, core = job.model, job.plan, tile.core
-    significance, flags, box = _read_canvas(job, core)
+    patch, wide, gaps = _read(job, core)
+    significance, box = _to_canvas(job, core, patch, wide)
     probability = np.empty((len(model.classes), *core.shape), np.uint8)
     elevation = np.empty(core.shape, np.uint16)
     for window in list_windows(plan, tile):
@@ -57,18 +60,27 @@ def _look(
         cut, place = kept.within(read), kept.within(core)
         probability[(..., *place)] = pixels.quantise_probability(answer.probability[(..., *cut)])
         elevation[place] = pixels.quantise_elevation(answer.elevation[cut])
-    return flags, (probability, elevation)
+    return patch.flags[core.within(wide)], (probability, elevation), gaps
 
 
-def _read_canvas(job: Job, core: Box) -> tuple[NDArray[np.float32], NDArray[np.uint8], Box]:
-    """Give S/N of core + halo on the canvas, the flags of the core, and the box of the first."""
+def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
+    """Give the pixels of core + halo + repair, their box, and how many neighbours are missing."""
+    wide = core.grow(job.plan.halo + pixels.FILL_REACH).clip(job.plan.frame)
+    patch, missing = job.exposure.read_patches(wide, job.sky, job.plan.tiles)
+    if any(part.clip(core).size for part in missing):
+        job.exposure.read_patch(core, job.sky)  # says why
+    return patch, wide, len(missing)
+
+
+def _to_canvas(
+    job: Job, core: Box, patch: Patch, wide: Box
+) -> tuple[NDArray[np.float32], Box]:
+    """Give S/N of core + halo on the canvas, and its box."""
     plan = job.plan
     read = core.grow(plan.halo).clip(plan.frame)
-    wide = read.grow(pixels.FILL_REACH).clip(plan.frame)
-    patch = job.exposure.read_patch(wide, job.sky)
     significance = patch.significance(job.model.header.bands)[(..., *read.within(wide))]
     box = _stretch(core, plan)
-    return pixels.pad_high(significance, box.shape), patch.flags[core.within(wide)], box
+    return pixels.pad_high(significance, box.shape), box
 
 
 def _stretch(core: Box, plan: Plan) -> Box:

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe import catalogue
-from fcnpipe.geometry import Box, Node, Tile, parse_node_name
+from fcnpipe.geometry import Node, Tile, parse_node_name
 from fcnpipe.job import ALL, Arrays, Job
-from fcnpipe.stores.base import ScienceReader
 from fcnpipe.stores.pyramid import level_count, level_grid
 
 Facts = dict[str, float]
@@ -38,17 +37,8 @@ def build_level(job: Job, name: str) -> Facts:
     """Write one tile of a level of the pyramid from the level below."""
     node = parse_node_name(name)
     tile = level_grid(job.store.layout, node.level).tile(node.row, node.column)
-    job.store.build_level(node.level, tile, _science(job))
+    job.store.build_level(node.level, tile, lambda box: job.exposure.read_bands(box, job.plan.tiles))
     return {}
-
-
-def _science(job: Job) -> ScienceReader:
-    exposure = job.exposure
-
-    def read(box: Box) -> np.ndarray:
-        return np.stack([exposure.image.read(box, band) for band in range(exposure.bands)])
-
-    return read
 
 
 def write_catalogue(job: Job, name: str) -> Facts:

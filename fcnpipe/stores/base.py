@@ -322,7 +322,7 @@ class Store(Protocol):
         """Write the catalogue, block of rows by block of rows."""
         ...
 
-    def write_columns(self, columns: Iterable[Column], count: int) -> None:
+    def write_source_columns(self, columns: Iterable[Column]) -> None:
         """Write the catalogue, column by column."""
         ...
 

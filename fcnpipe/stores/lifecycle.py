@@ -172,9 +172,10 @@ def _check_consent(partial: Path, out: Path, overwrite: bool) -> None:
 
 
 def set_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Update root attributes in one atomic step."""
+    """Update root attributes in one atomic step; what was consolidated is so no longer."""
     root = json.loads((path / "zarr.json").read_text())
     root["attributes"] |= attributes
+    root.pop("consolidated_metadata", None)
     _write_json(path / "zarr.json", root)
 
 
@@ -196,8 +197,8 @@ def consolidate(path: Path, attributes: dict[str, Any]) -> None:
         for name, node in sorted(nodes.items())
         if not name.startswith(SCRATCH)
     }
-    root["attributes"] |= attributes
     root["attributes"].pop(FAILED, None)
+    root["attributes"] |= attributes
     root["consolidated_metadata"] = _inline(metadata)
     _write_json(path / "zarr.json", root)
 

@@ -42,6 +42,7 @@ from fcnpipe.stores.lifecycle import (
     OVERWRITE_MARK,
     partial_path,
     publish_store,
+    consolidate,
     set_attributes,
 )
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
@@ -166,9 +167,9 @@ class ZarrStore:
             return replace(self, path=publish_store(self, overwrite))
 
     def close_incomplete(self, failed: Sequence[str]) -> None:
-        """Name what failed in the attributes; the status is then ``incomplete``."""
+        """Name what failed and make the rest readable; the status is then ``incomplete``."""
         with storing(self.path):
-            set_attributes(self.path, {"status": "incomplete", FAILED: list(failed)})
+            consolidate(self.path, {"status": "incomplete", FAILED: list(failed)})
 
     def reopen(self) -> None:
         """Set the status back to ``partial``, nothing having failed yet."""
@@ -361,43 +362,27 @@ class ZarrStore:
             rows = _write_rows(arrays, chain([first], blocks))
         _check_rows(rows, count)
 
-    def write_source_columns(
-        self, columns: Iterable[tuple[str, NDArray[Any], Mapping[str, Any]]]
-    ) -> None:
-        """Write the catalogue, column by column: (name, (n,) values, attributes) each."""
-        with storing(self.path):
-            group = self._fresh_group("sources", {"title": "one row a source, in order of label"})
-            names = []
-            for name, values, attrs in columns:
-                array = create_array(group, name, _column_spec(values, attrs, len(values)))
-                if len(values):
-                    array[:] = values
-                names.append(name)
-            group.attrs["columns"] = names
-
-    def write_columns(self, columns: Iterable[Column], count: int) -> None:
+    def write_source_columns(self, columns: Iterable[Column]) -> None:
         """Write the catalogue, column by column, rows in order of label.
 
         Parameters
         ----------
         columns : iterable of (name, values, attributes)
-            Each of ``count`` values; one is held at a time.
-        count : int
-            Rows.
+            One is held at a time.
 
         Raises
         ------
         StoreError
-            If a column has another length.
+            If a column has another length than the first.
         """
         with storing(self.path):
             group = self._fresh_group("sources", {"title": TITLE})
-            names = []
+            lengths: dict[str, int] = {}
             for name, values, attrs in columns:
-                _check_rows(len(values), count)
-                create_array(group, name, _column_spec(values, attrs, count))[...] = values
-                names.append(name)
-            group.attrs["columns"] = names
+                lengths[name] = len(values)
+                _check_rows(len(values), next(iter(lengths.values())))
+                create_array(group, name, _column_spec(values, attrs, len(values)))[...] = values
+            group.attrs["columns"] = list(lengths)
 
     @property
     def columns(self) -> list[str]:

@@ -163,7 +163,7 @@ class TiledSeparation:
 
     def run(self, tree: Tree) -> TiledSeparation:
         """Go up and down the tree; afterwards `tiles` and `graphs` are filled."""
-        self._descend(*self._ascend(tree), NO_VERDICTS)
+        self._descend(self._ascend(tree)[1], NO_VERDICTS)
         return self
 
     def paint(self, column: str) -> Int64:
@@ -194,14 +194,14 @@ class TiledSeparation:
         self.graphs.append(graph)
         return Graph.from_arrays(graph.to_arrays()), (settlement, below)
 
-    def _descend(self, graph: Graph, kept: Any, verdicts: Verdicts) -> None:
+    def _descend(self, kept: Any, verdicts: Verdicts) -> None:
         settlement = Settlement.from_arrays(kept[0].to_arrays())
         if isinstance(kept[1][0], Box):
             core, segments = kept[1]
             self.tiles.append((core, segments, tabulate(settlement, verdicts, self.criterion)))
             return
         for below, part in zip(kept[1], settle(settlement, verdicts, self.criterion), strict=True):
-            self._descend(graph, below, part)
+            self._descend(below, part)
 
 
 class SeparatorTests:

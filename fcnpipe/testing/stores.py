@@ -137,12 +137,12 @@ class StoreTests:
         """By columns or by rows."""
         flux = np.linspace(-1, 1, 11)
         columns = [(name, *column) for name, column in make_columns(flux).items()]
-        store.write_columns(iter(columns), 11)
+        store.write_source_columns(iter(columns))
         found = store.read_sources()
         assert list(found) == ["flux", "faint"]
         np.testing.assert_array_equal(found["faint"], flux < 0)
-        with pytest.raises(StoreError, match="11 rows of a catalogue of 12"):
-            store.write_columns(iter(columns), 12)
+        with pytest.raises(StoreError, match="10 rows of a catalogue of 11"):
+            store.write_source_columns([columns[0], ("short", flux[1:], {})])
 
     def test_catalogue_may_be_empty_or_be_replaced(self, store: Store) -> None:
         """A second writer of the catalogue replaces the first one's."""

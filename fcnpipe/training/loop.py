@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import ctypes
 import json
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -17,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fcnpipe.errors import SpecError
+from fcnpipe.networks.allocator import tune_allocator
 from fcnpipe.networks.unet import UNet
 from fcnpipe.training.losses import Weights, measure_loss
 from fcnpipe.training.stream import Stream, simulate_example
 from fcnpipe.training.targets import Example
 
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "default.yaml"
 VALIDATION_SEED = 977
 LOG_EVERY, VALIDATE_EVERY = 25, 500
 
@@ -71,13 +72,23 @@ class Recipe:
 
 
 @dataclass
-class _State:
+class State:
+    """Where a training stands."""
+
     network: nn.Module
+    """The network as it is being trained."""
     averaged: dict[str, Tensor]
+    """Running average of its weights: what is used in the end."""
     optimizer: torch.optim.Optimizer
+    """AdamW."""
+    end: int
+    """Number of the last step."""
+    shortened: bool = False
+    """Whether an early cooldown has set the end."""
     step: int = 0
-    end: int = 0
+    """Steps done."""
     seconds: float = 0.0
+    """Time spent on them."""
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -122,7 +133,9 @@ def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
     cooldown then begins at once.
     """
     out.mkdir(parents=True, exist_ok=True)
-    state = _begin(recipe, out, resume)
+    tune_allocator()
+    checkpoint = out / "checkpoint.pt"
+    state = _resume(recipe, checkpoint) if resume and checkpoint.exists() else start(recipe)
     stream, pool = _fill(recipe, out, state.step)
     validation = [simulate_example(recipe.kind, 256, VALIDATION_SEED, n) for n in range(16)]
     try:
@@ -130,14 +143,6 @@ def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
     finally:
         stream.close()
     return _save(state, recipe, out)
-
-
-def tune_allocator() -> None:
-    """Keep glibc from returning every activation to the system: 1.7 times the speed on one thread."""
-    libc = ctypes.CDLL(None)
-    trim, top_pad, mmap_max, arena_max = -1, -2, -4, -8
-    for option, value in ((trim, 2**31 - 1), (top_pad, 2**28), (mmap_max, 0), (arena_max, 1)):
-        libc.mallopt(option, value)
 
 
 def rate_at(recipe: Recipe, step: int, end: int) -> float:
@@ -175,20 +180,23 @@ def _window(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[A
     return example.x[box], example.targets[:, box[0], box[1]]
 
 
-def _begin(recipe: Recipe, out: Path, resume: bool) -> _State:
+def start(recipe: Recipe) -> State:
+    """The state before the first step."""
     torch.manual_seed(recipe.seed)
     network = UNet(**recipe.network).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
-    averaged = {k: v.clone() for k, v in network.state_dict().items()}
-    state = _State(network, averaged, optimizer, end=recipe.steps)
-    path = out / "checkpoint.pt"
-    if resume and path.exists():
-        stored = torch.load(path, weights_only=True)
-        network.load_state_dict(stored["network"])
-        optimizer.load_state_dict(stored["optimizer"])
-        state.averaged, state.step = stored["averaged"], stored["step"]
-        state.seconds = stored["seconds"]
-        state.end = max(stored["end"], recipe.steps) if stored["end"] >= recipe.steps else stored["end"]
+    averaged = {name: value.clone() for name, value in network.state_dict().items()}
+    return State(network, averaged, optimizer, end=recipe.steps)
+
+
+def _resume(recipe: Recipe, path: Path) -> State:
+    state = start(recipe)
+    stored = torch.load(path, weights_only=True)
+    state.network.load_state_dict(stored["network"])
+    state.optimizer.load_state_dict(stored["optimizer"])
+    state.averaged, state.step = stored["averaged"], stored["step"]
+    state.seconds, state.shortened = stored["seconds"], stored["shortened"]
+    state.end = stored["end"] if state.shortened else recipe.steps
     return state
 
 
@@ -216,7 +224,7 @@ def _renew(pool: list[Example], recipe: Recipe, number: int, stream: Stream) -> 
 
 
 def _run(
-    recipe: Recipe, out: Path, state: _State, data: tuple[Stream, list[Example], list[Example]]
+    recipe: Recipe, out: Path, state: State, data: tuple[Stream, list[Example], list[Example]]
 ) -> None:
     stream, pool, validation = data
     saved, recent = time.monotonic(), []
@@ -224,10 +232,10 @@ def _run(
         begun = time.monotonic()
         for number in range(_newest(recipe, max(state.step - 1, 0)) + 1, _newest(recipe, state.step) + 1):
             _renew(pool, recipe, number, stream)
-        recent.append(_advance(recipe, state, pool))
+        recent.append(advance(recipe, state, pool))
         state.seconds += time.monotonic() - begun
         if (out / "cooldown").exists():
-            state.end = min(state.end, state.step + recipe.cooldown)
+            state.end, state.shortened = min(state.end, state.step + recipe.cooldown), True
             (out / "cooldown").unlink()
         if state.step % LOG_EVERY == 0:
             _log(out / "log.csv", recipe, state, float(np.mean(recent)), "train")
@@ -240,7 +248,8 @@ def _run(
             saved = time.monotonic()
 
 
-def _advance(recipe: Recipe, state: _State, pool: list[Example]) -> float:
+def advance(recipe: Recipe, state: State, pool: list[Example]) -> float:
+    """The loss of one step, after which the state is one step further."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate_at(recipe, state.step, state.end)
     x, targets = (torch.from_numpy(part) for part in cut_batch(pool, recipe, state.step))
@@ -256,7 +265,7 @@ def _advance(recipe: Recipe, state: _State, pool: list[Example]) -> float:
 
 
 @torch.no_grad()
-def _average(recipe: Recipe, state: _State) -> None:
+def _average(recipe: Recipe, state: State) -> None:
     # Slower as it goes on, so that the random start is forgotten.
     decay = min(recipe.average, (1 + state.step) / (10 + state.step))
     for name, value in state.network.state_dict().items():
@@ -264,7 +273,7 @@ def _average(recipe: Recipe, state: _State) -> None:
 
 
 @torch.no_grad()
-def _validate(recipe: Recipe, state: _State, examples: list[Example]) -> float:
+def _validate(recipe: Recipe, state: State, examples: list[Example]) -> float:
     network = UNet(**recipe.network)
     network.load_state_dict(state.averaged)
     losses = []
@@ -275,7 +284,7 @@ def _validate(recipe: Recipe, state: _State, examples: list[Example]) -> float:
     return float(np.mean(losses))
 
 
-def _log(path: Path, recipe: Recipe, state: _State, loss: float, what: str) -> None:
+def _log(path: Path, recipe: Recipe, state: State, loss: float, what: str) -> None:
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
@@ -285,7 +294,7 @@ def _log(path: Path, recipe: Recipe, state: _State, loss: float, what: str) -> N
         writer.writerow([what, state.step, f"{state.seconds / 3600:.4f}", f"{loss:.5f}", f"{rate:.2e}"])
 
 
-def _save(state: _State, recipe: Recipe, out: Path) -> Path:
+def _save(state: State, recipe: Recipe, out: Path) -> Path:
     """Write checkpoint and averaged weights, each at once or not at all."""
     checkpoint = {
         "network": state.network.state_dict(),
@@ -293,6 +302,7 @@ def _save(state: _State, recipe: Recipe, out: Path) -> Path:
         "averaged": state.averaged,
         "step": state.step,
         "end": state.end,
+        "shortened": state.shortened,
         "seconds": state.seconds,
     }
     _replace(out / "checkpoint.pt", checkpoint)

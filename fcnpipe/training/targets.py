@@ -4,7 +4,7 @@ Three maps in [0, 1], one output of the network each:
 
 * ``source``: the pixel belongs to a source;
 * ``heat``: a Gaussian bump of 1.1 px on the true centre of each detectable source;
-* ``relief``: rises from 0 at the edge of a source, and where two sources meet, to 1 at its centre.
+* ``relief``: the owner's light without noise, in asinh, brought down to 0 where two sources meet.
 
 A source owns the pixels where it has the most noise-free light, if that light passes the truth's
 threshold. The relief makes one hill of each source, whatever its size or structure; the heat tells
@@ -20,6 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.background import estimate
+from fcnpipe.evaluate import Truth
 from fcnpipe.pixels import flag_pixels, signal_to_noise
 from fcnpipe.training.scenes import Scene, detectable
 
@@ -29,6 +30,8 @@ Bytes = NDArray[np.uint8]
 
 OUTPUTS = ("source", "heat", "relief")
 HEAT_SIGMA_PX = 1.1
+RELIEF_TOP = 12.0
+"""asinh of the light at which the relief is 1: 81,000 sky noises."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,22 @@ def scale(image: Floats, bad: Bools, sky: Floats, noise: Floats) -> Floats:
     return np.arcsinh(signal_to_noise(image - sky, noise, flags))
 
 
+def make_truth(scene: Scene) -> Truth:
+    """What a label image of the scene is scored against; only sources that own a pixel are in it."""
+    owns = scene.table["area"] > 0
+    rows = scene.table[owns]
+    number = np.r_[0, np.where(owns, np.cumsum(owns), 0)].astype(np.int32)
+    return Truth(
+        label=number[scene.label],
+        unclear=(scene.label == 0) & (scene.light > scene.truth_sigma * scene.noise),
+        peak=np.stack([rows["peak_y"], rows["peak_x"]], axis=1).astype(np.int64),
+        brightness=rows["peak"].astype(np.float64),
+        centre=np.stack([rows["y"], rows["x"]], axis=1).astype(np.float64),
+        snr=rows["snr"].astype(np.float64),
+        flux=rows["flux"].astype(np.float64),
+    )
+
+
 def make_targets(scene: Scene) -> Floats:
     """The OUTPUTS of a scene, (3, h, w) float32 in [0, 1]."""
     found = np.r_[False, detectable(scene.table)]
@@ -83,17 +102,13 @@ def make_targets(scene: Scene) -> Floats:
 def relief(scene: Scene) -> Floats:
     """Height of each pixel within its source, (h, w) float32 in [0, 1].
 
-    Logarithmic in the own smooth light from the truth's threshold (near 0) to the crest (1), times the
-    margin by which the owner leads the second strongest source. Meaningless outside sources.
+    asinh of the owner's smooth light in sky noises, times the margin by which the owner leads the second
+    strongest source. It is not divided by the height of the crest, which lies beyond the reach of the
+    network in a large galaxy: there the map would come out flat. Meaningless outside sources.
     """
-    crest = np.r_[np.float32(1), scene.table["crest"]].astype(np.float32)[scene.label]
-    threshold = np.float32(scene.truth_sigma)
-    # The table is in sky noises of the usual level, the planes in image units.
-    light = np.maximum(scene.form / scene.noise, 1e-6)
-    top = np.log(np.maximum(crest / threshold, 1.05))
-    height = np.clip(np.log(np.maximum(light / threshold, 1.0)) / top, 0, 1)
+    height = np.arcsinh(scene.form / scene.noise) / np.float32(RELIEF_TOP)
     lead = 1 - scene.second / np.maximum(scene.first, 1e-30)
-    return np.asarray((0.1 + 0.9 * height) * np.clip(lead, 0, 1), np.float32)
+    return np.asarray(np.clip(height, 0, 1) * np.clip(lead, 0, 1), np.float32)
 
 
 def quantise(maps: Floats) -> Bytes:

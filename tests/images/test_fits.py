@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -535,6 +536,20 @@ def test_decoded_cells_are_forgotten(
     held = sum(cell.nbytes for cell in reader._CELLS.values())
     assert held <= reader.CACHE_BYTES < image.overhead_bytes
     assert len(decoded) > 5
+
+
+def test_hcompress_is_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its decoder keeps its state in static variables and lets other threads run."""
+    monkeypatch.setattr(reader, "CACHE_BYTES", 1)
+    values = RNG.integers(0, 9999, (1024, 1024)).astype(np.int32)
+    hdu = fits.CompImageHDU(values, compression_type="HCOMPRESS_1", tile_shape=(128, 128))
+    image = images.open_image(write_hdu(tmp_path / "a.fits", hdu))
+    boxes = [Box(y, x, y + 512, x + 512) for y in (0, 512) for x in (0, 512)] * 3
+    with ThreadPoolExecutor(4) as pool:
+        for box, found in zip(boxes, pool.map(image.read, boxes), strict=True):
+            np.testing.assert_array_equal(found, values[box.slices])
 
 
 def test_compressed_reading_stays_within_what_it_states(tmp_path: Path) -> None:

@@ -26,3 +26,12 @@ def write_field(
     image[100:105, 500:520] = np.nan
     fits.writeto(path, image, sky_header(), overwrite=True)
     return path
+
+
+def read_all(out: Path) -> dict[str, bytes]:
+    """Every file of a store but the time that each tile took, and the catalogue beside it."""
+    files = {p.relative_to(out).as_posix(): p for p in sorted(out.rglob("*")) if p.is_file()}
+    kept = {
+        name: p.read_bytes() for name, p in files.items() if not name.startswith("tiles/seconds/c")
+    }
+    return kept | {"parquet": out.with_suffix(".parquet").read_bytes()}

@@ -15,7 +15,8 @@ def _count(**arguments):
 
 
 @pytest.mark.parametrize(
-    ("base", "depth", "parameters"), [(16, 3, 481_800), (8, 3, 121_000), (16, 4, 1_942_000), (64, 4, 31_030_000)]
+    ("base", "depth", "parameters"),
+    [(16, 3, 481_800), (8, 3, 121_000), (16, 4, 1_942_000), (64, 4, 31_030_000)],
 )
 def test_sizes_are_those_of_the_table(base, depth, parameters):
     assert _count(base=base, depth=depth, outputs=3) == pytest.approx(parameters, rel=3e-3)

@@ -1,0 +1,1 @@
+"""Measurements: ratios in one run, ours beside a peer or a limit, interleaved; see each module."""

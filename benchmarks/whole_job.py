@@ -1,0 +1,163 @@
+"""The whole job against a bare forward pass of its network, and against MONAI's sliding window.
+
+    python -m benchmarks.whole_job --edge 16384 --rounds 3
+
+Prints Mpix/s of each, interleaved, the median ratio, and the peak resident memory of every process
+of the whole job. The bare forward pass runs the same network over the same windows (core + halo, one
+process of one thread per core, the same tuned allocator) and throws its answer away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+from astropy.io import fits
+
+import fcnpipe
+from fcnpipe import networks
+from fcnpipe.plan import Plan, make_plan
+from fcnpipe.spec import make_spec
+
+PIECE = 1024
+PIECES = 8
+
+
+def write_field(path: Path, edge: int) -> None:
+    """Write a square image that repeats a few simulated scenes, turned and mirrored, band by band."""
+    from fcnpipe.training.scenes import draw
+
+    kinds = ("ground", "crowded", "cluster", "sparse")
+    scenes = [draw(kinds[i % 4], (PIECE, PIECE), 900 + i).image for i in range(PIECES)]
+    scenes = [np.nan_to_num(s - np.nanmedian(s)) / np.nanstd(s[s < np.nanmedian(s)]) for s in scenes]
+    rng = np.random.default_rng(1)
+    header = fits.Header({"SIMPLE": True, "BITPIX": -32, "NAXIS": 2, "NAXIS1": edge, "NAXIS2": edge})
+    stream = fits.StreamingHDU(path, header)
+    for _ in range(edge // PIECE):
+        row = [np.rot90(scenes[rng.integers(PIECES)], rng.integers(4)) for _ in range(edge // PIECE)]
+        stream.write(np.hstack(row).astype(np.float32))
+    stream.close()
+
+
+def run_whole(image: Path, out: Path, options: dict[str, object]) -> tuple[float, dict[int, int]]:
+    """Run the whole job; give seconds and the peak resident bytes of each process."""
+    peaks: dict[int, int] = {}
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(peaks, over))
+    watch.start()
+    begun = time.perf_counter()
+    result = fcnpipe.segment(image, out, overwrite=True, quiet=True, **options)
+    seconds = time.perf_counter() - begun
+    over.set()
+    watch.join()
+    print(f"  {result.sources} sources")
+    return seconds, peaks
+
+
+def _watch(peaks: dict[int, int], over: threading.Event) -> None:
+    me = psutil.Process()
+    while not over.wait(0.2):
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                peaks[process.pid] = max(peaks.get(process.pid, 0), process.memory_info().rss)
+            except psutil.NoSuchProcess:
+                continue
+
+
+def run_bare(model: str, shapes: list[tuple[int, int]], processes: int) -> float:
+    """Seconds for the bare forward pass over windows of these shapes, shared between processes."""
+    os.environ.update(networks.worker_environment())
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, _warm, (model,)) as pool:
+        pool.map(_forward, shapes[: 2 * processes], chunksize=1)
+        begun = time.perf_counter()
+        for _ in pool.imap_unordered(_forward, shapes, chunksize=1):
+            pass
+        return time.perf_counter() - begun
+
+
+_PREDICTOR: Callable[[np.ndarray], object]
+
+
+def _warm(model: str) -> None:
+    global _PREDICTOR
+    networks.tune_allocator()
+    _PREDICTOR = networks.load_model(model).predictor("cpu", "fp32", threads=1)
+
+
+def _forward(shape: tuple[int, int]) -> None:
+    _PREDICTOR(np.random.default_rng(0).standard_normal((1, *shape), np.float32))
+
+
+def run_monai(model: str, edge: int, roi: int) -> float:
+    """Seconds of MONAI's sliding window (float32, its default overlap of 0.25) over a square."""
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    module = networks.load_model(model).module()  # type: ignore[attr-defined]
+    torch.set_num_threads(os.cpu_count() or 1)
+    image = torch.randn(1, 1, edge, edge)
+    with torch.inference_mode():
+        begun = time.perf_counter()
+        sliding_window_inference(image, (roi, roi), 4, module)
+        return time.perf_counter() - begun
+
+
+def window_shapes(plan: Plan) -> list[tuple[int, int]]:
+    """Height and width of each window that the plan shows to the network."""
+    return [w.core.grow(plan.halo).clip(plan.canvas).shape for w in plan.windows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--edge", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--engine", default="dask")
+    parser.add_argument("--bare-part", type=int, default=4, help="bare pass on every n-th window")
+    parser.add_argument("--monai-edge", type=int, default=2048)
+    parser.add_argument("--monai-roi", type=int, default=512)
+    parser.add_argument("--folder", default=None)
+    args = parser.parse_args()
+    folder = Path(args.folder or tempfile.mkdtemp())
+    image, out = folder / f"field{args.edge}.fits", folder / "field.zarr"
+    if not image.exists():
+        write_field(image, args.edge)
+    cores = os.cpu_count() or 1
+    options = {"model": args.model, "engine": args.engine, "workers": cores}
+    plan = make_plan(make_spec(image=(str(image),), out=str(out), **options))
+    shapes = window_shapes(plan)[:: args.bare_part]
+    part = len(shapes) / len(plan.windows)
+    mpix, ratios, peers = args.edge**2 / 1e6, [], []
+    for number in range(args.rounds):
+        bare = run_bare(args.model, shapes, cores) / part
+        seconds, peaks = run_whole(image, out, options)
+        ratios.append(seconds / bare)
+        line = f"round {number}: bare {mpix / bare:.2f} Mpix/s, whole {mpix / seconds:.2f} Mpix/s, x {ratios[-1]:.2f}"
+        if args.monai_edge:
+            process = multiprocessing.get_context("spawn").Pool(1)
+            peer = process.apply(run_monai, (args.model, args.monai_edge, args.monai_roi))
+            process.terminate()
+            rate = args.monai_edge**2 / 1e6 / peer
+            peers.append(mpix / seconds / rate)
+            line += f", MONAI network alone {rate:.2f} Mpix/s, ours x {peers[-1]:.2f}"
+        print(line)
+        print("  peak memory:", ", ".join(f"{v / 2**30:.2f}" for v in sorted(peaks.values())[::-1]), "GiB")
+    print(f"whole / bare: median {statistics.median(ratios):.2f}")
+    if peers:
+        print(f"ours / MONAI: median {statistics.median(peers):.2f}")
+    shutil.rmtree(out, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

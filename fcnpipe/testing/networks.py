@@ -1,0 +1,168 @@
+"""The suite that every network must pass, the matched filter among them."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fcnpipe.errors import ModelError
+from fcnpipe.geometry import Box, TileGrid, round_up
+from fcnpipe.networks.base import Maps, Model, Predictor, parse_header
+
+TOLERANCE = 2e-5
+"""Largest difference in float32 between windows and the whole."""
+
+
+def starry(bands: int, shape: tuple[int, int], seed: int = 0) -> NDArray[np.float32]:
+    """Give white noise with some bright pixels, (bands, h, w) float32 S/N."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(bands, *shape))
+    return (image + 50 * (rng.random(image.shape) > 0.99)).astype(np.float32)
+
+
+def pad_to_stride(image: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
+    """Repeat the last row and column up to a multiple of the stride: the canonical canvas."""
+    pads = [(0, round_up(size, stride) - size) for size in image.shape[1:]]
+    return np.pad(image, [(0, 0), *pads], mode="edge")
+
+
+def predict_in_windows(
+    predictor: Predictor, canvas: NDArray[np.float32], edge: int, halo: int
+) -> Maps:
+    """Give the maps of a canvas put together from windows of core ``edge`` px."""
+    height, width = canvas.shape[1:]
+    frame = Box(0, 0, height, width)
+    probability, elevation = [], np.empty((height, width), np.float32)
+    for tile in TileGrid((height, width), (edge, edge)):
+        read = tile.core.grow(halo).clip(frame)
+        maps = predictor(np.ascontiguousarray(canvas[(..., *read.slices)]))
+        elevation[tile.core.slices] = maps.elevation[tile.core.within(read)]
+        probability.append((tile.core, maps.probability[(..., *tile.core.within(read))]))
+    whole = np.empty((len(probability[0][1]), height, width), np.float32)
+    for core, part in probability:
+        whole[(..., *core.slices)] = part
+    return Maps(whole, elevation)
+
+
+def difference(first: Maps, second: Maps) -> float:
+    """Give the largest difference of two maps."""
+    return max(
+        float(np.abs(first.probability - second.probability).max()),
+        float(np.abs(first.elevation - second.elevation).max()),
+    )
+
+
+class NetworkTests:
+    """Subclass and give a ``model`` fixture, best of a small network: the suite takes seconds."""
+
+    @pytest.fixture
+    def predictor(self, model: Model) -> Predictor:
+        """Give the model at work on one thread of the CPU."""
+        return model.predictor(device="cpu", threads=1)
+
+    @pytest.fixture
+    def bands(self, model: Model) -> int:
+        """Give a number of bands that the model takes."""
+        return model.header.bands or 1
+
+    def test_the_header_says_what_the_model_says(self, model: Model) -> None:
+        header = model.header
+        assert parse_header(header.model_dump_json(), "memory") == header
+        assert (model.halo, model.stride, model.classes) == (
+            header.halo,
+            header.stride,
+            header.classes,
+        )
+        assert model.halo % model.stride == 0
+        assert model.halo >= header.reach.furthest
+        assert model.classes[0] == "source"
+        assert model.bytes_per_pixel > 0
+
+    def test_it_can_be_sent_to_a_worker(self, model: Model) -> None:
+        copy = pickle.loads(pickle.dumps(model))
+        assert copy.digest == model.digest
+        assert len(pickle.dumps(model)) < 10_000
+
+    def test_maps_are_float32_between_0_and_1(
+        self, model: Model, predictor: Predictor, bands: int
+    ) -> None:
+        edge = round_up(24, model.stride)
+        maps = predictor(starry(bands, (edge, 2 * edge)))
+        assert maps.elevation.shape == (edge, 2 * edge)
+        assert maps.probability.shape == (len(model.classes), edge, 2 * edge)
+        for values in (maps.probability, maps.elevation):
+            assert values.dtype == np.float32
+            assert 0 <= values.min() <= values.max() <= 1
+
+    def test_the_same_window_gives_the_same_bits_in_any_thread(
+        self, model: Model, predictor: Predictor, bands: int
+    ) -> None:
+        image = starry(bands, (round_up(40, model.stride),) * 2)
+        first = predictor(image)
+        with ThreadPoolExecutor(2) as pool:
+            again = list(pool.map(predictor, [image] * 4))
+        assert all(difference(first, maps) == 0 for maps in again)
+        fresh = model.predictor(device="cpu", threads=1)
+        assert difference(first, fresh(image)) == 0
+
+    def test_the_input_is_left_alone(self, model: Model, predictor: Predictor, bands: int) -> None:
+        image = starry(bands, (round_up(16, model.stride),) * 2)
+        before = image.copy()
+        predictor(image)
+        np.testing.assert_array_equal(image, before)
+
+    def test_pixels_beyond_the_reach_do_not_matter(
+        self, model: Model, predictor: Predictor, bands: int
+    ) -> None:
+        reach, stride = model.header.reach, model.stride
+        size = round_up(2 * reach.furthest + 8, stride)
+        image = starry(bands, (round_up(8, stride), size))
+        changed = image.copy()
+        changed[..., : size // 2 - reach.left] += 1000
+        changed[..., size // 2 + reach.right + 1 :] -= 1000
+        first, second = predictor(image), predictor(changed)
+        np.testing.assert_array_equal(first.elevation[:, size // 2], second.elevation[:, size // 2])
+        assert difference(first, second) > 0
+
+    def test_shifts_by_the_stride_commute(
+        self, model: Model, predictor: Predictor, bands: int
+    ) -> None:
+        halo, stride = model.halo, model.stride
+        edge = 2 * halo + 4 * stride
+        image = starry(bands, (edge + stride, edge + stride))
+        here = predictor(np.ascontiguousarray(image[:, :edge, :edge]))
+        there = predictor(np.ascontiguousarray(image[:, stride:, stride:]))
+        inner, moved = slice(halo + stride, edge - halo), slice(halo, edge - halo - stride)
+        first = Maps(here.probability[:, inner, inner], here.elevation[inner, inner])
+        second = Maps(there.probability[:, moved, moved], there.elevation[moved, moved])
+        assert difference(first, second) <= TOLERANCE
+
+    def test_windows_equal_the_whole(self, model: Model, predictor: Predictor, bands: int) -> None:
+        edge = model.halo + 2 * model.stride
+        canvas = starry(bands, (2 * edge, 2 * edge))
+        tiled = predict_in_windows(predictor, canvas, edge, model.halo)
+        assert difference(tiled, predictor(canvas)) <= TOLERANCE
+
+    def test_every_size_gives_the_crop_of_its_canvas(
+        self, model: Model, predictor: Predictor, bands: int
+    ) -> None:
+        stride = model.stride
+        for size in range(1, 3 * stride + 2):
+            image = starry(bands, (size, 2 * size), seed=size)
+            canvas = pad_to_stride(image, stride)
+            whole = predictor(canvas)
+            tiled = predict_in_windows(predictor, canvas, stride, model.halo)
+            assert whole.elevation[:size, : 2 * size].shape == image.shape[1:]
+            assert difference(tiled, whole) <= TOLERANCE
+
+    def test_a_window_out_of_step_is_refused(
+        self, model: Model, predictor: Predictor, bands: int
+    ) -> None:
+        if model.stride == 1:
+            pytest.skip("any size is in step")
+        with pytest.raises(ModelError, match="multiple of stride"):
+            predictor(starry(bands, (model.stride, 2 * model.stride + 1)))

@@ -1,0 +1,77 @@
+"""kill -9 at any moment, the same command again: the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.scenes import read_all, write_field
+
+SETTINGS = ["--model", "none", "--window", "128", "--tile", "128", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_field(tmp_path_factory.mktemp("field") / "field.fits", (500, 600))
+
+
+def start(field: Path, out: Path, engine: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "fcnpipe", "segment", str(field), str(out), *SETTINGS]
+    return subprocess.Popen(
+        [*command, "--engine", engine, "--workers", "2"], start_new_session=True
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out.zarr"
+    assert start(field, out, "serial").wait(300) == 0
+    return read_all(out)
+
+
+def wait_for_marks(partial: Path, stage: int, count: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until so many tiles of a stage are in the ledger, or the run is over."""
+    folder = partial / "ledger" / "c" / str(stage)
+    while process.poll() is None:
+        if folder.is_dir() and sum(1 for p in folder.rglob("*") if p.is_file()) >= count:
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("engine", "stage", "count"),
+    [("serial", 0, 3), ("threads", 1, 7), ("serial", 2, 5), ("threads", 3, 9), ("dask", 1, 4)],
+)
+def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(
+    field: Path, undisturbed: dict[str, bytes], tmp_path: Path, engine: str, stage: int, count: int
+) -> None:
+    out = tmp_path / "out.zarr"
+    process = start(field, out, engine)
+    wait_for_marks(tmp_path / "out.zarr.partial", stage, count, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    assert not out.exists()
+    assert start(field, out, "threads").wait(300) == 0
+    again = read_all(out)
+    assert again.keys() == undisturbed.keys()
+    assert [name for name in again if again[name] != undisturbed[name]] == []
+    assert not (tmp_path / "out.zarr.partial").exists()
+
+
+def test_many_kills_in_a_row(field: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    out, chance = tmp_path / "out.zarr", random.Random(5)
+    for _ in range(4):
+        process = start(field, out, "serial")
+        try:
+            process.wait(chance.uniform(2.0, 7.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+    assert start(field, out, "serial").wait(300) == 0
+    again = read_all(out)
+    assert [name for name in undisturbed if again.get(name) != undisturbed[name]] == []

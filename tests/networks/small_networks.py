@@ -1,0 +1,197 @@
+"""Small networks: those that must be refused, and random ones made of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+WIDTH = 2
+
+
+def conv(kernel: int = 3, inner: int = WIDTH, outer: int = WIDTH, **options: object) -> nn.Conv2d:
+    options = {"padding": "same", **options}
+    return nn.Conv2d(inner, outer, kernel, **options)  # type: ignore[arg-type]
+
+
+def after_conv(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(conv(1, 1), layer).eval()
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = conv(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.MultiheadAttention(WIDTH, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.flatten(2).transpose(1, 2)
+        seen = self.heads(pixels, pixels, pixels, need_weights=False)[0]
+        return seen.transpose(1, 2).reshape(x.shape)
+
+
+class RowAttention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(x, x, x)
+
+
+class Position(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.linspace(-1, 1, x.shape[-1])
+
+
+class CoordinateBands(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.ones(1, 1, *x.shape[2:])], dim=1)
+
+
+class Flip(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(3)
+
+
+class Brighter(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+class SegNetLike(nn.Module):
+    """Pooling whose indices an unpooling uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.between, self.after = conv(3, 1, 4), conv(7, 4, 4), conv(7, 4, 1)
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, indices = self.pool(self.before(x))
+        return self.after(self.unpool(self.between(pooled), indices))
+
+
+class ChannelsLast(nn.Module):
+    """LayerNorm and Linear over channels, as ConvNeXt has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look, self.norm, self.mix = conv(7, 1, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.norm(self.look(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class StretchedCorners(nn.Module):
+    """Hides from the probe what the whole image decides: where the samples are taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = conv(3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = functional.max_pool2d(self.look(x), 2)
+        return functional.interpolate(pooled, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class Level(nn.Module):
+    """Down, something inside, up, and joined to what was there before."""
+
+    def __init__(self, down: nn.Module, inside: nn.Module, up: nn.Module, joined: bool) -> None:
+        super().__init__()
+        self.down, self.inside, self.up, self.joined = down, inside, up, joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(self.inside(self.down(x)))
+        return x + y if self.joined else y
+
+
+class Shift(nn.Module):
+    """Move by a few pixels: crop one side, pad the other."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(x[..., self.rows :, self.columns :], (0, self.columns, 0, self.rows))
+
+
+def _downs(factor: int) -> list[Callable[[], nn.Module]]:
+    return [
+        lambda: nn.MaxPool2d(factor),
+        lambda: nn.AvgPool2d(factor, ceil_mode=True),
+        lambda: nn.MaxPool2d(factor + 1, factor, padding=1, ceil_mode=factor == 3),
+        lambda: nn.Conv2d(WIDTH, WIDTH, factor + 2, stride=factor, padding=1),
+        lambda: nn.Conv2d(WIDTH, WIDTH, factor, stride=factor),
+        lambda: nn.Sequential(nn.PixelUnshuffle(factor), conv(1, WIDTH * factor**2)),
+    ]
+
+
+def _ups(factor: int) -> list[Callable[[], nn.Module]]:
+    return [
+        lambda: nn.Upsample(scale_factor=factor),
+        lambda: nn.Upsample(scale_factor=factor, mode="bilinear"),
+        lambda: nn.Upsample(scale_factor=factor, mode="bicubic"),
+        lambda: nn.ConvTranspose2d(WIDTH, WIDTH, factor, stride=factor),
+        lambda: nn.ConvTranspose2d(WIDTH, WIDTH, factor + 2, stride=factor, padding=1),
+        lambda: nn.ConvTranspose2d(
+            WIDTH, WIDTH, factor + 1, stride=factor, padding=1, output_padding=1
+        ),
+        lambda: nn.Sequential(conv(1, WIDTH, WIDTH * factor**2), nn.PixelShuffle(factor)),
+    ]
+
+
+_PLAIN: list[Callable[[], nn.Module]] = [
+    lambda: conv(3),
+    lambda: conv(4),
+    lambda: conv((2, 5)),  # type: ignore[arg-type]
+    lambda: conv(3, dilation=3),
+    lambda: conv(3, padding=1, padding_mode="reflect"),
+    lambda: conv(3, padding=1, padding_mode="replicate"),
+    lambda: nn.Sequential(conv(1), nn.BatchNorm2d(WIDTH), nn.Dropout(), nn.PReLU()),
+    lambda: nn.LocalResponseNorm(3),
+    lambda: nn.MaxPool2d(3, 1, padding=1),
+    lambda: Shift(0, 2),
+    lambda: Shift(1, 0),
+    lambda: nn.ConvTranspose2d(WIDTH, WIDTH, 3, padding=2, dilation=2),
+    lambda: nn.Softmax(dim=1),
+]
+
+
+def _same_size(down: nn.Module, up: nn.Module) -> bool:
+    with torch.no_grad():
+        return up(down(torch.zeros(1, WIDTH, 24, 36))).shape[2:] == (24, 36)
+
+
+@st.composite
+def networks(draw: st.DrawFn, depth: int = 2) -> nn.Module:
+    """Draw a network of at most two levels of subsampling, in evaluation mode."""
+    torch.manual_seed(draw(st.integers(0, 100)))
+    layers: Sequence[nn.Module] = [conv(1, 1), *draw(_inside(depth)), conv(1)]
+    return nn.Sequential(*layers).eval()
+
+
+@st.composite
+def _inside(draw: st.DrawFn, depth: int) -> list[nn.Module]:
+    layers = [make() for make in draw(st.lists(st.sampled_from(_PLAIN), min_size=1, max_size=2))]
+    if depth and draw(st.booleans()):
+        factor = draw(st.sampled_from([2, 3]))
+        down, up = draw(st.sampled_from(_downs(factor)))(), draw(st.sampled_from(_ups(factor)))()
+        if _same_size(down, up):
+            inside = nn.Sequential(*draw(_inside(depth - 1)))
+            layers.append(Level(down, inside, up, draw(st.booleans())))
+    return layers

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fcnpipe.networks.allocator import tune_allocator, worker_environment
+
+GROW = """
+import resource, numpy
+{tune}
+def touch():
+    for _ in range(8):
+        a = numpy.empty(2**26, numpy.uint8); a[::4096] = 1; del a
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(tune: str, **environment: str) -> int:
+    result = subprocess.run(
+        [sys.executable, "-c", GROW.format(tune=tune)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **environment},
+    )
+    return int(result.stdout)
+
+
+needs_glibc = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallopt"),
+    reason="not glibc",
+)
+TUNE = "from fcnpipe.networks.allocator import tune_allocator; assert tune_allocator()"
+
+
+@needs_glibc
+def test_large_arrays_are_kept_for_the_next() -> None:
+    # Eight arrays of 64 MiB touch 131,072 pages anew unless the process keeps them.
+    plain = page_faults("", MALLOC_MMAP_THRESHOLD_="1048576")
+    assert plain > 1000
+    assert page_faults(TUNE) < plain / 10
+    assert page_faults("", **worker_environment()) < plain / 10
+
+
+def test_where_there_is_no_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert tune_allocator() is False

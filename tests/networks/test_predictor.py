@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fcnpipe.errors import ModelError, SpecError
+from fcnpipe.networks import Model, load_model
+from fcnpipe.networks.base import Scaling
+from fcnpipe.networks.predictor import choose_device, scaled
+from fcnpipe.testing.networks import NetworkTests, predict_in_windows, starry
+
+from .conftest import small_unet
+
+
+class TestUNet(NetworkTests):
+    @pytest.fixture
+    def model(self, small_file: Path) -> Model:
+        return load_model(small_file)
+
+
+@pytest.fixture
+def model(small_file: Path) -> Model:
+    return load_model(small_file)
+
+
+def test_maps_are_what_the_network_says(model: Model) -> None:
+    snr = starry(1, (32, 48))
+    with torch.no_grad():
+        logits = small_unet()(torch.asinh(torch.from_numpy(snr))[None])[0]
+    outputs = torch.sigmoid(logits).numpy()
+    maps = model.predictor("cpu")(snr)
+    np.testing.assert_allclose(maps.probability, outputs[[0, 2]], atol=2e-6)
+    np.testing.assert_allclose(maps.elevation, 0.25 * outputs[0] + 0.75 * outputs[1], atol=2e-6)
+
+
+def test_a_halo_too_short_is_seen(model: Model) -> None:
+    predictor, snr = model.predictor("cpu"), starry(1, (96, 96))
+    whole = predictor(snr).elevation
+    least = model.header.reach.least_halo
+    exact = predict_in_windows(predictor, snr, 32, least).elevation
+    short = predict_in_windows(predictor, snr, 32, least - model.stride).elevation
+    assert np.abs(exact - whole).max() < 2e-5
+    assert np.abs(short - whole).max() > 2e-5
+
+
+def test_bf16_is_close(model: Model) -> None:
+    snr = starry(1, (32, 32))
+    full, half = (model.predictor("cpu", precision)(snr) for precision in ("fp32", "bf16"))
+    assert half.elevation.dtype == np.float32
+    assert 0 < np.abs(half.elevation - full.elevation).max() < 0.1
+
+
+def test_the_number_of_threads_is_kept(model: Model) -> None:
+    before = torch.get_num_threads()
+    try:
+        model.predictor("cpu", threads=2)(starry(1, (8, 8)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_scaling_is_asinh() -> None:
+    snr = np.float32([[[-5, 0, 2, 1e6]]])
+    np.testing.assert_allclose(scaled(snr, Scaling()), np.arcsinh(snr.astype(float)), rtol=1e-6)
+    soft = scaled(snr, Scaling(softening=3.0))
+    assert soft.dtype == np.float32
+    np.testing.assert_allclose(soft, np.arcsinh(snr.astype(float) / 3), rtol=1e-6)
+
+
+def test_what_cannot_be_is_refused(model: Model) -> None:
+    with pytest.raises(SpecError, match="fp32 or bf16"):
+        model.predictor("cpu", precision="fp8")
+    with pytest.raises(SpecError, match="auto, cpu or cuda"):
+        model.predictor("tpu")
+    with pytest.raises(ModelError, match=r"takes 1 band\(s\), the window has 2"):
+        model.predictor("cpu")(starry(2, (8, 8)))
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    with pytest.raises(SpecError, match="no CUDA device"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_agrees_with_the_cpu_and_with_itself(model: Model) -> None:
+    snr = starry(1, (64, 64))
+    predictor = model.predictor("cuda")
+    first, again, cpu = predictor(snr), predictor(snr), model.predictor("cpu")(snr)
+    np.testing.assert_array_equal(first.elevation, again.elevation)
+    np.testing.assert_allclose(first.elevation, cpu.elevation, atol=2e-5)
+    np.testing.assert_allclose(first.probability, cpu.probability, atol=2e-5)

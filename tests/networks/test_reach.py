@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from fcnpipe.errors import ModelError
+from fcnpipe.networks.base import Reach
+from fcnpipe.networks.certificate import probe
+from fcnpipe.networks.reach import activation_bytes, analyse
+from fcnpipe.networks.unet import UNet
+
+from . import small_networks as small
+
+
+def even(reach: int, stride: int = 1, cell: int | None = None) -> Reach:
+    return Reach(reach, reach, reach, reach, stride, stride, reach if cell is None else cell)
+
+
+@pytest.mark.parametrize(
+    ("depth", "furthest", "halo", "least"),
+    [(2, 23, 24, 24), (3, 51, 56, 48), (4, 107, 112, 96), (5, 219, 224, 192)],
+)
+def test_unets_reach_as_far_as_the_table_says(
+    depth: int, furthest: int, halo: int, least: int
+) -> None:
+    reach = analyse(UNet(1, 3, 2, depth).eval())
+    assert (reach.top, reach.bottom, reach.left, reach.right) == (furthest,) * 4
+    assert (reach.furthest, reach.stride, reach.halo) == (7 * 2**depth - 5, 2**depth, halo)
+    assert reach.least_halo == least
+
+
+def test_upsampling_by_bilinear_looks_further() -> None:
+    assert analyse(UNet(1, 3, 2, 3, upsampling="nearest").eval()).furthest == 51
+    assert analyse(UNet(1, 3, 2, 3, upsampling="bilinear").eval()).furthest == 58
+
+
+def test_a_plain_stack_reaches_the_sum_of_its_kernels() -> None:
+    """Pang et al. 2010 with three hidden layers: a field of 9 px."""
+    widths = [3, 8, 8, 8, 1]
+    pairs = zip(widths, widths[1:], strict=False)
+    layers = [layer for i, o in pairs for layer in (nn.Conv2d(i, o, 3, padding=1), nn.Sigmoid())]
+    assert analyse(nn.Sequential(*layers), bands=3) == even(4)
+
+
+def test_a_dense_ciresan_stack_has_a_field_of_95() -> None:
+    """Kernels 4 5 4 4 and 3, pools of 2 made dense: each dilates all that follow."""
+    layers: list[nn.Module] = []
+    for kernel, dilation in ((4, 1), (5, 2), (4, 4), (4, 8)):
+        layers += [
+            nn.Conv2d(1, 1, kernel, dilation=dilation),
+            nn.MaxPool2d(2, 1, dilation=dilation),
+        ]
+    layers.append(nn.Conv2d(1, 1, 3, dilation=16))
+    assert analyse(nn.Sequential(nn.ZeroPad2d(47), *layers)) == even(47)
+
+
+def test_even_kernels_look_further_on_one_side() -> None:
+    """Padding 'same' of a kernel of 4 puts one pixel before and two after."""
+    network = nn.Sequential(
+        small.conv(4, 1, 1),
+        nn.MaxPool2d(2),
+        small.conv(4, 1, 1, dilation=2),
+        nn.Upsample(scale_factor=2),
+    )
+    assert analyse(network) == Reach(8, 10, 8, 10, 2, 2, cell=9)
+
+
+def test_axes_are_told_apart() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, (3, 5), padding=(1, 2)), nn.AvgPool2d((1, 4)))
+    wide = nn.Sequential(network, nn.Upsample(scale_factor=(1, 4)))
+    assert analyse(wide) == Reach(1, 1, 5, 5, 1, 4, cell=2)
+
+
+def test_unpooling_looks_where_its_indices_came_from() -> None:
+    assert analyse(small.SegNetLike()) == even(11, 2)
+
+
+def test_layers_over_channels_do_not_look() -> None:
+    assert analyse(small.ChannelsLast()) == even(3)
+    quiet = nn.Sequential(
+        small.conv(1, 1), nn.BatchNorm2d(2), nn.Dropout(), nn.LocalResponseNorm(2), nn.Softmax(1)
+    )
+    assert analyse(quiet.eval()) == even(0)
+
+
+REFUSED = {
+    "1 (GroupNorm) normalises": small.after_conv(nn.GroupNorm(1, 2)),
+    "1 (InstanceNorm2d) normalises": small.after_conv(nn.InstanceNorm2d(2)),
+    "1 (LayerNorm) normalises": small.after_conv(nn.LayerNorm([96, 192])),
+    "1 (SqueezeExcite) takes mean": small.after_conv(small.SqueezeExcite()),
+    "1 (AdaptiveAvgPool2d) pools": small.after_conv(nn.AdaptiveAvgPool2d(1)),
+    "1 (Attention) reshapes": small.after_conv(small.Attention()),
+    "1 (RowAttention) multiplies pixels": small.after_conv(small.RowAttention()),
+    "1 (Upsample) interpolates with align_corners=True": small.after_conv(
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+    ),
+    "1 (BatchNorm2d) is in training mode": small.after_conv(
+        nn.BatchNorm2d(2, track_running_stats=False)
+    ),
+    "0 (Dropout) is in training mode": nn.Sequential(nn.Dropout()),
+    "1 (Conv2d) pads with the other side": small.after_conv(
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
+    ),
+    "1 (Softmax) takes softmax": small.after_conv(nn.Softmax(dim=3)),
+    "1 (Position) uses a constant": small.after_conv(small.Position()),
+    "1 (CoordinateBands) joins a constant": small.after_conv(small.CoordinateBands()),
+    "1 (Flip) uses aten.flip.default, whose reach is not known": small.after_conv(small.Flip()),
+    "1.0 (GroupNorm)": small.after_conv(nn.Sequential(nn.GroupNorm(1, 2))),
+    "network Brighter cannot be followed": small.Brighter(),
+    "network TwoOutputs must take one": small.TwoOutputs(),
+    "network UNet turns (96, 192) px into": UNet(1, 1, 2, 2, padding="valid").eval(),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_sees_the_whole_image_is_refused_by_name(
+    reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        analyse(REFUSED[reason])
+    message = str(caught.value)
+    assert reason in message
+    assert ": " in message
+    assert "\n" not in message
+    assert capfd.readouterr() == ("", "")
+
+
+@settings(max_examples=25)
+@given(small.networks())
+def test_what_is_read_off_the_graph_is_what_nans_show(network: nn.Module) -> None:
+    reach = analyse(network)
+    # The probe must not be told more than how wide to look.
+    assert probe(network, 1, replace(reach, cell=None)) == reach
+
+
+def test_memory_is_that_of_the_widest_moment() -> None:
+    """Two arrays of 8 and 1 channels, then of 8 and 8: 64 bytes for each pixel."""
+    network = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 1, 1))
+    assert activation_bytes(network) == 64
+    assert activation_bytes(UNet(1, 3, 4, 2).eval()) == 4 * 16
+
+
+def test_the_graph_is_followed_in_the_precision_of_the_network() -> None:
+    assert analyse(small.conv(3, 1, 1).to(torch.float64)) == even(1)

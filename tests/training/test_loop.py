@@ -1,0 +1,99 @@
+"""The loop: exact resume, the schedule, and recipes that are refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fcnpipe.errors import SpecError
+from fcnpipe.networks.unet import UNet
+from fcnpipe.training import loop
+from fcnpipe.training.loop import Recipe, cut_batch, load_recipe, rate_at, train
+from fcnpipe.training.stream import simulate_example
+
+TINY = Recipe(
+    kind="crowded",
+    network={"base": 2, "depth": 1},
+    steps=8,
+    cooldown=3,
+    warmup=2,
+    batch=2,
+    crop=16,
+    scene_side=64,
+    pool=3,
+    opening=2,
+    refresh=0.5,
+    minutes_between=60.0,
+)
+
+
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    whole = torch.load(train(TINY, tmp_path / "whole"), weights_only=True)
+
+    def die_at_five(recipe, state, pool, advance=loop.advance):
+        if state.step == 5:
+            raise KeyboardInterrupt
+        return advance(recipe, state, pool)
+
+    careful = replace(TINY, minutes_between=0.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "advance", die_at_five)
+        train(careful, tmp_path / "parts")
+    parts = torch.load(train(careful, tmp_path / "parts"), weights_only=True)
+    for name, value in whole.items():
+        torch.testing.assert_close(value, parts[name], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return [simulate_example("crowded", 64, 1, n) for n in range(2)]
+
+
+def test_batches_depend_on_the_step_alone(pool):
+    first, again, other = (cut_batch(pool, TINY, step) for step in (4, 4, 5))
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], other[0])
+    assert first[0].shape == (2, 1, 16, 16)
+    assert first[1].shape == (2, 3, 16, 16)
+    assert 0 <= first[1].min() <= first[1].max() <= 1
+
+
+def test_input_and_targets_turn_together(pool):
+    same = [replace(e, targets=np.repeat(np.uint8(20 * np.clip(e.x, 0, 12))[None], 3, 0)) for e in pool]
+    x, targets = cut_batch(same, TINY, 9)
+    np.testing.assert_allclose(targets[:, 0] * 255, np.floor(20 * np.clip(x[:, 0], 0, 12)), atol=1.01)
+
+
+def test_the_rate_rises_stays_and_falls():
+    recipe = replace(TINY, rate=1.0, warmup=4, cooldown=4)
+    rates = [rate_at(recipe, step, 12) for step in range(12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:9] == [1.0] * 5
+    assert rates[9:] == pytest.approx([0.5, 1 - np.sqrt(0.5), 1 - np.sqrt(0.75)])
+
+
+def test_a_cooldown_may_be_asked_for_at_any_time(tmp_path):
+    (tmp_path / "cooldown").touch()
+    train(replace(TINY, steps=100, cooldown=2), tmp_path)
+    stored = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert stored["step"] == stored["end"] == 3
+
+
+def test_training_lowers_the_loss(pool):
+    recipe = replace(TINY, steps=60, rate=1e-2, warmup=1)
+    state = loop.start(recipe)
+    losses = [loop.advance(recipe, state, pool) for _ in range(60)]
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_the_default_recipe_is_the_default_network():
+    recipe = load_recipe(loop.DEFAULT_RECIPE)
+    assert sum(p.numel() for p in UNet(**recipe.network).parameters()) == 481_779
+
+
+def test_an_unknown_word_is_refused(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("stpes: 5\n")
+    with pytest.raises(SpecError, match="stpes is unknown"):
+        load_recipe(path)
