@@ -1,8 +1,9 @@
 """Skies of another kind than those the default model is trained on.
 
-Nothing is shared with fcnpipe.training: other profiles (exponential with a Gaussian core, King, Elson,
-Einasto, irregular blobs), other PSFs (Kolmogorov, the Fourier transform of an obscured pupil with struts, two
-elliptical Gaussians), other counts (broken and log-normal) and other layouts, drawn in real space.
+Nothing is shared with fcnpipe.training: other profiles (exponential with a Gaussian core, King,
+Elson, Einasto, irregular blobs), other PSFs (Kolmogorov, the Fourier transform of an obscured
+pupil with struts, two elliptical Gaussians), other counts (broken and log-normal) and other
+layouts, drawn in real space.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Field:
 def simulate(kind: str, seed: int, side: int = 1536) -> Field:
     """A field of one of KINDS, (side, side) px; ``blank`` is pure noise."""
     rng = np.random.default_rng([seed, KINDS.index(kind) if kind in KINDS else 9, 4242])
-    fine = {"ground": _kolmogorov, "crowded": _pupil, "cluster": _double}.get(kind, _kolmogorov)(rng)
+    fine = {"ground": _kolmogorov, "crowded": _pupil, "cluster": _double}.get(kind, _kolmogorov)(
+        rng
+    )
     painter = Painter(fine, (side, side))
     {"ground": _ground, "crowded": _crowded, "cluster": _cluster}.get(kind, _nothing)(painter, rng)
     sigma, gain = float(rng.uniform(3, 30)), float(rng.uniform(10, 100))
@@ -99,7 +102,11 @@ class Painter:
         self._paste(stamp, base, half, (y, x))
 
     def _paste(
-        self, stamp: NDArray[np.float64], base: tuple[int, int], half: int, centre: tuple[float, float]
+        self,
+        stamp: NDArray[np.float64],
+        base: tuple[int, int],
+        half: int,
+        centre: tuple[float, float],
     ) -> None:
         y0, x0 = base[0] - half, base[1] - half
         top, left = max(0, -y0), max(0, -x0)
@@ -115,7 +122,14 @@ class Painter:
         self.light[box] += stamp
         peak = np.unravel_index(int(stamp.argmax()), stamp.shape)
         self.rows.append(
-            (*centre, y0 + top + peak[0], x0 + left + peak[1], stamp.max(), np.sqrt((stamp**2).sum()), stamp.sum())
+            (
+                *centre,
+                y0 + top + peak[0],
+                x0 + left + peak[1],
+                stamp.max(),
+                np.sqrt((stamp**2).sum()),
+                stamp.sum(),
+            )
         )
         leads = stamp > self.first[box]
         self.first[box][leads] = stamp[leads]
@@ -151,7 +165,9 @@ class Form:
     @property
     def reach_px(self) -> float:
         """Radius beyond which nothing is drawn, px."""
-        return {"king": 12, "elson": 14, "einasto": 9, "core": 9, "blobs": 6}[self.profile] * self.scale_px + 4
+        return {"king": 12, "elson": 14, "einasto": 9, "core": 9, "blobs": 6}[
+            self.profile
+        ] * self.scale_px + 4
 
     def draw(self, half: int, offset: tuple[float, float]) -> NDArray[np.float64]:
         """Unconvolved image of side 2 half + 1, oversampled where the profile is steep."""
@@ -180,7 +196,9 @@ class Form:
         for _ in range(rng.integers(3, 9)):
             a, b = rng.normal(0, 0.8, 2) * self.scale_px
             w = self.scale_px * rng.uniform(0.15, 0.4)
-            total = total + rng.uniform(0.1, 0.6) * np.exp(-0.5 * ((u - a) ** 2 + (v - b) ** 2) / w**2)
+            total = total + rng.uniform(0.1, 0.6) * np.exp(
+                -0.5 * ((u - a) ** 2 + (v - b) ** 2) / w**2
+            )
         return total
 
 
@@ -197,7 +215,9 @@ def _axis() -> NDArray[np.float64]:
 def _kolmogorov(rng: np.random.Generator) -> NDArray[np.float64]:
     # Long exposure: the transfer function is exp(-3.44 (f / f0)^(5/3)).
     fwhm = rng.uniform(3.2, 4.8)
-    f = np.hypot(fft.fftfreq(SIDE * FINE, 1 / FINE)[:, None], fft.fftfreq(SIDE * FINE, 1 / FINE)[None, :])
+    f = np.hypot(
+        fft.fftfreq(SIDE * FINE, 1 / FINE)[:, None], fft.fftfreq(SIDE * FINE, 1 / FINE)[None, :]
+    )
     otf = np.exp(-3.44 * (f * fwhm / 0.976) ** (5 / 3))
     return np.clip(fft.fftshift(fft.ifft2(otf).real), 0, None)
 
@@ -214,7 +234,9 @@ def _pupil(rng: np.random.Generator) -> NDArray[np.float64]:
         turn = 0.6
         for axis in (turn, turn + np.pi / 2):
             open_ &= np.abs(x * np.sin(axis) - y * np.cos(axis)) > 0.025 * radius
-        total += np.abs(fft.fftshift(fft.fft2(fft.ifftshift(open_.astype(float))))) ** 2 / open_.sum()
+        total += (
+            np.abs(fft.fftshift(fft.fft2(fft.ifftshift(open_.astype(float))))) ** 2 / open_.sum()
+        )
     return ndimage.gaussian_filter(total, 0.25 * FINE)
 
 
@@ -230,9 +252,13 @@ def _double(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _form(rng: np.random.Generator, scale: float) -> Form:
-    name = str(rng.choice(["king", "elson", "einasto", "core", "blobs"], p=[0.15, 0.2, 0.3, 0.25, 0.1]))
+    name = str(
+        rng.choice(["king", "elson", "einasto", "core", "blobs"], p=[0.15, 0.2, 0.3, 0.25, 0.1])
+    )
     shrink = {"king": 0.5, "elson": 0.5}.get(name, 1.0)
-    return Form(name, scale * shrink, rng.uniform(0.25, 1), rng.uniform(0, np.pi), int(rng.integers(2**31)))
+    return Form(
+        name, scale * shrink, rng.uniform(0.25, 1), rng.uniform(0, np.pi), int(rng.integers(2**31))
+    )
 
 
 def _snr(rng: np.random.Generator, centre: float, dex: float) -> float:
@@ -246,9 +272,13 @@ def _ground(painter: Painter, rng: np.random.Generator) -> None:
         painter.add_star(*rng.uniform(0, side, 2), _snr(rng, 12, 0.9))
     for _ in range(int(1600e-6 * side**2)):
         scale = 1.3 * np.exp(0.6 * rng.standard_normal())
-        painter.add_galaxy(*rng.uniform(0, side, 2), _snr(rng, 9, 0.5) * max(1, scale / 2), _form(rng, scale))
+        painter.add_galaxy(
+            *rng.uniform(0, side, 2), _snr(rng, 9, 0.5) * max(1, scale / 2), _form(rng, scale)
+        )
     for _ in range(int(8e-6 * side**2)):
-        painter.add_galaxy(*rng.uniform(0, side, 2), rng.uniform(150, 1500), _form(rng, rng.uniform(4, 12)))
+        painter.add_galaxy(
+            *rng.uniform(0, side, 2), rng.uniform(150, 1500), _form(rng, rng.uniform(4, 12))
+        )
     _add_pairs(painter, rng, int(150e-6 * side**2))
 
 
@@ -263,18 +293,26 @@ def _crowded(painter: Painter, rng: np.random.Generator) -> None:
             y, x = rng.uniform(0, side, 2)
         painter.add_star(y, x, _snr(rng, 10, 0.75))
     for _ in range(int(150e-6 * side**2)):
-        painter.add_galaxy(*rng.uniform(0, side, 2), _snr(rng, 30, 0.5), _form(rng, rng.uniform(0.8, 5)))
+        painter.add_galaxy(
+            *rng.uniform(0, side, 2), _snr(rng, 30, 0.5), _form(rng, rng.uniform(0.8, 5))
+        )
 
 
 def _cluster(painter: Painter, rng: np.random.Generator) -> None:
     side = painter.light.shape[0]
     for heart in rng.uniform(0.15, 0.85, (int(2.5e-6 * side**2) + 1, 2)) * side:
-        painter.add_galaxy(*heart, rng.uniform(1500, 5000), Form("elson", rng.uniform(6, 14), rng.uniform(0.6, 1), rng.uniform(0, 3)))
+        painter.add_galaxy(
+            *heart,
+            rng.uniform(1500, 5000),
+            Form("elson", rng.uniform(6, 14), rng.uniform(0.6, 1), rng.uniform(0, 3)),
+        )
         for _ in range(int(rng.integers(120, 260))):
             away, turn = rng.gamma(1.6, 55), rng.uniform(0, 2 * np.pi)
             scale = 1.5 * np.exp(0.7 * rng.standard_normal())
             place = heart + away * np.array([np.sin(turn), np.cos(turn)])
-            painter.add_galaxy(*place, _snr(rng, 30, 0.6) * max(1, scale / 3), _form(rng, min(scale, 12)))
+            painter.add_galaxy(
+                *place, _snr(rng, 30, 0.6) * max(1, scale / 3), _form(rng, min(scale, 12))
+            )
     for _ in range(int(900e-6 * side**2)):
         scale = 1.2 * np.exp(0.5 * rng.standard_normal())
         painter.add_galaxy(*rng.uniform(0, side, 2), _snr(rng, 9, 0.4), _form(rng, scale))
@@ -290,7 +328,9 @@ def _add_pairs(painter: Painter, rng: np.random.Generator, count: int) -> None:
         away, turn = painter.fwhm_px * rng.uniform(0.8, 3), rng.uniform(0, 2 * np.pi)
         snr = _snr(rng, 30, 0.3)
         painter.add_star(y, x, snr)
-        painter.add_star(y + away * np.sin(turn), x + away * np.cos(turn), snr * rng.uniform(0.25, 1))
+        painter.add_star(
+            y + away * np.sin(turn), x + away * np.cos(turn), snr * rng.uniform(0.25, 1)
+        )
 
 
 def _nothing(painter: Painter, rng: np.random.Generator) -> None:

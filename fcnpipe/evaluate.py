@@ -1,10 +1,10 @@
 """How good a label image is, against the truth of a simulated scene.
 
-The measures of Haigh et al. 2021 (A&A 645, A107), completeness and purity by signal-to-noise, and the
-recall of close pairs by separation. Where it departs from Haigh et al.: a source is looked for at the
-brightest pixel of its own light, not of the sum, so that a faint neighbour is not sought on its bright
-companion; and pixels that only the sum of several sources lifts above the truth's threshold, which
-belong to nobody, are left out of the area errors.
+The measures of Haigh et al. 2021 (A&A 645, A107), completeness and purity by signal-to-noise, and
+the recall of close pairs by separation. Where it departs from Haigh et al.: a source is looked for
+at the brightest pixel of its own light, not of the sum, so that a faint neighbour is not sought on
+its bright companion; and pixels that only the sum of several sources lifts above the truth's
+threshold, which belong to nobody, are left out of the area errors.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def match(label: Labels, truth: Truth) -> Indices:
     """
     if label.shape != truth.label.shape:
         raise SpecError(
-            f"label image of {label.shape} px against a truth of {truth.label.shape} px: give both of "
-            "the same image"
+            f"label image of {label.shape} px against a truth of {truth.label.shape} px: "
+            "give both of the same image"
         )
     named = label[truth.peak[:, 0], truth.peak[:, 1]].astype(np.int64)
     order = np.lexsort((np.arange(len(truth)), -truth.brightness))
@@ -125,7 +125,9 @@ def score(label: Labels, truth: Truth) -> Scores:
     segments = int(np.count_nonzero(np.bincount(label.ravel().astype(np.int64))[1:]))
     precision = hits / segments if segments else 1.0
     recall = hits / len(truth) if len(truth) else 1.0
-    f_score = 2 * precision * recall / (precision + recall) if hits else float(precision == recall == 1)
+    f_score = (
+        2 * precision * recall / (precision + recall) if hits else float(precision == recall == 1)
+    )
     clear = ~truth.unclear
     under, over = measure_merging(label[clear], truth.label[clear])
     area = float(np.hypot(under, over))
@@ -208,7 +210,8 @@ def purity(
 
 
 def measure_snr(image: ArrayLike, noise: ArrayLike, label: Labels) -> Doubles:
-    """Signal-to-noise of each label from 1 on: sum of the sky-free image over the summed noise, (n,)."""
+    """Signal-to-noise of each label from 1 on: sum of the sky-free image over the summed noise,
+    (n,)."""
     flat = label.ravel().astype(np.int64)
     signal = np.bincount(flat, np.nan_to_num(np.asarray(image, np.float64)).ravel())
     variance = np.bincount(flat, np.broadcast_to(np.square(noise), label.shape).ravel())
@@ -218,13 +221,16 @@ def measure_snr(image: ArrayLike, noise: ArrayLike, label: Labels) -> Doubles:
 def list_pairs(
     truth: Truth, fwhm_px: float, least_snr: float = 10.0, greatest_ratio: float = 4.0
 ) -> tuple[Indices, Doubles]:
-    """Close pairs of the truth: rows (m, 2) int64 and separations in FWHM (m,) float64, below 3 FWHM."""
+    """Close pairs of the truth: rows (m, 2) int64 and separations in FWHM (m,) float64, below 3
+    FWHM."""
     from scipy.spatial import cKDTree
 
     bright = np.flatnonzero(truth.snr >= least_snr)
     if len(bright) < 2:
         return np.zeros((0, 2), np.int64), np.zeros(0)
-    near = cKDTree(truth.centre[bright]).query_pairs(PAIR_EDGES[-1] * fwhm_px, output_type="ndarray")
+    near = cKDTree(truth.centre[bright]).query_pairs(
+        PAIR_EDGES[-1] * fwhm_px, output_type="ndarray"
+    )
     pairs = bright[near.reshape(-1, 2)]
     flux = truth.flux[pairs]
     pairs = pairs[flux.max(axis=1) <= greatest_ratio * flux.min(axis=1)]

@@ -1,7 +1,7 @@
 """Prefect flows: names, retries and artifacts around the stages of :mod:`fcnpipe.run`.
 
-Importing it makes Prefect quiet and keeps it off the network, unless the environment says otherwise;
-so it has to come before Prefect itself.
+Importing it makes Prefect quiet and keeps it off the network, unless the environment says
+otherwise; so it has to come before Prefect itself.
 """
 
 import os

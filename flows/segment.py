@@ -2,8 +2,8 @@
 
 ::
 
-    open -> background -> predict -> separate -> merge -> select -> label -> measure -> publish -> finish
-            '--------------------- one task run each, whatever the image's size ---------------------'
+    background  predict  separate  merge  select  label  measure  publish  finish
+    '-------------- one task run each, whatever the size of the image --------------'
 
 Prefect schedules, retries and records stages; the tiles run on the engine that the spec names. What
 is done is known from the store's ledger, never from Prefect's cache: a retry, or the same flow
@@ -123,8 +123,8 @@ def segment(spec: RunSpec, patience: Patience = Patience()) -> dict[str, Any]:  
     Raises
     ------
     TilesFailed
-        If tiles have failed; the run is then Failed, its message names them, and the same flow again
-        re-does only these.
+        If tiles have failed; the run is then Failed, its message names them, and the same flow
+        again re-does only these.
     FcnpipeError
         If what was given is wrong; no stage is then tried twice.
     """

@@ -37,12 +37,12 @@ def test_the_truth_itself_is_perfect():
 
 
 def test_a_merged_pair_counted_by_hand():
-    # One segment of 5 px over sources of 2 and 3 px; background 5 px, of which all but none is right.
+    # One segment of 5 px over sources of 2 and 3 px.
     truth = make_truth(ROW, [(0, 0), (0, 4)])
     scores = evaluate.score(np.array([[7, 7, 0, 7, 7, 7, 0, 0, 0, 0]]), truth)
     assert (scores.precision, scores.recall) == (1.0, 0.5)
     assert scores.f_score == pytest.approx(2 / 3)
-    # Under: segment 7 overlaps source 2 most, wholly: 0. Over: source 1 (5-2)*2/5, source 2 (5-3)*3/5.
+    # Under: segment 7 overlaps source 2 most, wholly: 0. Over: source 1 (5-2)*2/5, 2 (5-3)*3/5.
     assert scores.under_merging == 0
     assert scores.over_merging == pytest.approx((3 * 2 / 5 + 2 * 3 / 5) / 10)
     assert scores.area_error == pytest.approx(0.24)
@@ -131,7 +131,9 @@ def test_purity_leaves_out_labels_without_pixels():
 
 
 def test_snr_of_segments_by_hand():
-    snr = evaluate.measure_snr([[4.0, 4.0, 1.0]], np.array([[2.0, 2.0, 2.0]]), np.array([[1, 1, 0]]))
+    snr = evaluate.measure_snr(
+        [[4.0, 4.0, 1.0]], np.array([[2.0, 2.0, 2.0]]), np.array([[1, 1, 0]])
+    )
     assert snr.tolist() == pytest.approx([8 / np.sqrt(8)])
 
 

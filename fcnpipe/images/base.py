@@ -142,7 +142,7 @@ class Scaling:
     def _apply(self, stored: NDArray[Any]) -> NDArray[Any]:
         if self == AS_STORED:
             return stored
-        values = stored.astype(np.float32 if self._is_short(stored) else np.float64)
+        values: NDArray[Any] = stored.astype("f4" if self._is_short(stored) else "f8")
         if self.factor != 1:
             values *= self.factor
         values += self.offset

@@ -454,6 +454,15 @@ def _open_section(reader: SectionReader, process: int) -> _Section:
 
 
 def _read_part(reader: SectionReader, band: int, part: Box, core: Box) -> NDArray[Any]:
+    """Cut a part out of its decoded cell; decode it alone if the cell is damaged elsewhere."""
+    try:
+        return _read_cell(reader, band, core)[part.within(core)]
+    except InputError:
+        with _DECODING:
+            return _open_section(reader, os.getpid()).decode(band, part)
+
+
+def _read_part(reader: SectionReader, band: int, part: Box, core: Box) -> NDArray[Any]:
     """Cut a part out of its decoded cell; if the cell is damaged elsewhere, decode the part alone."""
     try:
         return _read_cell(reader, band, core)[part.within(core)]

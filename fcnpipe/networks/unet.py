@@ -1,8 +1,8 @@
 """The U-Net: an encoder and a decoder joined level by level, without normalisation.
 
-Normalisation layers that look at the whole window (GroupNorm, InstanceNorm, squeeze-excite) would make
-the answer depend on where the window ends, so there are none: what comes out at a pixel depends on the
-pixels within the network's reach and on nothing else.
+Normalisation layers that look at the whole window (GroupNorm, InstanceNorm, squeeze-excite) would
+make the answer depend on where the window ends, so there are none: what comes out at a pixel
+depends on the pixels within the network's reach and on nothing else.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ Upsampling = Literal["transposed", "nearest", "bilinear"]
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al. 2015) of any depth and width that returns logits.
 
-    Each level is two 3x3 convolutions with ReLU; levels are joined by 2x2 max-pooling on the way down
-    and by 2x2 up-convolutions of stride 2 and concatenation on the way up; a 1x1 convolution ends it.
+    Each level is two 3x3 convolutions with ReLU; levels are joined by 2x2 max-pooling on the way
+    down and by 2x2 up-convolutions of stride 2 and concatenation on the way up; a 1x1 convolution
+    ends it.
 
     Parameters
     ----------
@@ -39,8 +40,8 @@ class UNet(nn.Module):
         ``"same"``: zeros around each convolution, the output is as large as the input.
         ``"valid"``: no padding, the output is smaller (572 gives 388 at depth 4, as published).
     upsampling
-        ``"transposed"``: learned 2x2 up-convolution, as published. ``"nearest"`` and ``"bilinear"``:
-        interpolation followed by a 1x1 convolution.
+        ``"transposed"``: learned 2x2 up-convolution, as published. ``"nearest"`` and
+        ``"bilinear"``: interpolation followed by a 1x1 convolution.
 
     Raises
     ------
@@ -111,9 +112,7 @@ class UNet(nn.Module):
         return logits
 
 
-def _check(
-    bands: int, outputs: int, base: int, depth: int, padding: str, upsampling: str
-) -> None:
+def _check(bands: int, outputs: int, base: int, depth: int, padding: str, upsampling: str) -> None:
     sizes = {"bands": bands, "outputs": outputs, "base": base, "depth": depth}
     for name, value in sizes.items():
         if value < 1:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe import catalogue
-from fcnpipe.geometry import Node, Tile, parse_node_name
+from fcnpipe.geometry import Node, Tile, parse_node_name, parse_tile_name
 from fcnpipe.job import ALL, Arrays, Job
 from fcnpipe.stores.pyramid import level_count, level_grid
 
@@ -69,7 +69,7 @@ def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, str]]]:
     counts = job.plan.tiles.counts
     n_sources, seconds = np.zeros(counts, np.int64), np.full(counts, np.nan, np.float32)
     sky, noise = np.full(counts, np.nan, np.float32), np.full(counts, np.nan, np.float32)
-    status = job.store.done("predict").astype(np.uint8)
+    status = _status(job)
     plane = job.sky.planes[-1].cells
     for tile in job.plan.tiles:
         place = tile.row, tile.column
@@ -79,12 +79,20 @@ def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, str]]]:
         facts = [job.store.get_arrays(s, tile.name) for s in FACTS if job.store.has_arrays(s, tile.name)]
         seconds[place] = sum(float(f["seconds"]) for f in facts)
     return {
-        "status": (status, {"flag_values": "0 1", "flag_meanings": "failed done"}),
+        "status": (status, {"flag_values": [0, 1, 2], "flag_meanings": "failed done beside_a_failed_tile"}),
         "n_sources": (n_sources, {"long_name": "sources whose peak lies in the tile"}),
         "seconds": (seconds, {"units": "s", "long_name": "time that the tile took in all stages"}),
         "sky": (sky, {"long_name": "median sky"}),
         "noise": (noise, {"long_name": "median noise"}),
     }
+
+
+def _status(job: Job) -> NDArray[np.uint8]:
+    done = job.store.done("predict")
+    beside = np.zeros_like(done)
+    for name in job.store.list_arrays("facts-predict"):
+        beside[parse_tile_name(name)] = True
+    return np.where(done, 1, np.where(beside, 2, 0)).astype(np.uint8)
 
 
 def _ends(tile: Tile) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -302,8 +302,14 @@ class Store(Protocol):
         """Keep a scratch record, whole or not at all."""
         ...
 
-    def get_arrays(self, stage: str, name: str) -> dict[str, NDArray[Any]]:
-        """Give a scratch record back."""
+    def get_arrays(
+        self, stage: str, name: str, only: Collection[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Give a scratch record back, or ``only`` some of its arrays."""
+        ...
+
+    def drop_arrays(self, stage: str) -> None:
+        """Remove all scratch records of a stage."""
         ...
 
     def list_arrays(self, stage: str) -> list[str]:

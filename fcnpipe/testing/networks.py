@@ -70,6 +70,7 @@ class NetworkTests:
         return model.header.bands or 1
 
     def test_the_header_says_what_the_model_says(self, model: Model) -> None:
+        """Header and model agree, and the header survives JSON."""
         header = model.header
         assert parse_header(header.model_dump_json(), "memory") == header
         assert (model.halo, model.stride, model.classes) == (
@@ -83,6 +84,7 @@ class NetworkTests:
         assert model.bytes_per_pixel > 0
 
     def test_it_can_be_sent_to_a_worker(self, model: Model) -> None:
+        """A model is a small record, not its weights."""
         copy = pickle.loads(pickle.dumps(model))
         assert copy.digest == model.digest
         assert len(pickle.dumps(model)) < 10_000
@@ -90,6 +92,7 @@ class NetworkTests:
     def test_maps_are_float32_between_0_and_1(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
+        """Shapes, types and ranges are those of `Maps`."""
         edge = round_up(24, model.stride)
         maps = predictor(starry(bands, (edge, 2 * edge)))
         assert maps.elevation.shape == (edge, 2 * edge)
@@ -101,6 +104,7 @@ class NetworkTests:
     def test_the_same_window_gives_the_same_bits_in_any_thread(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
+        """Bits depend on the window alone."""
         image = starry(bands, (round_up(40, model.stride),) * 2)
         first = predictor(image)
         with ThreadPoolExecutor(2) as pool:
@@ -110,6 +114,7 @@ class NetworkTests:
         assert difference(first, fresh(image)) == 0
 
     def test_the_input_is_left_alone(self, model: Model, predictor: Predictor, bands: int) -> None:
+        """A predictor does not write into the image."""
         image = starry(bands, (round_up(16, model.stride),) * 2)
         before = image.copy()
         predictor(image)
@@ -118,6 +123,7 @@ class NetworkTests:
     def test_pixels_beyond_the_reach_do_not_matter(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
+        """Changes beyond the reach leave every bit as it was."""
         reach, stride = model.header.reach, model.stride
         size = round_up(2 * reach.furthest + 8, stride)
         image = starry(bands, (round_up(8, stride), size))
@@ -131,6 +137,7 @@ class NetworkTests:
     def test_shifts_by_the_stride_commute(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
+        """Away from the border, a shifted image has shifted maps."""
         halo, stride = model.halo, model.stride
         edge = 2 * halo + 4 * stride
         image = starry(bands, (edge + stride, edge + stride))
@@ -142,6 +149,7 @@ class NetworkTests:
         assert difference(first, second) <= TOLERANCE
 
     def test_windows_equal_the_whole(self, model: Model, predictor: Predictor, bands: int) -> None:
+        """Windows with the halo give what one pass over the image gives."""
         edge = model.halo + 2 * model.stride
         canvas = starry(bands, (2 * edge, 2 * edge))
         tiled = predict_in_windows(predictor, canvas, edge, model.halo)
@@ -150,6 +158,7 @@ class NetworkTests:
     def test_every_size_gives_the_crop_of_its_canvas(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
+        """Sizes from 1 to 3 strides + 1, padded to the stride, in windows."""
         stride = model.stride
         for size in range(1, 3 * stride + 2):
             image = starry(bands, (size, 2 * size), seed=size)
@@ -162,6 +171,7 @@ class NetworkTests:
     def test_a_window_out_of_step_is_refused(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
+        """A window that is no multiple of the stride would shift the grid."""
         if model.stride == 1:
             pytest.skip("any size is in step")
         with pytest.raises(ModelError, match="multiple of stride"):

@@ -106,7 +106,10 @@ class StoreTests:
         for name, values in arrays.items():
             np.testing.assert_array_equal(found[name], values)
         assert store.list_arrays("separate") == ["r000c000", "r000c001"]
+        assert list(store.get_arrays("separate", "r000c001", ["n"])) == ["n"]
         assert store.list_arrays("merge") == []
+        store.drop_arrays("separate")
+        assert store.list_arrays("separate") == []
 
     def test_missing_scratch_record_is_a_key_error(self, store: Store) -> None:
         """Not an empty record."""
@@ -141,6 +144,8 @@ class StoreTests:
         found = store.read_sources()
         assert list(found) == ["flux", "faint"]
         np.testing.assert_array_equal(found["faint"], flux < 0)
+        store.write_source_columns([("flux", flux[:0], {})])
+        assert store.read_sources()["flux"].shape == (0,)
         with pytest.raises(StoreError, match="10 rows of a catalogue of 11"):
             store.write_source_columns([columns[0], ("short", flux[1:], {})])
 

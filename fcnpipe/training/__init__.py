@@ -1,0 +1,1 @@
+"""How a model is trained: simulated skies, targets, losses and the loop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ class Recipe:
     """Scenes in the pool at the start; it grows to its size."""
     refresh: float = 0.25
     """New scenes a step."""
+    validation: int = 16
+    """Scenes of the validation."""
     minutes_between: float = 3.0
     """Minutes between two checkpoints."""
     weights: Weights = field(default_factory=Weights)
@@ -103,7 +106,9 @@ def load_recipe(path: Path) -> Recipe:
     known = {f.name for f in fields(Recipe)}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise SpecError(f"{path}: {', '.join(unknown)} is unknown; a recipe has {', '.join(sorted(known))}")
+        raise SpecError(
+            f"{path}: {', '.join(unknown)} is unknown; a recipe has {', '.join(sorted(known))}"
+        )
     if "weights" in given:
         given["weights"] = Weights(**given["weights"])
     return Recipe(**given)
@@ -119,8 +124,8 @@ def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
     out
         Folder of the checkpoint, the log and the result.
     resume
-        Go on from the checkpoint in the folder, if there is one: the same steps on the same examples
-        as without the interruption.
+        Go on from the checkpoint in the folder, if there is one: the same steps on the same
+        examples as without the interruption.
 
     Returns
     -------
@@ -129,15 +134,15 @@ def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
 
     Notes
     -----
-    The rate is constant until the cooldown, so a file ``out/cooldown`` may end the training early: the
-    cooldown then begins at once.
+    The rate is constant until the cooldown, so a file ``out/cooldown`` may end the training early:
+    the cooldown then begins at once.
     """
     out.mkdir(parents=True, exist_ok=True)
     tune_allocator()
     checkpoint = out / "checkpoint.pt"
     state = _resume(recipe, checkpoint) if resume and checkpoint.exists() else start(recipe)
     stream, pool = _fill(recipe, out, state.step)
-    validation = [simulate_example(recipe.kind, 256, VALIDATION_SEED, n) for n in range(16)]
+    validation = list(_list_validation(recipe))
     try:
         _run(recipe, out, state, (stream, pool, validation))
     finally:
@@ -145,8 +150,14 @@ def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
     return _save(state, recipe, out)
 
 
+def _list_validation(recipe: Recipe) -> Iterator[Example]:
+    side = min(256, recipe.scene_side)
+    for number in range(recipe.validation):
+        yield simulate_example(recipe.kind, side, VALIDATION_SEED, number)
+
+
 def rate_at(recipe: Recipe, step: int, end: int) -> float:
-    """Learning rate of a step: a linear rise, a plateau and a fall as 1 - sqrt(t) to 0 at the end."""
+    """Learning rate of a step: a linear rise, a plateau, a fall as 1 - sqrt(t) to 0."""
     rise = min(1.0, (step + 1) / recipe.warmup)
     gone = (step - (end - recipe.cooldown)) / recipe.cooldown
     return recipe.rate * rise * (1.0 - np.sqrt(gone) if gone > 0 else 1.0)
@@ -230,7 +241,9 @@ def _run(
     saved, recent = time.monotonic(), []
     while state.step < state.end:
         begun = time.monotonic()
-        for number in range(_newest(recipe, max(state.step - 1, 0)) + 1, _newest(recipe, state.step) + 1):
+        for number in range(
+            _newest(recipe, max(state.step - 1, 0)) + 1, _newest(recipe, state.step) + 1
+        ):
             _renew(pool, recipe, number, stream)
         recent.append(advance(recipe, state, pool))
         state.seconds += time.monotonic() - begun
@@ -291,7 +304,9 @@ def _log(path: Path, recipe: Recipe, state: State, loss: float, what: str) -> No
         if fresh:
             writer.writerow(["what", "step", "hours", "loss", "rate"])
         rate = rate_at(recipe, state.step, state.end)
-        writer.writerow([what, state.step, f"{state.seconds / 3600:.4f}", f"{loss:.5f}", f"{rate:.2e}"])
+        writer.writerow(
+            [what, state.step, f"{state.seconds / 3600:.4f}", f"{loss:.5f}", f"{rate:.2e}"]
+        )
 
 
 def _save(state: State, recipe: Recipe, out: Path) -> Path:

@@ -18,7 +18,8 @@ class Weights:
     heat: float = 4.0
     """Of the centre heat, before the boost."""
     boost: float = 4.0
-    """The heat's cross-entropy is weighted by 1 + boost * heat: centres are a small part of a sky."""
+    """The heat's cross-entropy is weighted by 1 + boost * heat: centres are a small part of a
+    sky."""
     relief: float = 4.0
     """Of the relief."""
 

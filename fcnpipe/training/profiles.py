@@ -1,9 +1,9 @@
 """Light profiles of galaxies and the stamps that they draw.
 
-A Sersic profile of index n >= 0.5 is a sum of Gaussians with positive weights (it is completely monotone
-in the squared radius), so its two-dimensional Fourier transform is a sum of Gaussians too. The transform
-is tabulated once for each index; a stamp is then one affine look-up, one product with the PSF's transfer
-function and one inverse FFT.
+A Sersic profile of index n >= 0.5 is a sum of Gaussians with positive weights (it is completely
+monotone in the squared radius), so its two-dimensional Fourier transform is a sum of Gaussians
+too. The transform is tabulated once for each index; a stamp is then one affine look-up, one
+product with the PSF's transfer function and one inverse FFT.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def nearest_index(index: float) -> float:
 
 @cache
 def gaussians(index: float) -> tuple[Doubles, Doubles]:
-    """Weights (summing to 1) and sigmas (in half-light radii) of the Gaussians of a Sersic profile."""
+    """Weights (sum 1) and sigmas (half-light radii) of the Gaussians of a Sersic profile."""
     scale = float(special.gammaincinv(2 * index, 0.5))
     radius = np.exp(_LOG_R)
     target = np.exp(-scale * radius ** (1 / index))
@@ -87,7 +87,7 @@ def gaussians(index: float) -> tuple[Doubles, Doubles]:
 
 @cache
 def spectrum(index: float) -> Doubles:
-    """Fourier transform of a unit Sersic profile on the table's log-frequencies, (2048,) float64."""
+    """Fourier transform of a unit profile on the table's log-frequencies, (2048,) float64."""
     flux, sigma = gaussians(index)
     squares = np.exp(2 * _LOG_Q)[:, None]
     return np.asarray(np.exp(-0.5 * squares * sigma**2) @ flux, np.float64)
@@ -162,7 +162,9 @@ def _affine(component: Component) -> tuple[float, float, float, float]:
     return (radius * cos, radius * sin, -radius * ratio * sin, radius * ratio * cos)
 
 
-def _modulate(hat: NDArray[np.complex64], component: Component, arms: Arms) -> NDArray[np.complex64]:
+def _modulate(
+    hat: NDArray[np.complex64], component: Component, arms: Arms
+) -> NDArray[np.complex64]:
     # In real space and before the PSF, centred on pixel (0, 0) with wrap-around.
     size = hat.shape[0]
     image = fft.irfft2(hat, s=(size, size))
@@ -174,12 +176,16 @@ def _modulate(hat: NDArray[np.complex64], component: Component, arms: Arms) -> N
     factor = np.ones((size, size))
     outer = np.clip(radius / 0.3, 0, 1)
     if arms.count:
-        wave = arms.count * (np.arctan2(minor, major) - np.log(radius) / np.tan(arms.pitch) - arms.phase)
+        wave = arms.count * (
+            np.arctan2(minor, major) - np.log(radius) / np.tan(arms.pitch) - arms.phase
+        )
         factor *= 1 - arms.strength * outer * (0.5 - 0.5 * np.cos(wave))
     if arms.clumps:
         factor *= np.exp(arms.clumps * outer * _texture(size, component.radius_px, arms.seed))
     if arms.lane:
-        factor *= 1 - arms.lane * np.exp(-0.5 * (minor * component.axis_ratio / (0.12 * component.radius_px)) ** 2)
+        factor *= 1 - arms.lane * np.exp(
+            -0.5 * (minor * component.axis_ratio / (0.12 * component.radius_px)) ** 2
+        )
     modulated = image * factor
     modulated *= component.flux / max(float(modulated.sum()), 1e-30)
     return np.asarray(fft.rfft2(modulated), np.complex64)
@@ -188,7 +194,9 @@ def _modulate(hat: NDArray[np.complex64], component: Component, arms: Arms) -> N
 def _texture(size: int, radius_px: float, seed: int) -> Doubles:
     noise = np.random.default_rng(seed).standard_normal((size, size))
     k = np.hypot(fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None, :])
-    smooth = fft.irfft2(fft.rfft2(noise) * np.exp(-0.5 * (k * 2 * np.pi * 0.15 * radius_px) ** 2), s=(size, size))
+    smooth = fft.irfft2(
+        fft.rfft2(noise) * np.exp(-0.5 * (k * 2 * np.pi * 0.15 * radius_px) ** 2), s=(size, size)
+    )
     return np.asarray(smooth / (smooth.std() + 1e-30), np.float64)
 
 

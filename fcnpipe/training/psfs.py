@@ -1,8 +1,8 @@
 """Point-spread functions, pixel-integrated at sub-pixel phases.
 
-A PSF is drawn in real space on a grid finer than the pixels, so any shape will do (spikes, coma, rings),
-and binned to pixels at each sub-pixel phase: what results is free of ringing, unlike a transfer function
-that is cut at the Nyquist frequency, and drawing a star is one look-up.
+A PSF is drawn in real space on a grid finer than the pixels, so any shape will do (spikes, coma,
+rings), and binned to pixels at each sub-pixel phase: what results is free of ringing, unlike a transfer
+function that is cut at the Nyquist frequency, and drawing a star is one look-up.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Psf:
     bank: Floats
     envelope: Floats
     hills: Floats
-    """(PHASES, PHASES, s, s) float32, as the bank but round and falling everywhere: no rings, no spikes."""
+    """(PHASES, PHASES, s, s) float32, as the bank but round and falling everywhere: no rings, no
+    spikes."""
     area_px: float
     """Noise-equivalent area 1 / sum(psf**2), px."""
     _transfers: dict[int, NDArray[np.complex64]] = field(default_factory=dict, repr=False)
@@ -101,7 +102,7 @@ def bin_psf(shape: Shape) -> Psf:
 
 
 def draw_shape(rng: np.random.Generator, fwhm_px: float, kinds: tuple[str, ...]) -> Shape:
-    """A random shape of one of the kinds: ``moffat``, ``gaussian``, ``winged``, ``airy``, ``coma``."""
+    """A random shape: ``moffat``, ``gaussian``, ``winged``, ``airy`` or ``coma``."""
     kind = str(rng.choice(kinds))
     extra: dict[str, Any] = {
         "axis_ratio": float(1.0 - 0.25 * rng.random() ** 2),

@@ -1,9 +1,10 @@
 """Simulated skies whose truth is known exactly.
 
-Every source is drawn as its own stamp, convolved with the PSF and integrated over pixels, so the truth
-knows what each one contributes to every pixel. Lengths are in px, fluxes in units of the sky noise of one
-pixel until the very end, when the scene gets a sky level and a scale. The kinds differ in densities,
-sizes, PSFs and artefacts; ``wide`` mixes them all and is what the default model is trained on.
+Every source is drawn as its own stamp, convolved with the PSF and integrated over pixels, so the
+truth knows what each one contributes to every pixel. Lengths are in px, fluxes in units of the sky
+noise of one pixel until the very end, when the scene gets a sky level and a scale. The kinds
+differ in densities, sizes, PSFs and artefacts; ``wide`` mixes them all and is what the default
+model is trained on.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ KINDS: dict[str, SceneSpec] = {
         snr=(2.0, 1e4),
         paired=(0.0, 0.2),
     ),
-    "cluster": SceneSpec(name="cluster", cluster=1.0, galaxies_per_mpix=(1000.0, 5000.0), big=(0, 5)),
+    "cluster": SceneSpec(
+        name="cluster", cluster=1.0, galaxies_per_mpix=(1000.0, 5000.0), big=(0, 5)
+    ),
     "globular": SceneSpec(
         name="globular", globular=1.0, psfs=_ALL, fwhm_px=(2.0, 5.0), galaxies_per_mpix=(10, 300)
     ),
@@ -117,11 +120,22 @@ KINDS: dict[str, SceneSpec] = {
         slope=(0.1, 0.8),
     ),
     "empty": SceneSpec(
-        name="empty", stars_per_mpix=(0.01, 0.3), galaxies_per_mpix=(0.01, 0.3), big=(0, 0), cluster=0.0
+        name="empty",
+        stars_per_mpix=(0.01, 0.3),
+        galaxies_per_mpix=(0.01, 0.3),
+        big=(0, 0),
+        cluster=0.0,
     ),
     "wide": SceneSpec(name="wide"),
 }
-_WIDE = (("ground", 0.3), ("crowded", 0.22), ("cluster", 0.16), ("globular", 0.1), ("sparse", 0.17), ("empty", 0.05))
+_WIDE = (
+    ("ground", 0.3),
+    ("crowded", 0.22),
+    ("cluster", 0.16),
+    ("globular", 0.1),
+    ("sparse", 0.17),
+    ("empty", 0.05),
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +169,8 @@ class Scene:
     light: Floats
     """(h, w) float32, noise-free light of all sources, image units."""
     label: Labels
-    """(h, w) int32, owner of each pixel (row of the table + 1), 0 where no source passes the threshold."""
+    """(h, w) int32, owner of each pixel (row of the table + 1), 0 where no source passes the
+    threshold."""
     first: Floats
     """(h, w) float32, own light of the strongest source, image units."""
     second: Floats
@@ -164,14 +179,17 @@ class Scene:
     """(h, w) float32, as ``first`` but without arms, clumps, lanes, rings and
     spikes: one smooth hill a source."""
     table: NDArray[np.void]
-    """(n,) of TABLE: every source drawn, detectable or not; signal-to-noise is that of a matched filter."""
+    """(n,) of TABLE: every source drawn, detectable or not; signal-to-noise is that of a matched
+    filter."""
     fwhm_px: float
     """FWHM of the PSF, px."""
     truth_sigma: float
     """Threshold of the truth, sky noises."""
 
 
-def draw(spec: SceneSpec | str, shape: tuple[int, int], seed: int, truth_sigma: float = 0.7) -> Scene:
+def draw(
+    spec: SceneSpec | str, shape: tuple[int, int], seed: int, truth_sigma: float = 0.7
+) -> Scene:
     """A scene of a kind; the same for the same arguments.
 
     Parameters
@@ -326,7 +344,11 @@ def _galaxy(
     bulge = float(rng.beta(1.2, 2.0))
     disk = Component(flux * (1 - bulge), float(rng.choice([0.7, 1.0, 1.0])), radius, ratio, angle)
     centre = Component(
-        flux * bulge, rng.uniform(1, 4.5), radius * rng.uniform(0.1, 0.5), max(ratio, rng.uniform(0.5, 1)), angle
+        flux * bulge,
+        rng.uniform(1, 4.5),
+        radius * rng.uniform(0.1, 0.5),
+        max(ratio, rng.uniform(0.5, 1)),
+        angle,
     )
     return Source(*place, flux, GALAXY, (disk, centre))
 
@@ -350,7 +372,11 @@ def _structured(
 
 def _cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list[Source]:
     heart = rng.uniform(0.15, 0.85, 2) * shape
-    radius, ratio, angle = _log_uniform(rng, (6.0, 30.0)), rng.uniform(0.5, 1.0), rng.uniform(0, np.pi)
+    radius, ratio, angle = (
+        _log_uniform(rng, (6.0, 30.0)),
+        rng.uniform(0.5, 1.0),
+        rng.uniform(0, np.pi),
+    )
     flux = _flux(_log_uniform(rng, (200.0, 3000.0)) * radius / 6, radius, ratio, psf)
     halo = flux * rng.uniform(0.0, 0.6)
     central = (
@@ -364,7 +390,9 @@ def _cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list
         turn = rng.uniform(0, 2 * np.pi)
         place = (heart[0] + away * np.sin(turn), heart[1] + away * np.cos(turn))
         size = _power(rng, 1.2, (0.6, 20.0))
-        members.append(_galaxy(rng, place, _power(rng, 0.6, (4.0, 5000.0)) * max(1, size / 4), size, psf))
+        members.append(
+            _galaxy(rng, place, _power(rng, 0.6, (4.0, 5000.0)) * max(1, size / 4), size, psf)
+        )
     return [m for m in members if -60 < m.y < shape[0] + 60 and -60 < m.x < shape[1] + 60]
 
 
@@ -385,7 +413,11 @@ def _globular(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> lis
 
 def _satellites(rng: np.random.Generator, sources: list[Source], psf: Psf) -> list[Source]:
     found = []
-    for host in [s for s in sources if s.components and s.flux > _flux(400, s.components[0].radius_px, 0.7, psf)]:
+    for host in [
+        s
+        for s in sources
+        if s.components and s.flux > _flux(400, s.components[0].radius_px, 0.7, psf)
+    ]:
         if rng.random() < 0.5:
             continue
         radius = max(host.components[0].radius_px, psf.shape.fwhm_px)
@@ -497,4 +529,16 @@ def _paste(stamp, smooth, corner, light, first, second, form, owner, number):  #
     return total, squares, peak, peak_y, peak_x
 
 
-__all__ = ["KINDS", "SIZES", "TABLE", "Scene", "SceneSpec", "Source", "compose", "detectable", "draw", "list_sources", "nearest_index"]
+__all__ = [
+    "KINDS",
+    "SIZES",
+    "TABLE",
+    "Scene",
+    "SceneSpec",
+    "Source",
+    "compose",
+    "detectable",
+    "draw",
+    "list_sources",
+    "nearest_index",
+]

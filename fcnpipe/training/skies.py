@@ -144,7 +144,9 @@ def _spoil(image: Floats, sky: Sky, rng: np.random.Generator) -> Bools:
     if rng.random() < sky.saturated:
         _saturate(image, bad, rng)
     if rng.random() < sky.dead:
-        few = rng.random(image.shape, dtype=np.float32) < np.exp(rng.uniform(np.log(1e-5), np.log(3e-3)))
+        few = rng.random(image.shape, dtype=np.float32) < np.exp(
+            rng.uniform(np.log(1e-5), np.log(3e-3))
+        )
         bad |= few
         for _ in range(int(rng.integers(0, 4))):
             column = int(rng.integers(image.shape[1]))
@@ -174,5 +176,7 @@ def _bleed(over: Bools, rng: np.random.Generator) -> Bools:
         height = (box[0].stop - box[0].start) * rng.uniform(1.0, 6.0)
         centre = (box[1].start + box[1].stop) // 2
         if height > 6:
-            bled[max(0, int(box[0].start - height)) : int(box[0].stop + height), centre : centre + 2] = True
+            bled[
+                max(0, int(box[0].start - height)) : int(box[0].stop + height), centre : centre + 2
+            ] = True
     return bled

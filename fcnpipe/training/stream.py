@@ -1,7 +1,8 @@
 """An endless, numbered stream of training examples, simulated by processes of their own.
 
-Example k depends on the recipe's seed and on k alone. It waits in a file until the loop has taken it and
-no longer needs it for a resume, so an interrupted training goes on with exactly the same examples.
+Example k depends on the recipe's seed and on k alone. It waits in a file until the loop has taken
+it and no longer needs it for a resume, so an interrupted training goes on with exactly the same
+examples.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"{number:09d}.npz"
 
 
-def _produce(folder: Path, arguments: tuple[Any, ...], wanted: Any, ahead: int, parent: int) -> None:
+def _produce(
+    folder: Path, arguments: tuple[Any, ...], wanted: Any, ahead: int, parent: int
+) -> None:
     os.nice(5)
     number = wanted.value
     while os.getppid() == parent:

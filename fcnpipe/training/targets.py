@@ -74,7 +74,7 @@ def scale(image: Floats, bad: Bools, sky: Floats, noise: Floats) -> Floats:
 
 
 def make_truth(scene: Scene) -> Truth:
-    """What a label image of the scene is scored against; only sources that own a pixel are in it."""
+    """What a label image of the scene is scored against: the sources that own a pixel."""
     owns = scene.table["area"] > 0
     rows = scene.table[owns]
     number = np.r_[0, np.where(owns, np.cumsum(owns), 0)].astype(np.int32)
@@ -102,9 +102,10 @@ def make_targets(scene: Scene) -> Floats:
 def relief(scene: Scene) -> Floats:
     """Height of each pixel within its source, (h, w) float32 in [0, 1].
 
-    asinh of the owner's smooth light in sky noises, times the margin by which the owner leads the second
-    strongest source. It is not divided by the height of the crest, which lies beyond the reach of the
-    network in a large galaxy: there the map would come out flat. Meaningless outside sources.
+    asinh of the owner's smooth light in sky noises, times the margin by which the owner leads the
+    second strongest source. It is not divided by the height of the crest, which lies beyond the
+    reach of the network in a large galaxy: there the map would come out flat. Meaningless outside
+    sources.
     """
     height = np.arcsinh(scene.form / scene.noise) / np.float32(RELIEF_TOP)
     lead = 1 - scene.second / np.maximum(scene.first, 1e-30)

@@ -406,6 +406,19 @@ def test_damaged_cells_are_named(tmp_path: Path) -> None:
         image.read(Box(0, 0, *SHAPE))
 
 
+def test_damage_costs_only_its_own_tiles(tmp_path: Path) -> None:
+    """Lines that share a decoded cell with a broken one are still read."""
+    path = FLAVOURS["gzip-rows"](tmp_path)
+    truth = read_truth(path)
+    content = bytearray(path.read_bytes())
+    content[-6000:-2880] = b"\0" * (6000 - 2880)
+    path.write_bytes(content)
+    image = images.open_image(path)
+    np.testing.assert_array_equal(image.read(Box(128, 0, 130, 97)), truth[0][128:130])
+    with pytest.raises(InputError, match="cannot be read"):
+        image.read(Box(128, 0, 150, 97))
+
+
 def test_rubbish_after_a_good_start(tmp_path: Path) -> None:
     (tmp_path / "a.fits").write_bytes(b"SIMPLE  = rubbish" * 9)
     with pytest.raises(InputError) as caught:

@@ -86,7 +86,7 @@ def compare(folder: Path) -> None:
     assert ((a[corner] > 0) != (b[corner] > 0)).mean() < 0.01
     assert (rest["image/0"].flags.values[BAD] == 1).all()
     assert len(rest["sources"].label) == b.max() > 20
-    assert (rest["tiles"].status.values == [[1, 1, 1], [1, 0, 1], [1, 1, 1]]).all()
+    assert (rest["tiles"].status.values == [[2, 2, 2], [2, 0, 2], [2, 2, 2]]).all()
 
 
 def test_a_passing_failure_leaves_no_trace(

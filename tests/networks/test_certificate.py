@@ -85,7 +85,7 @@ def test_unpooling_is_proven_though_nans_show_less() -> None:
 
 
 def test_two_dimensions_at_once_and_any_size() -> None:
-    """The certificate runs on strips; here windows in both axes, of an image padded to the stride."""
+    """The certificate runs on strips; here are windows in both axes, of an image padded."""
     network = small_unet().double()
     rng = np.random.default_rng(0)
     image = np.pad(rng.normal(size=(1, 1, 101, 93)), [(0, 0), (0, 0), (0, 3), (0, 3)], "edge")

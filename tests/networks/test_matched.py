@@ -109,6 +109,7 @@ def test_the_digest_tells_widths_apart() -> None:
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys, numpy; from fcnpipe.networks import load_model;"
-        "load_model('none').predictor()(numpy.zeros((1, 8, 8), 'f4')); assert 'torch' not in sys.modules"
+        "load_model('none').predictor()(numpy.zeros((1, 8, 8), 'f4'));"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

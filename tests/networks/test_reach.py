@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_upsampling_by_bilinear_looks_further() -> None:
 def test_a_plain_stack_reaches_the_sum_of_its_kernels() -> None:
     """Pang et al. 2010 with three hidden layers: a field of 9 px."""
     widths = [3, 8, 8, 8, 1]
-    pairs = zip(widths, widths[1:], strict=False)
+    pairs = pairwise(widths)
     layers = [layer for i, o in pairs for layer in (nn.Conv2d(i, o, 3, padding=1), nn.Sigmoid())]
     assert analyse(nn.Sequential(*layers), bands=3) == even(4)
 

@@ -25,6 +25,7 @@ TINY = Recipe(
     opening=2,
     refresh=0.5,
     minutes_between=60.0,
+    validation=1,
 )
 
 
@@ -37,9 +38,10 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
         return advance(recipe, state, pool)
 
     careful = replace(TINY, minutes_between=0.0)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(loop, "advance", die_at_five)
-        train(careful, tmp_path / "parts")
+        with pytest.raises(KeyboardInterrupt):
+            train(careful, tmp_path / "parts")
     parts = torch.load(train(careful, tmp_path / "parts"), weights_only=True)
     for name, value in whole.items():
         torch.testing.assert_close(value, parts[name], rtol=0, atol=0)
@@ -60,9 +62,13 @@ def test_batches_depend_on_the_step_alone(pool):
 
 
 def test_input_and_targets_turn_together(pool):
-    same = [replace(e, targets=np.repeat(np.uint8(20 * np.clip(e.x, 0, 12))[None], 3, 0)) for e in pool]
+    same = [
+        replace(e, targets=np.repeat(np.uint8(20 * np.clip(e.x, 0, 12))[None], 3, 0)) for e in pool
+    ]
     x, targets = cut_batch(same, TINY, 9)
-    np.testing.assert_allclose(targets[:, 0] * 255, np.floor(20 * np.clip(x[:, 0], 0, 12)), atol=1.01)
+    np.testing.assert_allclose(
+        targets[:, 0] * 255, np.floor(20 * np.clip(x[:, 0], 0, 12)), atol=1.01
+    )
 
 
 def test_the_rate_rises_stays_and_falls():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fcnpipe.errors import SpecError
-from fcnpipe.training.psfs import Shape, bin_psf
 from fcnpipe.training.profiles import Component
+from fcnpipe.training.psfs import Shape, bin_psf
 from fcnpipe.training.scenes import GALAXY, KINDS, STAR, Source, compose, detectable, draw
 from fcnpipe.training.skies import Sky
 

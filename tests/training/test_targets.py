@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from fcnpipe.training.profiles import Component
 from fcnpipe.training.psfs import Shape, bin_psf
 from fcnpipe.training.scenes import GALAXY, STAR, Source, compose, draw
-from fcnpipe.training.profiles import Component
 from fcnpipe.training.skies import Sky
 from fcnpipe.training.targets import make_example, make_targets, make_truth, quantise, scale
 
@@ -56,7 +56,9 @@ def test_the_relief_of_a_spiral_is_one_hill():
     scene = compose([galaxy], psf, (128, 128), PLAIN, np.random.default_rng(0))
     relief = make_targets(scene)[2]
     inner = relief[1:-1, 1:-1]
-    neighbours = [np.roll(relief, s, (0, 1))[1:-1, 1:-1] for s in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+    neighbours = [
+        np.roll(relief, s, (0, 1))[1:-1, 1:-1] for s in ((0, 1), (1, 0), (0, -1), (-1, 0))
+    ]
     peaks = (inner > np.max(neighbours, axis=0)) & (inner > 0.1)
     assert np.count_nonzero(peaks) == 1
 

@@ -1,0 +1,181 @@
+"""How well sources are found and separated, beside SEP at its best: one table.
+
+    python benchmarks/quality.py [MODEL] [--side 1536] [--seed 31] [--kinds ground,crowded,cluster]
+
+The skies are those of quality_scenes.py, of another kind than the training's. SEP is tuned for
+each kind on another seed over the grid below, once for the B error and once for F; the model runs
+with the defaults of its header. Measures: Haigh et al. 2021 (fcnpipe/evaluate.py); pairs: both
+found of those with S/N >= 10 and a flux ratio <= 4, at 0.75-1, 1-1.5, 1.5-2 and 2-3 FWHM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sep
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+from quality_scenes import KINDS, Field, simulate
+
+from fcnpipe import evaluate
+from fcnpipe.background import estimate
+from fcnpipe.networks import load_model
+from fcnpipe.networks.base import Model, threshold_of
+from fcnpipe.pixels import (
+    ELEVATION_TOP,
+    PROBABILITY_TOP,
+    flag_pixels,
+    level,
+    pad_high,
+    quantise_elevation,
+    quantise_probability,
+    signal_to_noise,
+)
+from fcnpipe.segment import separate_whole
+from fcnpipe.stitch import Criterion
+
+Labels = NDArray[np.int32]
+
+TUNING_SEED, TUNING_SIDE = 11, 768
+MESHES, WIDTHS, THRESHOLDS, CONTRASTS = (32, 128), (0.7, 1.0), (0.5, 0.65, 0.8), (1e-5, 2e-4)
+SNR_EDGES = (3, 5, 10, 30, 1e6)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of SEP: mesh in px, kernel width in FWHM, threshold in raw noises, deblending contrast."""
+
+    mesh: int
+    width: float
+    threshold: float
+    contrast: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of one tool on one field."""
+
+    scores: evaluate.Scores
+    pairs: NDArray[np.float64]
+    complete: NDArray[np.float64]
+
+
+def run_sep(field: Field, setting: Setting) -> Labels:
+    """The segmentation map of SEP."""
+    sep.set_extract_pixstack(50_000_000)
+    sep.set_sub_object_limit(1_000_000)
+    image = np.ascontiguousarray(field.image, np.float32)
+    sky = sep.Background(image, bw=setting.mesh, bh=setting.mesh)
+    _, label = sep.extract(
+        image - sky,
+        setting.threshold * sky.globalrms,
+        filter_kernel=_kernel(setting.width * field.fwhm_px),
+        filter_type="conv",
+        minarea=5,
+        deblend_nthresh=64,
+        deblend_cont=setting.contrast,
+        segmentation_map=True,
+    )
+    return np.asarray(label, np.int32)
+
+
+def run_model(field: Field, model: Model) -> Labels:
+    """The label image of a model with the defaults of its header, as the pipeline makes it."""
+    shape = field.image.shape
+    found = estimate(field.image, ~np.isfinite(field.image))
+    flags = flag_pixels(field.image)
+    residual = field.image - found.sky(0, 0, shape)
+    snr = signal_to_noise(residual, found.noise(0, 0, shape), flags)
+    padded = pad_high(snr, tuple(-(-n // model.stride) * model.stride for n in shape))
+    maps = model.predictor("cpu")(padded[None])
+    box = np.s_[: shape[0], : shape[1]]
+    probability = quantise_probability(maps.probability[0][box])
+    elevation = quantise_elevation(maps.elevation[box])
+    defaults = model.header.defaults
+    height = level(defaults.dynamics, ELEVATION_TOP)
+    label, _ = separate_whole(
+        elevation,
+        probability >= level(threshold_of(model.header), PROBABILITY_TOP),
+        Criterion(dynamics=height, minarea=defaults.minarea),
+        minpeak=level(defaults.minpeak, ELEVATION_TOP),
+    )
+    return label
+
+
+def judge(label: Labels, field: Field) -> Result:
+    """Scores of a label image."""
+    matched = evaluate.match(label, field.truth)
+    pairs, _ = evaluate.pair_recall(matched, field.truth, field.fwhm_px)
+    complete, _ = evaluate.completeness(matched, field.truth, SNR_EDGES)
+    return Result(evaluate.score(label, field.truth), pairs, complete)
+
+
+def tune_sep(kind: str) -> tuple[Setting, Setting]:
+    """SEP's best settings for a kind, by B error and by F, on a seed of its own."""
+    field = simulate(kind, TUNING_SEED, TUNING_SIDE)
+    grid = [Setting(*g) for g in itertools.product(MESHES, WIDTHS, THRESHOLDS, CONTRASTS)]
+    scores = [evaluate.score(run_sep(field, setting), field.truth) for setting in grid]
+    by_b = min(range(len(grid)), key=lambda i: scores[i].b_error)
+    by_f = max(range(len(grid)), key=lambda i: scores[i].f_score)
+    return grid[by_b], grid[by_f]
+
+
+def compare(kind: str, model: Model, seed: int, side: int) -> Iterator[tuple[str, Result]]:
+    """Name and result of each tool on one field."""
+    field = simulate(kind, seed, side)
+    for name, setting in zip(("SEP, best B", "SEP, best F"), tune_sep(kind), strict=True):
+        yield name, judge(run_sep(field, setting), field)
+    yield model.header.name, judge(run_model(field, model), field)
+
+
+def count_false(model: Model, seed: int, side: int) -> float:
+    """Sources found per Mpix of pure noise."""
+    field = simulate("blank", seed, side)
+    return float(run_model(field, model).max() / (side**2 / 1e6))
+
+
+def print_row(kind: str, name: str, result: Result) -> None:
+    """One line of the table."""
+    s = result.scores
+    numbers = (s.f_score, s.precision, s.recall, s.under_merging, s.over_merging, s.b_error)
+    lists = (" ".join(f"{v:.2f}" for v in part) for part in (result.pairs, result.complete))
+    print(
+        f"| {kind} | {name} |", " | ".join(f"{v:.3f}" for v in numbers), "|", " | ".join(lists), "|"
+    )
+
+
+def _kernel(fwhm_px: float) -> NDArray[np.float32]:
+    half = int(np.ceil(1.5 * fwhm_px))
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    kernel = np.exp(-4 * np.log(2) * (x * x + y * y) / fwhm_px**2)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="default")
+    parser.add_argument("--side", type=int, default=1536)
+    parser.add_argument("--seed", type=int, default=31)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    given = parser.parse_args()
+    model = load_model(given.model)
+    print(
+        "| sky | tool | F | precision | recall | UM | OM | B | pairs | complete at S/N 3-5-10-30- |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for kind in given.kinds.split(","):
+        for name, result in compare(kind, model, given.seed, given.side):
+            print_row(kind, name, result)
+    print(f"false sources per Mpix of noise: {count_false(model, given.seed, given.side):.2f}")
+
+
+if __name__ == "__main__":
+    main()
