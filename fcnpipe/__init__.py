@@ -27,8 +27,8 @@ def __getattr__(name: str) -> Any:
 class _Root(ModuleType):
     """Keeps ``fcnpipe.segment`` the function where the science core's module has the same name.
 
-    The import system sets each submodule as an attribute of its package; that one is left out. Inside
-    the package: ``from fcnpipe.segment import separate``, never ``from fcnpipe import segment``.
+    The import system sets each submodule as an attribute of its package; that one is left out.
+    Inside the package: ``from fcnpipe.segment import separate``, never ``from fcnpipe import segment``.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -16,7 +16,7 @@ code    meaning
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,14 +107,15 @@ def segment(options: dict[str, Any]) -> None:
         result = run.segment(spec, progress)
     if not spec.quiet:
         typer.echo(
-            f"{result.path}: {result.sources} sources in {result.seconds:.1f} s, catalogue {result.catalogue}"
+            f"{result.path}: {result.sources} sources in {result.seconds:.1f} s, "
+            f"catalogue {result.catalogue}"
         )
 
 
 @app.command()
 @with_run_options
 def plan(options: dict[str, Any]) -> None:
-    """Show the tiles, bytes and memory of a run, and refuse what segment would refuse; reads no pixel."""
+    """Show tiles, bytes and memory of a run; refuse what segment would; read no pixel."""
     from fcnpipe.plan import make_plan
 
     spec = complete_spec({"out": "out.zarr", **options}, "fcnpipe plan IMAGE... [OUT.zarr]")
@@ -229,13 +230,16 @@ def demo(
     model: Annotated[str, typer.Option(metavar="NAME|FILE", help="Model to use.")] = "default",
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
-    """Simulate a field, segment it, compare it with the truth and draw a picture."""
+    """Segment the Hubble Deep Field and a simulated field, and draw pictures of what was found."""
     from fcnpipe import demo as demonstration
     from fcnpipe.progress import watch
 
     with watch(quiet) as progress:
-        rows = demonstration.show(Path(folder), model, progress)
-    _print_rows(rows)
+        shown = demonstration.show(Path(folder), model, progress)
+    for one in shown:
+        typer.echo(f"\n{one.title}")
+        _print_rows(one.facts)
+        _print_columns("ten brightest sources", one.brightest)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -252,7 +256,8 @@ def list_models() -> None:
         rows.append(
             (
                 name,
-                f"{header.architecture} {header.version}, halo {header.halo}, stride {header.stride}",
+                f"{header.architecture} {header.version}, halo {header.halo}, "
+                f"stride {header.stride}",
             )
         )
     _print_rows(rows)
@@ -279,7 +284,8 @@ def check_model(
 
     proof = check_model(name)
     typer.echo(
-        f"{name}: {proof.kind}, halo {proof.halo} px, tiles differ from the whole by {proof.error:.1e}"
+        f"{name}: {proof.kind}, halo {proof.halo} px, "
+        f"tiles differ from the whole by {proof.error:.1e}"
     )
 
 
@@ -292,3 +298,13 @@ def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         typer.echo(f"{typer.style(name.ljust(width), bold=True)}  {value}")
+
+
+def _print_columns(title: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Print columns of one length as a table."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*(f"{value:.6g}" for value in row))
+    Console().print(table)

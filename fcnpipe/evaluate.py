@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 from fcnpipe.errors import SpecError
 
@@ -210,8 +211,7 @@ def purity(
 
 
 def measure_snr(image: ArrayLike, noise: ArrayLike, label: Labels) -> Doubles:
-    """Signal-to-noise of each label from 1 on: sum of the sky-free image over the summed noise,
-    (n,)."""
+    """Signal-to-noise of each label from 1 on, (n,): summed sky-free image over summed noise."""
     flat = label.ravel().astype(np.int64)
     signal = np.bincount(flat, np.nan_to_num(np.asarray(image, np.float64)).ravel())
     variance = np.bincount(flat, np.broadcast_to(np.square(noise), label.shape).ravel())
@@ -221,10 +221,7 @@ def measure_snr(image: ArrayLike, noise: ArrayLike, label: Labels) -> Doubles:
 def list_pairs(
     truth: Truth, fwhm_px: float, least_snr: float = 10.0, greatest_ratio: float = 4.0
 ) -> tuple[Indices, Doubles]:
-    """Close pairs of the truth: rows (m, 2) int64 and separations in FWHM (m,) float64, below 3
-    FWHM."""
-    from scipy.spatial import cKDTree
-
+    """Rows (m, 2) int64 and separations in FWHM (m,) float64 of the true pairs below 3 FWHM."""
     bright = np.flatnonzero(truth.snr >= least_snr)
     if len(bright) < 2:
         return np.zeros((0, 2), np.int64), np.zeros(0)
@@ -246,7 +243,8 @@ def pair_recall(
     The pairs are those of :func:`list_pairs`; the bins are half-open; NaN for an empty one.
     """
     pairs, apart = list_pairs(truth, fwhm_px)
-    return _fractions((matched[pairs] > 0).all(axis=1), apart, edges)
+    both = (matched[pairs[:, 0]] > 0) & (matched[pairs[:, 1]] > 0)
+    return _fractions(both, apart, edges)
 
 
 def _fractions(hit: Bools, value: Doubles, edges: ArrayLike) -> tuple[Doubles, Indices]:

@@ -1,4 +1,4 @@
-"""Simulated fields as FITS files: image and truth in one, written by ``simulate``, read by ``evaluate``.
+"""Simulated fields as FITS files: image and truth in one file.
 
 ::
 
@@ -77,7 +77,7 @@ def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> 
 
 
 def tell_truth(scene: Scene) -> tuple[Truth, NDArray[np.intp]]:
-    """Give the truth of a scene and the rows of its table that are in it: those that own a pixel."""
+    """Give the truth of a scene, and the rows of its table in it: those that own a pixel."""
     owners, label = np.unique(np.r_[0, scene.label.ravel()], return_inverse=True)
     label = label[1:].reshape(scene.label.shape).astype(np.int32)
     rows = owners[1:].astype(np.intp) - 1

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -162,8 +163,13 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         rich_help_panel=next((title for title, names in PANELS.items() if name in names), "Output"),
         metavar=METAVARS.get(name),
     )
-    kind = Annotated[_flag_type(name, field.annotation) | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+    kind: Any = _flag_type(name, field.annotation) | None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind, option],
+    )
 
 
 def _flag_type(name: str, annotation: Any) -> Any:
@@ -172,4 +178,5 @@ def _flag_type(name: str, annotation: Any) -> Any:
         return str
     if get_origin(annotation) is Literal or isinstance(annotation, type):
         return annotation
-    return Union[tuple(kind for kind in get_args(annotation) if kind is not type(None))]
+    kinds = (kind for kind in get_args(annotation) if kind is not type(None))
+    return functools.reduce(operator.or_, kinds)

@@ -69,7 +69,8 @@ class Tally:
 
     def summary(self, seconds: float) -> str:
         """Give one line about the stage as it ends."""
-        return f"{self.stage:<10} {self.done:>6} tasks {seconds:>8.1f} s  {self.rate(seconds)}".rstrip()
+        line = f"{self.stage:<10} {self.done:>6} tasks {seconds:>8.1f} s  {self.rate(seconds)}"
+        return line.rstrip()
 
 
 class Quiet:

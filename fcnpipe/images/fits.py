@@ -462,15 +462,6 @@ def _read_part(reader: SectionReader, band: int, part: Box, core: Box) -> NDArra
             return _open_section(reader, os.getpid()).decode(band, part)
 
 
-def _read_part(reader: SectionReader, band: int, part: Box, core: Box) -> NDArray[Any]:
-    """Cut a part out of its decoded cell; if the cell is damaged elsewhere, decode the part alone."""
-    try:
-        return _read_cell(reader, band, core)[part.within(core)]
-    except InputError:
-        with _DECODING:
-            return _open_section(reader, os.getpid()).decode(band, part)
-
-
 def _read_cell(reader: SectionReader, band: int, core: Box) -> NDArray[Any]:
     """Give a decoded cell, one thread at a time.
 

@@ -89,7 +89,8 @@ class Certificate:
     halo : int
         Halo that the proof used, px: the least one, and so any larger one, is exact.
     error : float
-        Largest difference of the logits between tiles and the whole image, in float64.
+        Largest difference of the logits between tiles and the whole image, in float64; None: not
+        measured.
     error_short : float
         The same with the halo one stride shorter, to show that the trial can fail (0 if there is no
         halo to shorten).
@@ -103,7 +104,7 @@ class Certificate:
     kind: Literal["proven", "declared"]
     reach: Reach
     halo: int
-    error: float = float("inf")
+    error: float | None = None
     error_short: float = 0.0
     probed: bool = False
     torch: str = ""

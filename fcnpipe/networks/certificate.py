@@ -29,14 +29,14 @@ from fcnpipe.errors import ModelError
 from fcnpipe.geometry import round_up
 from fcnpipe.networks.base import Certificate, ModelHeader, Output, Reach
 from fcnpipe.networks.bundle import Bundle, architecture_name, load_model
-from fcnpipe.networks.reach import activation_bytes, analyse
+from fcnpipe.networks.reach import activation_bytes, analyse, reach_of, trace
 
 __all__ = ["Certificate", "certify", "check_model", "declare", "describe", "probe", "tiling_error"]
 
 TOLERANCE = 1e-12
 """Largest difference between tiles and the whole in float64, of logits of order 1."""
-_THICKNESS = (2, 4, 8, 16)
-"""Strip thicknesses to try, strides: some networks refuse thin images (reflection padding)."""
+_THICKNESS = (1, 2, 4, 8)
+"""Repeats of a strip to try: some networks refuse thin images (reflection padding)."""
 _PIPELINE_BYTES = 40
 """Input, scaled input, outputs and maps of a window, for each pixel."""
 
@@ -108,7 +108,8 @@ def describe(
     arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
     bands = int(arguments.get("bands", 1))
     still = copy.deepcopy(module).eval()
-    reach = analyse(still, bands)
+    program = trace(still, bands)
+    reach = reach_of(program)
     return ModelHeader(
         name=name,
         architecture=architecture_name(module),
@@ -117,7 +118,7 @@ def describe(
         outputs=tuple(outputs),
         elevation=elevation,
         reach=reach,
-        bytes_per_pixel=activation_bytes(still, bands) + _PIPELINE_BYTES,
+        bytes_per_pixel=activation_bytes(program) + _PIPELINE_BYTES,
         certificate=certify(still, bands, reach),
         **rest,
     )
@@ -177,7 +178,7 @@ def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> floa
     bands : int
         Channels of the input.
     reach : Reach
-        Gives the strides and the size of the trial.
+        Gives the strides.
     halo : int
         Pixels read beyond each core, a multiple of the stride.
 
@@ -203,7 +204,7 @@ def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> bool:
 
 def _probe_axis(module: nn.Module, bands: int, reach: Reach, axis: int) -> tuple[int, int, int]:
     """Give (before, after, beyond a cell): a column of NaN for each phase, all in one batch."""
-    stride, thickness = _strides(reach, axis)
+    stride, thickness = _stride_and_thickness(reach, axis)
     margin = round_up(3 * reach.furthest // 2 + 2 * stride, stride)
     phases = torch.arange(stride)
     image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=_dtype(module))
@@ -222,14 +223,19 @@ def _most(distances: Tensor) -> int:
     return max(0, int(distances.max()))
 
 
-def _strides(reach: Reach, axis: int) -> tuple[int, int]:
-    """Give the strides along a strip and across it."""
-    return (reach.stride_y, reach.stride_x) if axis == 2 else (reach.stride_x, reach.stride_y)
+def _stride_and_thickness(reach: Reach, axis: int) -> tuple[int, int]:
+    """Give the stride along a strip, and a thickness that a shift across it does not empty."""
+    across = (reach.left, reach.right) if axis == 2 else (reach.top, reach.bottom)
+    along, step = (
+        (reach.stride_y, reach.stride_x) if axis == 2 else (reach.stride_x, reach.stride_y)
+    )
+    return along, round_up(abs(across[0] - across[1]) + max(2 * step, 4), step)
 
 
 def _tiling_error_along(module: nn.Module, bands: int, reach: Reach, halo: int, axis: int) -> float:
     """Cut a strip into two windows; both edges of a core fall inside the strip once."""
-    core, thickness = reach.halo + 2 * reach.stride, _strides(reach, axis)[1]
+    # Windows begin one stride into the image: a stride that is too small shows.
+    core, thickness = halo + reach.stride, _stride_and_thickness(reach, axis)[1]
     noise = np.random.default_rng(1).normal(0, 3, (1, bands, thickness, 2 * core))
     strip = torch.from_numpy(noise)
     whole = _run(module, strip, axis)

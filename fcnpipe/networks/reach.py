@@ -37,11 +37,11 @@ from torch import fx, nn
 from fcnpipe.errors import ModelError
 from fcnpipe.networks.base import Reach
 
-__all__ = ["Reach", "activation_bytes", "analyse", "trace"]
+__all__ = ["Reach", "activation_bytes", "analyse", "reach_of", "trace"]
 
 Indices = NDArray[np.int64]
 
-_SIZES = ((96, 192), (64, 128), (240, 480), (320, 640), (960, 1920))
+_SIZES = ((96, 192), (144, 288), (320, 640))
 """Image sizes to trace at, px: multiples of the usual strides; the reach is the same for all."""
 _POSITIONS = "feed the position as an extra input band"
 _DECLARE = (
@@ -144,7 +144,11 @@ def analyse(module: nn.Module, bands: int = 1) -> Reach:
         Names the part of the network that sees the whole image, that torch.export cannot follow, or
         that is not known here; or says that the output has not the size of the input.
     """
-    program = trace(module, bands)
+    return reach_of(trace(module, bands))
+
+
+def reach_of(program: torch.export.ExportedProgram) -> Reach:
+    """Give the reach that a traced network has; see `analyse`."""
     looks = _follow(program)
     stride = _strides(program, looks)
     top, bottom, rows = _extent(program, looks, 0, stride[0])
@@ -152,12 +156,11 @@ def analyse(module: nn.Module, bands: int = 1) -> Reach:
     return Reach(top, bottom, left, right, *stride, cell=max(rows, columns))
 
 
-def activation_bytes(module: nn.Module, bands: int = 1) -> int:
+def activation_bytes(program: torch.export.ExportedProgram) -> int:
     """Give the peak memory of a forward pass for each pixel looked at, bytes, weights not counted.
 
     The arrays alive at the same time are added up, each until its last use; float32.
     """
-    program = trace(module, bands)
     last_use = {node: user for user in program.graph.nodes for node in user.all_input_nodes}
     alive: dict[fx.Node, int] = {}
     peak = 0

@@ -85,7 +85,7 @@ class UNet(nn.Module):
     @property
     def stride(self) -> int:
         """Total subsampling, px: shifts by multiples of it commute with the network."""
-        return 2 ** int(self.arguments["depth"])
+        return 1 << int(self.arguments["depth"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of each output.

@@ -40,9 +40,9 @@ from fcnpipe.stores.hierarchy import (
 from fcnpipe.stores.lifecycle import (
     FAILED,
     OVERWRITE_MARK,
+    consolidate,
     partial_path,
     publish_store,
-    consolidate,
     set_attributes,
 )
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid

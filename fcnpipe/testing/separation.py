@@ -123,7 +123,7 @@ class _Truth:
 
 
 def tile_tree(grid: TileGrid, fan: tuple[int, int] = (2, 2)) -> Tree:
-    """Give a tree over the tiles of a grid that joins ``fan`` rows and columns at a time."""
+    """Give a tree over the tiles of a grid that joins ``fan`` rows and columns (>= 2) at a time."""
     rows, columns = grid.counts
     trees: list[list[Any]] = [[grid.tile(r, c).core for c in range(columns)] for r in range(rows)]
     while len(trees) > 1 or len(trees[0]) > 1:

@@ -194,7 +194,8 @@ def _window(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[A
 def start(recipe: Recipe) -> State:
     """The state before the first step."""
     torch.manual_seed(recipe.seed)
-    network = UNet(**recipe.network).to(memory_format=torch.channels_last)
+    network = UNet(**recipe.network)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
     averaged = {name: value.clone() for name, value in network.state_dict().items()}
     return State(network, averaged, optimizer, end=recipe.steps)

@@ -200,7 +200,7 @@ def _texture(size: int, radius_px: float, seed: int) -> Doubles:
     return np.asarray(smooth / (smooth.std() + 1e-30), np.float64)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _add(hat, flux, table, log_first, log_step, affine):  # type: ignore[no-untyped-def]
     size, half = hat.shape
     step = 2.0 * np.pi / size
@@ -221,7 +221,7 @@ def _add(hat, flux, table, log_first, log_step, affine):  # type: ignore[no-unty
             hat[j, i] += flux * (table[cell] * (1.0 - part) + table[cell + 1] * part)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _shift(hat, dy, dx):  # type: ignore[no-untyped-def]
     size, half = hat.shape
     step = 2.0 * np.pi / size
@@ -235,7 +235,7 @@ def _shift(hat, dy, dx):  # type: ignore[no-untyped-def]
             hat[j, i] *= row[i] * turn
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _fade(stamp):  # type: ignore[no-untyped-def]
     size = stamp.shape[0]
     centre = size // 2

@@ -1,8 +1,8 @@
 """Point-spread functions, pixel-integrated at sub-pixel phases.
 
 A PSF is drawn in real space on a grid finer than the pixels, so any shape will do (spikes, coma,
-rings), and binned to pixels at each sub-pixel phase: what results is free of ringing, unlike a transfer
-function that is cut at the Nyquist frequency, and drawing a star is one look-up.
+rings), and binned to pixels at each sub-pixel phase: what results is free of ringing, unlike a
+transfer function that is cut at the Nyquist frequency, and drawing a star is one look-up.
 """
 
 from __future__ import annotations

@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 
 from fcnpipe.errors import SpecError
 from fcnpipe.training.profiles import (
-    SIZES,
     Arms,
     Component,
     draw_stamp,
     extent_px,
-    nearest_index,
     stamp_size,
 )
 from fcnpipe.training.psfs import PHASES, RADIUS_PX, Psf, bin_psf, draw_shape
@@ -383,7 +381,7 @@ def _cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list
         Component(flux, rng.uniform(1.5, 5), radius, ratio, angle),
         Component(halo, rng.uniform(0.7, 1.5), radius * rng.uniform(2, 4), ratio, angle),
     )
-    members = [Source(*heart, flux + halo, CENTRAL, central)]
+    members = [Source(float(heart[0]), float(heart[1]), flux + halo, CENTRAL, central)]
     core = _log_uniform(rng, (15.0, 150.0))
     for _ in range(int(_log_uniform(rng, (15.0, 300.0)))):
         away = core * np.sqrt(rng.random() ** -rng.uniform(0.8, 1.3) - 1)
@@ -473,15 +471,16 @@ def _stamp(source: Source, psf: Psf, phase: tuple[float, float]) -> tuple[Floats
     if not source.components:
         radius = psf.radius_px(source.flux, FAINT)
         return _cut(psf.bank, source.flux, phase, radius), radius
-    radius = max(extent_px(c, FAINT) for c in source.components)
-    size = stamp_size(max(radius, psf.radius_px(source.flux, FAINT) if radius < RADIUS_PX else 0))
+    extent = max(extent_px(c, FAINT) for c in source.components)
+    wings = psf.radius_px(source.flux, FAINT) if extent < RADIUS_PX else 0
+    size = stamp_size(max(extent, wings))
     return draw_stamp(source.components, psf, phase, size, source.arms), size // 2
 
 
 def _cut(bank: Floats, flux: float, phase: tuple[float, float], radius: int) -> Floats:
     stamp = bank[round(phase[0] * PHASES), round(phase[1] * PHASES)]
     inner = slice(RADIUS_PX - radius, RADIUS_PX + radius + 1)
-    return stamp[inner, inner] * np.float32(flux)
+    return np.asarray(stamp[inner, inner] * np.float32(flux), np.float32)
 
 
 def _half_light(stamp: Floats, half: int, total: float) -> float:
@@ -492,7 +491,7 @@ def _half_light(stamp: Floats, half: int, total: float) -> float:
     return float(np.interp(0.5, np.r_[0.0, grown], np.arange(len(grown) + 1)))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _rings(stamp, half):  # type: ignore[no-untyped-def]
     sums = np.zeros(half + 2, np.float64)
     for j in range(stamp.shape[0]):
@@ -503,7 +502,7 @@ def _rings(stamp, half):  # type: ignore[no-untyped-def]
     return sums
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _paste(stamp, smooth, corner, light, first, second, form, owner, number):  # type: ignore[no-untyped-def]
     total, squares, peak, peak_y, peak_x = 0.0, 0.0, -1.0, -1, -1
     height, width = light.shape
@@ -531,7 +530,6 @@ def _paste(stamp, smooth, corner, light, first, second, form, owner, number):  #
 
 __all__ = [
     "KINDS",
-    "SIZES",
     "TABLE",
     "Scene",
     "SceneSpec",
@@ -540,5 +538,4 @@ __all__ = [
     "detectable",
     "draw",
     "list_sources",
-    "nearest_index",
 ]

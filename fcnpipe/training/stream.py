@@ -84,9 +84,10 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _produce(
-    folder: Path, arguments: tuple[Any, ...], wanted: Any, ahead: int, parent: int
+    folder: Path, arguments: tuple[str, int, int], wanted: Any, ahead: int, parent: int
 ) -> None:
     os.nice(5)
+    kind, side, seed = arguments
     number = wanted.value
     while os.getppid() == parent:
         if number >= wanted.value + ahead:
@@ -94,7 +95,7 @@ def _produce(
             continue
         path = _path(folder, number)
         if not path.exists():
-            _store(path, simulate_example(*arguments, number))
+            _store(path, simulate_example(kind, side, seed, number))
         number += 1
 
 

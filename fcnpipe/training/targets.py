@@ -117,7 +117,7 @@ def quantise(maps: Floats) -> Bytes:
     return np.asarray(np.rint(np.clip(maps, 0, 1) * 255), np.uint8)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _bump(heat, ys, xs, sigma):  # type: ignore[no-untyped-def]
     reach = int(4 * sigma) + 1
     for n in range(len(ys)):

@@ -88,19 +88,14 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
 
 def spiral(shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Give a one-pixel path that winds inwards and never touches itself."""
-    mask = np.zeros(np.add(shape, 4), bool)
-    y, x, dy, dx = 2, 2, 0, 1
-    mask[:, :2] = mask[:, -2:] = mask[:2] = mask[-2:] = True
-    frame = mask.copy()
-    for _ in range(4 * sum(shape)):
-        mask[y, x] = True
-        ahead, after = (y + dy, x + dx), (y + 2 * dy, x + 2 * dx)
-        if frame[ahead] or (mask[after] and not frame[after]):
-            dy, dx = dx, -dy
-            if mask[y + dy, x + dx] or mask[y + 2 * dy, x + 2 * dx]:
-                break
-        y, x = y + dy, x + dx
-    return (mask & ~frame)[2:-2, 2:-2]
+    mask = np.zeros(shape, bool)
+    mask[0] = True
+    start, box = 0, Box(0, 0, shape[0] - 1, shape[1] - 1)
+    while min(box.shape) > 2:
+        mask[box.y0, start : box.x1 + 1] = mask[box.y0 : box.y1 + 1, box.x1] = True
+        mask[box.y1, box.x0 : box.x1 + 1] = mask[box.y0 + 2 : box.y1 + 1, box.x0] = True
+        start, box = box.x0, box.grow(-2)
+    return mask
 
 
 def smooth_noise(shape: tuple[int, int], seed: int) -> NDArray[np.uint16]:
@@ -108,7 +103,7 @@ def smooth_noise(shape: tuple[int, int], seed: int) -> NDArray[np.uint16]:
     return (np.clip(noise + 1, 0, 2) * 32767).astype(np.uint16)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(cases())
 def test_any_tree_of_tiles_gives_the_definition(case: tuple[Any, ...]) -> None:
     maps, tree = case
@@ -119,7 +114,7 @@ def test_any_tree_of_tiles_gives_the_definition(case: tuple[Any, ...]) -> None:
     assert not len(run.graphs[-1].nodes.top)
 
 
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(cases(), st.integers(1, 12), st.integers(0, 60000))
 def test_labels_are_the_ranks_of_the_sources_that_pass(
     case: tuple[Any, ...], minarea: int, minpeak: int
@@ -139,8 +134,8 @@ def test_labels_are_the_ranks_of_the_sources_that_pass(
     np.testing.assert_array_equal(selection.divided, [homes.count(home) > 1 for home in homes])
 
 
-@settings(max_examples=10)
-@given(st.integers(0, 2**32), st.tuples(st.integers(4, 50), st.integers(4, 60)), criteria())
+@settings(max_examples=6)
+@given(st.integers(0, 2**32), st.tuples(st.integers(6, 50), st.integers(6, 90)), criteria())
 @example(seed=1, edge=(17, 384), criterion=Criterion(2000, 5, 50_000))
 @example(seed=2, edge=(1, 384), criterion=Criterion(2000, 5))
 @example(seed=3, edge=(48, 1), criterion=Criterion(500, 3, 1000))
@@ -152,7 +147,7 @@ def test_strips_and_squares_give_what_one_tile_gives(
     mask = elevation > np.quantile(elevation, [0, 0.3, 0.5, 0.8][seed % 4])
     maps = elevation, mask, criterion, elevation.astype(np.int64)
     truth = TiledSeparation(*maps).run(Box(0, 0, *shape)).paint("source")
-    for fan in ((2, 2), (3, 1), (1, 5), shape):
+    for fan in ((2, 2), (3, 5), shape):
         tree = tile_tree(TileGrid(shape, edge), fan)
         np.testing.assert_array_equal(TiledSeparation(*maps).run(tree).paint("source"), truth)
 
