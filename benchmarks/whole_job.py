@@ -39,12 +39,18 @@ def write_field(path: Path, edge: int) -> None:
 
     kinds = ("ground", "crowded", "cluster", "sparse")
     scenes = [draw(kinds[i % 4], (PIECE, PIECE), 900 + i).image for i in range(PIECES)]
-    scenes = [np.nan_to_num(s - np.nanmedian(s)) / np.nanstd(s[s < np.nanmedian(s)]) for s in scenes]
+    scenes = [
+        np.nan_to_num(s - np.nanmedian(s)) / np.nanstd(s[s < np.nanmedian(s)]) for s in scenes
+    ]
     rng = np.random.default_rng(1)
-    header = fits.Header({"SIMPLE": True, "BITPIX": -32, "NAXIS": 2, "NAXIS1": edge, "NAXIS2": edge})
+    header = fits.Header(
+        {"SIMPLE": True, "BITPIX": -32, "NAXIS": 2, "NAXIS1": edge, "NAXIS2": edge}
+    )
     stream = fits.StreamingHDU(path, header)
     for _ in range(edge // PIECE):
-        row = [np.rot90(scenes[rng.integers(PIECES)], rng.integers(4)) for _ in range(edge // PIECE)]
+        row = [
+            np.rot90(scenes[rng.integers(PIECES)], rng.integers(4)) for _ in range(edge // PIECE)
+        ]
         stream.write(np.hstack(row).astype(np.float32))
     stream.close()
 
@@ -152,7 +158,11 @@ def main() -> None:
             peers.append(mpix / seconds / rate)
             line += f", MONAI network alone {rate:.2f} Mpix/s, ours x {peers[-1]:.2f}"
         print(line)
-        print("  peak memory:", ", ".join(f"{v / 2**30:.2f}" for v in sorted(peaks.values())[::-1]), "GiB")
+        print(
+            "  peak memory:",
+            ", ".join(f"{v / 2**30:.2f}" for v in sorted(peaks.values())[::-1]),
+            "GiB",
+        )
     print(f"whole / bare: median {statistics.median(ratios):.2f}")
     if peers:
         print(f"ours / MONAI: median {statistics.median(peers):.2f}")

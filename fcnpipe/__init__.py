@@ -28,7 +28,7 @@ class _Root(ModuleType):
     """Keeps ``fcnpipe.segment`` the function where the science core's module has the same name.
 
     The import system sets each submodule as an attribute of its package; that one is left out.
-    Inside the package: ``from fcnpipe.segment import separate``, never ``from fcnpipe import segment``.
+    Inside the package: ``from fcnpipe.segment import separate``, never from the root.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

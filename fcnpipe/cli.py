@@ -302,6 +302,9 @@ def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
 
 def _print_columns(title: str, columns: Mapping[str, Sequence[Any]]) -> None:
     """Print columns of one length as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="right")

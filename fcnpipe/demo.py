@@ -22,7 +22,17 @@ SHAPE = (1200, 1600)
 SEED = 7
 KIND = "ground"
 WINDOW = 512
-SHOWN = ("label", "x_centroid", "y_centroid", "ra", "dec", "kron_flux", "kron_flux_err", "area", "flags")
+SHOWN = (
+    "label",
+    "x_centroid",
+    "y_centroid",
+    "ra",
+    "dec",
+    "kron_flux",
+    "kron_flux_err",
+    "area",
+    "flags",
+)
 BRIGHTEST = 10
 
 
@@ -66,7 +76,9 @@ def show(folder: Path, model: str, progress: Progress) -> list[Shown]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"folder {folder} cannot be made: {error.strerror}; choose another") from None
+        raise StoreError(
+            f"folder {folder} cannot be made: {error.strerror}; choose another"
+        ) from None
     return [_show_hubble(folder, model, progress), _show_field(folder, model, progress)]
 
 
@@ -89,7 +101,12 @@ def _show_field(folder: Path, model: str, progress: Progress) -> Shown:
 
 
 def _segment(image: Path, out: Path, model: str, progress: Progress) -> Result:
-    options: dict[str, Any] = {"model": model, "window": WINDOW, "keep_image": True, "overwrite": True}
+    options: dict[str, Any] = {
+        "model": model,
+        "window": WINDOW,
+        "keep_image": True,
+        "overwrite": True,
+    }
     result = run.segment(make_spec(image=(str(image),), out=str(out), **options), progress)
     found = access.open(out)
     for suffix in (".png", ".ecsv"):
@@ -110,4 +127,3 @@ def _brightest(out: Path) -> dict[str, NDArray[Any]]:
     columns = ZarrStore.open(out).read_sources(SHOWN)
     order = np.argsort(-np.nan_to_num(columns["kron_flux"], nan=-np.inf), kind="stable")[:BRIGHTEST]
     return {name: values[order] for name, values in columns.items()}
-

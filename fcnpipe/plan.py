@@ -187,7 +187,8 @@ def _tile_edge(window: int, tile: int | None, shape: tuple[int, int]) -> int:
         return min(largest, round_up(max(shape), window))
     if tile % window:
         raise PlanError(
-            f"tile={tile} is not a multiple of window={window}: use --tile {round_up(tile, window)}, or another --window"
+            f"tile={tile} is not a multiple of window={window}: "
+            f"use --tile {round_up(tile, window)}, or another --window"
         )
     return tile
 
@@ -195,7 +196,8 @@ def _tile_edge(window: int, tile: int | None, shape: tuple[int, int]) -> int:
 def _check_window(window: int, stride: int) -> None:
     if window % stride:
         raise PlanError(
-            f"window={window} is not a multiple of the network's stride {stride}: use --window {round_up(window, stride)}"
+            f"window={window} is not a multiple of the network's stride {stride}: "
+            f"use --window {round_up(window, stride)}"
         )
 
 

@@ -28,7 +28,7 @@ from fcnpipe.stitch import (
     relabel,
     select,
 )
-from fcnpipe.testing.separation import TiledSeparation, tile_tree
+from fcnpipe.testing.separation import TiledSeparation, tile_tree, true_sources
 
 indices = st.integers(0, 2**45 - 1)
 heights = st.integers(0, 65535)
@@ -113,6 +113,19 @@ def test_a_basin_that_a_survivor_took_follows_it() -> None:
         run = TiledSeparation(elevation, elevation > 0, Criterion(2))
         source = run.run(tile_tree(TileGrid((1, 5), (1, edge)))).paint("source")
         assert source.tolist() == [[0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("edge", [(1, 1), (1, 5), (3, 1), (2, 2), (3, 5)])
+def test_of_two_passes_at_one_pixel_the_first_in_raster_order_comes_first(
+    edge: tuple[int, int],
+) -> None:
+    """5 is too low above the pixel 1, which touches the slopes of 9 and of 8."""
+    elevation = np.array([[9, 3, 0, 4, 8], [0, 0, 1, 0, 0], [0, 0, 5, 0, 0]], np.uint16)
+    for image in (elevation, elevation[:, ::-1]):
+        run = TiledSeparation(image, image > 0, Criterion(5))
+        paint = run.run(tile_tree(TileGrid((3, 5), edge))).paint("source")
+        assert set(paint[1:][image[1:] > 0]) == {0}
+        np.testing.assert_array_equal(paint, true_sources(image, image > 0, Criterion(5))[0])
 
 
 def test_contrast_counts_the_whole_footprint() -> None:

@@ -72,9 +72,7 @@ def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
     return patch, wide, len(missing)
 
 
-def _to_canvas(
-    job: Job, core: Box, patch: Patch, wide: Box
-) -> tuple[NDArray[np.float32], Box]:
+def _to_canvas(job: Job, core: Box, patch: Patch, wide: Box) -> tuple[NDArray[np.float32], Box]:
     """Give S/N of core + halo on the canvas, and its box."""
     plan = job.plan
     read = core.grow(plan.halo).clip(plan.frame)

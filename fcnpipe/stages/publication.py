@@ -37,7 +37,9 @@ def build_level(job: Job, name: str) -> Facts:
     """Write one tile of a level of the pyramid from the level below."""
     node = parse_node_name(name)
     tile = level_grid(job.store.layout, node.level).tile(node.row, node.column)
-    job.store.build_level(node.level, tile, lambda box: job.exposure.read_bands(box, job.plan.tiles))
+    job.store.build_level(
+        node.level, tile, lambda box: job.exposure.read_bands(box, job.plan.tiles)
+    )
     return {}
 
 
@@ -48,7 +50,9 @@ def write_catalogue(job: Job, name: str) -> Facts:
     columns = catalogue.columns_of(unit, magnitudes=zero_point is not None)
     job.store.write_source_columns(
         (column.name, values, _describe(column))
-        for column, values in catalogue.assemble(lambda names: _read_rows(job, names), count, columns)
+        for column, values in catalogue.assemble(
+            lambda names: _read_rows(job, names), count, columns
+        )
     )
     job.store.write_tiles(_tabulate_tiles(job))
     return {"sources": count}
@@ -73,13 +77,21 @@ def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, str]]]:
     plane = job.sky.planes[-1].cells
     for tile in job.plan.tiles:
         place = tile.row, tile.column
-        cells = tuple(slice(a // job.plan.cell, -(-b // job.plan.cell)) for a, b in zip(*_ends(tile), strict=True))
+        cells = tuple(
+            slice(a // job.plan.cell, -(-b // job.plan.cell))
+            for a, b in zip(*_ends(tile), strict=True)
+        )
         sky[place], noise[place] = np.median(plane.sky[cells]), np.median(plane.noise[cells])
         n_sources[place] = int(job.store.get_arrays("facts-measure", tile.name)["sources"])
-        facts = [job.store.get_arrays(s, tile.name) for s in FACTS if job.store.has_arrays(s, tile.name)]
+        facts = [
+            job.store.get_arrays(s, tile.name) for s in FACTS if job.store.has_arrays(s, tile.name)
+        ]
         seconds[place] = sum(float(f["seconds"]) for f in facts)
     return {
-        "status": (status, {"flag_values": [0, 1, 2], "flag_meanings": "failed done beside_a_failed_tile"}),
+        "status": (
+            status,
+            {"flag_values": [0, 1, 2], "flag_meanings": "failed done beside_a_failed_tile"},
+        ),
         "n_sources": (n_sources, {"long_name": "sources whose peak lies in the tile"}),
         "seconds": (seconds, {"units": "s", "long_name": "time that the tile took in all stages"}),
         "sky": (sky, {"long_name": "median sky"}),

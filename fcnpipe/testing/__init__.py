@@ -1,0 +1,1 @@
+"""The shared suites that every plug-in must pass."""

@@ -103,7 +103,7 @@ def test_a_passing_failure_leaves_no_trace(
         return look(job, tile)
 
     monkeypatch.setattr(prediction, "_look", fail)
-    with pytest.raises(TilesFailed, match="r002c001.*the device is full"):
+    with pytest.raises(TilesFailed, match=r"r002c001.*the device is full"):
         fcnpipe.segment(field, tmp_path / "bad.zarr", **settings)
     monkeypatch.undo()
     fcnpipe.segment(field, tmp_path / "bad.zarr", **settings)
