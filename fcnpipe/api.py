@@ -47,5 +47,5 @@ def segment(
     """
     paths = [image] if isinstance(image, str | os.PathLike) else list(image)
     given = {**options, "image": tuple(os.fspath(path) for path in paths), "out": os.fspath(out)}
-    spec = load_spec(config, **given) if config else make_spec(**given)
+    spec = load_spec(os.fspath(config), **given) if config else make_spec(**given)
     return run.segment(spec, observer)

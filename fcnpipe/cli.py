@@ -300,7 +300,7 @@ def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
         typer.echo(f"{typer.style(name.ljust(width), bold=True)}  {value}")
 
 
-def _print_columns(title: str, columns: Mapping[str, Sequence[Any]]) -> None:
+def _print_columns(title: str, columns: Mapping[str, Iterable[Any]]) -> None:
     """Print columns of one length as a table."""
     from rich.console import Console
     from rich.table import Table

@@ -117,7 +117,7 @@ class Exposure:
         if not usable.any():
             return np.full(self.bands, 1 / self.bands)
         weight = np.divide(1, noise**2, out=np.zeros(self.bands), where=usable)
-        return weight / weight.sum()
+        return np.asarray(weight / weight.sum(), np.float64)
 
     def read(self, box: Box, weights: NDArray[np.float64]) -> tuple[Float, NDArray[np.uint8]]:
         """Read all planes of a box, sky included.
@@ -233,7 +233,8 @@ class Exposure:
         if self._mask is None:
             return None
         values = self._mask.read_integer(box)
-        return (values & self.spec.mask_bits) != 0 if self.spec.mask_bits else values != 0
+        bits = self.spec.mask_bits or -1
+        return np.asarray(values & bits, bool)
 
     def _sample_noise(self, band: int) -> float:
         found = []

@@ -79,10 +79,10 @@ def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> 
 def tell_truth(scene: Scene) -> tuple[Truth, NDArray[np.intp]]:
     """Give the truth of a scene, and the rows of its table in it: those that own a pixel."""
     owners, label = np.unique(np.r_[0, scene.label.ravel()], return_inverse=True)
-    label = label[1:].reshape(scene.label.shape).astype(np.int32)
+    label = label[1:].reshape(scene.label.shape)
     rows = owners[1:].astype(np.intp) - 1
     unclear = (label == 0) & (scene.light > scene.truth_sigma * scene.noise)
-    return _truth(label, unclear, scene.table[rows]), rows
+    return _truth(label.astype(np.int32), unclear, scene.table[rows]), rows
 
 
 def read_truth(path: str | Path) -> tuple[Truth, float]:

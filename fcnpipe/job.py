@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ from fcnpipe.spec import RunSpec
 from fcnpipe.stitch import MILLION, Criterion
 from fcnpipe.stores import ZarrStore
 
+_T = TypeVar("_T")
 ALL = "all"
 """Name of the one task of a step that is not done tile by tile."""
 
@@ -138,9 +140,10 @@ def _memory(nonce: str) -> dict[str, Any]:
     return {}
 
 
-def _recall(job: Job, what: str, make: Any) -> Any:
+def _recall(job: Job, what: str, make: Callable[[], _T]) -> _T:
     """Give what this process has opened for the job; two threads may open it twice, harmlessly."""
     memory = _memory(job.nonce)
     if what not in memory:
         memory[what] = make()
-    return memory[what]
+    found: _T = memory[what]
+    return found

@@ -95,12 +95,12 @@ def pad_high(array: NDArray[np.float32], shape: tuple[int, int]) -> Float:
 
 def quantise_probability(probability: Float) -> NDArray[np.uint8]:
     """Round probabilities in [0, 1] to 255ths."""
-    return np.rint(probability * np.float32(PROBABILITY_TOP)).astype(np.uint8)
+    return np.asarray(np.rint(probability * np.float32(PROBABILITY_TOP)), np.uint8)
 
 
 def quantise_elevation(elevation: Float) -> NDArray[np.uint16]:
     """Round elevations in [0, 1] to 65535ths."""
-    return np.rint(elevation * np.float32(ELEVATION_TOP)).astype(np.uint16)
+    return np.asarray(np.rint(elevation * np.float32(ELEVATION_TOP)), np.uint16)
 
 
 def level(fraction: float, top: int) -> int:
@@ -135,4 +135,4 @@ def _blur(values: Float) -> Float:
     step = np.arange(-FILL_REACH, FILL_REACH + 1)
     kernel = np.exp(-0.5 * (step / (FILL_REACH / 2)) ** 2)
     rows = correlate1d(values, kernel, axis=0, mode="constant")
-    return correlate1d(rows, kernel, axis=1, mode="constant")
+    return np.asarray(correlate1d(rows, kernel, axis=1, mode="constant"), np.float32)

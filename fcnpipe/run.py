@@ -279,7 +279,7 @@ def _take_back(job: Job) -> None:
     """Take back what was finished without some tiles, so that it is done again with them."""
     if job.store.attrs["status"] != "incomplete":
         return
-    again = work.AFTER_PREDICT
+    again: tuple[str, ...] = work.AFTER_PREDICT
     if job.store.pending("background"):  # the sky of all tiles hangs together
         again = ("weigh_bands", "measure_cells", "fit_sky", "predict", *again)
     for task in again:

@@ -139,6 +139,16 @@ def test_contrast_counts_the_whole_footprint() -> None:
             assert set(source.flat) == sources
 
 
+def test_a_verdict_that_waits_for_flux_passes_through_others_that_wait() -> None:
+    """3 is too faint and goes to 5, which is bright enough; both wait for the flux of 9."""
+    elevation = np.array([[3, 2, 5, 1, 6, 8, 9]], np.uint16)
+    flux = np.array([[1, 0, 50, 0, 10, 10, 100]])
+    for edge in (1, 2, 3, 5, 7):
+        run = TiledSeparation(elevation, elevation > 0, Criterion(0, 1, 100_000), flux)
+        source = run.run(tile_tree(TileGrid((1, 7), (1, edge)))).paint("source")
+        assert source.tolist() == [[2, 2, 2, 6, 6, 6, 6]]
+
+
 def table(*rows: tuple[int, int, int, int]) -> SourceTable:
     return SourceTable(*np.array([(NO_SOURCE, NO_SOURCE, 0, -1), *rows]).T)
 

@@ -20,8 +20,10 @@ class Engine(Protocol):
     bounded number of tasks in flight, so that the driver's memory does not grow with the image.
     """
 
-    workers: int
-    """Tasks that run at the same time."""
+    @property
+    def workers(self) -> int:
+        """Tasks that run at the same time."""
+        ...
 
     def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
         """Give one report for each name, in the order in which they finish."""

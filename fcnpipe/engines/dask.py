@@ -13,11 +13,16 @@ from itertools import islice
 from typing import Any
 
 import dask
-from distributed import Client, Future, LocalCluster, as_completed
+import distributed
 
 from fcnpipe.engines.base import Task
 from fcnpipe.errors import SpecError
 from fcnpipe.records import TaskReport
+
+# Distributed is annotated here and there only.
+Client: Any = distributed.Client
+LocalCluster: Any = distributed.LocalCluster
+as_completed: Any = distributed.as_completed
 
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 2,
@@ -48,14 +53,14 @@ class DaskEngine:
     """
 
     def __init__(
-        self, client: Client, cluster: Any = None, resources: dict[str, float] | None = None
+        self, client: Any, cluster: Any = None, resources: dict[str, float] | None = None
     ) -> None:
         self._client, self._cluster, self._resources = client, cluster, resources
 
     @property
     def workers(self) -> int:
         """Threads of all workers now, at least 1."""
-        return max(sum(self._client.nthreads().values()), 1)
+        return max(sum(map(int, self._client.nthreads().values())), 1)
 
     def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
         """Give one report for each name, in the order in which they finish.
@@ -89,14 +94,15 @@ class DaskEngine:
         if self._cluster is not None:
             self._cluster.close()
 
-    def _submit(self, task: Task, name: str, token: str) -> Future:
+    def _submit(self, task: Task, name: str, token: str) -> Any:
         key = f"{name}-{token}"
         return self._client.submit(task, name, key=key, pure=False, resources=self._resources)
 
     @staticmethod
-    def _report(future: Future) -> TaskReport:
+    def _report(future: Any) -> TaskReport:
         if future.status == "finished":
-            return future.result()  # type: ignore[no-any-return]
+            report: TaskReport = future.result()
+            return report
         name = future.key.rsplit("-", 1)[0]
         return TaskReport("", name, error=f"{LOST}: {future.exception()}".splitlines()[0])
 
@@ -190,6 +196,6 @@ def _make_cluster(description: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def _gpu_resources(client: Client) -> dict[str, float] | None:
+def _gpu_resources(client: Any) -> dict[str, float] | None:
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return {"GPU": 1} if workers and all("GPU" in w.get("resources", {}) for w in workers) else None

@@ -68,7 +68,7 @@ def _read_rows(job: Job, names: tuple[str, ...]) -> Iterator[Arrays]:
         yield job.store.get_arrays("rows", tile, names)
 
 
-def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, str]]]:
+def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, Any]]]:
     """What became of each tile, (tile_y, tile_x)."""
     counts = job.plan.tiles.counts
     n_sources, seconds = np.zeros(counts, np.int64), np.full(counts, np.nan, np.float32)
