@@ -2,8 +2,9 @@
 
     python -m benchmarks.forward --core 1024 --rounds 5 [--bare] [--inductor] [--openvino]
 
-Prints for each the median seconds of a window, its spread, Mpix/s of core, and the ratio to what the
-predictor does. ``--bare`` leaves the allocator as the system has it. OpenVINO is used if installed.
+Prints for each the median seconds of a window, its spread, Mpix/s of core, and the ratio to what
+the predictor does. ``--bare`` leaves the allocator as the system has it; ``--openvino`` needs it
+installed.
 """
 
 from __future__ import annotations

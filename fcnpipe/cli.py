@@ -61,9 +61,11 @@ def run_command(command: Callable[[], Any]) -> int:
     except typer.TyperException as error:
         return _complain_usage(error)
     except (typer.Abort, KeyboardInterrupt):
-        return _complain("interrupted; the same command takes the run up again", INTERRUPTED)
+        code = INTERRUPTED
     except typer.Exit as leave:
         return leave.exit_code
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code, other ways out come as Abort
+        return _complain("interrupted; the same command takes the run up again", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
@@ -88,7 +90,7 @@ def start(
         typer.echo(f"fcnpipe {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
+        typer.echo(context.get_help(), nl=False)
         raise typer.Exit(USAGE)
 
 

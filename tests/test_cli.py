@@ -170,9 +170,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_arguments_show_the_help(invoke: Any) -> None:
-    code, _, err = invoke()
+    code, out, _ = invoke()
     assert code == 2
-    assert "segment" in err
+    assert "segment" in out
 
 
 def test_version(invoke: Any) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fcnpipe import measure, stitch
 from fcnpipe.geometry import Box, parse_node_name
 from fcnpipe.job import ALL, Arrays, Job
-from fcnpipe.segment import separate as separate_tile
+from fcnpipe.separators import Watershed
 from fcnpipe.stitch import NO_VERDICTS, Graph, Selection, Settlement, SourceTable, Verdicts
 
 Facts = dict[str, float]
@@ -28,7 +28,9 @@ def separate(job: Job, name: str) -> Facts:
     elevation = job.store.read("elevation", read)
     foreground = _find_foreground(job, read, elevation)
     weights = _weigh(job, read) if job.criteria.branch.mincont_ppm else None
-    found = separate_tile(elevation, foreground, core, job.plan.shape, job.criteria.branch, weights)
+    found = Watershed(job.criteria.branch).separate(
+        elevation, foreground, core, job.plan.shape, weights
+    )
     job.store.write_tile("segments", core, found.segments)
     job.store.put_arrays("settlement", name, found.settlement.to_arrays())
     job.store.put_arrays("graph", name, found.graph.to_arrays())

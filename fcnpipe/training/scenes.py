@@ -459,7 +459,7 @@ def _place(source: Source, psf: Psf, canvas: _Canvas, row: NDArray[np.void], num
         smooth = _cut(psf.hills, source.flux, (y - base_y, x - base_x), half)
     (light, first, second, form), owner = canvas
     corner = (base_y - half, base_x - half)
-    sums = _paste(stamp, smooth, corner, light, first, second, form, owner, number)
+    sums = _paste(stamp, smooth, corner, (light, first, second, form, owner), number)
     total, squares, peak, peak_y, peak_x = sums
     row["y"], row["x"], row["flux"], row["kind"] = y, x, source.flux, source.kind
     row["snr"], row["peak"], row["peak_y"], row["peak_x"] = np.sqrt(squares), peak, peak_y, peak_x
@@ -503,7 +503,8 @@ def _rings(stamp, half):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _paste(stamp, smooth, corner, light, first, second, form, owner, number):  # type: ignore[no-untyped-def]
+def _paste(stamp, smooth, corner, planes, number):  # type: ignore[no-untyped-def]
+    light, first, second, form, owner = planes
     total, squares, peak, peak_y, peak_x = 0.0, 0.0, -1.0, -1, -1
     height, width = light.shape
     for j in range(stamp.shape[0]):

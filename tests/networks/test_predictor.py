@@ -63,8 +63,10 @@ def test_the_number_of_threads_is_kept(model: Model) -> None:
 
 
 def test_scaling_is_asinh() -> None:
-    snr = np.float32([[[-5, 0, 2, 1e6]]])
+    snr = np.float32([[[-3e38, -5, -0.0, 0, 1e-3, 2, 1e6]]])
     np.testing.assert_allclose(scaled(snr, Scaling()), np.arcsinh(snr.astype(float)), rtol=1e-6)
+    inside_out = np.asfortranarray(starry(2, (5, 7)))
+    np.testing.assert_allclose(scaled(inside_out, Scaling()), np.arcsinh(inside_out), atol=1e-6)
     soft = scaled(snr, Scaling(softening=3.0))
     assert soft.dtype == np.float32
     np.testing.assert_allclose(soft, np.arcsinh(snr.astype(float) / 3), rtol=1e-6)
