@@ -220,23 +220,31 @@ def quantise_flux(flux: NDArray[np.floating[Any]], unit: float) -> NDArray[np.in
     >>> quantise_flux(np.array([1.0, -0.5, np.nan, np.inf]), 0.25).tolist()
     [4, -2, 0, 1099511627776]
     """
-    return _quantise(flux, unit, -FLUX_LIMIT, FLUX_LIMIT)
+    return _quantise(flux, unit, (-FLUX_LIMIT, FLUX_LIMIT))
 
 
 def quantise_variance(variance: NDArray[np.floating[Any]], unit: float) -> NDArray[np.int64]:
     """Give variances in fixed point, within [0, ``VARIANCE_LIMIT``]; NaN becomes 0."""
-    return _quantise(variance, unit, 0, VARIANCE_LIMIT)
+    return _quantise(variance, unit, (0, VARIANCE_LIMIT))
 
 
 def _quantise(
-    values: NDArray[np.floating[Any]], unit: float, low: int, high: int
+    values: NDArray[np.floating[Any]], unit: float, limits: tuple[int, int]
 ) -> NDArray[np.int64]:
-    counts = np.multiply(values, 1.0 / unit, dtype=np.float64)
-    np.rint(counts, out=counts)
-    np.clip(counts, low, high, out=counts)
-    np.copyto(counts, 0.0, where=np.isnan(counts))
-    whole: NDArray[np.int64] = counts.astype(np.int64)
-    return whole
+    counts = np.empty(values.shape, np.int64)
+    flat = np.ascontiguousarray(values).reshape(-1)
+    _round(flat, 1.0 / unit, (float(limits[0]), float(limits[1])), counts.reshape(-1))
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def _round(values, scale, limits, counts):  # type: ignore[no-untyped-def]
+    """Round in one pass: NumPy's five, with their float64 copies, take longer than the sums."""
+    for i in range(len(values)):
+        count = np.float64(values[i]) * scale
+        if np.isnan(count):
+            count = 0.0
+        counts[i] = np.int64(np.rint(min(max(count, limits[0]), limits[1])))
 
 
 # --- sums ---
