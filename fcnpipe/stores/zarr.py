@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -110,7 +111,7 @@ class ZarrStore:
             If the place cannot be written or something is there already.
         """
         partial = partial_path(out)
-        building = partial.with_name(f"{partial.name}.new")
+        building = partial.with_name(f"{partial.name}.{uuid.uuid4().hex}.new")
         everything = {
             "Conventions": CONVENTIONS,
             **(attrs or {}),
@@ -119,7 +120,8 @@ class ZarrStore:
             "layout": layout.dump(),
         }
         with storing(partial):
-            shutil.rmtree(building, ignore_errors=True)
+            for begun in partial.parent.glob(f"{partial.name}.*.new"):
+                shutil.rmtree(begun, ignore_errors=True)
             building.parent.mkdir(parents=True, exist_ok=True)
             create_hierarchy(building, layout, everything)
             if overwrite:

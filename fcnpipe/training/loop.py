@@ -160,7 +160,8 @@ def rate_at(recipe: Recipe, step: int, end: int) -> float:
     """Learning rate of a step: a linear rise, a plateau, a fall as 1 - sqrt(t) to 0."""
     rise = min(1.0, (step + 1) / recipe.warmup)
     gone = (step - (end - recipe.cooldown)) / recipe.cooldown
-    return recipe.rate * rise * (1.0 - np.sqrt(gone) if gone > 0 else 1.0)
+    # A numpy number would go into the checkpoint, which then could not be read without pickle.
+    return float(recipe.rate * rise * (1.0 - np.sqrt(gone) if gone > 0 else 1.0))
 
 
 def cut_batch(

@@ -43,7 +43,7 @@ TUNE = "from fcnpipe.networks.allocator import tune_allocator; assert tune_alloc
 def test_large_arrays_are_kept_for_the_next() -> None:
     # Eight arrays of 64 MiB touch 131,072 pages anew unless the process keeps them.
     plain = page_faults("", MALLOC_MMAP_THRESHOLD_="1048576")
-    assert plain > 1000
+    assert plain > 100  # a page may be 4 KiB or 2 MiB
     assert page_faults(TUNE) < plain / 10
     assert page_faults("", **worker_environment()) < plain / 10
 
