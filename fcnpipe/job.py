@@ -120,15 +120,16 @@ class Job:
         -----
         One thread for each: the number of threads may change the last bits of a convolution.
         """
-        spec = self.spec
-        return _recall(
-            self, "predictor", lambda: self.model.predictor(spec.device, spec.precision, threads=1)
-        )
+        return _recall(self, "predictor", self._make_predictor)
 
     @property
     def sky(self) -> Sky:
         """Sky and noise, once the background stage is through."""
         return _recall(self, "sky", lambda: unpack_sky(self.store.get_arrays("sky", ALL)))
+
+    def _make_predictor(self) -> networks.Predictor:
+        networks.tune_allocator()
+        return self.model.predictor(self.spec.device, self.spec.precision, threads=1)
 
     def tile(self, name: str) -> Tile:
         """Give the tile of this name."""

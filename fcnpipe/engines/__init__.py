@@ -51,5 +51,5 @@ def _open_dask(spec: RunSpec, workers: int, environment: Mapping[str, str]) -> E
     if spec.scheduler:
         return dask.connect(spec.scheduler)
     if spec.cluster:
-        return dask.start_cluster(spec.cluster)
+        return dask.start_cluster(spec.cluster, environment)
     return dask.start_local(workers, environment)

@@ -146,17 +146,23 @@ def start_local(workers: int, environment: Mapping[str, str]) -> DaskEngine:
                 "silence_logs": 40,
                 "env": dict(environment),
             },
-        }
+        },
+        environment,
     )
 
 
-def start_cluster(description: Mapping[str, Any]) -> DaskEngine:
+def start_cluster(
+    description: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> DaskEngine:
     """Start a cluster of any class.
 
     Parameters
     ----------
     description : mapping
         ``cluster_class`` (dotted name), ``cluster_kwargs`` and ``adapt_kwargs``.
+    environment : mapping, optional
+        Variables that workers on this machine have from their first instruction on: a nanny sets its
+        ``env`` in a worker that runs already, too late for the C library's allocator.
 
     Raises
     ------
@@ -166,7 +172,8 @@ def start_cluster(description: Mapping[str, Any]) -> DaskEngine:
     known = {"cluster_class", "cluster_kwargs", "adapt_kwargs"}
     if extra := set(description) - known:
         raise SpecError(f"cluster has unknown keys {sorted(extra)}; allowed are {sorted(known)}")
-    with dask.config.set(SETTINGS):
+    early = {"distributed.nanny.pre-spawn-environ": dict(environment or {})}
+    with dask.config.set({**SETTINGS, **early}):
         cluster = _make_cluster(description)
         if adapt := description.get("adapt_kwargs"):
             cluster.adapt(**adapt)
