@@ -179,7 +179,9 @@ class ModelHeader(_Record):
     defaults: Defaults = Defaults()
     reach: Reach
     bytes_per_pixel: int = Field(
-        default=64, ge=1, description="Peak memory of a forward pass for each pixel looked at."
+        default=64,
+        ge=1,
+        description="Arrays alive at once in a forward pass, for each pixel looked at.",
     )
     certificate: Certificate | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
