@@ -62,6 +62,7 @@ _ONE = np.uint64(1)
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 _INSIDE, _MIRRORED, _LOST, _SPOILT = 0, 1, 2, 4
+_UNUSABLE = -1
 _HALF_DIAGONAL = 0.70710678118654757
 
 
@@ -875,10 +876,28 @@ def measure_apertures(
     iterates a Gaussian window with sigma = half-light radius * 2 / 2.35 (SExtractor's XWIN_IMAGE)
     over the same repaired pixels.
     """
+    _check_region(region, aperture_boxes(columns, region.shape, cap))
+    return measure_near(columns, region, cap)[0]
+
+
+def measure_near(
+    columns: Mapping[str, NDArray[Any]], region: Region, cap: float = RADIUS_CAP
+) -> tuple[Columns, NDArray[np.bool_]]:
+    """Measure as `measure_apertures` does, where the region turns out to be large enough.
+
+    Few apertures grow as large as ``aperture_boxes`` must allow, so a region much smaller than
+    those boxes serves nearly all sources.
+
+    Returns
+    -------
+    dict of (n,) arrays
+        As `measure_apertures` gives it; meaningless where not measured.
+    (n,) bool
+        Whether the source was measured; if not, it needs a larger region.
+    """
     boxes = aperture_boxes(columns, region.shape, cap)
-    _check_region(region, boxes)
     n = len(boxes)
-    edge = int((boxes[:, 2:] - boxes[:, :2]).max(initial=1))
+    edge = min(int((boxes[:, 2:] - boxes[:, :2]).max(initial=1)), max(region.box.shape))
     shapes = np.stack([np.asarray(columns[name], np.float64) for name in _SHAPE], axis=1)
     values, bits = np.full((n, len(_APERTURE)), np.nan), np.zeros(n, np.int32)
     labels = np.asarray(columns["label"], np.int32)
@@ -886,8 +905,9 @@ def measure_apertures(
         _field(region), _Rules(cap), _scratch(edge), (labels, shapes, boxes), (values, bits)
     )
     measured: Columns = dict(zip(_APERTURE, values.T.copy(), strict=True))
-    measured["flags"] = columns["flags"] | bits
-    return measured
+    done = bits != _TOO_SMALL
+    measured["flags"] = columns["flags"] | np.where(done, bits, 0).astype(np.int32)
+    return measured, done
 
 
 _SHAPE = ("x_centroid", "y_centroid", "semimajor_axis", "semiminor_axis", "orientation",
@@ -903,10 +923,11 @@ _APERTURE = (
 
 
 class _Field(NamedTuple):
+    """A region: flux, noise, and whose each pixel is (a label, 0 for nobody's, -1 if unusable)."""
+
     image: NDArray[np.float32]
     noise: NDArray[np.float32]
-    labels: NDArray[np.int32]
-    flags: NDArray[np.uint8]
+    owner: NDArray[np.int32]
     y0: int
     x0: int
 
@@ -919,8 +940,6 @@ class _Scratch(NamedTuple):
     """Work space as large as the largest box: repaired pixels, and their order by distance."""
 
     value: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    state: NDArray[np.uint8]
     ring: NDArray[np.int64]
     disc: NDArray[np.float64]
     inside: NDArray[np.float64]
@@ -956,22 +975,27 @@ def _check_region(region: Region, boxes: NDArray[np.int64]) -> None:
 
 
 def _field(region: Region) -> _Field:
-    return _Field(
-        np.ascontiguousarray(region.image, np.float32),
-        np.ascontiguousarray(region.noise, np.float32),
-        np.ascontiguousarray(region.labels, np.int32),
-        np.ascontiguousarray(region.flags, np.uint8),
-        region.box.y0,
-        region.box.x0,
-    )
+    image = np.ascontiguousarray(region.image, np.float32)
+    noise = np.ascontiguousarray(region.noise, np.float32)
+    owner = np.array(region.labels, np.int32, order="C")
+    _disown(owner, image, noise, np.ascontiguousarray(region.flags, np.uint8))
+    return _Field(image, noise, owner, region.box.y0, region.box.x0)
+
+
+@njit(cache=True, nogil=True)
+def _disown(owner, image, noise, flags):  # type: ignore[no-untyped-def]
+    """Mark the pixels that cannot be used."""
+    for y in range(owner.shape[0]):
+        for x in range(owner.shape[1]):
+            good = np.isfinite(image[y, x]) and np.isfinite(noise[y, x])
+            if (flags[y, x] & _BAD) != 0 or not good:
+                owner[y, x] = _UNUSABLE
 
 
 def _scratch(edge: int) -> _Scratch:
     square = (edge, edge)
     return _Scratch(
         np.empty(square),
-        np.empty(square),
-        np.empty(square, np.uint8),
         np.empty(2 * edge + 8, np.int64),
         np.empty((edge * edge, 3)),
         np.empty(2 * edge + 8),
@@ -995,30 +1019,41 @@ def _measure_all(field, rules, scratch, sources, results):  # type: ignore[no-un
 
 @njit(cache=True, nogil=True)
 def _measure_one(field, rules, scratch, source, limits, out):  # type: ignore[no-untyped-def]
-    """Fill one row of results; give its flag bits. What fails stays NaN."""
+    """Fill one row of results; give its flag bits, or that the region is too small."""
     out[0], out[1] = source.x, source.y
-    kron = _kron_radius(field, scratch, source, limits, min(KRON_EXTENT, rules.cap / source.a))
+    centre, wide = (source.x, source.y), min(KRON_EXTENT, rules.cap / source.a)
+    box = _box_around(centre, _ellipse_extent(source, wide), limits)
+    if not _holds(field, box):
+        return np.int32(_TOO_SMALL)
+    kron = _kron_radius(field, source, box, wide)
     out[2] = kron
     if not np.isfinite(kron):
         return np.int32(_INCOMPLETE)
     scale = min(KRON_SCALE * kron, rules.cap / source.a)
     radius = scale * source.a
-    box = _box_around((source.x, source.y), _ellipse_extent(source, scale), limits)
-    _repair(field, scratch, source, box)
-    out[3], out[4], bits = _ellipse_flux(scratch, source, box, scale)
+    disc = _box_around(centre, (radius, radius), limits)
+    if not _holds(field, disc):  # it holds the ellipse, too
+        return np.int32(_TOO_SMALL)
+    box = _box_around(centre, _ellipse_extent(source, scale), limits)
+    out[3], out[4], bits = _ellipse_flux(field, source, box, scale)
     if scale < KRON_SCALE * kron:
         bits |= np.int32(_INCOMPLETE)
-    box = _box_around((source.x, source.y), (radius, radius), limits)
-    _repair(field, scratch, source, box)
-    half = _fraction_radius(scratch, source, box, radius, 0.5 * out[3])
+    _repair(field, scratch, source, disc)
+    half = _fraction_radius(scratch, source, disc, radius, 0.5 * out[3])
     out[5] = half
     if np.isfinite(half):
-        out[0], out[1] = _windowed_position(field, scratch, source, limits, half)
+        room = 4 * _window_sigma(half) + source.a + 1
+        box = _box_around(centre, (room, room), limits)
+        if not _holds(field, box):
+            return np.int32(_TOO_SMALL)
+        _repair(field, scratch, source, box)
+        out[0], out[1] = _windowed_position(scratch, source, box, _window_sigma(half))
     return bits
 
 
 _INCOMPLETE = int(SourceFlag.APERTURE_INCOMPLETE)
 _CROWDED = int(SourceFlag.NEIGHBOURS)
+_TOO_SMALL = -1
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -1032,6 +1067,13 @@ def _box_around(centre, extent, limits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
+def _holds(field, box):  # type: ignore[no-untyped-def]
+    """Say whether a box lies in the region."""
+    y1, x1 = field.y0 + field.image.shape[0], field.x0 + field.image.shape[1]
+    return box[0] >= field.y0 and box[1] >= field.x0 and box[2] <= y1 and box[3] <= x1
+
+
+@njit(cache=True, nogil=True, forceinline=True)
 def _ellipse_extent(source, scale):  # type: ignore[no-untyped-def]
     """Give the half width and half height of the source's ellipse."""
     a, b = source.a * scale, source.b * scale
@@ -1041,76 +1083,109 @@ def _ellipse_extent(source, scale):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
+def _span(form, dy, limit):  # type: ignore[no-untyped-def]
+    """Give the least and greatest dx (px, widened by 1) where a quadratic form is below a limit.
+
+    ``form`` (xx, xy, yy) stands for xx dx^2 + xy dx dy + yy dy^2, positive definite; a row that
+    it does not reach gives an empty span.
+    """
+    xx, xy, yy = form
+    middle = -0.5 * xy * dy / xx
+    room = middle * middle - (yy * dy * dy - limit) / xx
+    if room < 0:
+        return 1.0, 0.0
+    half = np.sqrt(room) + 1
+    return middle - half, middle + half
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _clip_span(span, x, low, high):  # type: ignore[no-untyped-def]
+    """Give the pixels [first, end) of a row that a span about x touches."""
+    return max(int(np.ceil(span[0] + x)), low), min(int(np.floor(span[1] + x)) + 1, high)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
 def _state(field, label, y, x):  # type: ignore[no-untyped-def]
     """Say whether a pixel can be used as it is: 0, or why not."""
-    i, j = y - field.y0, x - field.x0
-    bad = (field.flags[i, j] & _BAD) != 0
-    if bad or not np.isfinite(field.image[i, j]) or not np.isfinite(field.noise[i, j]):
-        return _SPOILT | _LOST
-    other = field.labels[i, j]
-    return _LOST if other != 0 and other != label else _INSIDE
+    owner = field.owner[y - field.y0, x - field.x0]
+    if owner == 0 or owner == label:
+        return _INSIDE
+    return _SPOILT | _LOST if owner == _UNUSABLE else _LOST
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _mend(field, source, place, box):  # type: ignore[no-untyped-def]
+    """Give where to read a pixel, and its state.
+
+    Neighbours' and bad pixels are read at their mirror about the centroid, or lost if it is no
+    better or outside the box.
+    """
+    y, x = place
+    state = _state(field, source.label, y, x)
+    if state != _INSIDE:
+        v = 2 * int(np.floor(source.y + 0.5)) - y
+        u = 2 * int(np.floor(source.x + 0.5)) - x
+        within = box[0] <= v < box[2] and box[1] <= u < box[3]
+        if within and _state(field, source.label, v, u) == _INSIDE:
+            return v - field.y0, u - field.x0, (state & _SPOILT) | _MIRRORED
+    return y - field.y0, x - field.x0, state
 
 
 @njit(cache=True, nogil=True)
 def _repair(field, scratch, source, box):  # type: ignore[no-untyped-def]
     """Copy a box; neighbours' and bad pixels are replaced by their mirror about the centroid."""
     y0, x0, y1, x1 = box
-    middle_y, middle_x = int(np.floor(source.y + 0.5)), int(np.floor(source.x + 0.5))
     for y in range(y0, y1):
         for x in range(x0, x1):
-            state = _state(field, source.label, y, x)
-            v, u = y, x
-            if state != _INSIDE:
-                v, u = 2 * middle_y - y, 2 * middle_x - x
-                within = y0 <= v < y1 and x0 <= u < x1
-                if within and _state(field, source.label, v, u) == _INSIDE:
-                    state = (state & _SPOILT) | _MIRRORED
-            value, variance = 0.0, 0.0
-            if state & _LOST == 0:
-                value = np.float64(field.image[v - field.y0, u - field.x0])
-                noise = np.float64(field.noise[v - field.y0, u - field.x0])
-                variance = noise * noise
-            scratch.value[y - y0, x - x0] = value
-            scratch.variance[y - y0, x - x0] = variance
-            scratch.state[y - y0, x - x0] = state
+            i, j, state = _mend(field, source, (y, x), box)
+            value = np.float64(field.image[i, j])
+            scratch.value[y - y0, x - x0] = value if state & _LOST == 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
-def _kron_radius(field, scratch, source, limits, scale):  # type: ignore[no-untyped-def]
+def _kron_radius(field, source, box, scale):  # type: ignore[no-untyped-def]
     """Give the first moment of the elliptical radius, in semi-axes; NaN beyond ``KRON_EXTENT``."""
-    box = _box_around((source.x, source.y), _ellipse_extent(source, scale), limits)
-    _repair(field, scratch, source, box)
     y0, x0, y1, x1 = box
+    form, limit = (source.cxx, source.cxy, source.cyy), scale * scale
     moment, total = 0.0, 0.0
     for y in range(y0, y1):
         dy = y - source.y
-        for x in range(x0, x1):
+        first, end = _clip_span(_span(form, dy, limit), source.x, x0, x1)
+        for x in range(first, end):
             dx = x - source.x
             r2 = source.cxx * dx * dx + source.cxy * dx * dy + source.cyy * dy * dy
-            if r2 <= scale * scale:
-                value = scratch.value[y - y0, x - x0]
-                moment += value * np.sqrt(max(r2, 0.0))
-                total += value
+            if r2 <= limit:
+                i, j, state = _mend(field, source, (y, x), box)
+                if state & _LOST == 0:
+                    value = np.float64(field.image[i, j])
+                    moment += value * np.sqrt(max(r2, 0.0))
+                    total += value
     if moment <= 0 or total <= 0:
         return KRON_LEAST
     return np.nan if moment / total > KRON_EXTENT else max(moment / total, KRON_LEAST)
 
 
 @njit(cache=True, nogil=True)
-def _ellipse_flux(scratch, source, box, scale):  # type: ignore[no-untyped-def]
+def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
     """Give flux, error and flag bits of the source's ellipse times ``scale``."""
     y0, x0, y1, x1 = box
     a, b = source.a * scale, source.b * scale
     figure = (source.cosine / a, source.sine / a, -source.sine / b, source.cosine / b)
     reach = _HALF_DIAGONAL / b
+    xx, xy, yx, yy = figure
+    form = (xx * xx + yx * yx, 2 * (xx * xy + yx * yy), xy * xy + yy * yy)
     flux, variance, area, foreign, spoilt = 0.0, 0.0, 0.0, 0.0, False
     for y in range(y0, y1):
-        for x in range(x0, x1):
-            weight = _overlap(x - source.x, y - source.y, figure, reach)
+        dy = y - source.y
+        first, end = _clip_span(_span(form, dy, (1 + reach) ** 2), source.x, x0, x1)
+        for x in range(first, end):
+            weight = _overlap(x - source.x, dy, figure, reach)
             if weight > 0:
-                state = scratch.state[y - y0, x - x0]
-                flux += weight * scratch.value[y - y0, x - x0]
-                variance += weight * scratch.variance[y - y0, x - x0]
+                i, j, state = _mend(field, source, (y, x), box)
+                if state & _LOST == 0:
+                    noise = np.float64(field.noise[i, j])
+                    flux += weight * np.float64(field.image[i, j])
+                    variance += weight * (noise * noise)
                 area += weight
                 spoilt = spoilt or (state & _SPOILT) != 0
                 if state != _INSIDE:
@@ -1293,17 +1368,18 @@ def _circle_flux(scratch, rings, radius):  # type: ignore[no-untyped-def]
     return flux
 
 
+@njit(cache=True, nogil=True, forceinline=True)
+def _window_sigma(half):  # type: ignore[no-untyped-def]
+    """Give sigma of the window of a source with this half-light radius."""
+    return max(half, 0.5) * 2 / 2.35
+
+
 @njit(cache=True, nogil=True)
-def _windowed_position(field, scratch, source, limits, half):  # type: ignore[no-untyped-def]
+def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-def]
     """Give the centroid in a window that moves with it; the isophotal one if that runs away."""
-    sigma = max(half, 0.5) * 2 / 2.35
-    radius = 4 * sigma
-    room = radius + source.a + 1
-    box = _box_around((source.x, source.y), (room, room), limits)
-    _repair(field, scratch, source, box)
     x, y = source.x, source.y
     for _ in range(16):
-        dx, dy = _window_shift(scratch, box, (x, y), radius, sigma)
+        dx, dy = _window_shift(scratch, box, (x, y), 4 * sigma, sigma)
         x += 2 * dx
         y += 2 * dy
         u, v = x - source.x, y - source.y
@@ -1326,18 +1402,22 @@ def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyp
     total, mx, my = 0.0, 0.0, 0.0
     for v in range(y0, y1):
         dy = v - y
-        factor = np.exp(dy * dy * slope)
-        for u in range(x0, x1):
+        first, end = _clip_span(_span((1.0, 0.0, 1.0), dy, outer2), x, x0, x1)
+        row, across = 0.0, 0.0
+        for u in range(first, end):
             dx = u - x
             distance2 = dx * dx + dy * dy
             if distance2 >= outer2:
                 continue
-            mass = factor * wave[u - x0] * scratch.value[v - box[0], u - box[1]]
+            mass = wave[u - x0] * scratch.value[v - box[0], u - box[1]]
             if distance2 > inner2:  # the window is 3e-4 here: a straight edge is exact enough
                 mass *= radius + 0.5 - np.sqrt(distance2)
-            total += mass
-            mx += mass * dx
-            my += mass * dy
+            row += mass
+            across += mass * dx
+        factor = np.exp(dy * dy * slope)
+        total += factor * row
+        mx += factor * across
+        my += factor * row * dy
     if total <= 0:
         return np.nan, np.nan
     return mx / total, my / total

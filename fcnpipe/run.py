@@ -169,6 +169,8 @@ def open_session(spec: RunSpec) -> Iterator[Session | None]:
     plan = make_plan(spec)
     check_disk(plan, spec.out)
     exposure, model = Exposure(spec), networks.load_model(spec.model, fwhm=spec.fwhm)
+    # What auto means here is part of the run key: a resume elsewhere must not change it.
+    spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
     identity = _identify(spec, exposure, model)
     state = prepare(spec.out, identity, spec.overwrite)
     if state == "complete":

@@ -83,7 +83,9 @@ class RunSpec(BaseModel):
     )
     mag_zeropoint: float | None = Field(None, description="Adds magnitudes to the catalogue.")
 
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the network.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of the network; auto: bf16 where the hardware has it."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the network runs.")
     keep_image: bool = Field(False, description="Copy the science image into the store.")
 

@@ -271,6 +271,9 @@ class Model(Protocol):
     def bytes_per_pixel(self) -> int:
         """Peak memory of a forward pass for each pixel looked at."""
 
+    def precision(self, wanted: str, device: str = "auto") -> str:
+        """Give the arithmetic that ``wanted`` means on this machine: fp32 or bf16."""
+
     def predictor(
         self, device: str = "auto", precision: str = "fp32", threads: int = 1
     ) -> Predictor:

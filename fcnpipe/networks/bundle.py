@@ -98,6 +98,12 @@ class Bundle:
         module.load_state_dict(load_file(self.path))
         return module.eval()
 
+    def precision(self, wanted: str, device: str = "auto") -> str:
+        """Give the arithmetic that ``wanted`` means on this machine: fp32 or bf16."""
+        from fcnpipe.networks.predictor import choose_precision
+
+        return choose_precision(wanted, device)
+
     def predictor(
         self, device: str = "auto", precision: str = "fp32", threads: int = 1
     ) -> TorchPredictor:
@@ -107,7 +113,7 @@ class Bundle:
         ----------
         device : {"auto", "cpu", "cuda"}
             ``auto`` takes a GPU where there is one.
-        precision : {"fp32", "bf16"}
+        precision : {"auto", "fp32", "bf16"}
             Arithmetic of the network; the maps are float32 in any case.
         threads : int
             Threads of the CPU; part of what makes the bits.

@@ -125,6 +125,10 @@ class MatchedFilter:
         """Peak memory for each pixel looked at."""
         return self.header.bytes_per_pixel
 
+    def precision(self, wanted: str, device: str = "auto") -> str:
+        """Always fp32."""
+        return "fp32"
+
     def predictor(
         self, device: str = "auto", precision: str = "fp32", threads: int = 1
     ) -> MatchedPredictor:

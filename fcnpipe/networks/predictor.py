@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fcnpipe.errors import ModelError, SpecError
 from fcnpipe.networks.base import Maps, ModelHeader, Scaling
+from fcnpipe.networks.fusion import fuse
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -36,6 +37,28 @@ def choose_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def choose_precision(precision: str, device: str) -> str:
+    """Give the arithmetic that ``precision`` means on this machine: auto is bf16 if it is native.
+
+    Raises
+    ------
+    SpecError
+        If precision or device is unknown, or there is no such device.
+    """
+    if precision not in ("auto", *_DTYPES):
+        raise SpecError(f"precision={precision!r}: choose auto, fp32 or bf16")
+    if precision != "auto":
+        return precision
+    if choose_device(device) == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, test, bool)() for test in tests)
+
+
 class TorchPredictor:
     """A network and where it runs.
 
@@ -47,7 +70,7 @@ class TorchPredictor:
         Scaling, outputs and their roles.
     device : {"cpu", "cuda"}
         Where it runs.
-    precision : {"fp32", "bf16"}
+    precision : {"auto", "fp32", "bf16"}
         Arithmetic; sigmoid and maps are float32 in any case.
     threads : int
         Threads of the CPU, set anew at each call because torch keeps them per thread.
@@ -66,13 +89,13 @@ class TorchPredictor:
         precision: str = "fp32",
         threads: int = 1,
     ) -> None:
-        if precision not in _DTYPES:
-            raise SpecError(f"precision={precision!r}: choose fp32 or bf16")
+        precision = choose_precision(precision, device)
         self.header, self.device, self.precision, self.threads = header, device, precision, threads
         if device == "cuda":
             _make_repeatable()
         moved = module.eval().requires_grad_(False).to(device, _DTYPES[precision])
-        self.module = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        wide = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = fuse(wide) if device == "cpu" else wide
 
     def __call__(self, snr: NDArray[np.float32]) -> Maps:
         """Give the maps of a window.

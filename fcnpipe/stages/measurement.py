@@ -123,21 +123,13 @@ def _divided(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
 
 def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
     """Measure all sources of a tile: most from one region, those that reach further one by one."""
-    boxes = measuring.aperture_boxes(columns, job.plan.shape)
     near = job.tile(name).core.grow(MARGIN).clip(job.plan.frame)
-    inside = (boxes[:, :2] >= near.corners[:2]).all(axis=1) & (
-        boxes[:, 2:] <= near.corners[2:]
-    ).all(axis=1)
-    regions = [(near, inside)] if inside.any() else []
-    for row in np.flatnonzero(~inside):
-        regions.append((Box(*boxes[row].tolist()), np.arange(len(boxes)) == row))
-    measured: Columns = {}
-    for box, rows in regions:
-        found = measuring.measure_apertures(
-            {k: v[rows] for k, v in columns.items()}, _read_region(job, box)
-        )
-        for what, values in found.items():
-            measured.setdefault(what, np.zeros(len(boxes), values.dtype))[rows] = values
+    measured, done = measuring.measure_near(columns, _read_region(job, near))
+    for row in np.flatnonzero(~done):
+        one = {what: values[row : row + 1] for what, values in columns.items()}
+        box = Box(*measuring.aperture_boxes(one, job.plan.shape)[0].tolist())
+        for what, values in measuring.measure_apertures(one, _read_region(job, box)).items():
+            measured[what][row] = values[0]
     return measured
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fcnpipe.errors import SpecError
+from fcnpipe.networks import Bundle, load_model
 from fcnpipe.networks.allocator import tune_allocator
 from fcnpipe.networks.unet import UNet
 from fcnpipe.training.losses import Weights, measure_loss
@@ -40,6 +41,10 @@ class Recipe:
     """Seed of the weights, the scenes and the crops."""
     network: dict[str, Any] = field(default_factory=dict)
     """Arguments of the U-Net."""
+    begin: str = ""
+    """Model whose weights to begin with, by name or file; empty: random weights."""
+    precision: str = "fp32"
+    """Arithmetic of the passes, fp32 or bf16; weights and optimiser stay float32."""
     steps: int = 8000
     """Number of steps, the cooldown included."""
     cooldown: int = 1600
@@ -111,7 +116,10 @@ def load_recipe(path: Path) -> Recipe:
         )
     if "weights" in given:
         given["weights"] = Weights(**given["weights"])
-    return Recipe(**given)
+    recipe = Recipe(**given)
+    if recipe.precision not in ("fp32", "bf16"):
+        raise SpecError(f"{path}: precision {recipe.precision!r}: choose fp32 or bf16")
+    return recipe
 
 
 def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
@@ -196,10 +204,19 @@ def start(recipe: Recipe) -> State:
     """The state before the first step."""
     torch.manual_seed(recipe.seed)
     network = UNet(**recipe.network)
+    if recipe.begin:
+        network.load_state_dict(_weights_of(recipe.begin))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
     averaged = {name: value.clone() for name, value in network.state_dict().items()}
     return State(network, averaged, optimizer, end=recipe.steps)
+
+
+def _weights_of(name: str) -> dict[str, Tensor]:
+    model = load_model(name)
+    if not isinstance(model, Bundle):
+        raise SpecError(f"begin: {name}: model {name} has no weights; name a model file")
+    return model.module().state_dict()
 
 
 def _resume(recipe: Recipe, path: Path) -> State:
@@ -268,8 +285,9 @@ def advance(recipe: Recipe, state: State, pool: list[Example]) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = rate_at(recipe, state.step, state.end)
     x, targets = (torch.from_numpy(part) for part in cut_batch(pool, recipe, state.step))
-    logits = state.network(x.contiguous(memory_format=torch.channels_last))
-    loss = measure_loss(logits, targets, recipe.weights)
+    with _arithmetic(recipe):
+        logits = state.network(x.contiguous(memory_format=torch.channels_last))
+    loss = measure_loss(logits.float(), targets, recipe.weights)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
@@ -277,6 +295,10 @@ def advance(recipe: Recipe, state: State, pool: list[Example]) -> float:
     state.step += 1
     _average(recipe, state)
     return float(loss.detach())
+
+
+def _arithmetic(recipe: Recipe) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16")
 
 
 @torch.no_grad()
@@ -295,7 +317,9 @@ def _validate(recipe: Recipe, state: State, examples: list[Example]) -> float:
     for example in examples:
         x = torch.from_numpy(example.x.astype(np.float32))[None, None]
         targets = torch.from_numpy(example.targets.astype(np.float32) / 255)[None]
-        losses.append(float(measure_loss(network(x), targets, recipe.weights)))
+        with _arithmetic(recipe):
+            logits = network(x)
+        losses.append(float(measure_loss(logits.float(), targets, recipe.weights)))
     return float(np.mean(losses))
 
 

@@ -271,7 +271,7 @@ def list_sources(
         snr = _power(rng, slope, spec.snr) * min(max(1.0, radius / 5.0), 4.0)
         sources.append(_galaxy(rng, places.next(), snr, radius, psf))
     for _ in range(rng.poisson(rng.uniform(*spec.big) * mpix / 0.4)):
-        radius, snr = _log_uniform(rng, (4.0, 40.0)), _log_uniform(rng, (60.0, 2000.0))
+        radius, snr = _log_uniform(rng, (4.0, 70.0)), _log_uniform(rng, (60.0, 2000.0))
         sources.append(_structured(rng, places.next(), snr, radius, psf))
     if rng.random() < spec.cluster:
         sources += _cluster(rng, shape, psf)

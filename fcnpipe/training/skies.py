@@ -26,8 +26,10 @@ class Sky:
     """Noise level that changes over the image."""
     cosmic: float = 0.35
     """Cosmic rays and hot pixels that are not flagged."""
-    trail: float = 0.06
+    trail: float = 0.12
     """Satellite trails."""
+    picture: float = 0.08
+    """Clipped near the sky level and rounded to few grey levels, as a published picture is."""
     saturated: float = 0.3
     """A saturation level that clips the brightest stars."""
     dead: float = 0.25
@@ -56,6 +58,8 @@ def add_sky(light: Floats, fwhm_px: float, sky: Sky, rng: np.random.Generator) -
     noise = relative * np.sqrt(1 + np.maximum(light, 0) / gain)
     image = light + _glow(shape, sky, rng) + noise * _noise(shape, sky, rng)
     _add_streaks(image, fwhm_px, sky, rng)
+    if rng.random() < sky.picture:
+        image = _publish(image, rng)
     bad = _spoil(image, sky, rng)
     scale = float(np.exp(rng.uniform(np.log(1e-2), np.log(1e2))))
     image = (image + rng.uniform(-50, 500)) * np.float32(scale)
@@ -135,8 +139,14 @@ def _trail(image: Floats, fwhm_px: float, rng: np.random.Generator) -> None:
     y, x = np.ogrid[: image.shape[0], : image.shape[1]]
     across = (y - centre[0]) * np.cos(turn) - (x - centre[1]) * np.sin(turn)
     width = fwhm_px / 2.355 * rng.uniform(1.0, 2.5)
-    power = np.exp(rng.uniform(np.log(0.5), np.log(50.0)))
+    power = np.exp(rng.uniform(np.log(0.3), np.log(50.0)))
     image += (power * np.exp(-0.5 * (across / width) ** 2)).astype(np.float32)
+
+
+def _publish(image: Floats, rng: np.random.Generator) -> Floats:
+    floor, step = rng.uniform(-2.5, 1.0), rng.uniform(0.1, 1.0)
+    grey = np.rint((np.maximum(image, floor) - floor) / step)
+    return np.asarray(floor + step * grey, np.float32)
 
 
 def _spoil(image: Floats, sky: Sky, rng: np.random.Generator) -> Bools:

@@ -53,6 +53,17 @@ def test_bf16_is_close(model: Model) -> None:
     assert 0 < np.abs(half.elevation - full.elevation).max() < 0.1
 
 
+@pytest.mark.parametrize(("native", "meant"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_what_the_hardware_has(
+    model: Model, monkeypatch: pytest.MonkeyPatch, native: bool, meant: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert model.precision("auto", "cpu") == meant
+    assert model.precision("fp32", "cpu") == "fp32"
+    assert model.predictor("cpu", "auto").precision == meant
+
+
 def test_the_number_of_threads_is_kept(model: Model) -> None:
     before = torch.get_num_threads()
     try:
@@ -73,7 +84,7 @@ def test_scaling_is_asinh() -> None:
 
 
 def test_what_cannot_be_is_refused(model: Model) -> None:
-    with pytest.raises(SpecError, match="fp32 or bf16"):
+    with pytest.raises(SpecError, match="auto, fp32 or bf16"):
         model.predictor("cpu", precision="fp8")
     with pytest.raises(SpecError, match="auto, cpu or cuda"):
         model.predictor("tpu")
