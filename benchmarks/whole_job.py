@@ -24,9 +24,9 @@ import numpy as np
 import psutil
 from astropy.io import fits
 
-import fcnpipe
 from fcnpipe import networks
 from fcnpipe.plan import Plan, make_plan
+from fcnpipe.run import Silence, segment
 from fcnpipe.spec import make_spec
 
 PIECE = 1024
@@ -55,6 +55,17 @@ def write_field(path: Path, edge: int) -> None:
     stream.close()
 
 
+class Stopwatch(Silence):
+    """Remembers how long each stage took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Note the stage's seconds."""
+        self.seconds[stage] = seconds
+
+
 def run_whole(image: Path, out: Path, options: dict[str, object]) -> tuple[float, dict[int, int]]:
     """Run the whole job; give seconds and the peak resident bytes of each process."""
     peaks: dict[int, int] = {}
@@ -62,11 +73,15 @@ def run_whole(image: Path, out: Path, options: dict[str, object]) -> tuple[float
     watch = threading.Thread(target=_watch, args=(peaks, over))
     watch.start()
     begun = time.perf_counter()
-    result = fcnpipe.segment(image, out, overwrite=True, quiet=True, **options)
+    stages = Stopwatch()
+    spec = make_spec(image=(str(image),), out=str(out), overwrite=True, **options)
+    result = segment(spec, stages)
     seconds = time.perf_counter() - begun
     over.set()
     watch.join()
-    print(f"  {result.sources} sources")
+    rest = seconds - sum(stages.seconds.values())
+    parts = ", ".join(f"{name} {took:.1f}" for name, took in stages.seconds.items())
+    print(f"  {result.sources} sources; seconds: {parts}, before and after {rest:.1f}")
     return seconds, peaks
 
 
@@ -98,7 +113,7 @@ _PREDICTOR: Callable[[np.ndarray], object]
 def _warm(model: str) -> None:
     global _PREDICTOR
     networks.tune_allocator()
-    _PREDICTOR = networks.load_model(model).predictor("cpu", "fp32", threads=1)
+    _PREDICTOR = networks.load_model(model).predictor("cpu", "auto", threads=1)
 
 
 def _forward(shape: tuple[int, int]) -> None:
@@ -129,7 +144,7 @@ def main() -> None:
     parser.add_argument("--edge", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--engine", default="dask")
+    parser.add_argument("--engine", default="threads")
     parser.add_argument("--bare-part", type=int, default=4, help="bare pass on every n-th window")
     parser.add_argument("--monai-edge", type=int, default=2048)
     parser.add_argument("--monai-roi", type=int, default=512)

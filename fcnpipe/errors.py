@@ -8,6 +8,7 @@
     ├── ModelError       (ValueError)    a model file, or a network that cannot be tiled exactly
     ├── PlanError        (ValueError)    a run that cannot fit the machine or the store
     ├── StoreError       (OSError)       an output that exists, differs or cannot be written
+    ├── TrainingError    (RuntimeError)  a training that has run away
     ├── VerificationError (ValueError)   a store whose contents contradict each other
     └── TilesFailed      (RuntimeError)  some tiles failed; the rest has landed
 
@@ -43,6 +44,10 @@ class PlanError(FcnpipeError, ValueError):
 
 class StoreError(FcnpipeError, OSError):
     """The output exists, belongs to another run, or cannot be written."""
+
+
+class TrainingError(FcnpipeError, RuntimeError):
+    """A training cannot go on: its loss is no number any more."""
 
 
 class VerificationError(FcnpipeError, ValueError):

@@ -136,7 +136,8 @@ class Exposure:
         flags = pixels.flag_pixels(bands[-1], self._bad(box), self._read_weight(box))
         if self.satur_level is not None:
             flags |= pixels.flag_pixels(worst, satur_level=self.satur_level)
-        return np.stack(bands), flags
+        planes = np.stack(bands) if len(bands) > 1 else bands[0][np.newaxis]
+        return planes, flags
 
     def read_patch(self, box: Box, sky: Sky) -> Patch:
         """Read a box with its sky taken off and its noise beside it."""

@@ -64,6 +64,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _INSIDE, _MIRRORED, _LOST, _SPOILT = 0, 1, 2, 4
 _UNUSABLE = -1
 _HALF_DIAGONAL = 0.70710678118654757
+_CIRCLE = (1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +239,61 @@ def _quantise(
     return counts
 
 
+def quantise_labelled(
+    maps: tuple[NDArray[np.int32], NDArray[np.uint8]],
+    flux: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    units: tuple[float, float],
+    gain: float | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give flux and variance in fixed point where there is a label, and 0 elsewhere.
+
+    Parameters
+    ----------
+    maps : (h, w) int32 and (h, w) uint8
+        Labels, and bits of `PixelFlag`; a bad pixel counts for nothing.
+    flux, noise : (h, w) float32
+        Above the sky, and the sky's, in image units.
+    units : (float, float)
+        Value of one count of flux and of variance.
+    gain : float, optional
+        Electrons per image unit: adds the sources' own noise to the variance.
+    """
+    labels, flags = maps
+    counts = np.zeros((2, *labels.shape), np.int64)
+    scales = (1.0 / units[0], 1.0 / units[1])
+    _round_labelled(labels, flags, flux, noise, scales, np.float32(gain or 0), counts)
+    return counts[0], counts[1]
+
+
+@njit(cache=True, nogil=True)
+def _round_labelled(labels, flags, flux, noise, scales, gain, counts):  # type: ignore[no-untyped-def]
+    for i in range(labels.shape[0]):
+        for j in range(labels.shape[1]):
+            if labels[i, j] == 0 or (flags[i, j] & _BAD) != 0:
+                continue
+            value, sigma = flux[i, j], noise[i, j]
+            variance = sigma * sigma
+            if gain > 0:
+                variance += max(value, np.float32(0)) / gain
+            counts[0, i, j] = _nearest(value, scales[0], -FLUX_LIMIT, FLUX_LIMIT)
+            counts[1, i, j] = _nearest(variance, scales[1], 0, VARIANCE_LIMIT)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _nearest(value, scale, low, high):  # type: ignore[no-untyped-def]
+    """Give the whole number nearest to ``value * scale``, within limits; 0 for NaN."""
+    count = np.float64(value) * scale
+    if np.isnan(count):
+        return np.int64(0)
+    return np.int64(np.rint(min(max(count, np.float64(low)), np.float64(high))))
+
+
 @njit(cache=True, nogil=True)
 def _round(values, scale, limits, counts):  # type: ignore[no-untyped-def]
     """Round in one pass: NumPy's five, with their float64 copies, take longer than the sums."""
     for i in range(len(values)):
-        count = np.float64(values[i]) * scale
-        if np.isnan(count):
-            count = 0.0
-        counts[i] = np.int64(np.rint(min(max(count, limits[0]), limits[1])))
+        counts[i] = _nearest(values[i], scale, limits[0], limits[1])
 
 
 # --- sums ---
@@ -1083,8 +1131,8 @@ def _ellipse_extent(source, scale):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _span(form, dy, limit):  # type: ignore[no-untyped-def]
-    """Give the least and greatest dx (px, widened by 1) where a quadratic form is below a limit.
+def _span(form, dy, limit, more):  # type: ignore[no-untyped-def]
+    """Give the least and greatest dx (px, widened by ``more``) where a form is below a limit.
 
     ``form`` (xx, xy, yy) stands for xx dx^2 + xy dx dy + yy dy^2, positive definite; a row that
     it does not reach gives an empty span.
@@ -1094,7 +1142,7 @@ def _span(form, dy, limit):  # type: ignore[no-untyped-def]
     room = middle * middle - (yy * dy * dy - limit) / xx
     if room < 0:
         return 1.0, 0.0
-    half = np.sqrt(room) + 1
+    half = np.sqrt(room) + more
     return middle - half, middle + half
 
 
@@ -1150,7 +1198,7 @@ def _kron_radius(field, source, box, scale):  # type: ignore[no-untyped-def]
     moment, total = 0.0, 0.0
     for y in range(y0, y1):
         dy = y - source.y
-        first, end = _clip_span(_span(form, dy, limit), source.x, x0, x1)
+        first, end = _clip_span(_span(form, dy, limit, 1.0), source.x, x0, x1)
         for x in range(first, end):
             dx = x - source.x
             r2 = source.cxx * dx * dx + source.cxy * dx * dy + source.cyy * dy * dy
@@ -1177,7 +1225,7 @@ def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
     flux, variance, area, foreign, spoilt = 0.0, 0.0, 0.0, 0.0, False
     for y in range(y0, y1):
         dy = y - source.y
-        first, end = _clip_span(_span(form, dy, (1 + reach) ** 2), source.x, x0, x1)
+        first, end = _clip_span(_span(form, dy, (1 + reach) ** 2, 1.0), source.x, x0, x1)
         for x in range(first, end):
             weight = _overlap(x - source.x, dy, figure, reach)
             if weight > 0:
@@ -1220,8 +1268,8 @@ def _edge_overlap(centre, figure, reach):  # type: ignore[no-untyped-def]
 
     Each edge spans a triangle with the origin; the part of it inside the circle is a triangle where
     the edge runs inside and a sector where it runs outside (Green's theorem). The sectors' angles
-    are multiplied as rotations and read off once; only a figure about as small as a pixel could
-    turn by more than half a circle.
+    are multiplied as rotations and read off once. They add up to less than half a circle if
+    ``reach`` < 1: seen from the origin, the pixel's part outside lies within 2 asin(reach).
     """
     xx, xy, yx, yy = figure
     u, v = centre
@@ -1234,7 +1282,7 @@ def _edge_overlap(centre, figure, reach):  # type: ignore[no-untyped-def]
     for _ in range(4):
         part, re, im = _follow_edge((u + pu, v + pv), (u + qu, v + qv), re, im)
         area += part
-        if reach > 0.4:
+        if reach > 0.99:
             angle += np.arctan2(im, re)
             re, im = 1.0, 0.0
         pu, pv, qu, qv = qu, qv, -pu, -pv
@@ -1396,24 +1444,28 @@ def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyp
     y0, x0, y1, x1 = _box_around(centre, (radius, radius), box)
     x, y = centre
     wave, slope = scratch.wave, -0.5 / (sigma * sigma)
-    inner2, outer2 = max(radius - 0.5, 0.0) ** 2, (radius + 0.5) ** 2
+    outer, inner = radius + 0.5, max(radius - 0.5, 0.0)
     for u in range(x0, x1):
         wave[u - x0] = np.exp((u - x) * (u - x) * slope)
     total, mx, my = 0.0, 0.0, 0.0
     for v in range(y0, y1):
-        dy = v - y
-        first, end = _clip_span(_span((1.0, 0.0, 1.0), dy, outer2), x, x0, x1)
+        dy, pixels = v - y, scratch.value[v - box[0]]
+        first, end = _clip_span(_span(_CIRCLE, dy, outer * outer, 0.0), x, x0, x1)
+        low, high = _clip_span(_span(_CIRCLE, dy, inner * inner, 0.0), x, first, end)
+        if low >= high:
+            low, high = end, end
         row, across = 0.0, 0.0
-        for u in range(first, end):
-            dx = u - x
-            distance2 = dx * dx + dy * dy
-            if distance2 >= outer2:
-                continue
-            mass = wave[u - x0] * scratch.value[v - box[0], u - box[1]]
-            if distance2 > inner2:  # the window is 3e-4 here: a straight edge is exact enough
-                mass *= radius + 0.5 - np.sqrt(distance2)
+        for u in range(low, high):
+            mass = wave[u - x0] * pixels[u - box[1]]
             row += mass
-            across += mass * dx
+            across += mass * (u - x)
+        # The window is 3e-4 at its edge: a straight one is exact enough.
+        for start, stop in ((first, low), (high, end)):
+            for u in range(start, stop):
+                dx = u - x
+                mass = wave[u - x0] * pixels[u - box[1]] * (outer - np.sqrt(dx * dx + dy * dy))
+                row += mass
+                across += mass * dx
         factor = np.exp(dy * dy * slope)
         total += factor * row
         mx += factor * across

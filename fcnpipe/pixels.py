@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
@@ -24,6 +25,7 @@ ELEVATION_TOP = 65535
 PROBABILITY_TOP = 255
 FLUX_BITS = 14
 """Fixed-point fluxes resolve the typical noise of a pixel to 2**-FLUX_BITS."""
+_NO_DATA = int(PixelFlag.NO_DATA)
 BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
 """Pixels that carry no information; saturated ones do."""
 
@@ -52,13 +54,23 @@ def flag_pixels(
     (h, w) uint8
         Bits of :class:`fcnpipe.records.PixelFlag`; 0 is good.
     """
-    flags = np.where(np.isfinite(image), 0, int(PixelFlag.NO_DATA)).astype(np.uint8)
+    flags: Flags = _flag_missing(np.asarray(image))
     if mask is not None:
         flags[mask] |= int(PixelFlag.MASKED)
     if weight is not None:
         flags[~(np.isfinite(weight) & (weight > 0))] |= int(PixelFlag.MASKED)
     if satur_level is not None:
         flags[image >= satur_level] |= int(PixelFlag.SATURATED)
+    return flags
+
+
+@njit(cache=True, nogil=True)
+def _flag_missing(image):  # type: ignore[no-untyped-def]
+    flags = np.zeros(image.shape, np.uint8)
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            if not np.isfinite(image[y, x]):
+                flags[y, x] = _NO_DATA
     return flags
 
 

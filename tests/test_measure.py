@@ -13,7 +13,17 @@ from scipy import ndimage
 
 from fcnpipe import measure
 from fcnpipe.geometry import Box
-from fcnpipe.measure import Columns, Pixels, Region, accumulate, finish, measure_apertures
+from fcnpipe.measure import (
+    Columns,
+    Pixels,
+    Region,
+    accumulate,
+    finish,
+    measure_apertures,
+    quantise_flux,
+    quantise_labelled,
+    quantise_variance,
+)
 from fcnpipe.records import SourceFlag
 
 UNIT = 2.0**-24
@@ -322,3 +332,22 @@ def test_sums_survive_npz(tmp_path):
     for name, array in sums.to_arrays().items():
         np.testing.assert_array_equal(getattr(back, name), array)
         assert getattr(back, name).dtype == array.dtype
+
+
+def test_labelled_pixels_are_quantised_as_arrays_are():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 3, (40, 30)).astype(np.int32)
+    flags = np.where(rng.random(labels.shape) < 0.1, 1, 0).astype(np.uint8)
+    flux = rng.normal(0, 1e4, labels.shape).astype(np.float32)
+    noise = rng.uniform(0.5, 2, labels.shape).astype(np.float32)
+    flux[0], flux[1] = np.inf, np.nan
+    for gain in (None, 3.0):
+        counts = quantise_labelled((labels, flags), flux, noise, (2.0**-9, 2.0**-12), gain)
+        variance = noise**2 + (np.maximum(flux, 0) / np.float32(gain) if gain else 0)
+        off = (labels == 0) | (flags != 0)
+        for found, expected in zip(
+            counts,
+            (quantise_flux(flux, 2.0**-9), quantise_variance(variance, 2.0**-12)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(found, np.where(off, 0, expected))

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from fcnpipe import catalogue
 from fcnpipe import measure as measuring
-from fcnpipe.exposure import Patch
 from fcnpipe.geometry import Box
 from fcnpipe.job import Arrays, Job
 from fcnpipe.measure import Columns, Pixels, Region, Sums
@@ -68,12 +67,17 @@ def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Su
     patch = job.exposure.read_patches(core, job.sky, job.plan.tiles)[0]
     inner = core.within(around)
     unit, flags = job.sky.unit, job.store.read("flags", around)
-    bad = (flags[inner] & BAD) != 0
-    residual, variance = _mend(patch, bad, job.exposure.gain)
+    flux, variance = measuring.quantise_labelled(
+        (labels, flags[inner]),
+        patch.residual[-1],
+        patch.noise[-1],
+        (unit, _variance_unit(unit)),
+        job.exposure.gain,
+    )
     pixels = Pixels(
         labels,
-        measuring.quantise_flux(residual, unit),
-        measuring.quantise_variance(variance, _variance_unit(unit)),
+        flux,
+        variance,
         job.store.read("probability", core),
         job.store.read("elevation", core),
         flags,
@@ -82,17 +86,6 @@ def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Su
     )
     anchors = np.stack(np.divmod(table["source"], job.plan.shape[1]), axis=1)
     return measuring.accumulate(pixels, anchors, table["present"])
-
-
-def _mend(
-    patch: Patch, bad: NDArray[np.bool_], gain: float | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Give flux above the sky and its variance; bad pixels count for nothing."""
-    residual = np.where(bad, np.float32(0), patch.residual[-1])
-    variance = np.where(bad, np.float32(0), patch.noise[-1] ** 2)
-    if gain:
-        variance += np.maximum(residual, 0) / np.float32(gain)
-    return residual, variance
 
 
 def _variance_unit(unit: float) -> float:

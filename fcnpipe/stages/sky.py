@@ -89,5 +89,5 @@ def _check(plane: background.Background, name: str) -> None:
         )
     if plane.is_noiseless:
         raise InputError(
-            f"{name} is constant: its noise is 0 and nothing can stand out; check --hdu"
+            f"{name} has no noise: most of its pixels are equal, so nothing can stand out; check --hdu"
         )

@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fcnpipe.errors import SpecError
+from fcnpipe.errors import SpecError, TrainingError
 from fcnpipe.networks import Bundle, load_model
 from fcnpipe.networks.allocator import tune_allocator
 from fcnpipe.networks.unet import UNet
@@ -290,7 +290,11 @@ def advance(recipe: Recipe, state: State, pool: list[Example]) -> float:
     loss = measure_loss(logits.float(), targets, recipe.weights)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
+    if not torch.isfinite(norm):
+        raise TrainingError(
+            f"step {state.step}: the loss is {float(loss.detach())}; resume with a lower rate"
+        )
     state.optimizer.step()
     state.step += 1
     _average(recipe, state)

@@ -48,6 +48,8 @@ def make_example(scene: Scene, cell: int = 64) -> Example:
     """Input and targets of a scene, with the sky and the noise estimated as for a real image."""
     found = estimate(scene.image, scene.bad | ~np.isfinite(scene.image), cell)
     sky, noise = found.sky(0, 0, scene.image.shape), found.noise(0, 0, scene.image.shape)
+    if found.is_blank or found.is_noiseless:  # the pipeline would refuse it
+        noise = scene.noise
     x = scale(scene.image, scene.bad, sky, noise)
     return Example(x.astype(np.float16), quantise(make_targets(scene)))
 
