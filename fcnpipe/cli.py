@@ -16,6 +16,7 @@ code    meaning
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -219,11 +220,18 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="What to train on what.")],
     out: Annotated[str, typer.Argument(metavar="FOLDER", help="Checkpoints, log and result.")],
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in FOLDER.")] = True,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
-    """Train a network on simulated skies; the same command again goes on."""
-    from fcnpipe.training import loop
+    """Train a network on simulated skies, into a model file; the same command again goes on."""
+    from fcnpipe.progress import count_steps, watch
+    from fcnpipe.training import loop, packing
 
-    typer.echo(str(loop.train(loop.load_recipe(Path(recipe)), Path(out), resume)))
+    given, begun = loop.load_recipe(Path(recipe)), time.perf_counter()
+    with watch(quiet) as progress:
+        report = count_steps(progress, "train", given.batch * given.crop**2)
+        loop.train(given, Path(out), resume, report)
+        progress.end("train", time.perf_counter() - begun)
+    typer.echo(str(packing.pack(Path(out))))
 
 
 @app.command()

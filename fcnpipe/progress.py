@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -168,6 +168,30 @@ class Display:
         if self._bar is not None:
             self._bars.remove_task(self._bar)
         self._lines.end(stage, seconds)
+
+
+def count_steps(progress: Progress, what: str, pixels: int) -> Callable[[int, int], None]:
+    """Give a function to be told the steps done and the steps in all, for work without tiles.
+
+    Parameters
+    ----------
+    progress : Progress
+        Shows them as the tasks of one stage.
+    what : str
+        Name of the stage.
+    pixels : int
+        Pixels of a step.
+    """
+    begun = False
+
+    def report(done: int, end: int) -> None:
+        nonlocal begun
+        if not begun:
+            progress.start(what, end - done + 1, (end - done + 1) * pixels)
+            begun = True
+        progress.report(TaskReport(what, f"step {done}", pixels=pixels))
+
+    return report
 
 
 def describe_failure(report: TaskReport) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,12 @@ class State:
     """Steps done."""
     seconds: float = 0.0
     """Time spent on them."""
+    validation: float | None = None
+    """Loss of the last validation."""
+
+
+Report = Callable[[int, int], None]
+"""Is told the steps done, and how many there are, after each."""
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -122,7 +128,7 @@ def load_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
+def train(recipe: Recipe, out: Path, resume: bool = True, report: Report | None = None) -> Path:
     """The trained weights of a recipe.
 
     Parameters
@@ -134,6 +140,8 @@ def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
     resume
         Go on from the checkpoint in the folder, if there is one: the same steps on the same
         examples as without the interruption.
+    report
+        Is called after each step.
 
     Returns
     -------
@@ -152,7 +160,8 @@ def train(recipe: Recipe, out: Path, resume: bool = True) -> Path:
     stream, pool = _fill(recipe, out, state.step)
     validation = list(_list_validation(recipe))
     try:
-        _run(recipe, out, state, (stream, pool, validation))
+        _run(recipe, out, state, (stream, pool, validation), report)
+        state.validation = _validate(recipe, state, validation)
     finally:
         stream.close()
     return _save(state, recipe, out)
@@ -254,7 +263,11 @@ def _renew(pool: list[Example], recipe: Recipe, number: int, stream: Stream) -> 
 
 
 def _run(
-    recipe: Recipe, out: Path, state: State, data: tuple[Stream, list[Example], list[Example]]
+    recipe: Recipe,
+    out: Path,
+    state: State,
+    data: tuple[Stream, list[Example], list[Example]],
+    report: Report | None,
 ) -> None:
     stream, pool, validation = data
     saved, recent = time.monotonic(), []
@@ -266,6 +279,8 @@ def _run(
             _renew(pool, recipe, number, stream)
         recent.append(advance(recipe, state, pool))
         state.seconds += time.monotonic() - begun
+        if report is not None:
+            report(state.step, state.end)
         if (out / "cooldown").exists():
             state.end, state.shortened = min(state.end, state.step + recipe.cooldown), True
             (out / "cooldown").unlink()
@@ -273,7 +288,8 @@ def _run(
             _log(out / "log.csv", recipe, state, float(np.mean(recent)), "train")
             recent = []
         if state.step % VALIDATE_EVERY == 0:
-            _log(out / "log.csv", recipe, state, _validate(recipe, state, validation), "validation")
+            state.validation = _validate(recipe, state, validation)
+            _log(out / "log.csv", recipe, state, state.validation, "validation")
         if time.monotonic() - saved > 60 * recipe.minutes_between:
             _save(state, recipe, out)
             stream.forget(_oldest(recipe, state.step))
@@ -354,6 +370,7 @@ def _save(state: State, recipe: Recipe, out: Path) -> Path:
     _replace(out / "best.pt", {k: v.contiguous() for k, v in state.averaged.items()})
     facts = {"recipe": asdict(recipe), "step": state.step, "hours": state.seconds / 3600}
     facts["pixels_seen"] = state.step * recipe.batch * recipe.crop**2
+    facts["validation"] = state.validation
     (out / "best.json").write_text(json.dumps(facts, indent=1))
     return out / "best.pt"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from fcnpipe.networks.base import Defaults, Output
 from fcnpipe.networks.bundle import save_model
 from fcnpipe.networks.certificate import describe
 from fcnpipe.networks.unet import UNet
-from fcnpipe.training.loop import Recipe
 
 OUTPUTS = (
     Output(name="source", role="source"),
@@ -22,47 +21,49 @@ OUTPUTS = (
 )
 ELEVATION = {"heat": 0.25, "relief": 0.75}
 """Weights of the outputs in the elevation, tuned together with the DEFAULTS."""
-DEFAULTS = Defaults(thresh=0.4, dynamics=0.04, minarea=5, minpeak=0.2)
+DEFAULTS = Defaults(thresh=0.35, dynamics=0.04, minarea=6, minpeak=0.2)
 """Separation options of a model that is trained on the OUTPUTS' targets."""
 
 
 def pack(
-    recipe: Recipe,
-    weights: Path,
-    path: Path,
+    folder: Path,
+    path: Path | None = None,
     scores: Mapping[str, Any] | None = None,
+    elevation: Mapping[str, float] = ELEVATION,
     defaults: Defaults = DEFAULTS,
 ) -> Path:
-    """The model file of a trained network, proven to tile exactly.
+    """Make the model file of a training, proven to tile exactly.
 
     Parameters
     ----------
-    recipe
-        What it was trained by; goes into the header.
-    weights
-        State dict as :func:`fcnpipe.training.loop.train` writes it.
+    folder
+        Where :func:`fcnpipe.training.loop.train` left weights and recipe.
     path
-        Model file to write, ending in ``.safetensors``.
+        Model file to write, ending in ``.safetensors``; NAME.safetensors in the folder if not
+        given.
     scores
-        What was measured of it; goes into the header.
-    defaults
-        Separation options that suit it.
+        What was measured of it; goes into the header. The last validation is added.
+    elevation, defaults
+        How its outputs make the elevation, and separation options that suit it.
 
     Raises
     ------
     ModelError
         When the network cannot be tiled exactly or the path has another ending.
     """
-    network = UNet(**recipe.network)
-    network.load_state_dict(torch.load(weights, weights_only=True))
+    facts = json.loads((folder / "best.json").read_text())
+    recipe = facts.pop("recipe")
+    network = UNet(**recipe["network"])
+    network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    validation = facts.pop("validation", None)
     header = describe(
         network,
-        recipe.name,
+        recipe["name"],
         OUTPUTS,
-        ELEVATION,
+        dict(elevation),
         defaults=defaults,
-        recipe=asdict(recipe),
-        scores=dict(scores or {}),
+        recipe=recipe | facts,
+        scores={"validation_loss": validation, **(scores or {})},
         licence="BSD-3-Clause",
     )
-    return save_model(path, network, header)
+    return save_model(path or folder / f"{recipe['name']}.safetensors", network, header)
