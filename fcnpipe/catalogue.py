@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from fcnpipe.errors import VerificationError
 from fcnpipe.records import SourceFlag
 
+GROUP_BYTES = 64 * 2**20
+"""Columns that are brought in order together may take this much memory."""
 FLUX_UNIT = "image"
 """Stands in ``Column.unit`` for the unit of the image's pixels (``BUNIT``)."""
 
@@ -235,13 +237,14 @@ def assemble(
     count: int,
     columns: Sequence[Column] = COLUMNS,
 ) -> Iterator[tuple[Column, NDArray[Any]]]:
-    """Bring the rows of many tiles in order of label, one column at a time.
+    """Bring the rows of many tiles in order of label, column by column.
 
     Parameters
     ----------
     read : callable
         Given column names, gives the parts with (at least) these columns, in any order; it is
-        called once for each column, so no more than one column and one part are ever held.
+        called once for each few columns, so that no more than ``GROUP_BYTES`` (or one column)
+        and one part are ever held.
     count : int
         Number of sources: labels are 1 to ``count``.
     columns : sequence of Column
@@ -258,11 +261,19 @@ def assemble(
         If a label is missing, comes twice, or lies outside 1 to ``count``.
     """
     check_labels((part["label"] for part in read(("label",))), count)
-    for column in columns:
-        values = np.empty(count, column.dtype)
-        for part in read(("label", column.name)):
-            values[np.asarray(part["label"], np.int64) - 1] = part[column.name]
-        yield column, values
+    for some in _group(columns, count):
+        values = {column.name: np.empty(count, column.dtype) for column in some}
+        for part in read(("label", *values)):
+            rows = np.asarray(part["label"], np.int64) - 1
+            for name, column_values in values.items():
+                column_values[rows] = part[name]
+        yield from ((column, values[column.name]) for column in some)
+
+
+def _group(columns: Sequence[Column], count: int) -> Iterator[Sequence[Column]]:
+    """Give as many columns at a time as may be in memory together, one at least."""
+    step = max(GROUP_BYTES // (8 * max(count, 1)), 1)
+    return (columns[i : i + step] for i in range(0, len(columns), step))
 
 
 def check_labels(parts: Iterable[NDArray[Any]], count: int) -> None:

@@ -207,7 +207,10 @@ def list_stages(job: Job) -> tuple[Stage, ...]:
         Stage("select", (Step("select", ONE),)),
         Stage("label", (Step("label", tiles),)),
         Stage("measure", (Step("measure", tiles),)),
-        Stage("publish", (Step("write_catalogue", ONE), *_pyramid_steps(job))),
+        Stage(
+            "publish",
+            (Step("write_catalogue", ONE), *_pyramid_steps(job), *_check_steps(tiles)),
+        ),
     )
 
 
@@ -223,6 +226,10 @@ def _merge_steps(plan: Plan) -> tuple[Step, ...]:
 def _pyramid_steps(job: Job) -> tuple[Step, ...]:
     levels = [tuple(node.name for node in nodes) for nodes in list_pyramid(job)]
     return (Step("create_pyramid", ONE), *(Step("build_level", names) for names in levels))
+
+
+def _check_steps(tiles: tuple[str, ...]) -> tuple[Step, ...]:
+    return (Step("check_tile", tiles), Step("check_sums", ONE), Step("prepare_parquet", ONE))
 
 
 def run_stage(session: Session, stage: Stage, observer: Observer) -> None:
@@ -262,7 +269,7 @@ def _give_up(step: Step, failed: list[TaskReport]) -> None:
 
 
 def finish(session: Session) -> None:
-    """Verify the store and give it its final name.
+    """Give the store, which the last stage has verified, its final name.
 
     Raises
     ------
@@ -274,7 +281,7 @@ def finish(session: Session) -> None:
         failed = work.list_failures(job)
         job.store.close_incomplete(failed)
         raise TilesFailed(failed)
-    job.store.publish(job.spec.overwrite)
+    job.store.publish(job.spec.overwrite, checked=True)
 
 
 def _take_back(job: Job) -> None:

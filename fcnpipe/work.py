@@ -36,6 +36,9 @@ TASKS: dict[str, Task] = {
         publication.write_catalogue,
         publication.create_pyramid,
         publication.build_level,
+        publication.check_tile,
+        publication.check_sums,
+        publication.prepare_parquet,
     )
 }
 LEDGER = {
@@ -49,7 +52,8 @@ LEDGER = {
 TOLERANT = frozenset({"measure_cells", "predict"})
 """Tasks without which, for some tiles, the rest of the image can still be finished."""
 AFTER_PREDICT = (
-    "separate", "join", "settle", "select", "label", "measure", "write_catalogue", "create_pyramid", "build_level"
+    "separate", "join", "settle", "select", "label", "measure", "write_catalogue", "create_pyramid", "build_level",
+    "check_tile", "check_sums", "prepare_parquet"
 )  # fmt: skip
 """Tasks that are done again when a missing tile has come in."""
 TRACES = {
@@ -60,6 +64,7 @@ TRACES = {
     "select": ("labels", "selection"),
     "label": ("sums",),
     "measure": ("rows",),
+    "check_tile": ("checks",),
 }
 """Scratch of a task that must go before it is done again on other input."""
 

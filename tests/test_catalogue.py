@@ -12,6 +12,7 @@ from astropy.io import fits
 from astropy.units import Unit
 from astropy.wcs import WCS
 
+from fcnpipe import catalogue
 from fcnpipe.catalogue import (
     COLUMNS,
     FLUX_UNIT,
@@ -183,7 +184,22 @@ def test_assemble_orders_the_rows_of_all_parts():
     assert table["label"].tolist() == list(range(1, 101))
     np.testing.assert_array_equal(table["segment_flux"], np.arange(1.0, 101.0))
     assert table["source_id"].dtype == np.uint64
-    assert max(map(len, asked)) == 2
+    assert asked[0] == ("label",)
+    assert len(asked) == 2  # 100 rows of all columns fit into one group
+
+
+def test_assemble_holds_few_columns_of_a_large_catalogue(monkeypatch):
+    monkeypatch.setattr(catalogue, "GROUP_BYTES", 3 * 8 * 5)
+    asked = []
+
+    def read(names):
+        asked.append(names)
+        part = complete(measured_rows(np.arange(1, 6)), (), 1000)
+        return [{name: part[name] for name in names}]
+
+    names = [column.name for column, _ in assemble(read, 5)]
+    assert names == [column.name for column in catalogue.COLUMNS]
+    assert max(map(len, asked)) == 4
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from fcnpipe import catalogue
 from fcnpipe.geometry import Node, Tile, parse_node_name, parse_tile_name
 from fcnpipe.job import ALL, Arrays, Job
+from fcnpipe.stores.base import TileCheck
+from fcnpipe.stores.lifecycle import refuse_problems
 from fcnpipe.stores.pyramid import level_count, level_grid
 
 Facts = dict[str, float]
@@ -40,6 +42,40 @@ def build_level(job: Job, name: str) -> Facts:
     job.store.build_level(
         node.level, tile, lambda box: job.exposure.read_bands(box, job.plan.tiles)
     )
+    return {}
+
+
+def check_tile(job: Job, name: str) -> Facts:
+    """Read the labels of a tile back from disk and count their pixels."""
+    check = job.store.check_tile(job.tile(name))
+    problems = np.array(check.problems, dtype=np.str_)
+    job.store.put_arrays(
+        "checks", name, {"labels": check.labels, "counts": check.counts, "problems": problems}
+    )
+    return {}
+
+
+def check_sums(job: Job, name: str) -> Facts:
+    """Hold what was counted in all tiles against the catalogue.
+
+    Raises
+    ------
+    VerificationError
+        If labels and catalogue contradict each other: the store is not published.
+    """
+    refuse_problems(job.store.path, job.store.check_sums(_read_checks(job)))
+    return {}
+
+
+def _read_checks(job: Job) -> Iterator[TileCheck]:
+    for tile in job.plan.tiles:
+        found = job.store.get_arrays("checks", tile.name)
+        yield TileCheck(found["labels"], found["counts"], tuple(found["problems"].tolist()))
+
+
+def prepare_parquet(job: Job, name: str) -> Facts:
+    """Write the catalogue as parquet, to be given its name when the store is published."""
+    job.store.prepare_parquet()
     return {}
 
 

@@ -27,6 +27,8 @@ from fcnpipe.geometry import Box, Tile, TileGrid, round_up
 STAGES = ("background", "predict", "separate", "label", "measure")
 """Stages that are done tile by tile: the ledger keeps an account of them."""
 
+ROW_CHUNK = 131_072
+"""Rows of the catalogue in one storage chunk."""
 CHUNK = 512
 """Edge of a storage chunk, px, where tile and image are not smaller."""
 
@@ -219,6 +221,25 @@ def _flatten(identity: RunIdentity) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else _canonical(value)
     return text if len(text) <= 24 else text[:12] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class TileCheck:
+    """What a tile's labels are when they are read back from disk.
+
+    Attributes
+    ----------
+    labels : (n,) int32
+        Labels that the tile has and the catalogue knows, rising.
+    counts : (n,) int64
+        Pixels of each.
+    problems : tuple of str
+        What contradicts the catalogue in this tile alone, one line each.
+    """
+
+    labels: NDArray[np.int32]
+    counts: NDArray[np.int64]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

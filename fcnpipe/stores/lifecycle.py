@@ -143,7 +143,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
     return attributes if isinstance(attributes, dict) else {}
 
 
-def publish_store(store: ZarrStore, overwrite: bool = False) -> Path:
+def publish_store(store: ZarrStore, overwrite: bool = False, checked: bool = False) -> Path:
     """Publish OUT.zarr.partial; give OUT.zarr.
 
     Raises
@@ -156,14 +156,31 @@ def publish_store(store: ZarrStore, overwrite: bool = False) -> Path:
     out = final_path(store.path)
     if store.attrs["status"] != "complete":
         _check_consent(store.path, out, overwrite)
-        problems = find_problems(store)
-        if problems:
-            raise VerificationError(f"{store.path} is not published: {'; '.join(problems[:3])}")
-        write_parquet(store, _leftover(parquet_path(out)))
+        if not checked:
+            refuse_problems(store.path, find_problems(store))
+        if not checked or not _leftover(parquet_path(out)).exists():
+            prepare_parquet(store)
         _sweep(store.path)
         consolidate(store.path, {"status": "complete"})
     _finish(store.path)
     return out
+
+
+def refuse_problems(path: Path, problems: list[str]) -> None:
+    """Refuse to publish a store that contradicts itself.
+
+    Raises
+    ------
+    VerificationError
+        Naming the first few problems.
+    """
+    if problems:
+        raise VerificationError(f"{path} is not published: {'; '.join(problems[:3])}")
+
+
+def prepare_parquet(store: ZarrStore) -> None:
+    """Write OUT.parquet under the name that it has until the store is published."""
+    write_parquet(store, _leftover(parquet_path(final_path(store.path))))
 
 
 def _check_consent(partial: Path, out: Path, overwrite: bool) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fcnpipe.stores.scratch import written_whole
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from fcnpipe.stores.zarr import ZarrStore
 
 
@@ -22,6 +21,9 @@ def write_parquet(store: ZarrStore, path: Path) -> None:
     The attributes of a column (units, long_name, ...) are its field metadata. The file appears
     whole or not at all.
     """
+    import pyarrow as pa  # slow to import, and needed once
+    import pyarrow.parquet as pq
+
     schema = parquet_schema(store)
     with (
         written_whole(path) as temporary,
@@ -33,6 +35,8 @@ def write_parquet(store: ZarrStore, path: Path) -> None:
 
 def parquet_schema(store: ZarrStore) -> pa.Schema:
     """Give the catalogue's columns as an arrow schema."""
+    import pyarrow as pa
+
     fields = []
     for name, values in store.read_sources(rows=slice(0, 0)).items():
         attrs = {key: str(value) for key, value in store.column_attrs(name).items()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.geometry import Box, Tile, TileGrid
@@ -103,10 +104,11 @@ def _shrink_tile(
     read: Callable[[Box], NDArray[Any]],
     shrink: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> NDArray[Any]:
-    """Fill a core piece by piece, so that only one piece of the level below is in memory."""
+    """Fill a core piece by piece, so that only one shard of the level below is in memory."""
     below = Box(0, 0, *level_shape(store.layout, level - 1))
-    core = tile.core
-    pieces = TileGrid(level_shape(store.layout, level), store.layout.chunks)
+    core, edge = tile.core, store.layout.edge
+    # Half a shard: what becomes of one below. Odd only if there is one shard in all.
+    pieces = TileGrid(level_shape(store.layout, level), (-(-edge[0] // 2), -(-edge[1] // 2)))
     result: NDArray[Any] | None = None
     for piece in pieces.inside(core):
         box = Box(2 * piece.y0, 2 * piece.x0, 2 * piece.y1, 2 * piece.x1).clip(below)
@@ -125,45 +127,74 @@ def _even(data: NDArray[Any]) -> NDArray[Any]:
     return np.pad(data, pad, mode="edge") if height % 2 or width % 2 else data
 
 
-def _quarters(data: NDArray[Any]) -> list[NDArray[Any]]:
-    return [data[..., y::2, x::2] for y in (0, 1) for x in (0, 1)]
-
-
 def shrink_labels(labels: NDArray[Any]) -> NDArray[Any]:
-    """Give the most frequent of each 2 x 2 labels; a tie goes to the greater one.
+    """Give the most frequent of each 2 x 2 labels, (h, w); a tie goes to the greater one.
 
     Examples
     --------
     >>> shrink_labels(np.array([[0, 0, 5, 5], [7, 0, 0, 0]]))
     array([[0, 5]])
     """
-    if not labels.any():
-        return np.zeros((labels.shape[0] // 2, labels.shape[1] // 2), labels.dtype)
-    a, b, c, d = _quarters(labels)
-    twice = np.where((a == b) | (a == c) | (a == d), a, -1)
-    np.maximum(twice, np.where((b == c) | (b == d), b, -1), out=twice)
-    np.maximum(twice, np.where(c == d, c, -1), out=twice)
-    greatest = np.maximum(np.maximum(a, b), np.maximum(c, d))
-    return np.where(twice >= 0, twice, greatest)
+    small = np.zeros(_half(labels), labels.dtype)
+    _most_frequent(labels, small)
+    return small
 
 
 def shrink_probability(probability: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Give the rounded mean of each 2 x 2."""
-    a, b, c, d = _quarters(probability.astype(np.uint16))
-    mean: NDArray[np.uint8] = ((a + b + c + d + 2) // 4).astype(np.uint8)
-    return mean
+    """Give the rounded mean of each 2 x 2, (class, h, w)."""
+    small = np.empty(_half(probability), np.uint8)
+    _rounded_mean(probability, small)
+    return small
 
 
 def shrink_science(science: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the mean of each 2 x 2 without its NaN; NaN where all four are."""
-    quarters = _quarters(science.astype(np.float64))
-    good = [~np.isnan(quarter) for quarter in quarters]
-    count = np.sum(good, axis=0)
-    total = np.sum([np.where(g, q, 0) for g, q in zip(good, quarters, strict=True)], axis=0)
-    mean: NDArray[np.float32] = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(
-        np.float32
-    )
-    return mean
+    """Give the mean of each 2 x 2 without its NaN, (band, h, w); NaN where all four are."""
+    small = np.empty(_half(science), np.float32)
+    _mean_of_known(science, small)
+    return small
+
+
+def _half(data: NDArray[Any]) -> tuple[int, ...]:
+    return (*data.shape[:-2], data.shape[-2] // 2, data.shape[-1] // 2)
+
+
+@njit(cache=True, nogil=True)
+def _most_frequent(labels, small):  # type: ignore[no-untyped-def]
+    for y in range(small.shape[0]):
+        for x in range(small.shape[1]):
+            a, b = labels[2 * y, 2 * x], labels[2 * y, 2 * x + 1]
+            c, d = labels[2 * y + 1, 2 * x], labels[2 * y + 1, 2 * x + 1]
+            best = a if a in (b, c, d) else -1
+            if b > best and b in (c, d):
+                best = b
+            if c > best and c == d:
+                best = c
+            small[y, x] = best if best >= 0 else max(max(a, b), max(c, d))
+
+
+@njit(cache=True, nogil=True)
+def _rounded_mean(maps, small):  # type: ignore[no-untyped-def]
+    for k in range(small.shape[0]):
+        for y in range(small.shape[1]):
+            for x in range(small.shape[2]):
+                total = np.uint16(maps[k, 2 * y, 2 * x]) + maps[k, 2 * y, 2 * x + 1]
+                total += np.uint16(maps[k, 2 * y + 1, 2 * x]) + maps[k, 2 * y + 1, 2 * x + 1]
+                small[k, y, x] = (total + 2) // 4
+
+
+@njit(cache=True, nogil=True)
+def _mean_of_known(bands, small):  # type: ignore[no-untyped-def]
+    for k in range(small.shape[0]):
+        for y in range(small.shape[1]):
+            for x in range(small.shape[2]):
+                total, count = 0.0, 0
+                for dy in range(2):
+                    for dx in range(2):
+                        value = np.float64(bands[k, 2 * y + dy, 2 * x + dx])
+                        if not np.isnan(value):
+                            total += value
+                            count += 1
+                small[k, y, x] = total / count if count else np.nan
 
 
 SHRINKERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {

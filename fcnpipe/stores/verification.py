@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.geometry import Box, Tile
-from fcnpipe.stores.base import Verification
+from fcnpipe.stores.base import ROW_CHUNK, TileCheck, Verification
 
 if TYPE_CHECKING:
     from fcnpipe.stores.zarr import ZarrStore
@@ -70,24 +72,78 @@ def _rows_out_of_order(store: ZarrStore) -> Iterator[str]:
 
 
 def _label_problems(store: ZarrStore) -> Iterator[str]:
-    count = store.n_sources
+    yield from add_up(store, (check_tile(store, tile) for tile in store.layout.grid))
+
+
+def check_tile(store: ZarrStore, tile: Tile) -> TileCheck:
+    """Count the pixels of each label of a tile, as they are on disk, and look at its peaks.
+
+    Notes
+    -----
+    Needs the catalogue, of which it reads the rows of the tile's band.
+    """
+    labels = store.read("label", tile.core)
+    names, counts = count_pixels(labels)
+    known = (names > 0) & (names <= store.n_sources)
+    problems = []
+    if not known.all():
+        problems.append(f"labels without a row in {tile.name}: {_shown(names[~known])}")
+    wrong = _wrong_peaks(store, tile.core, labels)
+    if len(wrong):
+        problems.append(f"peak pixels with another label: labels {_shown(wrong)}")
+    return TileCheck(names[known], counts[known], tuple(problems))
+
+
+def add_up(store: ZarrStore, checks: Iterable[TileCheck]) -> Iterator[str]:
+    """Compare the pixels that all tiles have counted with the areas of the catalogue.
+
+    Notes
+    -----
+    The sums (8 bytes a source) lie in a temporary file, so that memory does not grow with the
+    catalogue.
+    """
     with tempfile.TemporaryFile() as file:
-        file.truncate(8 * (count + 1))
-        areas = np.memmap(file, np.int64, "r+", shape=(count + 1,))
-        peaks = _PeakRows(store)
-        for tile in store.layout.grid:
-            labels = store.read("label", tile.core)
-            yield from _count(labels, areas, tile)
-            yield from peaks.problems(tile, labels)
+        file.truncate(8 * (store.n_sources + 1))
+        areas = np.memmap(file, np.int64, "r+", shape=(store.n_sources + 1,))
+        for check in checks:
+            yield from check.problems
+            areas[check.labels] += check.counts
         yield from _wrong_areas(store, areas)
 
 
-def _count(labels: NDArray[np.int32], areas: NDArray[np.int64], tile: Tile) -> Iterator[str]:
-    found = labels[labels != 0]
-    known = (found > 0) & (found < len(areas))
-    if not known.all():
-        yield f"labels without a row in {tile.name}: {_shown(np.unique(found[~known]))}"
-    np.add.at(areas, found[known], 1)
+def count_pixels(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Give the labels of a map other than 0, rising, and the number of pixels of each.
+
+    Examples
+    --------
+    >>> count_pixels(np.array([[0, 7, 7], [3, 7, 0]], np.int32))
+    (array([3, 7], dtype=int32), array([1, 3]))
+    """
+    names, lengths = _list_runs(labels)
+    order = np.argsort(names, kind="stable")
+    names, lengths = names[order], lengths[order]
+    first = np.flatnonzero(np.diff(names, prepend=0))
+    counts = np.add.reduceat(lengths, first) if len(first) else lengths
+    return names[first], counts
+
+
+@njit(cache=True, nogil=True)
+def _list_runs(labels):  # type: ignore[no-untyped-def]
+    """Give label and length of each run of equal labels along a row."""
+    count = 0
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            count += labels[y, x] != 0 and (x == 0 or labels[y, x] != labels[y, x - 1])
+    names, lengths = np.empty(count, np.int32), np.zeros(count, np.int64)
+    run = -1
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            if labels[y, x] != 0:
+                if x == 0 or labels[y, x] != labels[y, x - 1]:
+                    run += 1
+                    names[run] = labels[y, x]
+                lengths[run] += 1
+    return names, lengths
 
 
 def _wrong_areas(store: ZarrStore, areas: NDArray[np.int64]) -> Iterator[str]:
@@ -103,37 +159,35 @@ def _wrong_areas(store: ZarrStore, areas: NDArray[np.int64]) -> Iterator[str]:
         start += len(counted)
 
 
-class _PeakRows:
-    """Finds the catalogue rows whose peak lies in a tile, by the order of source_id."""
+def _wrong_peaks(store: ZarrStore, core: Box, labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Give the labels of the rows whose peak lies in a core where the map says otherwise."""
+    width = store.layout.shape[1]
+    ids, expected = _read_band(store, core.y0 * width, core.y1 * width)
+    y, x = np.divmod(ids, width)
+    # Rows out of order are told elsewhere; here they must only not lead out of the tile.
+    here = (x >= core.x0) & (x < core.x1) & (y >= core.y0) & (y < core.y1)
+    expected = expected[here]
+    found = labels[y[here] - core.y0, x[here] - core.x0]
+    wrong: NDArray[np.int32] = expected[found != expected]
+    return wrong
 
-    def __init__(self, store: ZarrStore) -> None:
-        self.store = store
-        self.width = store.layout.shape[1]
-        self.band = -1
-        self.rows: dict[str, NDArray[Any]] = {}
 
-    def problems(self, tile: Tile, labels: NDArray[np.int32]) -> Iterator[str]:
-        """Give a line if a peak pixel of this tile does not carry its own label."""
-        if tile.row != self.band:
-            self.band, self.rows = tile.row, self._read_rows(tile.core)
-        y, x = np.divmod(self.rows["source_id"].astype(np.int64), self.width)
-        # Rows out of order are told elsewhere; here they must only not lead out of the tile.
-        here = (x >= tile.core.x0) & (x < tile.core.x1)
-        here &= (y >= tile.core.y0) & (y < tile.core.y1)
-        expected = self.rows["label"][here]
-        wrong = labels[y[here] - tile.core.y0, x[here] - tile.core.x0] != expected
-        if wrong.any():
-            yield f"peak pixels with another label: labels {_shown(expected[wrong])}"
+def _read_band(
+    store: ZarrStore, low: int, high: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Give source_id and label of the rows with ``low <= source_id < high``, by whole blocks."""
+    blocks = range(-(-store.n_sources // ROW_CHUNK))
+    ends = [max(bisect_left(blocks, end, key=partial(_first_id, store)), 1) for end in (low, high)]
+    rows = slice((ends[0] - 1) * ROW_CHUNK, ends[1] * ROW_CHUNK)
+    found = store.read_sources(["source_id", "label"], rows)
+    ids = found["source_id"].astype(np.int64)
+    inside = (ids >= low) & (ids < high)
+    return ids[inside], found["label"][inside]
 
-    def _read_rows(self, core: Box) -> dict[str, NDArray[Any]]:
-        start, stop = (self._find(y * self.width) for y in (core.y0, core.y1))
-        return self.store.read_sources(["source_id", "label"], slice(start, stop))
 
-    def _find(self, source_id: int) -> int:
-        return bisect_left(range(self.store.n_sources), source_id, key=self._source_id)
-
-    def _source_id(self, row: int) -> int:
-        return int(self.store.read_sources(["source_id"], slice(row, row + 1))["source_id"][0])
+def _first_id(store: ZarrStore, block: int) -> int:
+    row = block * ROW_CHUNK
+    return int(store.read_sources(["source_id"], slice(row, row + 1))["source_id"][0])
 
 
 def _shown(names: Any) -> str:

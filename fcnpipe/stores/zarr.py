@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from fcnpipe.errors import StoreError
 from fcnpipe.geometry import Box, Tile
 from fcnpipe.stores.base import (
+    ROW_CHUNK,
     Arrays,
     Column,
     Columns,
     Layout,
     RunIdentity,
     ScienceReader,
+    TileCheck,
     Verification,
     check_core,
     load_identity,
@@ -43,15 +45,13 @@ from fcnpipe.stores.lifecycle import (
     OVERWRITE_MARK,
     consolidate,
     partial_path,
+    prepare_parquet,
     publish_store,
     set_attributes,
 )
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
 from fcnpipe.stores.scratch import get_record, list_records, put_record, storing
-from fcnpipe.stores.verification import verify_store
-
-ROW_CHUNK = 131_072
-"""Rows of the catalogue in one storage chunk."""
+from fcnpipe.stores.verification import add_up, check_tile, verify_store
 
 TITLE = "one row a source, in order of label"
 CONVENTIONS = "CF-1.12"
@@ -150,13 +150,16 @@ class ZarrStore:
             raise StoreError(f"{path} is no fcnpipe store: give the OUT.zarr of 'fcnpipe segment'")
         return store
 
-    def publish(self, overwrite: bool = False) -> ZarrStore:
-        """Verify, consolidate, flush and rename to OUT.zarr; write OUT.parquet beside it.
+    def publish(self, overwrite: bool = False, checked: bool = False) -> ZarrStore:
+        """Verify, consolidate, flush and rename to OUT.zarr, with OUT.parquet beside it.
 
         Parameters
         ----------
         overwrite : bool
             Whether an OUT.zarr may be replaced; consent given at `create` counts too.
+        checked : bool
+            Whether it has been verified already, with `check_tile` and `check_sums`, and the
+            parquet file prepared.
 
         Raises
         ------
@@ -166,7 +169,7 @@ class ZarrStore:
             If labels, catalogue and ledger contradict each other; the partial store stays.
         """
         with storing(self.path):
-            return replace(self, path=publish_store(self, overwrite))
+            return replace(self, path=publish_store(self, overwrite, checked))
 
     def close_incomplete(self, failed: Sequence[str]) -> None:
         """Name what failed and make the rest readable; the status is then ``incomplete``."""
@@ -177,6 +180,19 @@ class ZarrStore:
         """Set the status back to ``partial``, nothing having failed yet."""
         with storing(self.path):
             set_attributes(self.path, {"status": "partial", FAILED: []})
+
+    def check_tile(self, tile: Tile) -> TileCheck:
+        """Read a tile's labels back and hold them against the catalogue; see `check_sums`."""
+        return check_tile(self, tile)
+
+    def check_sums(self, checks: Iterable[TileCheck]) -> list[str]:
+        """Give the contradictions between all tiles and the catalogue, one line each."""
+        return list(add_up(self, checks))
+
+    def prepare_parquet(self) -> None:
+        """Write the catalogue as parquet, under a name that `publish` changes to OUT.parquet."""
+        with storing(self.path):
+            prepare_parquet(self)
 
     def verify(self) -> Verification:
         """Check that labels, catalogue and ledger agree, tile by tile."""
