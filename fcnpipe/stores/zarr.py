@@ -51,6 +51,7 @@ from fcnpipe.stores.lifecycle import (
 )
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
 from fcnpipe.stores.scratch import get_record, list_records, put_record, storing
+from fcnpipe.stores.shards import ShardedMap
 from fcnpipe.stores.verification import add_up, check_tile, verify_store
 
 TITLE = "one row a source, in order of label"
@@ -250,16 +251,14 @@ class ZarrStore:
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
         """Give a box of an array, leading axes whole, as it is stored (no scaling)."""
-        array = self._array(self._place(name, level))
-        values: NDArray[Any] = np.asarray(array[(..., *box.slices)])
-        return values
+        return self._map(self._place(name, level)).read(box)
 
     def _write_core(self, place: str, box: Box, data: NDArray[Any]) -> None:
-        array = self._array(place)
-        assert data.dtype == array.dtype, (place, data.dtype, array.dtype)
-        assert data.shape == (*array.shape[:-2], *box.shape), (place, data.shape, box)
+        target = self._map(place)
+        assert data.dtype == target.dtype, (place, data.dtype, target.dtype)
+        assert data.shape == (*target.lead, *box.shape), (place, data.shape, box)
         with storing(self.path):
-            array[(..., *box.slices)] = data
+            target.write(box, data)
 
     # -- ledger --------------------------------------------------------------------------
 
@@ -478,6 +477,14 @@ class ZarrStore:
 
     def _place(self, name: str, level: int = 0) -> str:
         return f"{SCRATCH}/{name}" if name == "segments" else f"image/{level}/{name}"
+
+    def _map(self, name: str) -> ShardedMap:
+        array = self._array(name)
+        assert array.shards is not None, name
+        lead, fill = array.shards[:-2], float(array.fill_value)
+        (height, width), (chunk_height, chunk_width) = array.shards[-2:], array.chunks[-2:]
+        shard, chunk = (height, width), (chunk_height, chunk_width)
+        return ShardedMap(self.path / name, lead, shard, chunk, array.dtype, fill)
 
     def _array(self, name: str) -> zarr.Array[Any]:
         path = self.path / name
