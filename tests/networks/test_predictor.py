@@ -73,7 +73,9 @@ def test_the_number_of_threads_is_kept(model: Model) -> None:
         torch.set_num_threads(before)
 
 
-def test_scaling_is_asinh() -> None:
+@pytest.mark.parametrize("wide", [True, False])
+def test_scaling_is_asinh(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
+    monkeypatch.setattr("fcnpipe.networks.predictor._numpy_is_wide", lambda: wide)
     snr = np.float32([[[-3e38, -5, -0.0, 0, 1e-3, 2, 1e6]]])
     np.testing.assert_allclose(scaled(snr, Scaling()), np.arcsinh(snr.astype(float)), rtol=1e-6)
     inside_out = np.asfortranarray(starry(2, (5, 7)))
