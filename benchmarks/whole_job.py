@@ -145,7 +145,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="default")
     parser.add_argument("--engine", default="threads")
-    parser.add_argument("--bare-part", type=int, default=4, help="bare pass on every n-th window")
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--bare-part", type=int, default=1, help="bare pass on every n-th window")
     parser.add_argument("--monai-edge", type=int, default=2048)
     parser.add_argument("--monai-roi", type=int, default=512)
     parser.add_argument("--folder", default=None)
@@ -155,7 +156,7 @@ def main() -> None:
     if not image.exists():
         write_field(image, args.edge)
     cores = os.cpu_count() or 1
-    options = {"model": args.model, "engine": args.engine, "workers": cores}
+    options = {"model": args.model, "engine": args.engine, "workers": cores, "window": args.window}
     plan = make_plan(make_spec(image=(str(image),), out=str(out), **options))
     shapes = window_shapes(plan)[:: args.bare_part]
     part = len(shapes) / len(plan.windows)

@@ -206,8 +206,8 @@ class ModelHeader(_Record):
 
     @property
     def halo(self) -> int:
-        """Reach rounded up to the stride, px."""
-        return self.reach.halo
+        """The smallest halo that is exact for the cores of windows, px; see `Reach.least_halo`."""
+        return self.reach.least_halo
 
     @property
     def class_channels(self) -> tuple[int, ...]:

@@ -79,7 +79,8 @@ class NetworkTests:
             header.classes,
         )
         assert model.halo % model.stride == 0
-        assert model.halo >= header.reach.furthest
+        assert model.halo + model.stride > header.reach.furthest
+        assert model.halo == header.certificate.halo
         assert model.classes[0] == "source"
         assert model.bytes_per_pixel > 0
 
