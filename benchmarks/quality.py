@@ -1,6 +1,6 @@
 """How well sources are found and separated, beside SEP at its best: one table.
 
-    python benchmarks/quality.py [MODEL] [--side 1536] [--seed 31] [--kinds ground,crowded,cluster]
+    python -m benchmarks.quality [MODEL] [--side 1536] [--seed 31] [--kinds ground,crowded,cluster]
 
 The skies are those of quality_scenes.py, of another kind than the training's. SEP is tuned for
 each kind on another seed over the grid below, once for the B error and once for F; the model runs
@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import sep
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parent))
-from quality_scenes import KINDS, Field, simulate
-
+from benchmarks.quality_scenes import KINDS, Field, simulate
 from fcnpipe import evaluate
 from fcnpipe.background import estimate
 from fcnpipe.networks import load_model

@@ -108,7 +108,7 @@ class UNet(nn.Module):
         for rise, join in zip(self.up, self.join, strict=True):
             x = rise(x)
             x = torch.cat([_crop(skips.pop(), x), x], dim=1)
-            for layer in join:  # one by one, so that what is used up is freed
+            for layer in join.children():  # one by one, so that what is used up is freed
                 x = layer(x)
         logits: Tensor = self.head(x)
         return logits

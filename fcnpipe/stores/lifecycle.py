@@ -24,7 +24,7 @@ from fcnpipe.stores.base import RunIdentity, State, load_identity
 from fcnpipe.stores.hierarchy import SCRATCH
 from fcnpipe.stores.parquet import write_parquet
 from fcnpipe.stores.scratch import TEMPORARY, storing, written_whole
-from fcnpipe.stores.verification import find_problems
+from fcnpipe.stores.verification import find_gaps, find_problems
 
 if TYPE_CHECKING:
     from fcnpipe.stores.zarr import ZarrStore
@@ -156,8 +156,8 @@ def publish_store(store: ZarrStore, overwrite: bool = False, checked: bool = Fal
     out = final_path(store.path)
     if store.attrs["status"] != "complete":
         _check_consent(store.path, out, overwrite)
-        if not checked:
-            refuse_problems(store.path, find_problems(store))
+        problems = list(find_gaps(store)) if checked else find_problems(store)
+        refuse_problems(store.path, problems)
         if not checked or not _leftover(parquet_path(out)).exists():
             prepare_parquet(store)
         _sweep(store.path)
@@ -179,8 +179,14 @@ def refuse_problems(path: Path, problems: list[str]) -> None:
 
 
 def prepare_parquet(store: ZarrStore) -> None:
-    """Write OUT.parquet under the name that it has until the store is published."""
+    """Write OUT.parquet under the name that it has until the store is published.
+
+    Notes
+    -----
+    Flushes to disk, so that little is left to flush when the store is given its name.
+    """
     write_parquet(store, _leftover(parquet_path(final_path(store.path))))
+    os.sync()
 
 
 def _check_consent(partial: Path, out: Path, overwrite: bool) -> None:

@@ -50,10 +50,12 @@ def find_problems(store: ZarrStore) -> list[str]:
     """
     if not store.has("sources"):
         return ["the catalogue is missing: resume the run"]
-    return [*_ledger_gaps(store), *_rows_out_of_order(store), *_label_problems(store)]
+    checks = (check_tile(store, tile) for tile in store.layout.grid)
+    return [*find_gaps(store), *check_sums(store, checks)]
 
 
-def _ledger_gaps(store: ZarrStore) -> Iterator[str]:
+def find_gaps(store: ZarrStore) -> Iterator[str]:
+    """Give the stages that have not landed for some tiles, one line each."""
     for stage in store.layout.stages:
         missing = store.pending(stage)
         if missing:
@@ -69,10 +71,6 @@ def _rows_out_of_order(store: ZarrStore) -> Iterator[str]:
         if len(ids) and np.diff(ids, prepend=last).min() <= 0:
             yield f"source_id does not rise near row {start - 1}"
         start, last = start + len(labels), int(ids[-1]) if len(ids) else last
-
-
-def _label_problems(store: ZarrStore) -> Iterator[str]:
-    yield from add_up(store, (check_tile(store, tile) for tile in store.layout.grid))
 
 
 def check_tile(store: ZarrStore, tile: Tile) -> TileCheck:
@@ -94,14 +92,15 @@ def check_tile(store: ZarrStore, tile: Tile) -> TileCheck:
     return TileCheck(names[known], counts[known], tuple(problems))
 
 
-def add_up(store: ZarrStore, checks: Iterable[TileCheck]) -> Iterator[str]:
-    """Compare the pixels that all tiles have counted with the areas of the catalogue.
+def check_sums(store: ZarrStore, checks: Iterable[TileCheck]) -> Iterator[str]:
+    """Look at the order of the catalogue, and compare its areas with what the tiles counted.
 
     Notes
     -----
     The sums (8 bytes a source) lie in a temporary file, so that memory does not grow with the
     catalogue.
     """
+    yield from _rows_out_of_order(store)
     with tempfile.TemporaryFile() as file:
         file.truncate(8 * (store.n_sources + 1))
         areas = np.memmap(file, np.int64, "r+", shape=(store.n_sources + 1,))

@@ -38,6 +38,7 @@ from fcnpipe.stores.hierarchy import (
     ArraySpec,
     create_array,
     create_hierarchy,
+    fill_array,
     store_values,
 )
 from fcnpipe.stores.lifecycle import (
@@ -52,7 +53,7 @@ from fcnpipe.stores.lifecycle import (
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
 from fcnpipe.stores.scratch import get_record, list_records, put_record, storing
 from fcnpipe.stores.shards import ShardedMap
-from fcnpipe.stores.verification import add_up, check_tile, verify_store
+from fcnpipe.stores.verification import check_sums, check_tile, verify_store
 
 TITLE = "one row a source, in order of label"
 CONVENTIONS = "CF-1.12"
@@ -159,8 +160,8 @@ class ZarrStore:
         overwrite : bool
             Whether an OUT.zarr may be replaced; consent given at `create` counts too.
         checked : bool
-            Whether it has been verified already, with `check_tile` and `check_sums`, and the
-            parquet file prepared.
+            Whether labels and catalogue have been verified already, with `check_tile` and
+            `check_sums`, and the parquet file prepared.
 
         Raises
         ------
@@ -188,7 +189,7 @@ class ZarrStore:
 
     def check_sums(self, checks: Iterable[TileCheck]) -> list[str]:
         """Give the contradictions between all tiles and the catalogue, one line each."""
-        return list(add_up(self, checks))
+        return list(check_sums(self, checks))
 
     def prepare_parquet(self) -> None:
         """Write the catalogue as parquet, under a name that `publish` changes to OUT.parquet."""
@@ -398,7 +399,7 @@ class ZarrStore:
             for name, values, attrs in columns:
                 lengths[name] = len(values)
                 _check_rows(len(values), next(iter(lengths.values())))
-                create_array(group, name, _column_spec(values, attrs, len(values)))[...] = values
+                fill_array(group, name, _column_spec(values, attrs, len(values)), values)
             group.attrs["columns"] = list(lengths)
 
     @property

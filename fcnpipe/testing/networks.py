@@ -80,6 +80,7 @@ class NetworkTests:
         )
         assert model.halo % model.stride == 0
         assert model.halo + model.stride > header.reach.furthest
+        assert header.certificate is not None
         assert model.halo == header.certificate.halo
         assert model.classes[0] == "source"
         assert model.bytes_per_pixel > 0

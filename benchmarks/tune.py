@@ -1,0 +1,139 @@
+"""Separation options that suit a model, chosen on skies that no score is taken from.
+
+    python -m benchmarks.tune MODEL [--seeds 11,12] [--side 1024]
+
+Runs the network once on each tuning sky of quality_scenes.py and on pure noise, then tries a grid
+of options. Prints the best, by the mean B error with penalties where a bar is missed: purity below
+.96, more than 1 false source per Mpix of noise, and pairs (0.3, 0.75, 0.9 at 1-1.5, 1.5-2, 2-3 FWHM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.quality import SNR_EDGES, Result, judge
+from benchmarks.quality_scenes import KINDS, Field, simulate
+from fcnpipe.background import estimate
+from fcnpipe.networks import load_model
+from fcnpipe.networks.base import Model
+from fcnpipe.pixels import (
+    ELEVATION_TOP,
+    PROBABILITY_TOP,
+    flag_pixels,
+    level,
+    pad_high,
+    quantise_elevation,
+    signal_to_noise,
+)
+from fcnpipe.segment import separate_whole
+from fcnpipe.stitch import Criterion
+
+HEATS = (0.25, 0.4, 0.55, 0.7)
+THRESHOLDS = (0.3, 0.35, 0.4, 0.45)
+DYNAMICS = (0.02, 0.03, 0.04, 0.06)
+PEAKS = (0.15, 0.2, 0.25, 0.3)
+AREAS = (6,)
+PURITY, FALSE_PER_MPIX, PAIRS = 0.96, 1.0, (0.3, 0.75, 0.9)
+
+
+@dataclass(frozen=True)
+class Options:
+    """A point of the grid."""
+
+    heat: float
+    thresh: float
+    dynamics: float
+    minpeak: float
+    minarea: int
+
+
+@dataclass(frozen=True)
+class Sky:
+    """A field, and what the network says of it."""
+
+    kind: str
+    field: Field
+    probability: NDArray[np.float32]
+    heat: NDArray[np.float32]
+    relief: NDArray[np.float32]
+
+    def separate(self, options: Options) -> NDArray[np.int32]:
+        """Give the label image."""
+        elevation = options.heat * self.heat + (1 - options.heat) * self.relief
+        mask = np.rint(self.probability * PROBABILITY_TOP) >= level(options.thresh, PROBABILITY_TOP)
+        criterion = Criterion(level(options.dynamics, ELEVATION_TOP), options.minarea)
+        peak = level(options.minpeak, ELEVATION_TOP)
+        steps = quantise_elevation(elevation.astype(np.float32))
+        return separate_whole(steps, mask, criterion, minpeak=peak)[0]
+
+
+def look(kind: str, seed: int, side: int, model: Model) -> Sky:
+    """Run the network on a sky."""
+    import torch
+
+    field = simulate(kind, seed, side)
+    shape = field.image.shape
+    found = estimate(field.image, ~np.isfinite(field.image))
+    flags = flag_pixels(field.image)
+    noise = found.noise(0, 0, shape)
+    snr = signal_to_noise(field.image - found.sky(0, 0, shape), noise, flags)
+    padded = pad_high(snr, tuple(-(-n // model.stride) * model.stride for n in shape))
+    predictor = model.predictor("cpu")
+    with torch.inference_mode():
+        logits = predictor.module(predictor._input(padded[None]))[0].float()  # type: ignore[attr-defined]
+    maps = torch.sigmoid(logits).numpy()[:, : shape[0], : shape[1]]
+    return Sky(kind, field, *(np.ascontiguousarray(m) for m in maps))
+
+
+def penalise(results: dict[str, list[Result]], false_per_mpix: float) -> float:
+    """Give the mean B error, and more for each bar missed."""
+    cost = max(false_per_mpix - 0.8 * FALSE_PER_MPIX, 0) * 0.05
+    for found in results.values():
+        purity = np.mean([r.scores.precision for r in found])
+        pairs = np.nanmean([r.pairs[1:4] for r in found], axis=0)
+        cost += float(np.mean([r.scores.b_error for r in found]))
+        cost += 1.0 * max(PURITY + 0.003 - purity, 0)
+        cost += 0.1 * float(np.maximum(np.array(PAIRS) - pairs, 0).sum())
+    return cost
+
+
+def main() -> None:
+    """Print the ten best points."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--seeds", default="11,12")
+    parser.add_argument("--side", type=int, default=1024)
+    given = parser.parse_args()
+    model = load_model(given.model)
+    seeds = [int(s) for s in given.seeds.split(",")]
+    skies = [look(kind, seed, given.side, model) for seed in seeds for kind in KINDS]
+    noise = look("blank", seeds[0], 2 * given.side, model)
+    mpix = noise.field.image.size / 1e6
+    tried = []
+    for point in itertools.product(HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS):
+        options = Options(*point)
+        results: dict[str, list[Result]] = {kind: [] for kind in KINDS}
+        for sky in skies:
+            results[sky.kind].append(judge(sky.separate(options), sky.field))
+        false = float(noise.separate(options).max() / mpix)
+        tried.append((penalise(results, false), options, false, results))
+    for cost, options, false, results in sorted(tried, key=lambda t: t[0])[:10]:
+        print(f"{cost:.4f} {options} noise {false:.2f}")
+        for kind, found in results.items():
+            s = [r.scores for r in found]
+            numbers = [
+                np.mean([getattr(x, n) for x in s]) for n in ("b_error", "f_score", "precision")
+            ]
+            pairs = np.nanmean([r.pairs for r in found], axis=0)
+            print("   ", kind, " ".join(f"{v:.3f}" for v in numbers), "pairs", np.round(pairs, 2))
+
+
+__all__ = ["SNR_EDGES"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Labels that change on disk during a run are found before it is published."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcnpipe import run, work
+from fcnpipe.errors import VerificationError
+from fcnpipe.run import Silence
+from fcnpipe.spec import make_spec
+from fcnpipe.stores import ZarrStore
+from tests.integration.scenes import read_all, write_field
+
+SETTINGS = {"model": "none", "window": 256, "tile": 256, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_field(tmp_path_factory.mktemp("field") / "field.fits", (500, 600))
+
+
+def spec(field: Path, out: Path, engine: str = "serial"):
+    return make_spec(image=(str(field),), out=str(out), engine=engine, workers=2, **SETTINGS)
+
+
+@dataclass
+class Spoiler(Silence):
+    """Clears some labelled pixels on disk when a stage begins."""
+
+    out: Path
+    stage: str
+
+    def start(self, stage: str, tasks: int, pixels: int) -> None:
+        if stage == self.stage:
+            store = ZarrStore.resume(self.out)
+            core = store.layout.grid.tile(1, 1).core
+            labels = store.read("label", core)
+            ys, xs = np.nonzero(labels)
+            labels[ys[::7], xs[::7]] = 0
+            store.write_tile("label", core, labels)
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads", "dask"])
+@pytest.mark.parametrize("stage", ["measure", "publish"])
+def test_spoilt_labels_are_not_published(
+    field: Path, tmp_path: Path, stage: str, engine: str
+) -> None:
+    out = tmp_path / "out.zarr"
+    with pytest.raises(VerificationError, match="is not published"):
+        run.segment(spec(field, out, engine), Spoiler(out, stage))
+    assert not out.exists()
+    assert not out.with_suffix(".parquet").exists()
+    assert ZarrStore.resume(out).attrs["status"] == "partial"
+
+
+PUBLISH = (
+    "write_catalogue", "create_pyramid", "build_level", "check_tile", "check_sums",
+    "prepare_parquet",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("last", PUBLISH)
+def test_a_run_that_ends_after_any_step_is_taken_up(
+    field: Path, tmp_path: Path, last: str, whole: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out.zarr"
+    with run.open_session(spec(field, out)) as session:
+        for stage in session.stages:
+            for step in stage.steps:
+                for name in step.names:
+                    assert not work.perform(session.job, step.task, name).error
+                if step.task == last:
+                    break
+    run.segment(spec(field, out))
+    again = read_all(out)
+    assert [n for n in whole.keys() | again.keys() if whole.get(n) != again.get(n)] == []
+
+
+@pytest.fixture(scope="module")
+def whole(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every file of the run that nothing befell."""
+    out = tmp_path_factory.mktemp("whole") / "out.zarr"
+    run.segment(spec(field, out))
+    return read_all(out)
