@@ -1,6 +1,6 @@
 """How well sources are found and separated, beside SEP at its best: one table.
 
-    python -m benchmarks.quality [MODEL] [--side 1536] [--seed 31] [--kinds ground,crowded,cluster]
+    python -m benchmarks.quality [MODEL] [--side 1536] [--seed 31] [--kinds ground,hst,crowded,cluster]
 
 The skies are those of quality_scenes.py, of another kind than the training's. SEP is tuned for
 each kind on another seed over the grid below, once for the B error and once for F; the model runs
@@ -40,7 +40,8 @@ from fcnpipe.stitch import Criterion
 Labels = NDArray[np.int32]
 
 TUNING_SEED, TUNING_SIDE = 11, 768
-MESHES, WIDTHS, THRESHOLDS, CONTRASTS = (32, 128), (0.7, 1.0), (0.5, 0.65, 0.8), (1e-5, 2e-4)
+MESHES, WIDTHS, CONTRASTS = (32, 128), (0.7, 1.0, 1.4), (1e-5, 2e-4)
+THRESHOLDS = (0.5, 0.65, 0.8, 1.0, 1.3)  # from 1 up for PSFs that are barely sampled
 SNR_EDGES = (3, 5, 10, 30, 1e6)
 
 
@@ -65,7 +66,7 @@ class Result:
 
 def run_sep(field: Field, setting: Setting) -> Labels:
     """The segmentation map of SEP."""
-    sep.set_extract_pixstack(50_000_000)
+    sep.set_extract_pixstack(5_000_000)
     sep.set_sub_object_limit(1_000_000)
     image = np.ascontiguousarray(field.image, np.float32)
     sky = sep.Background(image, bw=setting.mesh, bh=setting.mesh)

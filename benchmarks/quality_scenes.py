@@ -9,6 +9,7 @@ layouts, drawn in real space.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from fcnpipe.evaluate import Truth
 
 Floats = NDArray[np.float32]
 
-KINDS = ("ground", "crowded", "cluster")
+KINDS = ("ground", "crowded", "cluster", "hst")
+"""Their order is part of the seeds."""
 FINE = 5
 SIDE = 121
 FAINT = 0.02
@@ -43,11 +45,14 @@ class Field:
 def simulate(kind: str, seed: int, side: int = 1536) -> Field:
     """A field of one of KINDS, (side, side) px; ``blank`` is pure noise."""
     rng = np.random.default_rng([seed, KINDS.index(kind) if kind in KINDS else 9, 4242])
-    fine = {"ground": _kolmogorov, "crowded": _pupil, "cluster": _double}.get(kind, _kolmogorov)(
-        rng
-    )
-    painter = Painter(fine, (side, side))
-    {"ground": _ground, "crowded": _crowded, "cluster": _cluster}.get(kind, _nothing)(painter, rng)
+    optics, scene = {
+        "ground": (_kolmogorov, _ground),
+        "crowded": (partial(_pupil, fwhm_px=(1.7, 2.3)), partial(_crowded, per_mpix=12_000)),
+        "hst": (partial(_pupil, fwhm_px=(2.0, 2.6)), partial(_crowded, per_mpix=4_000)),
+        "cluster": (_double, _cluster),
+    }.get(kind, (_kolmogorov, _nothing))
+    painter = Painter(optics(rng), (side, side))
+    scene(painter, rng)
     sigma, gain = float(rng.uniform(3, 30)), float(rng.uniform(10, 100))
     noise = rng.standard_normal((side, side)) * np.sqrt(1 + painter.light / gain)
     y, x = np.mgrid[:side, :side] / side
@@ -66,7 +71,8 @@ class Painter:
         self._bank: dict[tuple[int, int], NDArray[np.float64]] = {}
         self.psf = self._star(0, 0).astype(np.float32)
         self.area = 1 / float((self.psf**2).sum())
-        self.fwhm_px = 2 * np.sqrt((self.psf > self.psf.max() / 2).sum() / np.pi)
+        seen = ndimage.uniform_filter(self.fine, FINE)
+        self.fwhm_px = 2 * np.sqrt((seen > seen.max() / 2).sum() / np.pi) / FINE
         ring = np.hypot(*(np.indices(self.psf.shape) - SIDE // 2)).astype(int).ravel()
         top = np.zeros(SIDE)
         np.maximum.at(top, ring, self.psf.ravel())
@@ -222,10 +228,10 @@ def _kolmogorov(rng: np.random.Generator) -> NDArray[np.float64]:
     return np.clip(fft.fftshift(fft.ifft2(otf).real), 0, None)
 
 
-def _pupil(rng: np.random.Generator) -> NDArray[np.float64]:
+def _pupil(rng: np.random.Generator, fwhm_px: tuple[float, float]) -> NDArray[np.float64]:
     # |FT of the aperture|^2, averaged over a passband, with a little jitter.
     side, total = SIDE * FINE, np.zeros((SIDE * FINE, SIDE * FINE))
-    fwhm = rng.uniform(1.7, 2.3)
+    fwhm = rng.uniform(*fwhm_px)
     y, x = np.mgrid[:side, :side] - side // 2
     for stretch in (0.88, 0.94, 1.0, 1.06, 1.12):
         radius = 0.5 * side / FINE / fwhm / stretch
@@ -282,9 +288,9 @@ def _ground(painter: Painter, rng: np.random.Generator) -> None:
     _add_pairs(painter, rng, int(150e-6 * side**2))
 
 
-def _crowded(painter: Painter, rng: np.random.Generator) -> None:
+def _crowded(painter: Painter, rng: np.random.Generator, per_mpix: int) -> None:
     side = painter.light.shape[0]
-    wanted = int(12000e-6 * side**2)
+    wanted = int(per_mpix * 1e-6 * side**2)
     heart = rng.uniform(0.3, 0.7, 2) * side
     for _ in range(wanted):
         if rng.random() < 0.4:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality import SNR_EDGES, Result, judge
+from benchmarks.quality import Result, judge
 from benchmarks.quality_scenes import KINDS, Field, simulate
 from fcnpipe.background import estimate
 from fcnpipe.networks import load_model
@@ -33,9 +33,9 @@ from fcnpipe.pixels import (
 from fcnpipe.segment import separate_whole
 from fcnpipe.stitch import Criterion
 
-HEATS = (0.25, 0.4, 0.55, 0.7)
+HEATS = (0.25, 0.4)
 THRESHOLDS = (0.3, 0.35, 0.4, 0.45)
-DYNAMICS = (0.02, 0.03, 0.04, 0.06)
+DYNAMICS = (0.03, 0.04, 0.06)
 PEAKS = (0.15, 0.2, 0.25, 0.3)
 AREAS = (6,)
 PURITY, FALSE_PER_MPIX, PAIRS = 0.96, 1.0, (0.3, 0.75, 0.9)
@@ -132,8 +132,6 @@ def main() -> None:
             pairs = np.nanmean([r.pairs for r in found], axis=0)
             print("   ", kind, " ".join(f"{v:.3f}" for v in numbers), "pairs", np.round(pairs, 2))
 
-
-__all__ = ["SNR_EDGES"]
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,14 @@ import psutil
 from astropy.io import fits
 
 from fcnpipe import networks
+from fcnpipe.geometry import Box
+from fcnpipe.networks.base import Predictor
 from fcnpipe.plan import Plan, make_plan
 from fcnpipe.run import Silence, segment
 from fcnpipe.spec import make_spec
+
+Window = tuple[tuple[int, int], Box]
+"""Height and width with its halo, and its core in those pixels."""
 
 PIECE = 1024
 PIECES = 8
@@ -95,19 +100,19 @@ def _watch(peaks: dict[int, int], over: threading.Event) -> None:
                 continue
 
 
-def run_bare(model: str, shapes: list[tuple[int, int]], processes: int) -> float:
-    """Seconds for the bare forward pass over windows of these shapes, shared between processes."""
+def run_bare(model: str, windows: list[Window], processes: int) -> float:
+    """Seconds for the bare forward pass over windows, shared between processes."""
     os.environ.update(networks.worker_environment())
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes, _warm, (model,)) as pool:
-        pool.map(_forward, shapes[: 2 * processes], chunksize=1)
+        pool.map(_forward, windows[: 2 * processes], chunksize=1)
         begun = time.perf_counter()
-        for _ in pool.imap_unordered(_forward, shapes, chunksize=1):
+        for _ in pool.imap_unordered(_forward, windows, chunksize=1):
             pass
         return time.perf_counter() - begun
 
 
-_PREDICTOR: Callable[[np.ndarray], object]
+_PREDICTOR: Predictor
 
 
 def _warm(model: str) -> None:
@@ -116,8 +121,14 @@ def _warm(model: str) -> None:
     _PREDICTOR = networks.load_model(model).predictor("cpu", "auto", threads=1)
 
 
-def _forward(shape: tuple[int, int]) -> None:
-    _PREDICTOR(np.random.default_rng(0).standard_normal((1, *shape), np.float32))
+def _forward(window: Window) -> None:
+    shape, core = window
+    _PREDICTOR(_noise(shape), core)
+
+
+@cache
+def _noise(shape: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((1, *shape), np.float32)
 
 
 def run_monai(model: str, edge: int, roi: int) -> float:
@@ -134,9 +145,10 @@ def run_monai(model: str, edge: int, roi: int) -> float:
         return time.perf_counter() - begun
 
 
-def window_shapes(plan: Plan) -> list[tuple[int, int]]:
-    """Height and width of each window that the plan shows to the network."""
-    return [w.core.grow(plan.halo).clip(plan.canvas).shape for w in plan.windows]
+def list_windows(plan: Plan) -> list[Window]:
+    """Give what the plan shows to the network, window by window."""
+    reads = [(w.core, w.core.grow(plan.halo).clip(plan.canvas)) for w in plan.windows]
+    return [(read.shape, core.seen_from(read)) for core, read in reads]
 
 
 def main() -> None:
@@ -147,7 +159,7 @@ def main() -> None:
     parser.add_argument("--engine", default="threads")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--bare-part", type=int, default=1, help="bare pass on every n-th window")
-    parser.add_argument("--monai-edge", type=int, default=2048)
+    parser.add_argument("--monai-edge", type=int, default=None, help="0: not at all")
     parser.add_argument("--monai-roi", type=int, default=512)
     parser.add_argument("--folder", default=None)
     args = parser.parse_args()
@@ -156,21 +168,22 @@ def main() -> None:
     if not image.exists():
         write_field(image, args.edge)
     cores = os.cpu_count() or 1
+    monai_edge = args.edge if args.monai_edge is None else args.monai_edge
     options = {"model": args.model, "engine": args.engine, "workers": cores, "window": args.window}
     plan = make_plan(make_spec(image=(str(image),), out=str(out), **options))
-    shapes = window_shapes(plan)[:: args.bare_part]
-    part = len(shapes) / len(plan.windows)
+    windows = list_windows(plan)[:: args.bare_part]
+    part = len(windows) / len(plan.windows)
     mpix, ratios, peers = args.edge**2 / 1e6, [], []
     for number in range(args.rounds):
-        bare = run_bare(args.model, shapes, cores) / part
+        bare = run_bare(args.model, windows, cores) / part
         seconds, peaks = run_whole(image, out, options)
         ratios.append(seconds / bare)
         line = f"round {number}: bare {mpix / bare:.2f} Mpix/s, whole {mpix / seconds:.2f} Mpix/s, x {ratios[-1]:.2f}"
-        if args.monai_edge:
+        if monai_edge:
             process = multiprocessing.get_context("spawn").Pool(1)
-            peer = process.apply(run_monai, (args.model, args.monai_edge, args.monai_roi))
+            peer = process.apply(run_monai, (args.model, monai_edge, args.monai_roi))
             process.terminate()
-            rate = args.monai_edge**2 / 1e6 / peer
+            rate = monai_edge**2 / 1e6 / peer
             peers.append(mpix / seconds / rate)
             line += f", MONAI network alone {rate:.2f} Mpix/s, ours x {peers[-1]:.2f}"
         print(line)

@@ -76,10 +76,11 @@ class Box:
 
     def within(self, other: Box) -> tuple[slice, slice]:
         """Slices that cut this box out of an array that holds ``other``."""
-        return (
-            slice(self.y0 - other.y0, self.y1 - other.y0),
-            slice(self.x0 - other.x0, self.x1 - other.x0),
-        )
+        return self.seen_from(other).slices
+
+    def seen_from(self, other: Box) -> Box:
+        """Give the same box in the pixels of an array that holds ``other``."""
+        return Box(self.y0 - other.y0, self.x0 - other.x0, self.y1 - other.y0, self.x1 - other.x0)
 
     def contains(self, other: Box) -> bool:
         """Whether every pixel of ``other`` lies in this box."""

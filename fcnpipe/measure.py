@@ -989,6 +989,7 @@ class _Scratch(NamedTuple):
 
     value: NDArray[np.float64]
     ring: NDArray[np.int64]
+    number: NDArray[np.int64]
     disc: NDArray[np.float64]
     inside: NDArray[np.float64]
     wave: NDArray[np.float64]
@@ -1045,6 +1046,7 @@ def _scratch(edge: int) -> _Scratch:
     return _Scratch(
         np.empty(square),
         np.empty(2 * edge + 8, np.int64),
+        np.empty(edge * edge, np.int64),
         np.empty((edge * edge, 3)),
         np.empty(2 * edge + 8),
         np.empty(edge),
@@ -1086,15 +1088,14 @@ def _measure_one(field, rules, scratch, source, limits, out):  # type: ignore[no
     out[3], out[4], bits = _ellipse_flux(field, source, box, scale)
     if scale < KRON_SCALE * kron:
         bits |= np.int32(_INCOMPLETE)
-    _repair(field, scratch, source, disc)
-    half = _fraction_radius(scratch, source, disc, radius, 0.5 * out[3])
+    half = _fraction_radius(field, scratch, source, disc, (radius, 0.5 * out[3]))
     out[5] = half
     if np.isfinite(half):
         room = 4 * _window_sigma(half) + source.a + 1
         box = _box_around(centre, (room, room), limits)
         if not _holds(field, box):
             return np.int32(_TOO_SMALL)
-        _repair(field, scratch, source, box)
+        _repair(field, scratch, source, box, box)
         out[0], out[1] = _windowed_position(scratch, source, box, _window_sigma(half))
     return bits
 
@@ -1180,14 +1181,18 @@ def _mend(field, source, place, box):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _repair(field, scratch, source, box):  # type: ignore[no-untyped-def]
-    """Copy a box; neighbours' and bad pixels are replaced by their mirror about the centroid."""
-    y0, x0, y1, x1 = box
-    for y in range(y0, y1):
-        for x in range(x0, x1):
-            i, j, state = _mend(field, source, (y, x), box)
-            value = np.float64(field.image[i, j])
-            scratch.value[y - y0, x - x0] = value if state & _LOST == 0 else 0.0
+def _repair(field, scratch, source, box, part):  # type: ignore[no-untyped-def]
+    """Copy a part of a box; neighbours' and bad pixels are replaced by their mirror in the box."""
+    for y in range(part[0], part[2]):
+        owner, image = field.owner[y - field.y0], field.image[y - field.y0]
+        value = scratch.value[y - box[0]]
+        for x in range(part[1], part[3]):
+            whose = owner[x - field.x0]
+            if whose == 0 or whose == source.label:
+                value[x - box[1]] = image[x - field.x0]
+            else:
+                i, j, state = _mend(field, source, (y, x), box)
+                value[x - box[1]] = field.image[i, j] if state & _LOST == 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -1324,29 +1329,136 @@ def _turn(re, im, p, q):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fraction_radius(scratch, source, box, limit, target):  # type: ignore[no-untyped-def]
-    """Give the radius of the circle that holds ``target``; NaN if none below ``limit`` does."""
+def _fraction_radius(field, scratch, source, box, goal):  # type: ignore[no-untyped-def]
+    """Give the radius of the circle that holds a flux; NaN if none below a limit does.
+
+    Light is concentrated: most circles are found among the pixels near the centre, so these are
+    tried first.
+    """
+    limit, target = goal
     if not np.isfinite(target) or target == 0:
         return np.nan
-    rings = _sort_by_ring(scratch, source, box)
+    near = 2.0 * source.a + 4
+    while True:
+        part = _box_around((source.x, source.y), (near, near), box)
+        whole = part == box
+        _repair(field, scratch, source, box, part)
+        rings = _sort_by_ring(scratch, source, box, part, 1 << 30 if whole else int(near))
+        radius, found = _find_radius(scratch, (rings, limit, target))
+        if found or whole:
+            return radius
+        near *= 2
+
+
+@njit(cache=True, nogil=True)
+def _find_radius(scratch, goal):  # type: ignore[no-untyped-def]
+    """Give the radius of the circle that holds a flux, and whether the rings sufficed to tell."""
+    rings, limit, target = goal
     sign = 1.0 if target > 0 else -1.0
     k = 1
     while k < rings and sign * (scratch.inside[k] - target) < 0:
         k += 1
+    if k < rings:
+        radius = _polish_radius(scratch, goal, k)
+        if radius > 0:
+            return radius, True
     high = min(float(k), limit)
     f_high = sign * (_circle_flux(scratch, rings, high) - target)
     while f_high < 0:
         if high >= limit:
-            return np.nan
+            return np.nan, high + 2 <= rings
         high = min(high + 1, limit)
         f_high = sign * (_circle_flux(scratch, rings, high) - target)
+    if high + 2 > rings:
+        return np.nan, False
     low, f_low = max(high - 1, 0.0), -sign * target
     while low > 0:
         f_low = sign * (_circle_flux(scratch, rings, low) - target)
         if f_low < 0:
             break
         high, f_high, low, f_low = low, f_low, max(low - 1, 0.0), -sign * target
-    return _bisect(scratch, (rings, sign, target), (low, f_low, high, f_high))
+    return _bisect(scratch, (rings, sign, target), (low, f_low, high, f_high)), True
+
+
+@njit(cache=True, nogil=True)
+def _polish_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
+    """Give the radius of the circle that holds a flux, near ring k, by Newton's method.
+
+    The flux grows with the radius by what lies along the circle. Gives 0 where Newton's steps run
+    away (little light, noise), the circle is small, or the rings do not suffice.
+    """
+    rings, limit, target = goal
+    inner, outer = scratch.inside[k - 1], scratch.inside[k]
+    share = (target - inner) / (outer - inner)
+    start = np.sqrt((k - 1) ** 2 + share * (2 * k - 1))
+    radius = start
+    for _ in range(12):
+        if not _LEAST_CIRCLE <= radius <= min(limit, rings - 2) or abs(radius - start) > 1:
+            break
+        flux, slope = _grow_circle(scratch, radius)
+        if slope * target <= 0:
+            break
+        step = (flux - target) / slope
+        radius -= step
+        if abs(step) < 1e-6:
+            return radius
+    return 0.0
+
+
+_LEAST_CIRCLE = 1.5
+"""Radius, px, from which a circle crosses a pixel above that pixel's lower edge; see `_crossed`."""
+
+
+@njit(cache=True, nogil=True)
+def _grow_circle(scratch, radius):  # type: ignore[no-untyped-def]
+    """Give the flux in a circle about the centroid, and how fast it grows with the radius."""
+    first = max(int(np.floor(radius - _HALF_DIAGONAL - 1e-6)), 0)
+    last = int(radius + _HALF_DIAGONAL) + 1
+    flux, along, disc = scratch.inside[first], 0.0, scratch.disc
+    inner, outer = (radius - _HALF_DIAGONAL) ** 2, (radius + _HALF_DIAGONAL) ** 2
+    for k in range(scratch.ring[first], scratch.ring[last]):
+        dy, dx = abs(disc[k, 0]), abs(disc[k, 1])
+        distance2 = dx * dx + dy * dy
+        if distance2 <= inner:
+            flux += disc[k, 2]
+        elif distance2 < outer:
+            area, angle = _crossed(min(dx, dy), max(dx, dy), radius)
+            flux += area * disc[k, 2]
+            along += angle * disc[k, 2]
+    return flux, along * radius
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _crossed(dx, dy, radius):  # type: ignore[no-untyped-def]
+    """Give the area of a pixel inside a circle about the origin, and the angle of its arc there.
+
+    The pixel's centre is (dx, dy), 0 <= dx <= dy: the circle's upper half, y(x), crosses it. Below
+    the circle lie the columns |x| < ``near``, where it is above the pixel, in full, and those up to
+    ``far``, where it falls below, in part.
+    """
+    r2, low, high = radius * radius, dy - 0.5, dy + 0.5
+    if radius <= low:
+        return 0.0, 0.0
+    left, right = dx - 0.5, dx + 0.5
+    near = np.sqrt(r2 - high * high) if radius > high else 0.0
+    far = np.sqrt(r2 - low * low)
+    area = max(min(right, near) - max(left, -near), 0.0)
+    part, angle = _below_arc(max(left, near), min(right, far), r2, low)
+    if left < -near:
+        more, turn = _below_arc(max(-right, near), min(-left, far), r2, low)
+        part += more
+        angle += turn
+    return area + part, angle
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _below_arc(start, end, r2, low):  # type: ignore[no-untyped-def]
+    """Give the area between y = low and a circle for x in [start, end], and the angle of the arc."""
+    if end <= start:
+        return 0.0, 0.0
+    y0, y1 = np.sqrt(max(r2 - start * start, 0.0)), np.sqrt(max(r2 - end * end, 0.0))
+    angle = np.arcsin(min((end * y0 - start * y1) / r2, 1.0))
+    return 0.5 * (r2 * angle + end * y1 - start * y0) - low * (end - start), angle
 
 
 @njit(cache=True, nogil=True)
@@ -1373,32 +1485,39 @@ def _bisect(scratch, goal, bracket):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _sort_by_ring(scratch, source, box):  # type: ignore[no-untyped-def]
-    """Sort a box's pixels by distance from the centroid and give the number of rings.
+def _sort_by_ring(scratch, source, box, part, most):  # type: ignore[no-untyped-def]
+    """Sort the pixels of a part of a box by distance from the centroid; give the number of rings.
 
     ``disc[ring[k]:ring[k + 1]]`` are the pixels (dy, dx, value) with k <= distance < k + 1;
-    ``inside[k]`` is the flux of those nearer.
+    ``inside[k]`` is the flux of those nearer. There are at most ``most`` rings.
     """
-    y0, x0, y1, x1 = box
-    ring, inside, disc = scratch.ring, scratch.inside, scratch.disc
-    rings = int(np.sqrt((y1 - y0) ** 2 + (x1 - x0) ** 2)) + 2
+    y0, x0, y1, x1 = part
+    ring, inside, disc, number = scratch.ring, scratch.inside, scratch.disc, scratch.number
+    rings = min(int(np.sqrt((y1 - y0) ** 2 + (x1 - x0) ** 2)) + 2, most)
     ring[: rings + 2] = 0
     inside[: rings + 1] = 0.0
+    place = 0
     for y in range(y0, y1):
         for x in range(x0, x1):
             k = int(np.sqrt((x - source.x) ** 2 + (y - source.y) ** 2))
-            ring[k + 2] += 1
-            inside[k + 1] += scratch.value[y - y0, x - x0]
+            number[place] = k
+            place += 1
+            if k < rings:
+                ring[k + 2] += 1
+                inside[k + 1] += scratch.value[y - box[0], x - box[1]]
     for k in range(1, rings + 1):
         ring[k + 1] += ring[k]
         inside[k] += inside[k - 1]
+    place = 0
     for y in range(y0, y1):
         for x in range(x0, x1):
-            dy, dx = y - source.y, x - source.x
-            k = int(np.sqrt(dx**2 + dy**2)) + 1
-            place = ring[k]
-            disc[place, 0], disc[place, 1], disc[place, 2] = dy, dx, scratch.value[y - y0, x - x0]
-            ring[k] = place + 1
+            k = number[place]
+            place += 1
+            if k < rings:
+                to = ring[k + 1]
+                disc[to, 0], disc[to, 1] = y - source.y, x - source.x
+                disc[to, 2] = scratch.value[y - box[0], x - box[1]]
+                ring[k + 1] = to + 1
     return rings
 
 

@@ -97,10 +97,13 @@ class Step:
         Name of the function.
     names : tuple of str
         Tiles, nodes, or ``("all",)``.
+    beside : str
+        A function that is called meanwhile, once for all; none if empty.
     """
 
     task: str
     names: tuple[str, ...]
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ def open_session(spec: RunSpec) -> Iterator[Session | None]:
     Session or None
         None if the finished result of this very run is there already.
     """
+    networks.tune_allocator()  # before there are threads
     plan = make_plan(spec)
     check_disk(plan, spec.out)
     exposure, model = Exposure(spec), networks.load_model(spec.model, fwhm=spec.fwhm)
@@ -209,7 +213,7 @@ def list_stages(job: Job) -> tuple[Stage, ...]:
         Stage("measure", (Step("measure", tiles),)),
         Stage(
             "publish",
-            (Step("write_catalogue", ONE), *_pyramid_steps(job), *_check_steps(tiles)),
+            (*_pyramid_steps(job, beside="write_catalogue"), *_check_steps(tiles)),
         ),
     )
 
@@ -223,13 +227,20 @@ def _merge_steps(plan: Plan) -> tuple[Step, ...]:
     )
 
 
-def _pyramid_steps(job: Job) -> tuple[Step, ...]:
+def _pyramid_steps(job: Job, beside: str) -> tuple[Step, ...]:
     levels = [tuple(node.name for node in nodes) for nodes in list_pyramid(job)]
-    return (Step("create_pyramid", ONE), *(Step("build_level", names) for names in levels))
+    if not levels:
+        return (Step("create_pyramid", ONE), Step(beside, ONE))
+    first, *others = levels
+    return (
+        Step("create_pyramid", ONE),
+        Step("build_level", first, beside),
+        *(Step("build_level", names) for names in others),
+    )
 
 
 def _check_steps(tiles: tuple[str, ...]) -> tuple[Step, ...]:
-    return (Step("check_tile", tiles), Step("check_sums", ONE), Step("prepare_parquet", ONE))
+    return (Step("check_tile", tiles, "prepare_parquet"), Step("check_sums", ONE))
 
 
 def run_stage(session: Session, stage: Stage, observer: Observer) -> None:
@@ -243,7 +254,7 @@ def run_stage(session: Session, stage: Stage, observer: Observer) -> None:
         If what the user gave turns out to be wrong.
     """
     begun, job = time.perf_counter(), session.job
-    todo = {step: work.remaining(job, step.task, step.names) for step in stage.steps}
+    todo = {step: _remaining(job, step) for step in stage.steps}
     size = sum(work.count_pixels(job, step.task, names) for step, names in todo.items())
     observer.start(stage.name, sum(map(len, todo.values())), size)
     for step, names in todo.items():
@@ -251,9 +262,15 @@ def run_stage(session: Session, stage: Stage, observer: Observer) -> None:
     observer.end(stage.name, time.perf_counter() - begun)
 
 
+def _remaining(job: Job, step: Step) -> list[str]:
+    alone = work.remaining(job, step.beside, ONE) if step.beside else []
+    return [*alone, *work.remaining(job, step.task, step.names)]
+
+
 def _run_step(session: Session, step: Step, names: list[str], observer: Observer) -> None:
     failed = []
-    for report in session.engine.run(partial(work.perform, session.job, step.task), names):
+    call = partial(work.perform_either, session.job, step.task, step.beside or step.task)
+    for report in session.engine.run(call, names):
         observer.report(report)
         if report.error:
             failed.append(report)
@@ -263,9 +280,11 @@ def _run_step(session: Session, step: Step, names: list[str], observer: Observer
 
 def _give_up(step: Step, failed: list[TaskReport]) -> None:
     kind = getattr(errors, failed[0].kind, None)
-    if step.names == ONE and kind is not None:
+    if failed[0].name == ALL and kind is not None:
         raise kind(failed[0].error)
-    raise TilesFailed([f"{report.name} ({step.task}: {report.error})" for report in failed])
+    raise TilesFailed(
+        [f"{report.name} ({report.stage or step.task}: {report.error})" for report in failed]
+    )
 
 
 def finish(session: Session) -> None:

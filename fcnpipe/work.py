@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 
 from fcnpipe.geometry import parse_tile_name
-from fcnpipe.job import Job
+from fcnpipe.job import ALL, Job
 from fcnpipe.records import TaskReport
 from fcnpipe.stages import measurement, prediction, publication, separation, sky
 
@@ -97,6 +97,11 @@ def perform(job: Job, task: str, name: str) -> TaskReport:
                 job.store.put_arrays("failed-predict", name, {"reason": np.asarray(reason)})
         return TaskReport(task, name, seconds, size, reason, type(error).__name__)
     return TaskReport(task, name, time.perf_counter() - begun, size, facts=facts)
+
+
+def perform_either(job: Job, task: str, beside: str, name: str) -> TaskReport:
+    """Do the one task for a tile or node, the other for all of them."""
+    return perform(job, beside if name == ALL else task, name)
 
 
 def remaining(job: Job, task: str, names: Iterable[str]) -> list[str]:

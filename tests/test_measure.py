@@ -175,6 +175,26 @@ def test_circle_overlap_is_exact(radius, shift):
     )
 
 
+@pytest.mark.parametrize("radius", [1.5, 1.77, 2.5, 7.3])
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.31, -0.47), (0.5, 0.5), (-0.02, 0.23)])
+def test_crossed_pixels_and_how_they_fill_are_exact(radius, shift):
+    def whole(r):
+        edges = (-9.5 - shift[0], 9.5 - shift[0], -9.5 - shift[1], 9.5 - shift[1])
+        return circular_overlap_grid(*edges, 19, 19, r, 1, 1)
+
+    span, step = np.arange(-9, 10), 1e-6
+    expected, grown = whole(radius), (whole(radius + step) - whole(radius - step)) / (2 * step)
+    crossed = 0
+    for i, j in np.ndindex(19, 19):
+        dy, dx = abs(span[i] - shift[1]), abs(span[j] - shift[0])
+        if abs(np.hypot(dy, dx) - radius) < np.sqrt(0.5):
+            area, angle = measure._crossed(min(dx, dy), max(dx, dy), radius)
+            assert area == pytest.approx(expected[i, j], abs=1e-12)
+            assert angle * radius == pytest.approx(grown[i, j], abs=2e-3)
+            crossed += 1
+    assert crossed > 4 * radius
+
+
 @pytest.mark.parametrize("axes", [(7.0, 2.0), (8.0, 0.4), (0.6, 0.25), (3.0, 3.0)])
 @pytest.mark.parametrize("angle", [0.0, 0.6, np.pi / 2, 2.8])
 def test_ellipse_overlap_is_exact(axes, angle):

@@ -19,6 +19,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -42,6 +43,7 @@ DIGEST_BYTES = 32
 CHUNKS_IN_FLIGHT = 10
 """Chunks that zarr decodes at a time, as it comes."""
 _READ_BYTES = 1 << 20
+_PART_BYTES = 32 << 20
 _FILTERS = threading.RLock()
 DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError, zlib.error)
 """What libraries raise when they meet a broken file."""
@@ -481,15 +483,29 @@ def stamp(path: str) -> tuple[int, int]:
 
 
 def hash_file(path: str, start: int = 0, stop: int | None = None, prefix: str = "") -> str:
-    """Hexadecimal blake2b of ``prefix`` and of a file's bytes from ``start`` to ``stop``."""
+    """Hexadecimal blake2b of ``prefix`` and of the digests of a file's parts, from start to stop.
+
+    Each part is :data:`_PART_BYTES` long, so that all cores can work on a large file.
+    """
+    if stop is None:
+        with open_bytes(path) as handle:
+            stop = handle.seek(0, os.SEEK_END)
     digest = new_digest(prefix)
+    cuts = range(start, stop, _PART_BYTES)
+    with ThreadPoolExecutor(max(1, min(len(cuts), os.cpu_count() or 1))) as pool:
+        for part in pool.map(lambda cut: _hash_part(path, cut, min(cut + _PART_BYTES, stop)), cuts):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _hash_part(path: str, start: int, stop: int) -> bytes:
+    digest = new_digest()
     with open_bytes(path) as handle:
         handle.seek(start)
-        left = math.inf if stop is None else stop - start
-        while left > 0 and (block := handle.read(int(min(left, _READ_BYTES)))):
+        while start < stop and (block := handle.read(min(stop - start, _READ_BYTES))):
             digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
+            start += len(block)
+    return digest.digest()
 
 
 def new_digest(prefix: str = "") -> hashlib.blake2b:

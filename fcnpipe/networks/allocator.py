@@ -20,7 +20,8 @@ _NEVER = 2**31 - 1
 def tune_allocator() -> bool:
     """Keep freed memory in the process, in one arena.
 
-    Call it early, best before torch is imported: arenas that exist are not taken back.
+    Call it early, best before torch is imported and threads begin: arenas that exist are not taken
+    back.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def worker_environment() -> dict[str, str]:
     '1'
     """
     return {
-        "MALLOC_MMAP_THRESHOLD_": str(8 * 2**30),
+        "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
         "MALLOC_TOP_PAD_": str(_TOP_PAD_BYTES),
         "MALLOC_ARENA_MAX": "1",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fcnpipe.errors import ModelError
-from fcnpipe.geometry import round_up
+from fcnpipe.geometry import Box, round_up
 
 ELEVATION_SIGMAS = 16.0
 """A matched filter's elevation is asinh(S/N) over this: 1 is an S/N of 4.4 million."""
@@ -240,8 +240,11 @@ class Maps:
 class Predictor(Protocol):
     """Gives the maps of a window; equal windows give equal bits."""
 
-    def __call__(self, snr: NDArray[np.float32]) -> Maps:
-        """Give the maps of (bands, h, w) float32 S/N without NaN; h, w multiples of the stride."""
+    def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
+        """Give the maps of (bands, h, w) float32 S/N without NaN; h, w multiples of the stride.
+
+        Of the pixels of ``keep`` alone, if it is given: how a window is freed of its halo.
+        """
 
 
 class Model(Protocol):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe.errors import ModelError
+from fcnpipe.geometry import Box
 from fcnpipe.networks.base import (
     ELEVATION_SIGMAS,
     Certificate,
@@ -148,14 +149,15 @@ class MatchedPredictor:
 
     taps: NDArray[np.float32]
 
-    def __call__(self, snr: NDArray[np.float32]) -> Maps:
-        """Give the maps of (bands, h, w) float32 S/N.
+    def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
+        """Give the maps of (bands, h, w) float32 S/N, or of the pixels of ``keep`` alone.
 
         Elevation is ``asinh(max(s, 0)) / 16`` of the filtered S/N ``s``, clipped to [0, 1].
         Probability is the chance that the true ``s`` exceeds 1.5 sigma, given unit Gaussian noise
         and no prior.
         """
-        return maps_of(filtered(_one_band(snr), self.taps))
+        significance = filtered(_one_band(snr), self.taps)
+        return maps_of(significance[keep.slices] if keep else significance)
 
 
 def filtered(snr: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fcnpipe.errors import ModelError, SpecError
+from fcnpipe.geometry import Box
 from fcnpipe.networks.base import Maps, ModelHeader, Scaling
 from fcnpipe.networks.fusion import fuse
 
@@ -98,13 +99,15 @@ class TorchPredictor:
         wide = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module = fuse(wide) if device == "cpu" else wide
 
-    def __call__(self, snr: NDArray[np.float32]) -> Maps:
+    def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
         """Give the maps of a window.
 
         Parameters
         ----------
         snr : ndarray
             (bands, h, w) float32 S/N without NaN; h and w multiples of the stride.
+        keep : Box, optional
+            The part of the window wanted, in its pixels; all of it if None.
 
         Returns
         -------
@@ -120,10 +123,18 @@ class TorchPredictor:
         if self.device == "cpu" and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
-            logits = self.module(self._input(snr))
+            logits = self._logits(self._input(snr), keep or Box(0, 0, *snr.shape[1:]))
             # Channels lie last: seen so, the map is one run of memory, and five times faster.
             outputs = torch.sigmoid(logits[0].permute(1, 2, 0).float()).permute(2, 0, 1)
             return _maps(outputs.cpu(), self.header)
+
+    def _logits(self, window: Tensor, keep: Box) -> Tensor:
+        inside = getattr(self.module, "inside", None)
+        if inside is not None and keep.shape != window.shape[2:]:
+            part: Tensor = inside(window, keep)
+            return part
+        whole: Tensor = self.module(window)
+        return whole[(..., *keep.slices)]
 
     def _input(self, snr: NDArray[np.float32]) -> Tensor:
         window = torch.from_numpy(scaled(snr, self.header.scaling)[np.newaxis])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fcnpipe.errors import SpecError
+from fcnpipe.geometry import Box
 
 Padding = Literal["same", "valid"]
 Upsampling = Literal["transposed", "nearest", "bilinear"]
@@ -100,18 +101,60 @@ class UNet(nn.Module):
         Tensor
             (n, outputs, h, w) logits; smaller in h and w for valid padding.
         """
+        skips = self._descend(x)
+        x = skips.pop()
+        for rise, join in zip(self.up, self.join, strict=True):
+            x = rise(x)
+            x = _join(join, _crop(skips.pop(), x), x)
+        logits: Tensor = self.head(x)
+        return logits
+
+    def inside(self, x: Tensor, keep: Box) -> Tensor:
+        """Logits of some of the pixels: ``forward(x)`` there, computing less on the way up.
+
+        Parameters
+        ----------
+        x
+            (n, bands, h, w) float, h and w multiples of the stride; for same padding.
+        keep
+            The pixels wanted.
+
+        Returns
+        -------
+        Tensor
+            (n, outputs, height of keep, width of keep) logits.
+        """
+        skips = self._descend(x)
+        x = skips.pop()
+        have = _frame(x)
+        steps = self._climb(keep, [_frame(skip) for skip in skips])
+        for rise, join, (source, read) in zip(self.up, self.join, steps, strict=True):
+            x = rise(x[(..., *source.within(have))])[(..., *read.within(_double(source)))]
+            x = _join(join, skips.pop()[(..., *read.slices)], x)
+            have = read
+        logits: Tensor = self.head(x[(..., *keep.within(have))])
+        return logits
+
+    def _descend(self, x: Tensor) -> list[Tensor]:
         skips: list[Tensor] = []
         for level, pair in enumerate(self.down):
             x = pair(x if level == 0 else functional.max_pool2d(x, 2))
             skips.append(x)
-        skips.pop()
-        for rise, join in zip(self.up, self.join, strict=True):
-            x = rise(x)
-            x = torch.cat([_crop(skips.pop(), x), x], dim=1)
-            for layer in join.children():  # one by one, so that what is used up is freed
-                x = layer(x)
-        logits: Tensor = self.head(x)
-        return logits
+        return skips
+
+    def _climb(self, keep: Box, frames: list[Box]) -> list[tuple[Box, Box]]:
+        """Give, level by level upwards, what to take of the level below, and of this one.
+
+        The outermost pixels of what is taken come out wrong, one for each 3x3 convolution, except
+        at the frame; interpolation needs a neighbour more.
+        """
+        spare = 1 if self.arguments["upsampling"] == "bilinear" else 0
+        steps = []
+        for frame in frames:
+            read = keep.grow(2).clip(frame)
+            keep = _halve(read).grow(spare).clip(_halve(frame))
+            steps.append((keep, read))
+        return steps[::-1]
 
 
 def _check(bands: int, outputs: int, base: int, depth: int, padding: str, upsampling: str) -> None:
@@ -142,6 +185,25 @@ def _rise(width: int, upsampling: Upsampling) -> nn.Module:
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode=upsampling), nn.Conv2d(width, width // 2, 1)
     )
+
+
+def _join(pair: nn.Module, skip: Tensor, x: Tensor) -> Tensor:
+    x = torch.cat([skip, x], dim=1)
+    for layer in pair.children():  # one by one, so that what is used up is freed
+        x = layer(x)
+    return x
+
+
+def _frame(x: Tensor) -> Box:
+    return Box(0, 0, *x.shape[-2:])
+
+
+def _double(box: Box) -> Box:
+    return Box(*(2 * n for n in box.corners))
+
+
+def _halve(box: Box) -> Box:
+    return Box(box.y0 // 2, box.x0 // 2, -(-box.y1 // 2), -(-box.x1 // 2))
 
 
 def _crop(skip: Tensor, like: Tensor) -> Tensor:

@@ -55,11 +55,12 @@ def _look(
     elevation = np.empty(core.shape, np.uint16)
     for window in list_windows(plan, tile):
         read = window.grow(plan.halo).clip(plan.canvas)
-        answer = job.predictor(np.ascontiguousarray(significance[(..., *read.within(box))]))
         kept = window.clip(core)
-        cut, place = kept.within(read), kept.within(core)
-        probability[(..., *place)] = pixels.quantise_probability(answer.probability[(..., *cut)])
-        elevation[place] = pixels.quantise_elevation(answer.elevation[cut])
+        seen = np.ascontiguousarray(significance[(..., *read.within(box))])
+        answer = job.predictor(seen, kept.seen_from(read))
+        place = kept.within(core)
+        probability[(..., *place)] = pixels.quantise_probability(answer.probability)
+        elevation[place] = pixels.quantise_elevation(answer.elevation)
     return patch.flags[core.within(wide)], (probability, elevation), gaps
 
 

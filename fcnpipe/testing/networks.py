@@ -39,9 +39,10 @@ def predict_in_windows(
     probability, elevation = [], np.empty((height, width), np.float32)
     for tile in TileGrid((height, width), (edge, edge)):
         read = tile.core.grow(halo).clip(frame)
-        maps = predictor(np.ascontiguousarray(canvas[(..., *read.slices)]))
-        elevation[tile.core.slices] = maps.elevation[tile.core.within(read)]
-        probability.append((tile.core, maps.probability[(..., *tile.core.within(read))]))
+        seen = np.ascontiguousarray(canvas[(..., *read.slices)])
+        maps = predictor(seen, tile.core.seen_from(read))
+        elevation[tile.core.slices] = maps.elevation
+        probability.append((tile.core, maps.probability))
     whole = np.empty((len(probability[0][1]), height, width), np.float32)
     for core, part in probability:
         whole[(..., *core.slices)] = part

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fcnpipe.errors import SpecError
+from fcnpipe.geometry import Box
 from fcnpipe.networks.unet import UNet
 
 SHIFT = 8
@@ -47,6 +50,23 @@ def test_shifts_by_the_stride_commute_beyond_the_reach():
     torch.testing.assert_close(
         torch.roll(here, SHIFT, -1)[..., inner, inner], there[..., inner, inner], rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "nearest", "bilinear"])
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_part_is_what_the_whole_gives_there(upsampling, data):
+    depth, cells = data.draw(st.integers(1, 3)), st.integers(1, 9)
+    height, width = (data.draw(cells) << depth for _ in range(2))
+    y = sorted(data.draw(st.sets(st.integers(0, height), min_size=2, max_size=2)))
+    x = sorted(data.draw(st.sets(st.integers(0, width), min_size=2, max_size=2)))
+    keep = Box(y[0], x[0], y[1], x[1])
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    network = UNet(base=2, depth=depth, upsampling=upsampling).double()
+    image = torch.randn(1, 1, height, width, dtype=torch.float64)
+    with torch.no_grad():
+        part, whole = network.inside(image, keep), network(image)[(..., *keep.slices)]
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
 
 
 def test_valid_is_the_inside_of_same():
