@@ -32,8 +32,17 @@ SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": 0.95,
     "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.tick.limit": "60s",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.scheduler.active-memory-manager.start": False,
 }
-"""A poison tile may kill two workers, not the run; a missing worker is an error, not a hang."""
+"""A poison tile may kill two workers, not the run; a missing worker is an error, not a hang.
+
+Tiles take seconds and their workers use every core, so what looks after tasks of milliseconds (a
+profiler that wakes a hundred times a second, health checks at fifty) is slowed down or off.
+"""
 
 
 LOST = "worker lost"
@@ -79,7 +88,9 @@ class DaskEngine:
         yield from self._stream(task, lost, 1)
 
     def _stream(self, task: Task, names: Iterable[str], width: int) -> Iterator[TaskReport]:
-        waiting, token = iter(names), uuid.uuid4().hex
+        # One group of keys, so that Dask knows the tasks for a kind, and holds them back until a
+        # worker is free: of tiles handed out early, one worker got nine while the other got seven.
+        waiting, token = iter(names), f"tiles-{uuid.uuid4().hex}"
         first = [self._submit(task, name, token) for name in islice(waiting, width)]
         queue = as_completed(first, loop=self._client.loop)
         for future in queue:
@@ -95,15 +106,16 @@ class DaskEngine:
             self._cluster.close()
 
     def _submit(self, task: Task, name: str, token: str) -> Any:
-        key = f"{name}-{token}"
-        return self._client.submit(task, name, key=key, pure=False, resources=self._resources)
+        return self._client.submit(
+            task, name, key=(token, name), pure=False, resources=self._resources
+        )
 
     @staticmethod
     def _report(future: Any) -> TaskReport:
         if future.status == "finished":
             report: TaskReport = future.result()
             return report
-        name = future.key.rsplit("-", 1)[0]
+        name = future.key[1]
         return TaskReport("", name, error=f"{LOST}: {future.exception()}".splitlines()[0])
 
 
@@ -141,7 +153,7 @@ def start_local(workers: int, environment: Mapping[str, str]) -> DaskEngine:
             "cluster_kwargs": {
                 "n_workers": workers,
                 "threads_per_worker": 1,
-                "dashboard_address": None,
+                "dashboard_address": "127.0.0.1:0",
                 "memory_limit": None,
                 "silence_logs": 40,
                 "env": dict(environment),
