@@ -1543,12 +1543,22 @@ def _window_sigma(half):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-def]
-    """Give the centroid in a window that moves with it; the isophotal one if that runs away."""
+    """Give the centroid in a window that moves with it; the isophotal one if that runs away.
+
+    SExtractor moves the window by twice the shift until it rests. Newton's step comes to rest at
+    the same place in half as many; it is taken where the shift falls in every direction.
+    """
     x, y = source.x, source.y
     for _ in range(16):
-        dx, dy = _window_shift(scratch, box, (x, y), 4 * sigma, sigma)
-        x += 2 * dx
-        y += 2 * dy
+        dx, dy, xx, xy, yy = _window_shift(scratch, box, (x, y), 4 * sigma, sigma)
+        step_x, step_y = 2 * dx, 2 * dy
+        # The shift falls by 1 - (spread of the light in the window) / sigma^2 a pixel.
+        xx, xy, yy = 1 - xx, -xy, 1 - yy
+        det = xx * yy - xy * xy
+        if xx > _LEAST_FALL and yy > _LEAST_FALL and det > _LEAST_FALL * _LEAST_FALL:
+            step_x, step_y = (yy * dx - xy * dy) / det, (xx * dy - xy * dx) / det
+        x += step_x
+        y += step_y
         u, v = x - source.x, y - source.y
         if not source.cxx * u * u + source.cxy * u * v + source.cyy * v * v <= 1:
             return source.x, source.y
@@ -1557,27 +1567,34 @@ def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-
     return x, y
 
 
+_LEAST_FALL = 0.2
+
+
 @njit(cache=True, nogil=True)
 def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyped-def]
-    """Give how far the window's centroid lies from its centre (x, y); NaN without flux."""
+    """Give how far the window's centroid lies from its centre, and the spread of what is in it.
+
+    (x, y, xx, xy, yy), px and squares of sigma; NaN without flux.
+    """
     y0, x0, y1, x1 = _box_around(centre, (radius, radius), box)
     x, y = centre
     wave, slope = scratch.wave, -0.5 / (sigma * sigma)
     outer, inner = radius + 0.5, max(radius - 0.5, 0.0)
     for u in range(x0, x1):
         wave[u - x0] = np.exp((u - x) * (u - x) * slope)
-    total, mx, my = 0.0, 0.0, 0.0
+    total, mx, my, xx, xy, yy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for v in range(y0, y1):
         dy, pixels = v - y, scratch.value[v - box[0]]
         first, end = _clip_span(_span(_CIRCLE, dy, outer * outer, 0.0), x, x0, x1)
         low, high = _clip_span(_span(_CIRCLE, dy, inner * inner, 0.0), x, first, end)
         if low >= high:
             low, high = end, end
-        row, across = 0.0, 0.0
+        row, across, wide = 0.0, 0.0, 0.0
         for u in range(low, high):
-            mass = wave[u - x0] * pixels[u - box[1]]
+            mass, dx = wave[u - x0] * pixels[u - box[1]], u - x
             row += mass
-            across += mass * (u - x)
+            across += mass * dx
+            wide += mass * dx * dx
         # The window is 3e-4 at its edge: a straight one is exact enough.
         for start, stop in ((first, low), (high, end)):
             for u in range(start, stop):
@@ -1585,10 +1602,16 @@ def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyp
                 mass = wave[u - x0] * pixels[u - box[1]] * (outer - np.sqrt(dx * dx + dy * dy))
                 row += mass
                 across += mass * dx
+                wide += mass * dx * dx
         factor = np.exp(dy * dy * slope)
         total += factor * row
         mx += factor * across
         my += factor * row * dy
+        xx += factor * wide
+        xy += factor * across * dy
+        yy += factor * row * dy * dy
     if total <= 0:
-        return np.nan, np.nan
-    return mx / total, my / total
+        return np.nan, np.nan, np.nan, np.nan, np.nan
+    dx, dy, square = mx / total, my / total, sigma * sigma
+    xx, xy, yy = xx / total - dx * dx, xy / total - dx * dy, yy / total - dy * dy
+    return dx, dy, xx / square, xy / square, yy / square

@@ -61,6 +61,8 @@ def _look(
         place = kept.within(core)
         probability[(..., *place)] = pixels.quantise_probability(answer.probability)
         elevation[place] = pixels.quantise_elevation(answer.elevation)
+    if not job.criteria.on_elevation:
+        pixels.flatten_sky(elevation, probability[0], job.criteria.level)
     return patch.flags[core.within(wide)], (probability, elevation), gaps
 
 

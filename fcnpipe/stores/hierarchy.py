@@ -168,7 +168,8 @@ _PROBABILITY = {
 }
 _ELEVATION = {
     "long_name": "elevation that separates sources, 65535 = 1",
-    "comment": "elevation in [0, 1] times 65535, rounded; an integer, so that order is exact",
+    "comment": "elevation in [0, 1] times 65535, rounded; an integer, so that order is exact; "
+    "0 where the sky is",
 }
 _FLAGS = {
     "long_name": "why a pixel is not to be trusted",
