@@ -103,11 +103,11 @@ def _watch(peaks: dict[int, int], over: threading.Event) -> None:
                 peaks[process.pid] = int(line.split()[1]) * 1024
 
 
-def run_bare(model: str, windows: list[Window], processes: int) -> float:
-    """Seconds for the bare forward pass over windows, shared between processes."""
+def run_bare(network: tuple[str, str], windows: list[Window], processes: int) -> float:
+    """Seconds for the bare forward pass of a (model, precision) over windows, on all processes."""
     os.environ.update(networks.worker_environment())
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _warm, (model,)) as pool:
+    with context.Pool(processes, _warm, network) as pool:
         pool.map(_forward, windows[: 2 * processes], chunksize=1)
         begun = time.perf_counter()
         for _ in pool.imap_unordered(_forward, windows, chunksize=1):
@@ -118,10 +118,10 @@ def run_bare(model: str, windows: list[Window], processes: int) -> float:
 _PREDICTOR: Predictor
 
 
-def _warm(model: str) -> None:
+def _warm(model: str, precision: str) -> None:
     global _PREDICTOR
     networks.tune_allocator()
-    _PREDICTOR = networks.load_model(model).predictor("cpu", "auto", threads=1)
+    _PREDICTOR = networks.load_model(model).predictor("cpu", precision, threads=1)
 
 
 def _forward(window: Window) -> None:
@@ -160,6 +160,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="default")
     parser.add_argument("--engine", default="threads")
+    parser.add_argument("--precision", default="auto", help="of the whole job")
+    parser.add_argument("--bare-precision", default="", help="of the bare pass; as the whole job's")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--bare-part", type=int, default=1, help="bare pass on every n-th window")
     parser.add_argument("--monai-edge", type=int, default=None, help="0: not at all")
@@ -172,13 +174,15 @@ def main() -> None:
         write_field(image, args.edge)
     cores = os.cpu_count() or 1
     monai_edge = args.edge if args.monai_edge is None else args.monai_edge
+    bare_precision = args.bare_precision or args.precision
     options = {"model": args.model, "engine": args.engine, "workers": cores, "window": args.window}
+    options["precision"] = args.precision
     plan = make_plan(make_spec(image=(str(image),), out=str(out), **options))
     windows = list_windows(plan)[:: args.bare_part]
     part = len(windows) / len(plan.windows)
     mpix, ratios, peers = args.edge**2 / 1e6, [], []
     for number in range(args.rounds):
-        bare = run_bare(args.model, windows, cores) / part
+        bare = run_bare((args.model, bare_precision), windows, cores) / part
         seconds, peaks = run_whole(image, out, options)
         ratios.append(seconds / bare)
         line = f"round {number}: bare {mpix / bare:.2f} Mpix/s, whole {mpix / seconds:.2f} Mpix/s, x {ratios[-1]:.2f}"

@@ -184,6 +184,10 @@ class ModelHeader(_Record):
         description="Arrays alive at once in a forward pass, for each pixel looked at.",
     )
     certificate: Certificate | None = None
+    ranges: dict[str, tuple[float, float]] = Field(
+        default_factory=dict,
+        description="Least and greatest value of each layer, for 8-bit arithmetic; empty: not measured.",
+    )
     recipe: dict[str, Any] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
     licence: str = ""
@@ -275,7 +279,7 @@ class Model(Protocol):
         """Peak memory of a forward pass for each pixel looked at."""
 
     def precision(self, wanted: str, device: str = "auto") -> str:
-        """Give the arithmetic that ``wanted`` means on this machine: fp32 or bf16."""
+        """Give the arithmetic that ``wanted`` means on this machine: fp32, bf16 or int8."""
 
     def predictor(
         self, device: str = "auto", precision: str = "fp32", threads: int = 1

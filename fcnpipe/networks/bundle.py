@@ -41,7 +41,7 @@ Measured 512 bytes a pixel for 296 of arrays: U-Net of base 16, depth 3, window 
 SUFFIX = ".safetensors"
 _PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".t7", ".joblib"})
 _NOT_ARCHITECTURES = frozenset(
-    {"allocator", "base", "bundle", "certificate", "matched", "predictor", "reach", "weights"}
+    {"allocator", "base", "bundle", "certificate", "integers", "matched", "predictor", "reach", "weights"}
 )
 
 
@@ -99,10 +99,10 @@ class Bundle:
         return module.eval()
 
     def precision(self, wanted: str, device: str = "auto") -> str:
-        """Give the arithmetic that ``wanted`` means on this machine: fp32 or bf16."""
+        """Give the arithmetic that ``wanted`` means on this machine: fp32, bf16 or int8."""
         from fcnpipe.networks.predictor import choose_precision
 
-        return choose_precision(wanted, device)
+        return choose_precision(wanted, device, self.header)
 
     def predictor(
         self, device: str = "auto", precision: str = "fp32", threads: int = 1
@@ -113,7 +113,7 @@ class Bundle:
         ----------
         device : {"auto", "cpu", "cuda"}
             ``auto`` takes a GPU where there is one.
-        precision : {"auto", "fp32", "bf16"}
+        precision : {"auto", "fp32", "bf16", "int8"}
             Arithmetic of the network; the maps are float32 in any case.
         threads : int
             Threads of the CPU; part of what makes the bits.

@@ -7,6 +7,7 @@ convolutions (``benchmarks/forward.py`` prints the figures): convolutions are bo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import copysign, log, sqrt
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 from fcnpipe.errors import ModelError, SpecError
 from fcnpipe.geometry import Box
+from fcnpipe.networks import integers
 from fcnpipe.networks.base import Maps, ModelHeader, Scaling
 from fcnpipe.networks.fusion import fuse
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_INPUTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+"""What the input comes in, by the arithmetic of the network."""
 
 
 def choose_device(device: str) -> str:
@@ -39,21 +42,40 @@ def choose_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def choose_precision(precision: str, device: str) -> str:
-    """Give the arithmetic that ``precision`` means on this machine: auto is bf16 if it is native.
+def choose_precision(precision: str, device: str, header: ModelHeader) -> str:
+    """Give the arithmetic that ``precision`` means on this machine: auto is the fastest it has.
 
     Raises
     ------
     SpecError
-        If precision or device is unknown, or there is no such device.
+        If precision or device is unknown, there is no such device, or no int8 on it.
+    ModelError
+        If the model cannot be run in int8.
     """
-    if precision not in ("auto", *_DTYPES):
-        raise SpecError(f"precision={precision!r}: choose auto, fp32 or bf16")
+    if precision not in ("auto", *_INPUTS):
+        raise SpecError(f"precision={precision!r}: choose auto, fp32, bf16 or int8")
+    place = choose_device(device)
+    if precision == "int8":
+        _check_integers(place, header)
     if precision != "auto":
         return precision
-    if choose_device(device) == "cuda":
+    if place == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if header.ranges and integers.is_fast():
+        return "int8"
     return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def _check_integers(device: str, header: ModelHeader) -> None:
+    if device != "cpu" or not integers.is_fast():
+        raise SpecError(
+            "precision='int8' needs a CPU that multiplies bytes (VNNI): use auto, bf16 or fp32"
+        )
+    if not header.ranges:
+        raise ModelError(
+            f"model {header.name!r} was packed without the ranges of its layers, which int8 needs: "
+            "use auto, bf16 or fp32"
+        )
 
 
 def _cpu_has_bf16() -> bool:
@@ -72,15 +94,15 @@ class TorchPredictor:
         Scaling, outputs and their roles.
     device : {"cpu", "cuda"}
         Where it runs.
-    precision : {"auto", "fp32", "bf16"}
+    precision : {"auto", "fp32", "bf16", "int8"}
         Arithmetic; sigmoid and maps are float32 in any case.
     threads : int
         Threads of the CPU, set anew at each call because torch keeps them per thread.
 
     Raises
     ------
-    SpecError
-        If the precision is unknown.
+    SpecError, ModelError
+        If the precision is unknown, or is not to be had.
     """
 
     def __init__(
@@ -91,13 +113,11 @@ class TorchPredictor:
         precision: str = "fp32",
         threads: int = 1,
     ) -> None:
-        precision = choose_precision(precision, device)
+        precision = choose_precision(precision, device, header)
         self.header, self.device, self.precision, self.threads = header, device, precision, threads
         if device == "cuda":
             _make_repeatable()
-        moved = module.eval().requires_grad_(False).to(device, _DTYPES[precision])
-        wide = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.module = fuse(wide) if device == "cpu" else wide
+        self.module = _make_ready(module.eval().requires_grad_(False), header, device, precision)
 
     def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
         """Give the maps of a window.
@@ -138,7 +158,17 @@ class TorchPredictor:
 
     def _input(self, snr: NDArray[np.float32]) -> Tensor:
         window = torch.from_numpy(scaled(snr, self.header.scaling)[np.newaxis])
-        return window.to(self.device, _DTYPES[self.precision], memory_format=torch.channels_last)
+        return window.to(self.device, _INPUTS[self.precision], memory_format=torch.channels_last)
+
+
+def _make_ready(
+    module: nn.Module, header: ModelHeader, device: str, precision: str
+) -> Callable[[Tensor], Tensor]:
+    if precision == "int8":
+        return integers.IntegerUNet(module, header.ranges)
+    moved = module.to(device, _INPUTS[precision])
+    wide = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fuse(wide) if device == "cpu" else wide
 
 
 def scaled(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:

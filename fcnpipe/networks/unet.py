@@ -126,10 +126,11 @@ class UNet(nn.Module):
         """
         skips = self._descend(x)
         x = skips.pop()
-        have = _frame(x)
-        steps = self._climb(keep, [_frame(skip) for skip in skips])
+        have = frame_of(x)
+        spare = 1 if self.arguments["upsampling"] == "bilinear" else 0
+        steps = list_steps(keep, [frame_of(skip) for skip in skips], spare)
         for rise, join, (source, read) in zip(self.up, self.join, steps, strict=True):
-            x = rise(x[(..., *source.within(have))])[(..., *read.within(_double(source)))]
+            x = rise(x[(..., *source.within(have))])[(..., *read.within(double(source)))]
             x = _join(join, skips.pop()[(..., *read.slices)], x)
             have = read
         logits: Tensor = self.head(x[(..., *keep.within(have))])
@@ -142,19 +143,29 @@ class UNet(nn.Module):
             skips.append(x)
         return skips
 
-    def _climb(self, keep: Box, frames: list[Box]) -> list[tuple[Box, Box]]:
-        """Give, level by level upwards, what to take of the level below, and of this one.
 
-        The outermost pixels of what is taken come out wrong, one for each 3x3 convolution, except
-        at the frame; interpolation needs a neighbour more.
-        """
-        spare = 1 if self.arguments["upsampling"] == "bilinear" else 0
-        steps = []
-        for frame in frames:
-            read = keep.grow(2).clip(frame)
-            keep = _halve(read).grow(spare).clip(_halve(frame))
-            steps.append((keep, read))
-        return steps[::-1]
+def list_steps(keep: Box, frames: list[Box], spare: int = 0) -> list[tuple[Box, Box]]:
+    """Give, level by level upwards, what to take of the level below, and of this one.
+
+    The outermost pixels of what is taken come out wrong, one for each 3x3 convolution, except at
+    the frame; interpolation needs a neighbour more, ``spare``.
+    """
+    steps = []
+    for frame in frames:
+        read = keep.grow(2).clip(frame)
+        keep = _halve(read).grow(spare).clip(_halve(frame))
+        steps.append((keep, read))
+    return steps[::-1]
+
+
+def frame_of(x: Tensor) -> Box:
+    """Give all pixels of (..., h, w) as a box."""
+    return Box(0, 0, *x.shape[-2:])
+
+
+def double(box: Box) -> Box:
+    """Give a box in the pixels of the level above."""
+    return Box(*(2 * n for n in box.corners))
 
 
 def _check(bands: int, outputs: int, base: int, depth: int, padding: str, upsampling: str) -> None:
@@ -192,14 +203,6 @@ def _join(pair: nn.Module, skip: Tensor, x: Tensor) -> Tensor:
     for layer in pair.children():  # one by one, so that what is used up is freed
         x = layer(x)
     return x
-
-
-def _frame(x: Tensor) -> Box:
-    return Box(0, 0, *x.shape[-2:])
-
-
-def _double(box: Box) -> Box:
-    return Box(*(2 * n for n in box.corners))
 
 
 def _halve(box: Box) -> Box:

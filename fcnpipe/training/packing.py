@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fcnpipe.networks.base import Defaults, Output
 from fcnpipe.networks.bundle import save_model
 from fcnpipe.networks.certificate import describe
+from fcnpipe.networks.integers import fits, measure_ranges
 from fcnpipe.networks.unet import UNet
+from fcnpipe.training.stream import simulate_example
 
 OUTPUTS = (
     Output(name="source", role="source"),
@@ -21,6 +24,8 @@ OUTPUTS = (
 )
 ELEVATION = {"heat": 0.25, "relief": 0.75}
 """Weights of the outputs in the elevation, tuned together with the DEFAULTS."""
+RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
+RANGE_SEED, RANGE_SIDE = 555, 640
 DEFAULTS = Defaults(thresh=0.35, dynamics=0.04, minarea=6, minpeak=0.2)
 """Separation options of a model that is trained on the OUTPUTS' targets."""
 
@@ -62,8 +67,16 @@ def pack(
         OUTPUTS,
         dict(elevation),
         defaults=defaults,
+        ranges=measure_ranges(network, _list_inputs()) if fits(network) else {},
         recipe=recipe | facts,
         scores={"validation_loss": validation, **(scores or {})},
         licence="BSD-3-Clause",
     )
     return save_model(path or folder / f"{recipe['name']}.safetensors", network, header)
+
+
+def _list_inputs() -> Iterator[torch.Tensor]:
+    """Give skies as the network sees them, faint and bright, from which ranges are measured."""
+    for number, kind in enumerate(RANGE_KINDS):
+        x = simulate_example(kind, RANGE_SIDE, RANGE_SEED, number).x.astype(np.float32)
+        yield torch.from_numpy(x)[None, None]

@@ -86,7 +86,7 @@ def test_scaling_is_asinh(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
 
 
 def test_what_cannot_be_is_refused(model: Model) -> None:
-    with pytest.raises(SpecError, match="auto, fp32 or bf16"):
+    with pytest.raises(SpecError, match="auto, fp32, bf16 or int8"):
         model.predictor("cpu", precision="fp8")
     with pytest.raises(SpecError, match="auto, cpu or cuda"):
         model.predictor("tpu")
