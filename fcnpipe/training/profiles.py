@@ -57,6 +57,8 @@ class Arms:
     """Position angle of the arms at the half-light radius, radians."""
     clumps: float = 0.0
     """Amplitude of the random clumps (log-normal)."""
+    grain: float = 0.15
+    """Size of the clumps, half-light radii."""
     lane: float = 0.0
     """Depth of a dust lane along the major axis, 0 to 1."""
     seed: int = 0
@@ -181,7 +183,7 @@ def _modulate(
         )
         factor *= 1 - arms.strength * outer * (0.5 - 0.5 * np.cos(wave))
     if arms.clumps:
-        factor *= np.exp(arms.clumps * outer * _texture(size, component.radius_px, arms.seed))
+        factor *= np.exp(arms.clumps * outer * _texture(size, arms.grain * component.radius_px, arms.seed))
     if arms.lane:
         factor *= 1 - arms.lane * np.exp(
             -0.5 * (minor * component.axis_ratio / (0.12 * component.radius_px)) ** 2
@@ -191,11 +193,11 @@ def _modulate(
     return np.asarray(fft.rfft2(modulated), np.complex64)
 
 
-def _texture(size: int, radius_px: float, seed: int) -> Doubles:
+def _texture(size: int, sigma_px: float, seed: int) -> Doubles:
     noise = np.random.default_rng(seed).standard_normal((size, size))
     k = np.hypot(fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None, :])
     smooth = fft.irfft2(
-        fft.rfft2(noise) * np.exp(-0.5 * (k * 2 * np.pi * 0.15 * radius_px) ** 2), s=(size, size)
+        fft.rfft2(noise) * np.exp(-0.5 * (k * 2 * np.pi * sigma_px) ** 2), s=(size, size)
     )
     return np.asarray(smooth / (smooth.std() + 1e-30), np.float64)
 

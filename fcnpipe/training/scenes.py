@@ -24,7 +24,7 @@ from fcnpipe.training.profiles import (
     stamp_size,
 )
 from fcnpipe.training.psfs import PHASES, RADIUS_PX, Psf, bin_psf, draw_shape
-from fcnpipe.training.skies import Sky, add_sky
+from fcnpipe.training.skies import Sky, add_sky, compress
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -82,7 +82,7 @@ class SceneSpec:
     """Probability of a cluster of galaxies with a central galaxy and a halo."""
     globular: float = 0.0
     """Probability of a globular cluster."""
-    big: Range = (0.0, 3.0)
+    big: Range = (0.0, 5.0)
     """Number of large structured galaxies a scene of 0.4 Mpix."""
     sky: Sky = field(default_factory=Sky)
     """Sky, noise and artefacts."""
@@ -231,10 +231,10 @@ def compose(
     table = np.zeros(len(sources), TABLE)
     for number, source in enumerate(sources):
         _place(source, psf, (planes, owner), table[number : number + 1], number + 1)
-    light, first, second, form = planes
-    exposed = add_sky(light, psf.shape.fwhm_px, sky, rng)
-    owner[first <= truth_sigma * exposed.relative] = 0
+    exposed = add_sky(planes[0], psf.shape.fwhm_px, sky, rng)
+    owner[planes[1] <= truth_sigma * exposed.relative] = 0
     table["area"] = np.bincount(owner.ravel(), minlength=len(table) + 1)[1:]
+    light, first, second, form = (compress(plane, exposed.softening) for plane in planes)
     scale = np.float32(exposed.scale)
     return Scene(
         image=exposed.image,
@@ -360,7 +360,8 @@ def _structured(
         strength=rng.uniform(0.2, 0.95),
         pitch=rng.uniform(0.15, 0.7),
         phase=rng.uniform(0, np.pi),
-        clumps=rng.choice([0.0, rng.uniform(0.1, 0.9)]),
+        clumps=float(rng.choice([0.0, rng.uniform(0.1, 0.9), rng.uniform(0.3, 0.9)])),
+        grain=_log_uniform(rng, (0.06, 0.25)),
         lane=rng.choice([0.0, 0.0, rng.uniform(0.2, 0.9)]),
         seed=int(rng.integers(2**31)),
     )

@@ -28,8 +28,8 @@ class Sky:
     """Cosmic rays and hot pixels that are not flagged."""
     trail: float = 0.12
     """Satellite trails."""
-    picture: float = 0.08
-    """Clipped near the sky level and rounded to few grey levels, as a published picture is."""
+    picture: float = 0.12
+    """Compressed, clipped below and above, and rounded to few grey levels, as a published picture."""
     saturated: float = 0.3
     """A saturation level that clips the brightest stars."""
     dead: float = 0.25
@@ -48,6 +48,8 @@ class Exposed:
     """(h, w) float32, rms of the sky noise relative to its usual level."""
     scale: float
     """Image units of one usual sky noise."""
+    softening: float
+    """Sky noises from which on light is compressed, see `compress`; infinite: not at all."""
 
 
 def add_sky(light: Floats, fwhm_px: float, sky: Sky, rng: np.random.Generator) -> Exposed:
@@ -58,12 +60,21 @@ def add_sky(light: Floats, fwhm_px: float, sky: Sky, rng: np.random.Generator) -
     noise = relative * np.sqrt(1 + np.maximum(light, 0) / gain)
     image = light + _glow(shape, sky, rng) + noise * _noise(shape, sky, rng)
     _add_streaks(image, fwhm_px, sky, rng)
+    softening = np.inf
     if rng.random() < sky.picture:
-        image = _publish(image, rng)
+        softening = float(rng.choice([np.inf, np.exp(rng.uniform(np.log(1.5), np.log(30.0)))]))
+        image = _publish(compress(image, softening), rng)
     bad = _spoil(image, sky, rng)
     scale = float(np.exp(rng.uniform(np.log(1e-2), np.log(1e2))))
     image = (image + rng.uniform(-50, 500)) * np.float32(scale)
-    return Exposed(image.astype(np.float32), bad, relative, scale)
+    return Exposed(image.astype(np.float32), bad, relative, scale, softening)
+
+
+def compress(light: Floats, softening: float) -> Floats:
+    """Light as a published picture shows it: linear when faint, logarithmic above a softening."""
+    if np.isinf(softening):
+        return light
+    return np.asarray(softening * np.arcsinh(light / np.float32(softening)), np.float32)
 
 
 def _noise(shape: tuple[int, ...], sky: Sky, rng: np.random.Generator) -> Floats:
@@ -144,8 +155,9 @@ def _trail(image: Floats, fwhm_px: float, rng: np.random.Generator) -> None:
 
 
 def _publish(image: Floats, rng: np.random.Generator) -> Floats:
-    floor, step = rng.uniform(-2.5, 1.0), rng.uniform(0.1, 1.0)
-    grey = np.rint((np.maximum(image, floor) - floor) / step)
+    floor, step = rng.uniform(-3.5, 1.0), rng.uniform(0.1, 1.0)
+    white = rng.choice([np.inf, np.exp(rng.uniform(np.log(15.0), np.log(250.0)))])
+    grey = np.rint((np.clip(image, floor, white) - floor) / step)
     return np.asarray(floor + step * grey, np.float32)
 
 
