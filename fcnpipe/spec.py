@@ -84,7 +84,8 @@ class RunSpec(BaseModel):
     mag_zeropoint: float | None = Field(None, description="Adds magnitudes to the catalogue.")
 
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
-        "auto", description="Arithmetic of the network; auto: the fastest that hardware and model have."
+        "auto",
+        description="Arithmetic of the network; auto: the fastest that hardware and model have.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the network runs.")
     keep_image: bool = Field(False, description="Copy the science image into the store.")

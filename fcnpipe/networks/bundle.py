@@ -41,7 +41,17 @@ Measured 512 bytes a pixel for 296 of arrays: U-Net of base 16, depth 3, window 
 SUFFIX = ".safetensors"
 _PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".t7", ".joblib"})
 _NOT_ARCHITECTURES = frozenset(
-    {"allocator", "base", "bundle", "certificate", "integers", "matched", "predictor", "reach", "weights"}
+    {
+        "allocator",
+        "base",
+        "bundle",
+        "certificate",
+        "integers",
+        "matched",
+        "predictor",
+        "reach",
+        "weights",
+    }
 )
 
 

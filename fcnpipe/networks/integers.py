@@ -37,9 +37,10 @@ _USUAL = 1120
 
 def is_fast() -> bool:
     """Whether this CPU multiplies bytes faster than anything else, and this torch can use it."""
-    has_vnni = getattr(torch.cpu, "_is_vnni_supported", bool)() or getattr(
-        torch.cpu, "_is_avx512_vnni_supported", bool
-    )()
+    has_vnni = (
+        getattr(torch.cpu, "_is_vnni_supported", bool)()
+        or getattr(torch.cpu, "_is_avx512_vnni_supported", bool)()
+    )
     return bool(has_vnni) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
@@ -61,8 +62,8 @@ def measure_ranges(network: UNet, inputs: Iterable[Tensor]) -> dict[str, tuple[f
         (1, bands, h, w) float32 each, scaled as the network sees them; bright sources among them.
     """
     ranges: dict[str, tuple[float, float]] = {}
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.ReLU)}
-    layers |= {n: m for n, m in network.up.named_children() for n in [f"up.{n}"]}
+    layers: dict[str, nn.Module] = {f"up.{i}": rise for i, rise in enumerate(network.up)}
+    layers |= {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.ReLU)}
 
     def note(name: str, values: Tensor) -> None:
         low, high = ranges.get(name, (0.0, 0.0))
@@ -109,28 +110,30 @@ class IntegerUNet:
 
     @torch.no_grad()
     def _build(self, network: UNet, scales: dict[str, _Bytes]) -> None:
-        first, *rest = [layer for pair in network.down for layer in pair if _is_convolution(layer)]
+        first, *rest = (layer for pair in network.down for layer in _convolutions(pair))
         names = [f"down.{level}.{i}" for level in range(len(network.down)) for i in (1, 3)]
         self._first = _First(first, scales[names[0]])
         self._down = [
-            _Convolution(conv.weight * scales[before].scale, conv.bias, scales[after], padding=1)
+            _Convolution(conv.weight * scales[before].scale, _bias(conv), scales[after], padding=1)
             for conv, before, after in zip(rest, names, names[1:], strict=False)
         ]
         self._rise, self._join, self._zero = [], [], []
-        below, levels = names[-1], len(network.up)
+        below = names[-1]
         for i, (rise, join) in enumerate(zip(network.up, network.join, strict=True)):
-            skip, up = scales[f"down.{levels - 1 - i}.3"], scales[f"up.{i}"]
-            self._rise.append(_make_rise(rise, scales[below].scale, up))
+            skip, up = scales[f"down.{len(network.up) - 1 - i}.3"], scales[f"up.{i}"]
             inner, outer = scales[f"join.{i}.1"], scales[f"join.{i}.3"]
+            both, last = _convolutions(join)
+            self._rise.append(_make_rise(rise, scales[below].scale, up))
             self._join.append(
                 (
-                    _make_join(join[0], skip, up, inner),
-                    _Convolution(join[2].weight * inner.scale, join[2].bias, outer, padding=1),
+                    _make_join(both, skip, up, inner),
+                    _Convolution(last.weight * inner.scale, _bias(last), outer, padding=1),
                 )
             )
             self._zero.append(up.zero)
             below = f"join.{i}.3"
-        self._head = _Convolution(network.head.weight * scales[below].scale, network.head.bias)
+        head = network.head
+        self._head = _Convolution(head.weight * scales[below].scale, _bias(head))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of all pixels, see `inside`."""
@@ -232,7 +235,7 @@ class _Convolution:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         weight = (self._weight, self._scale, self._no_zeros, self._bias)
-        after = (self._after, [], "")
+        after: tuple[str, list[Any], str] = (self._after, [], "")
         result: Tensor = torch.ops.onednn.qconv2d_pointwise(
             x, 1.0, 0, *weight, *self._shape, *self._out, *after
         )
@@ -243,8 +246,7 @@ def _make_rise(layer: nn.Module, scale: float, out: _Bytes) -> _Convolution:
     """Make a 2x2 up-convolution a 1x1 convolution to four times the channels, one pixel after another."""
     weight: Any = layer.weight
     flat = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0], 1, 1)
-    bias: Any = layer.bias
-    return _Convolution(flat * scale, bias.repeat(4), out, relu=False)
+    return _Convolution(flat * scale, _bias(layer).repeat(4), out, relu=False)
 
 
 def _make_join(layer: nn.Conv2d, skip: _Bytes, up: _Bytes, out: _Bytes) -> _Convolution:
@@ -261,8 +263,8 @@ def _bias(layer: nn.Module) -> Tensor:
     return bias
 
 
-def _is_convolution(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d)
+def _convolutions(pair: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in pair.children() if isinstance(layer, nn.Conv2d)]
 
 
 def _pool(x: Tensor) -> Tensor:
@@ -280,10 +282,10 @@ def _weave(skip: Tensor, risen: Tensor, read: Box, fine: Box, zero: int) -> Tens
     channels = skip.shape[1]
     out = torch.empty((1, 2 * channels, read.shape[0] + 2, read.shape[1] + 2), dtype=torch.uint8,
                       memory_format=torch.channels_last)  # fmt: skip
-    planes = [_in_words(part, channels) for part in (skip, risen, out)]
+    below, above, woven = (_in_words(part, channels) for part in (skip, risen, out))
     corner = (read.y0, read.x0, read.y0 - fine.y0, read.x0 - fine.x0)
-    word = planes[2].dtype.type(int.from_bytes(bytes([zero] * planes[2].itemsize), "little"))
-    _weave_words(*planes, corner, word)
+    word = woven.dtype.type(int.from_bytes(bytes([zero] * woven.itemsize), "little"))
+    _weave_words(below, above, woven, corner, word)
     return out
 
 

@@ -183,7 +183,9 @@ def _modulate(
         )
         factor *= 1 - arms.strength * outer * (0.5 - 0.5 * np.cos(wave))
     if arms.clumps:
-        factor *= np.exp(arms.clumps * outer * _texture(size, arms.grain * component.radius_px, arms.seed))
+        factor *= np.exp(
+            arms.clumps * outer * _texture(size, arms.grain * component.radius_px, arms.seed)
+        )
     if arms.lane:
         factor *= 1 - arms.lane * np.exp(
             -0.5 * (minor * component.axis_ratio / (0.12 * component.radius_px)) ** 2

@@ -18,7 +18,9 @@ from fcnpipe.testing.networks import starry
 pytestmark = pytest.mark.skipif(not integers.is_fast(), reason="this CPU does not multiply bytes")
 
 
-def make(seed: int = 0, depth: int = 2, base: int = 8) -> tuple[UNet, dict[str, tuple[float, float]]]:
+def make(
+    seed: int = 0, depth: int = 2, base: int = 8
+) -> tuple[UNet, dict[str, tuple[float, float]]]:
     torch.manual_seed(seed)
     network = UNet(base=base, depth=depth).eval().requires_grad_(False)
     for layer in network.modules():  # biases begin as 0, which would hide those that are lost
@@ -104,11 +106,17 @@ def test_it_is_close_to_the_network() -> None:
 @settings(max_examples=30, deadline=None)
 def test_a_part_is_what_the_whole_gives_there(data: st.DataObject) -> None:
     depth, cells = data.draw(st.integers(1, 3)), st.integers(1, 9)
-    network, ranges = make(data.draw(st.integers(0, 9)), depth, data.draw(st.sampled_from((2, 4, 8))))
+    network, ranges = make(
+        data.draw(st.integers(0, 9)), depth, data.draw(st.sampled_from((2, 4, 8)))
+    )
     height, width = (data.draw(cells) << depth for _ in range(2))
     y = sorted(data.draw(st.sets(st.integers(0, height), min_size=2, max_size=2)))
     x = sorted(data.draw(st.sets(st.integers(0, width), min_size=2, max_size=2)))
-    keep, image, bytes_ = Box(y[0], x[0], y[1], x[1]), see(1, height, width), IntegerUNet(network, ranges)
+    keep, image, bytes_ = (
+        Box(y[0], x[0], y[1], x[1]),
+        see(1, height, width),
+        IntegerUNet(network, ranges),
+    )
     part, whole = bytes_.inside(image, keep), bytes_(image)[(..., *keep.slices)]
     torch.testing.assert_close(part, whole, rtol=0, atol=0)
 
