@@ -37,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="List, show and check models.")
+models_app = typer.Typer()
 app.add_typer(models_app, name="models")
 
 StorePath = Annotated[str, typer.Argument(metavar="OUT.zarr", help="A finished store.")]
@@ -253,6 +253,13 @@ def demo(
 
 
 # --- models ---------------------------------------------------------------------------------------
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """List, show and check models; alone, list them."""
+    if context.invoked_subcommand is None:
+        list_models()
 
 
 @models_app.command("list")

@@ -175,6 +175,13 @@ def test_no_arguments_show_the_help(invoke: Any) -> None:
     assert "segment" in out
 
 
+def test_models_alone_lists_them(invoke: Any) -> None:
+    alone, named = invoke("models"), invoke("models", "list")
+    assert alone == named
+    assert alone[0] == 0
+    assert alone[1].splitlines()[0].startswith("default")
+
+
 def test_version(invoke: Any) -> None:
     code, out, _ = invoke("--version")
     assert (code, out.split()[0]) == (0, "fcnpipe")
