@@ -37,11 +37,8 @@ _USUAL = 1120
 
 def is_fast() -> bool:
     """Whether this CPU multiplies bytes faster than anything else, and this torch can use it."""
-    has_vnni = (
-        getattr(torch.cpu, "_is_vnni_supported", bool)()
-        or getattr(torch.cpu, "_is_avx512_vnni_supported", bool)()
-    )
-    return bool(has_vnni) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    multiplies = getattr(torch.cpu, "_is_vnni_supported", bool)()
+    return bool(multiplies) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 def fits(network: nn.Module) -> bool:

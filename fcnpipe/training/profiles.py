@@ -59,10 +59,12 @@ class Arms:
     """Amplitude of the random clumps (log-normal)."""
     grain: float = 0.15
     """Size of the clumps, half-light radii."""
+    knots: float = 0.0
+    """Part of the light in point-like knots of young stars, which lie where the arms are bright."""
     lane: float = 0.0
     """Depth of a dust lane along the major axis, 0 to 1."""
     seed: int = 0
-    """Seed of the clumps."""
+    """Seed of the clumps and knots."""
 
 
 def nearest_index(index: float) -> float:
@@ -192,7 +194,21 @@ def _modulate(
         )
     modulated = image * factor
     modulated *= component.flux / max(float(modulated.sum()), 1e-30)
+    if arms.knots:
+        modulated = _light_knots(modulated, outer * (radius < 3), component.flux, arms)
     return np.asarray(fft.rfft2(modulated), np.complex64)
+
+
+def _light_knots(image: Doubles, where: Doubles, flux: float, arms: Arms) -> Doubles:
+    rng = np.random.default_rng([arms.seed, 1])
+    odds = np.maximum(image * where, 0).ravel()
+    if odds.sum() <= 0:
+        return image
+    places = rng.choice(odds.size, int(rng.integers(4, 60)), p=odds / odds.sum())
+    parts = rng.lognormal(0.0, 1.0, len(places))
+    lit = (1 - arms.knots) * image.ravel()
+    np.add.at(lit, places, arms.knots * flux * parts / parts.sum())
+    return np.asarray(lit.reshape(image.shape), np.float64)
 
 
 def _texture(size: int, sigma_px: float, seed: int) -> Doubles:

@@ -127,11 +127,11 @@ KINDS: dict[str, SceneSpec] = {
     "wide": SceneSpec(name="wide"),
 }
 _WIDE = (
-    ("ground", 0.3),
-    ("crowded", 0.22),
-    ("cluster", 0.16),
-    ("globular", 0.1),
-    ("sparse", 0.17),
+    ("ground", 0.28),
+    ("crowded", 0.26),
+    ("cluster", 0.18),
+    ("globular", 0.08),
+    ("sparse", 0.15),
     ("empty", 0.05),
 )
 
@@ -362,6 +362,7 @@ def _structured(
         phase=rng.uniform(0, np.pi),
         clumps=float(rng.choice([0.0, rng.uniform(0.1, 0.9), rng.uniform(0.3, 0.9)])),
         grain=_log_uniform(rng, (0.06, 0.25)),
+        knots=float(rng.choice([0.0, 0.0, _log_uniform(rng, (0.01, 0.25))])),
         lane=rng.choice([0.0, 0.0, rng.uniform(0.2, 0.9)]),
         seed=int(rng.integers(2**31)),
     )

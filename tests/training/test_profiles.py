@@ -79,6 +79,16 @@ def test_arms_keep_flux_and_move_light(sharp):
     assert np.abs(spiral - plain).max() > 0.1 * plain.max()
 
 
+def test_knots_are_points_of_the_galaxys_own_light(sharp):
+    component = Component(50.0, 1.0, 12.0)
+    plain = draw_stamp((component,), sharp, (0, 0), 128, Arms(strength=0.5))
+    knotty = draw_stamp((component,), sharp, (0, 0), 128, Arms(strength=0.5, knots=0.2))
+    assert knotty.sum() == pytest.approx(plain.sum(), rel=0.01)
+    assert knotty.max() > 1.2 * plain.max()
+    away = np.hypot(*(np.indices(knotty.shape) - 64)) > 3 * 12 + 8
+    np.testing.assert_allclose(knotty[away], 0.8 * plain[away], atol=1e-3 * plain.max())
+
+
 def test_extent_is_where_the_profile_reaches_the_level():
     component = Component(1000.0, 1.0, 5.0, axis_ratio=0.5)
     radius = extent_px(component, 0.1)
