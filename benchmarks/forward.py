@@ -2,8 +2,8 @@
 
     python -m benchmarks.forward --core 1024 --rounds 5 [--bare] [--inductor] [--openvino]
 
-Prints for each the median seconds of a window, its spread, Mpix/s of core, and the ratio to what
-the predictor does. ``--bare`` leaves the allocator as the system has it; ``--openvino`` needs it
+Prints for each the median seconds of a window, its spread, Mpix/s of core, and the ratio to the
+first of its kind. ``--bare`` leaves the allocator as the system has it; ``--openvino`` needs it
 installed.
 """
 
@@ -80,6 +80,22 @@ def make_rest(size: int) -> dict[str, Run]:
     }
 
 
+def make_precisions(size: int) -> dict[str, Run]:
+    """Give the default model's predictor in each arithmetic that this machine has."""
+    from fcnpipe.errors import SpecError
+    from fcnpipe.networks import load_model
+
+    model, runs = load_model("default"), {}
+    snr = np.random.default_rng(0).normal(size=(1, size, size)).astype(np.float32)
+    for precision in ("fp32", "bf16", "int8"):
+        try:
+            predictor = model.predictor("cpu", precision, threads=1)
+        except SpecError:  # no int8 here
+            continue
+        runs[f"predictor, {precision}"] = lambda predictor=predictor: predictor(snr)
+    return runs
+
+
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     """Time each once a round, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -126,6 +142,7 @@ def main() -> None:
     size = options.core + 2 * options.halo
     with torch.inference_mode():
         report(measure(make_runs(size, options), options.rounds), options.core)
+        report(measure(make_precisions(size), options.rounds), options.core)
         report(measure(make_rest(size), options.rounds), options.core)
 
 

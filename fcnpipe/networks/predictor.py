@@ -1,8 +1,9 @@
 """A torch network at work: S/N in, probability and elevation out, the same bits each time.
 
-Plain eager mode with channels last is kept on purpose: on one thread of a Zen 3 core in float32 it
-is within the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused
-convolutions (``benchmarks/forward.py`` prints the figures): convolutions are bound by arithmetic.
+Convolutions are bound by arithmetic, so what counts is the arithmetic: float32, bfloat16 where it is
+native, or bytes (:mod:`fcnpipe.networks.integers`). In each, eager mode with channels last is within
+the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused convolutions;
+``benchmarks/forward.py`` prints the figures.
 """
 
 from __future__ import annotations
