@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,12 +38,13 @@ from fcnpipe.training.scenes import draw
 from fcnpipe.training.skies import Sky as SceneSky
 from fcnpipe.training.targets import make_truth
 
-HEATS = (0.15, 0.25, 0.4)
-THRESHOLDS = (0.3, 0.35, 0.4)
-DYNAMICS = (0.03, 0.04, 0.06, 0.08)
-PEAKS = (0.15, 0.2, 0.25)
-AREAS = (6,)
+HEATS = (0.25, 0.35)
+THRESHOLDS = (0.3, 0.35)
+DYNAMICS = (0.03, 0.04)
+PEAKS = (0.2, 0.21, 0.22, 0.25, 0.27)
+AREAS = (4, 6)
 STRUCTURED = "structured"
+NOISE = "blank"
 PAIRED = ("ground", "hst", "cluster")
 """Where the pairs can be had: in ``crowded`` every fifth source hides within 1 FWHM of a brighter one."""
 PURITY, FALSE_PER_MPIX, PAIRS = 0.96, 1.0, (0.3, 0.75, 0.9)
@@ -57,6 +59,10 @@ class Options:
     dynamics: float
     minpeak: float
     minarea: int
+
+
+Trial = tuple[float, Options, float, dict[str, list[Result]]]
+"""Cost, point, false sources per Mpix, and what was found of each kind."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,23 @@ def penalise(results: dict[str, list[Result]], false_per_mpix: float) -> float:
     return cost
 
 
+SKIES: list[Sky] = []
+"""All that options are tried on; the processes of the pool inherit it."""
+
+
+def try_options(options: Options) -> Trial:
+    """Judge a point of the grid on all SKIES."""
+    results: dict[str, list[Result]] = {}
+    noise, mpix = 0, 0.0
+    for sky in SKIES:
+        label = sky.separate(options)
+        if sky.kind == NOISE:
+            noise, mpix = noise + int(label.max()), mpix + label.size / 1e6
+        else:
+            results.setdefault(sky.kind, []).append(judge(label, sky.field))
+    return penalise(results, noise / mpix), options, noise / mpix, results
+
+
 def main() -> None:
     """Print the ten best points."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,17 +152,11 @@ def main() -> None:
     model = load_model(given.model)
     seeds = [int(s) for s in given.seeds.split(",")]
     kinds = (*KINDS, STRUCTURED)
-    skies = [look(kind, seed, given.side, model) for seed in seeds for kind in kinds]
-    noise = look("blank", seeds[0], 2 * given.side, model)
-    mpix = noise.field.image.size / 1e6
-    tried = []
-    for point in itertools.product(HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS):
-        options = Options(*point)
-        results: dict[str, list[Result]] = {kind: [] for kind in kinds}
-        for sky in skies:
-            results[sky.kind].append(judge(sky.separate(options), sky.field))
-        false = float(noise.separate(options).max() / mpix)
-        tried.append((penalise(results, false), options, false, results))
+    SKIES.extend(look(kind, seed, given.side, model) for seed in seeds for kind in kinds)
+    SKIES.extend(look(NOISE, seed, 2 * given.side, model) for seed in seeds)
+    grid = itertools.product(HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS)
+    with multiprocessing.get_context("fork").Pool() as pool:  # which has the skies already
+        tried = list(pool.imap(try_options, (Options(*point) for point in grid)))
     for cost, options, false, results in sorted(tried, key=lambda t: t[0])[:10]:
         print(f"{cost:.4f} {options} noise {false:.2f}")
         for kind, found in results.items():
