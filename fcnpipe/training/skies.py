@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import fft, ndimage
 
 Floats = NDArray[np.float32]
@@ -28,8 +30,8 @@ class Sky:
     """Cosmic rays and hot pixels that are not flagged."""
     trail: float = 0.12
     """Satellite trails."""
-    picture: float = 0.12
-    """Compressed, clipped below and above, and rounded to few grey levels, as a published picture."""
+    picture: float = 0.15
+    """Compressed, clipped and rounded to few grey levels, as a published picture, often a JPEG."""
     saturated: float = 0.3
     """A saturation level that clips the brightest stars."""
     dead: float = 0.25
@@ -157,8 +159,19 @@ def _trail(image: Floats, fwhm_px: float, rng: np.random.Generator) -> None:
 def _publish(image: Floats, rng: np.random.Generator) -> Floats:
     floor, step = rng.uniform(-3.5, 1.0), rng.uniform(0.1, 1.0)
     white = rng.choice([np.inf, np.exp(rng.uniform(np.log(15.0), np.log(250.0)))])
+    if rng.random() < 0.6:
+        return _photograph(image, floor, min(white, floor + 255 * step), rng)
     grey = np.rint((np.clip(image, floor, white) - floor) / step)
     return np.asarray(floor + step * grey, np.float32)
+
+
+def _photograph(image: Floats, floor: float, white: float, rng: np.random.Generator) -> Floats:
+    """The image after a JPEG file, whose blocks of 8 px ring around what is bright."""
+    step = (white - floor) / 255
+    grey = np.rint((np.clip(image, floor, white) - floor) / step).astype(np.uint8)
+    file = BytesIO()
+    Image.fromarray(grey).save(file, "JPEG", quality=int(rng.integers(60, 97)))
+    return np.asarray(floor + step * np.asarray(Image.open(file), np.float32), np.float32)
 
 
 def _spoil(image: Floats, sky: Sky, rng: np.random.Generator) -> Bools:
