@@ -1,5 +1,7 @@
 """Scenes: the truth is what was drawn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from fcnpipe.errors import SpecError
 from fcnpipe.training.profiles import Component
 from fcnpipe.training.psfs import Shape, bin_psf
 from fcnpipe.training.scenes import GALAXY, KINDS, STAR, Source, compose, detectable, draw
-from fcnpipe.training.skies import Sky
+from fcnpipe.training.skies import Sky, compress
 
 PLAIN = Sky(0, 0, 0, 0, 0, 0, 0, 0)
 SHAPE = (96, 80)
@@ -61,6 +63,32 @@ def test_noise_is_as_stated(psf):
     ratio = (scene.image - np.median(scene.image)) / scene.noise
     assert ratio.std() == pytest.approx(1.0, abs=0.03)
     assert not scene.label.any()
+
+
+def test_a_picture_is_rounded_and_keeps_the_order_of_light(psf):
+    picture = replace(PLAIN, picture=1)
+    sources, seen = list(_sources(25, 1)), set()
+    plain = _scene(sources, psf)
+    for seed in range(12):
+        shown = compose(sources, psf, SHAPE, picture, np.random.default_rng(seed))
+        light, unit = shown.light / shown.noise[0, 0], plain.noise[0, 0]
+        softened = light.max() < 0.9 * (plain.light / unit).max()
+        seen.add(softened)
+        assert len(np.unique(shown.image)) < 0.6 * shown.image.size
+        np.testing.assert_array_equal(shown.label, plain.label)
+        order = np.argsort(plain.light, axis=None)
+        assert (np.diff(light.ravel()[order]) > -1e-3).all()
+        faint = plain.light / unit < 0.5
+        np.testing.assert_allclose(light[faint], (plain.light / unit)[faint], rtol=0.03)
+    assert seen == {True, False}
+
+
+def test_compression_is_linear_below_and_logarithmic_above():
+    light = np.float32([0.01, 1e3, 1e4])
+    found = compress(light, 5.0)
+    assert found[0] == pytest.approx(0.01, rel=1e-4)
+    assert found[2] - found[1] == pytest.approx(5.0 * np.log(10), rel=1e-3)
+    assert compress(light, np.inf) is light
 
 
 def test_drawing_twice_gives_the_same_and_seeds_differ():
