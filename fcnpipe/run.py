@@ -30,7 +30,7 @@ from fcnpipe.plan import Plan, check_disk, make_plan
 from fcnpipe.records import TaskReport
 from fcnpipe.spec import RunSpec
 from fcnpipe.stages.publication import list_pyramid
-from fcnpipe.stores import Layout, RunIdentity, ZarrStore, parquet_path, prepare
+from fcnpipe.stores import Layout, RunIdentity, ZarrStore, hold, parquet_path, prepare
 
 
 class Observer(Protocol):
@@ -189,12 +189,13 @@ def open_session(spec: RunSpec) -> Iterator[Session | None]:
             spec.out, layout, identity, _attributes(spec, exposure), spec.overwrite
         )
     job = Job(spec, plan, resolve_criteria(spec, model.header), str(store.path), uuid.uuid4().hex)
-    _take_back(job)
-    engine = engines.open_engine(spec, networks.worker_environment())
-    try:
-        yield Session(job, engine, resumed=state == "resume")
-    finally:
-        engine.close()
+    with hold(store.path):
+        _take_back(job)
+        engine = engines.open_engine(spec, networks.worker_environment())
+        try:
+            yield Session(job, engine, resumed=state == "resume")
+        finally:
+            engine.close()
 
 
 def list_stages(job: Job) -> tuple[Stage, ...]:

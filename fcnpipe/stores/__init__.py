@@ -11,7 +11,7 @@ from fcnpipe.stores.base import (
     Store,
     Verification,
 )
-from fcnpipe.stores.lifecycle import parquet_path, partial_path, prepare
+from fcnpipe.stores.lifecycle import hold, parquet_path, partial_path, prepare
 from fcnpipe.stores.zarr import ZarrStore
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "Verification",
     "ZarrStore",
+    "hold",
     "parquet_path",
     "partial_path",
     "prepare",

@@ -12,10 +12,12 @@ from here on only renames are left), drop the scratch, flush, move an old OUT.za
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,19 +82,50 @@ def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> 
     Raises
     ------
     StoreError
-        If what is there belongs to another run (the message names what differs), is no store
-        of ours, or the place cannot be written.
+        If what is there belongs to another run (the message names what differs), is being written
+        by one, is no store of ours, or the place cannot be written.
     """
     out, partial = Path(out), partial_path(out)
     with storing(out):
         _check_writable(out)
         _check_ours(out)
         _check_ours(partial)
+        if partial.exists():
+            with hold(partial):
+                pass
         if overwrite:
             _remove_all(partial, _leftover(parquet_path(out)))
             return "fresh"
         _finish(partial)
         return _decide(out, partial, identity)
+
+
+@contextmanager
+def hold(partial: Path) -> Iterator[None]:
+    """Keep other runs away from OUT.zarr.partial for a while; a run that is killed lets go of it.
+
+    Raises
+    ------
+    StoreError
+        If another run holds it.
+    """
+    folder = os.open(partial, os.O_RDONLY)
+    try:
+        _lock(folder, partial)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, partial: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(
+            f"{partial} is being written by another run: wait for it, or choose another output"
+        ) from None
+    except OSError:
+        return  # a file system without locks: nobody can be kept away
 
 
 def _decide(out: Path, partial: Path, identity: RunIdentity) -> State:

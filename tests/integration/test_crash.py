@@ -75,3 +75,21 @@ def test_many_kills_in_a_row(field: Path, undisturbed: dict[str, bytes], tmp_pat
     assert start(field, out, "serial").wait(300) == 0
     again = read_all(out)
     assert [name for name in undisturbed if again.get(name) != undisturbed[name]] == []
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["resume", "overwrite"])
+def test_a_second_run_on_the_same_output_is_refused(
+    field: Path, undisturbed: dict[str, bytes], tmp_path: Path, more: list[str]
+) -> None:
+    out = tmp_path / "out.zarr"
+    process = start(field, out, "serial")
+    wait_for_marks(tmp_path / "out.zarr.partial", 1, 2, process)
+    process.send_signal(signal.SIGSTOP)
+    command = [sys.executable, "-m", "fcnpipe", "segment", str(field), str(out), *SETTINGS, *more]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    process.send_signal(signal.SIGCONT)
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert "is being written by another run" in second.stderr
+    assert process.wait(300) == 0
+    assert read_all(out) == undisturbed
