@@ -38,11 +38,11 @@ from fcnpipe.training.scenes import draw
 from fcnpipe.training.skies import Sky as SceneSky
 from fcnpipe.training.targets import make_truth
 
-HEATS = (0.25, 0.35)
+HEATS = (0.25, 0.3)
 THRESHOLDS = (0.3, 0.35)
-DYNAMICS = (0.03, 0.04)
-PEAKS = (0.2, 0.21, 0.22, 0.25, 0.27)
-AREAS = (4, 6)
+DYNAMICS = (0.03, 0.035, 0.04)
+PEAKS = (0.19, 0.2, 0.21, 0.22)
+AREAS = (4, 5, 6)
 STRUCTURED = "structured"
 NOISE = "blank"
 PAIRED = ("ground", "hst", "cluster")

@@ -26,7 +26,7 @@ ELEVATION = {"heat": 0.25, "relief": 0.75}
 """Weights of the outputs in the elevation, tuned together with the DEFAULTS."""
 RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
 RANGE_SEED, RANGE_SIDE = 555, 640
-DEFAULTS = Defaults(thresh=0.35, dynamics=0.04, minarea=6, minpeak=0.2)
+DEFAULTS = Defaults(thresh=0.3, dynamics=0.035, minarea=4, minpeak=0.207)
 """Separation options of a model that is trained on the OUTPUTS' targets."""
 
 
