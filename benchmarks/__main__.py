@@ -1,10 +1,11 @@
 """``make bench``: each benchmark once, small, so that none rots; see the modules for real measurements."""
 
-import runpy
+import subprocess
 import sys
 
 SMALL = (
     ["benchmarks.forward", "--rounds", "1"],
+    ["benchmarks.quality", "--side", "512", "--kinds", "ground"],
     [
         "benchmarks.whole_job",
         "--edge",
@@ -19,7 +20,6 @@ SMALL = (
 )
 
 if __name__ == "__main__":
-    for name, *arguments in SMALL:
-        print(f"== {name}")
-        sys.argv = [name, *arguments]
-        runpy.run_module(name, run_name="__main__")
+    for command in SMALL:  # in a process of its own each: what they start imports their main module
+        print(f"== {command[0]}", flush=True)
+        subprocess.run([sys.executable, "-m", *command], check=True)
