@@ -69,3 +69,17 @@ def test_padding_repeats_the_edge() -> None:
     array = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     padded = pixels.pad_high(array, (3, 4))
     np.testing.assert_array_equal(padded[0], [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5]])
+
+
+@given(seed=st.integers(0, 99), foreground=st.integers(4, 255))
+def test_the_sky_is_flat_and_the_foreground_keeps_its_elevation(seed: int, foreground: int) -> None:
+    rng = np.random.default_rng(seed)
+    probability = rng.integers(0, 256, (9, 11), np.uint8)
+    before = rng.integers(1, 65536, (9, 11)).astype(np.uint16)
+    after = before.copy()
+    pixels.flatten_sky(after, probability, foreground)
+    kept = after == before
+    assert kept[probability >= foreground].all()
+    assert kept[4 * probability.astype(int) >= foreground].all()
+    assert (after[~kept] == 0).all()
+    assert not kept[4 * (probability.astype(int) + 1) <= foreground].any()
