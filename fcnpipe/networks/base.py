@@ -5,13 +5,14 @@ Nothing here imports torch: the plan of a run and the matched filter do without 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import asinh, gcd
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fcnpipe.errors import ModelError
 from fcnpipe.geometry import Box, round_up
@@ -137,6 +138,15 @@ class Output(_Record):
         )
 
 
+class Share(_Record):
+    """What an output adds to the elevation: ``weight * max(output - floor, 0) / (1 - floor)``."""
+
+    weight: float
+    floor: float = Field(
+        default=0.0, ge=0, lt=1, description="Least value of the output that says anything."
+    )
+
+
 class Defaults(_Record):
     """The separation options that suit the model, for those that the user leaves out."""
 
@@ -157,7 +167,7 @@ class ModelHeader(_Record):
     """All that is known of a model besides its weights; JSON in the file's metadata.
 
     The probability map has the class of role ``source`` first, then each ``class:NAME`` in order.
-    The elevation map is the weighted sum of sigmoid outputs, clipped to [0, 1].
+    The elevation map is the sum of the shares of the outputs, clipped to [0, 1].
     """
 
     name: str = Field(min_length=1)
@@ -169,8 +179,8 @@ class ModelHeader(_Record):
     bands: int = Field(default=1, ge=0, description="Bands of the input; 0: any number.")
     scaling: Scaling = Scaling()
     outputs: tuple[Output, ...] = Field(min_length=1)
-    elevation: dict[str, float] = Field(
-        min_length=1, description="Weight of each output in the elevation."
+    elevation: dict[str, Share] = Field(
+        min_length=1, description="Share of each output in the elevation; a number is its weight."
     )
     detect_on: Literal["probability", "elevation"] = "probability"
     thresh_unit: Literal["map", "sigma"] = Field(
@@ -191,6 +201,13 @@ class ModelHeader(_Record):
     recipe: dict[str, Any] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
     licence: str = ""
+
+    @field_validator("elevation", mode="before")
+    @classmethod
+    def _read_weights(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: {"weight": v} if isinstance(v, (int, float)) else v for k, v in value.items()}
 
     @model_validator(mode="after")
     def _fits(self) -> ModelHeader:

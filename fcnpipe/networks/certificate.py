@@ -15,7 +15,7 @@ weights that happen to be tiny. Both run on strips a few strides thick, so they 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from math import inf
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fcnpipe.errors import ModelError
 from fcnpipe.geometry import round_up
-from fcnpipe.networks.base import Certificate, ModelHeader, Output, Reach
+from fcnpipe.networks.base import Certificate, ModelHeader, Output, Reach, Share
 from fcnpipe.networks.bundle import Bundle, architecture_name, load_model
 from fcnpipe.networks.reach import activation_bytes, analyse, reach_of, trace
 
@@ -82,7 +82,7 @@ def describe(
     module: nn.Module,
     name: str,
     outputs: Sequence[Output],
-    elevation: dict[str, float],
+    elevation: Mapping[str, float | Share],
     **rest: Any,
 ) -> ModelHeader:
     """Analyse, prove and describe a network of the folder, ready for `save_model`.
@@ -95,8 +95,8 @@ def describe(
         Name of the model.
     outputs : sequence of Output
         Channels in order.
-    elevation : dict of str to float
-        Weight of each output in the elevation map.
+    elevation : mapping of str to float or Share
+        Share of each output in the elevation map; a number is its weight.
     **rest
         Other fields of `ModelHeader`: version, scaling, detect_on, defaults, recipe, scores, ...
 
@@ -116,7 +116,7 @@ def describe(
         arguments=arguments,
         bands=bands,
         outputs=tuple(outputs),
-        elevation=elevation,
+        elevation={k: v if isinstance(v, Share) else Share(weight=v) for k, v in elevation.items()},
         reach=reach,
         bytes_per_pixel=activation_bytes(program) + _PIPELINE_BYTES,
         certificate=certify(still, bands, reach),

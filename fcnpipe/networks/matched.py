@@ -24,6 +24,7 @@ from fcnpipe.networks.base import (
     ModelHeader,
     Output,
     Reach,
+    Share,
 )
 
 VERSION = "1"
@@ -90,7 +91,7 @@ class MatchedFilter:
                 Output(name="source", role="source"),
                 Output(name="significance", role="elevation"),
             ),
-            elevation={"significance": 1.0},
+            elevation={"significance": Share(weight=1.0)},
             detect_on="elevation",
             thresh_unit="sigma",
             defaults=Defaults(thresh=DEFAULT_THRESH, mincont=0.005),

@@ -232,6 +232,7 @@ def _maps(outputs: Tensor, header: ModelHeader) -> Maps:
     channel = {output.name: i for i, output in enumerate(header.outputs)}
     probability = np.stack([outputs[i].numpy() for i in header.class_channels])
     elevation = np.zeros(outputs.shape[1:], np.float32)
-    for name, weight in header.elevation.items():
-        elevation += np.float32(weight) * outputs[channel[name]].numpy()
+    for name, share in header.elevation.items():
+        sure = np.maximum(outputs[channel[name]].numpy() - np.float32(share.floor), np.float32(0))
+        elevation += np.float32(share.weight / (1 - share.floor)) * sure
     return Maps(probability, np.clip(elevation, 0, 1, out=elevation))

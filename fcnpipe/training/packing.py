@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fcnpipe.networks.base import Defaults, Output
+from fcnpipe.networks.base import Defaults, Output, Share
 from fcnpipe.networks.bundle import save_model
 from fcnpipe.networks.certificate import describe
 from fcnpipe.networks.integers import fits, measure_ranges
@@ -22,11 +22,11 @@ OUTPUTS = (
     Output(name="heat", role="centre"),
     Output(name="relief", role="topography"),
 )
-ELEVATION = {"heat": 0.25, "relief": 0.75}
-"""Weights of the outputs in the elevation, tuned together with the DEFAULTS."""
+ELEVATION = {"heat": Share(weight=0.4, floor=0.55), "relief": Share(weight=0.6)}
+"""Shares of the outputs in the elevation, tuned together with the DEFAULTS."""
 RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
 RANGE_SEED, RANGE_SIDE = 555, 640
-DEFAULTS = Defaults(thresh=0.3, dynamics=0.035, minarea=4, minpeak=0.207)
+DEFAULTS = Defaults(thresh=0.3, dynamics=0.075, minarea=4, minpeak=0.15)
 """Separation options of a model that is trained on the OUTPUTS' targets."""
 
 
@@ -34,7 +34,7 @@ def pack(
     folder: Path,
     path: Path | None = None,
     scores: Mapping[str, Any] | None = None,
-    elevation: Mapping[str, float] = ELEVATION,
+    elevation: Mapping[str, Share] = ELEVATION,
     defaults: Defaults = DEFAULTS,
 ) -> Path:
     """Make the model file of a training, proven to tile exactly.
@@ -65,7 +65,7 @@ def pack(
         network,
         recipe["name"],
         OUTPUTS,
-        dict(elevation),
+        elevation,
         defaults=defaults,
         ranges=measure_ranges(network, _list_inputs()) if fits(network) else {},
         recipe=recipe | facts,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from fcnpipe.errors import ModelError, SpecError
-from fcnpipe.networks import Model, load_model
-from fcnpipe.networks.base import Scaling
+from fcnpipe.networks import Bundle, Model, load_model
+from fcnpipe.networks.base import Scaling, Share
 from fcnpipe.networks.predictor import choose_device, scaled
 from fcnpipe.testing.networks import NetworkTests, predict_in_windows, starry
 
@@ -34,6 +35,23 @@ def test_maps_are_what_the_network_says(model: Model) -> None:
     maps = model.predictor("cpu")(snr)
     np.testing.assert_allclose(maps.probability, outputs[[0, 2]], atol=2e-6)
     np.testing.assert_allclose(maps.elevation, 0.25 * outputs[0] + 0.75 * outputs[1], atol=2e-6)
+
+
+def test_only_what_is_sure_counts_in_the_elevation(small_file: Path) -> None:
+    bundle = load_model(small_file)
+    assert isinstance(bundle, Bundle)
+    names = [output.name for output in bundle.header.outputs]
+    shares = {names[0]: Share(weight=0.4, floor=0.5), names[1]: Share(weight=0.6)}
+    model = replace(bundle, header=bundle.header.model_copy(update={"elevation": shares}))
+    snr = starry(1, (32, 48))
+    with torch.no_grad():
+        first, second, *_ = torch.sigmoid(
+            small_unet()(torch.asinh(torch.from_numpy(snr))[None])[0]
+        ).numpy()
+    assert (first < 0.5).any()
+    assert (first > 0.5).any()
+    expected = 0.4 * np.where(first > 0.5, 2 * first - 1, 0) + 0.6 * second
+    np.testing.assert_allclose(model.predictor("cpu")(snr).elevation, expected, atol=2e-6)
 
 
 def test_a_halo_too_short_is_seen(model: Model) -> None:
