@@ -38,11 +38,11 @@ from fcnpipe.training.scenes import draw
 from fcnpipe.training.skies import Sky as SceneSky
 from fcnpipe.training.targets import make_truth
 
-HEATS = (0.25, 0.3)
+FLOORS, HEATS = (0.5, 0.55, 0.6), (0.4, 0.45)
 THRESHOLDS = (0.3, 0.35)
-DYNAMICS = (0.03, 0.035, 0.04)
-PEAKS = (0.19, 0.2, 0.21, 0.22)
-AREAS = (4, 5, 6)
+DYNAMICS = (0.06, 0.075, 0.09)
+PEAKS = (0.13, 0.14, 0.15, 0.16)
+AREAS = (4, 5)
 STRUCTURED = "structured"
 NOISE = "blank"
 PAIRED = ("ground", "hst", "cluster")
@@ -54,6 +54,7 @@ PURITY, FALSE_PER_MPIX, PAIRS = 0.96, 1.0, (0.3, 0.75, 0.9)
 class Options:
     """A point of the grid."""
 
+    floor: float
     heat: float
     thresh: float
     dynamics: float
@@ -77,7 +78,8 @@ class Sky:
 
     def separate(self, options: Options) -> NDArray[np.int32]:
         """Give the label image."""
-        elevation = options.heat * self.heat + (1 - options.heat) * self.relief
+        sure = np.maximum(self.heat - options.floor, 0) / (1 - options.floor)
+        elevation = options.heat * sure + (1 - options.heat) * self.relief
         mask = np.rint(self.probability * PROBABILITY_TOP) >= level(options.thresh, PROBABILITY_TOP)
         criterion = Criterion(level(options.dynamics, ELEVATION_TOP), options.minarea)
         peak = level(options.minpeak, ELEVATION_TOP)
@@ -154,7 +156,7 @@ def main() -> None:
     kinds = (*KINDS, STRUCTURED)
     SKIES.extend(look(kind, seed, given.side, model) for seed in seeds for kind in kinds)
     SKIES.extend(look(NOISE, seed, 2 * given.side, model) for seed in seeds)
-    grid = itertools.product(HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS)
+    grid = itertools.product(FLOORS, HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS)
     with multiprocessing.get_context("fork").Pool() as pool:  # which has the skies already
         tried = list(pool.imap(try_options, (Options(*point) for point in grid)))
     for cost, options, false, results in sorted(tried, key=lambda t: t[0])[:10]:
