@@ -139,9 +139,11 @@ class Exposure:
         planes = np.stack(bands) if len(bands) > 1 else bands[0][np.newaxis]
         return planes, flags
 
-    def read_patch(self, box: Box, sky: Sky) -> Patch:
+    def read_patch(self, box: Box, sky: Sky | Ruler) -> Patch:
         """Read a box with its sky taken off and its noise beside it."""
         values, flags = self.read(box, sky.weights)
+        if isinstance(sky, Ruler):
+            return Patch(values - np.float32(sky.offset), np.full_like(values, sky.scale), flags)
         noise = np.empty_like(values)
         weight = self._read_weight(box)
         for plane, mesh in enumerate(sky.planes):
@@ -149,7 +151,7 @@ class Exposure:
             noise[plane] = self._noise(mesh, box, weight, sky.scales[plane])
         return Patch(values, noise, flags)
 
-    def read_patches(self, box: Box, sky: Sky, grid: TileGrid) -> tuple[Patch, list[Box]]:
+    def read_patches(self, box: Box, sky: Sky | Ruler, grid: TileGrid) -> tuple[Patch, list[Box]]:
         """Read a box as `read_patch` does, and go without the parts of it that cannot be read.
 
         Returns
@@ -164,7 +166,9 @@ class Exposure:
         except OSError:
             return self._read_pieces(box, sky, list(grid.inside(box)))
 
-    def _read_pieces(self, box: Box, sky: Sky, pieces: list[Box]) -> tuple[Patch, list[Box]]:
+    def _read_pieces(
+        self, box: Box, sky: Sky | Ruler, pieces: list[Box]
+    ) -> tuple[Patch, list[Box]]:
         planes = (self.planes, *box.shape)
         noise = np.ones(planes, np.float32)
         flags = np.full(box.shape, int(PixelFlag.NO_DATA), np.uint8)
@@ -272,6 +276,23 @@ class Sky:
         """Unit of fixed-point fluxes on the last plane, a power of two in image units."""
         noise = self.planes[-1].cells.noise
         return pixels.flux_unit(float(np.median(noise[noise > 0])))
+
+
+@dataclass(frozen=True, slots=True)
+class Ruler:
+    """A fixed zero and unit of the pixel values, where no sky is to be taken off.
+
+    Attributes
+    ----------
+    offset, scale : float
+        Zero and unit, image units.
+    weights : (bands,) float64
+        Of the bands in the detection plane.
+    """
+
+    offset: float
+    scale: float
+    weights: NDArray[np.float64]
 
 
 def sum_planes(planes: list[Float], weights: NDArray[np.float64]) -> Float:

@@ -116,12 +116,18 @@ class _Record(BaseModel):
 
 
 class Scaling(_Record):
-    """What is done to S/N before the network sees it: ``asinh(snr / softening)``."""
+    """What is done to the pixels before the network sees them.
 
-    kind: Literal["asinh"] = "asinh"
+    ``asinh``: ``asinh(snr / softening)``, for skies. ``linear``: ``(value - offset) / scale`` of the
+    pixel as stored, for images without sky or noise of their own, such as micrographs.
+    """
+
+    kind: Literal["asinh", "linear"] = "asinh"
     softening: float = Field(
         default=1.0, gt=0, description="S/N at which the scaling turns from linear to logarithmic."
     )
+    offset: float = Field(default=0.0, description="Linear: the value that becomes 0.")
+    scale: float = Field(default=1.0, gt=0, description="Linear: the difference that becomes 1.")
 
 
 class Output(_Record):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe import pixels
-from fcnpipe.exposure import Patch
+from fcnpipe.exposure import Patch, Ruler, Sky
 from fcnpipe.geometry import Box, Tile
 from fcnpipe.job import Job
 from fcnpipe.plan import Plan
@@ -69,10 +69,19 @@ def _look(
 def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
     """Give the pixels of core + halo + repair, their box, and how many neighbours are missing."""
     wide = core.grow(job.plan.halo + pixels.FILL_REACH).clip(job.plan.frame)
-    patch, missing = job.exposure.read_patches(wide, job.sky, job.plan.tiles)
+    zero = _zero(job)
+    patch, missing = job.exposure.read_patches(wide, zero, job.plan.tiles)
     if any(part.clip(core).size for part in missing):
-        job.exposure.read_patch(core, job.sky)  # says why
+        job.exposure.read_patch(core, zero)  # says why
     return patch, wide, len(missing)
+
+
+def _zero(job: Job) -> Sky | Ruler:
+    """Give what the network's input is counted from: the sky, or what a linear scaling says."""
+    scaling = job.model.header.scaling
+    if scaling.kind == "linear":
+        return Ruler(scaling.offset, scaling.scale, job.sky.weights)
+    return job.sky
 
 
 def _to_canvas(job: Job, core: Box, patch: Patch, wide: Box) -> tuple[NDArray[np.float32], Box]:
