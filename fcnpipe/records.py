@@ -8,6 +8,8 @@ from typing import Any
 
 PROBABILITY_SCALE = 1.0 / 255.0
 """A stored uint8 probability times this is the probability in [0, 1]."""
+ELEVATION_SCALE = 1.0 / 65535.0
+"""A stored uint16 elevation times this is the elevation in [0, 1]."""
 
 
 class PixelFlag(IntFlag):
@@ -64,6 +66,26 @@ class ImageInfo:
     bands: tuple[str, ...] = ("0",)
     unit: str = ""
     digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputMap:
+    """How an output of a network is stored by itself: an array (y, x) of its name.
+
+    Attributes
+    ----------
+    name, role : str
+        Of the output.
+    dtype : str
+        ``float32`` for an image, ``uint8`` or ``uint16`` for what lies in [0, 1].
+    unit : str
+        Unit of a value; empty if unknown.
+    """
+
+    name: str
+    role: str
+    dtype: str
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from fcnpipe.networks.base import (
     Predictor,
     Reach,
     check_bands,
+    check_separates,
+    list_maps,
     threshold_of,
 )
 from fcnpipe.networks.bundle import (
@@ -34,7 +36,9 @@ __all__ = [
     "Predictor",
     "Reach",
     "check_bands",
+    "check_separates",
     "list_architectures",
+    "list_maps",
     "list_models",
     "load_model",
     "read_header",

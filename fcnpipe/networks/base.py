@@ -5,6 +5,7 @@ Nothing here imports torch: the plan of a run and the matched filter do without 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import asinh, gcd
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fcnpipe.errors import ModelError
 from fcnpipe.geometry import Box, round_up
+from fcnpipe.records import OutputMap
 
 ELEVATION_SIGMAS = 16.0
 """A matched filter's elevation is asinh(S/N) over this: 1 is an S/N of 4.4 million."""
@@ -111,8 +113,25 @@ class Certificate:
     torch: str = ""
 
 
+_IMAGES = ("restored", "component:")
+"""Roles of outputs that are images in the units of the input."""
+_FINE = ("elevation", "topography")
+"""Roles of outputs that are stored in 65535ths, not 255ths."""
+_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
+_TAKEN = frozenset({"label", "science", "flags", "segments", "wcs", "class", "band", "y", "x"})
+"""What stands beside the outputs in a store."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ExtraChannel = Literal["position_y", "position_x", "mask", "prior"]
+"""What a network may see besides the bands.
+
+``position_y`` and ``position_x`` are -1 at the first pixel of the image, 1 at the last; ``mask`` is
+1 where a pixel is bad, else 0; ``prior`` is a map of the user's, 0 where that has no number.
+"""
 
 
 class Scaling(_Record):
@@ -131,10 +150,36 @@ class Scaling(_Record):
 
 
 class Output(_Record):
-    """One channel of the network, a logit."""
+    """One channel of the network.
+
+    An output of role ``restored`` is an image in the units of the input, one of role
+    ``component:NAME`` such an image without the sky; all others lie in [0, 1].
+    """
 
     name: str = Field(min_length=1)
-    role: str = Field(pattern=r"^(source|elevation|centre|topography|boundary|class:.+)$")
+    role: str = Field(
+        pattern=r"^(source|elevation|centre|topography|boundary|restored|class:.+|component:.+)$"
+    )
+    activation: Literal["sigmoid", "softmax", "linear"] = Field(
+        default="sigmoid",
+        description="What is done to the channel; softmax: over all channels that say so. "
+        "Linear if not said of an image.",
+    )
+    band: int = Field(
+        default=0, ge=0, description="Band of the input whose units, sky and noise an image has."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_images_linear(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and str(value.get("role", "")).startswith(_IMAGES):
+            return {"activation": "linear", **value}
+        return value
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is an image in the units of the input."""
+        return self.role.startswith(_IMAGES)
 
     @property
     def class_name(self) -> str | None:
@@ -173,7 +218,8 @@ class ModelHeader(_Record):
     """All that is known of a model besides its weights; JSON in the file's metadata.
 
     The probability map has the class of role ``source`` first, then each ``class:NAME`` in order.
-    The elevation map is the sum of the shares of the outputs, clipped to [0, 1].
+    The elevation map is the sum of the shares of the outputs, clipped to [0, 1]. A model without
+    either cannot segment, but each of its outputs can be predicted.
     """
 
     name: str = Field(min_length=1)
@@ -183,10 +229,14 @@ class ModelHeader(_Record):
     )
     arguments: dict[str, Any] = Field(default_factory=dict)
     bands: int = Field(default=1, ge=0, description="Bands of the input; 0: any number.")
+    extra: tuple[ExtraChannel, ...] = Field(
+        default=(), description="Channels of the input after the bands."
+    )
     scaling: Scaling = Scaling()
     outputs: tuple[Output, ...] = Field(min_length=1)
     elevation: dict[str, Share] = Field(
-        min_length=1, description="Share of each output in the elevation; a number is its weight."
+        default_factory=dict,
+        description="Share of each output in the elevation; a number is its weight.",
     )
     detect_on: Literal["probability", "elevation"] = "probability"
     thresh_unit: Literal["map", "sigma"] = Field(
@@ -222,9 +272,16 @@ class ModelHeader(_Record):
             raise ValueError(f"outputs {names} share a name; give each its own")
         if missing := set(self.elevation) - set(names):
             raise ValueError(f"elevation weighs {sorted(missing)}, not among the outputs {names}")
-        if [output.role for output in self.outputs].count("source") != 1:
-            raise ValueError("exactly one output must have the role 'source'")
+        if [output.role for output in self.outputs].count("source") > 1:
+            raise ValueError("only one output can have the role 'source'")
+        if wrong := [o.name for o in self.outputs if o.band >= max(self.bands, 1)]:
+            raise ValueError(f"outputs {wrong} name a band that is not among the {self.bands}")
         return self
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's input: the bands and what stands after them."""
+        return self.bands + len(self.extra)
 
     @property
     def stride(self) -> int:
@@ -270,8 +327,12 @@ class Predictor(Protocol):
     def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
         """Give the maps of (bands, h, w) float32 S/N without NaN; h, w multiples of the stride.
 
-        Of the pixels of ``keep`` alone, if it is given: how a window is freed of its halo.
+        Of the pixels of ``keep`` alone, if it is given: how a window is freed of its halo. The
+        extra channels of the header stand after the bands.
         """
+
+    def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
+        """Give the outputs by themselves, (output, h, w), of the same."""
 
 
 class Model(Protocol):
@@ -353,6 +414,54 @@ def check_bands(header: ModelHeader, bands: int) -> None:
             f"model {header.name!r} takes {header.bands} band(s) but the image has {bands}: "
             "choose the bands, or another model"
         )
+
+
+def check_separates(header: ModelHeader) -> None:
+    """Refuse a model that says nothing of where sources are.
+
+    Raises
+    ------
+    ModelError
+        If it has no output of role ``source``, or no elevation.
+    """
+    has_source = any(output.role == "source" for output in header.outputs)
+    found = {"output of role 'source'": has_source, "elevation": bool(header.elevation)}
+    if missing := [what for what, here in found.items() if not here]:
+        raise ModelError(
+            f"model {header.name!r} has no {' and no '.join(missing)}, so nothing can be segmented: "
+            "use fcnpipe predict, or another model"
+        )
+
+
+def list_maps(header: ModelHeader, unit: str = "") -> tuple[OutputMap, ...]:
+    """Give how the outputs of a model are stored, in their order.
+
+    Parameters
+    ----------
+    header : ModelHeader
+        The model.
+    unit : str
+        Unit of a pixel of the input.
+
+    Raises
+    ------
+    ModelError
+        If the name of an output cannot be that of an array beside the others of a store.
+    """
+    for output in header.outputs:
+        if output.name.lower() in _TAKEN or not _NAME.fullmatch(output.name):
+            raise ModelError(
+                f"model {header.name!r}: output {output.name!r} cannot be stored under this name: "
+                f"use letters, digits, '_' and '-', and none of {', '.join(sorted(_TAKEN))}"
+            )
+    return tuple(_map_of(output, unit) for output in header.outputs)
+
+
+def _map_of(output: Output, unit: str) -> OutputMap:
+    if output.is_image:
+        return OutputMap(output.name, output.role, "float32", unit)
+    kind = "uint16" if output.role in _FINE else "uint8"
+    return OutputMap(output.name, output.role, kind, "1")
 
 
 def parse_header(text: str, where: str) -> ModelHeader:

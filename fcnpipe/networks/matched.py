@@ -160,6 +160,11 @@ class MatchedPredictor:
         significance = filtered(_one_band(snr), self.taps)
         return maps_of(significance[keep.slices] if keep else significance)
 
+    def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
+        """Give probability and elevation as outputs, (2, h, w)."""
+        maps = self(snr, keep)
+        return np.stack([maps.probability[0], maps.elevation])
+
 
 def filtered(snr: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Correlate with a separable kernel and keep white noise at unit variance up to the border.

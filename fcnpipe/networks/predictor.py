@@ -9,7 +9,7 @@ the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fus
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from math import copysign, log, sqrt
 
 import numba
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fcnpipe.errors import ModelError, SpecError
 from fcnpipe.geometry import Box
 from fcnpipe.networks import integers
-from fcnpipe.networks.base import Maps, ModelHeader, Scaling
+from fcnpipe.networks.base import Maps, ModelHeader, Output, Scaling
 from fcnpipe.networks.fusion import fuse
 
 _INPUTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
@@ -60,6 +60,8 @@ def choose_precision(precision: str, device: str, header: ModelHeader) -> str:
         _check_integers(place, header)
     if precision != "auto":
         return precision
+    if any(output.is_image for output in header.outputs):
+        return "fp32"  # the eight bits of a bf16 are too few for an image
     if place == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if header.ranges and integers.is_fast():
@@ -126,7 +128,8 @@ class TorchPredictor:
         Parameters
         ----------
         snr : ndarray
-            (bands, h, w) float32 S/N without NaN; h and w multiples of the stride.
+            (bands, h, w) float32 S/N without NaN, and the extra channels of the header after
+            the bands; h and w multiples of the stride.
         keep : Box, optional
             The part of the window wanted, in its pixels; all of it if None.
 
@@ -140,14 +143,24 @@ class TorchPredictor:
         ModelError
             If the window does not fit the bands or the stride.
         """
+        return _maps(self._look(snr, keep), self.header)
+
+    def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
+        """Give the outputs of a window by themselves, (output, h, w) float32; as `__call__`.
+
+        Those in [0, 1] are there after their activation, images as the network gives them.
+        """
+        return np.ascontiguousarray(self._look(snr, keep).numpy())
+
+    def _look(self, snr: NDArray[np.float32], keep: Box | None) -> Tensor:
         _check_window(snr.shape, self.header)
         if self.device == "cpu" and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
             logits = self._logits(self._input(snr), keep or Box(0, 0, *snr.shape[1:]))
             # Channels lie last: seen so, the map is one run of memory, and five times faster.
-            outputs = torch.sigmoid(logits[0].permute(1, 2, 0).float()).permute(2, 0, 1)
-            return _maps(outputs.cpu(), self.header)
+            outputs = activated(logits[0].permute(1, 2, 0).float(), self.header)
+            return outputs.permute(2, 0, 1).cpu()
 
     def _logits(self, window: Tensor, keep: Box) -> Tensor:
         inside = getattr(self.module, "inside", None)
@@ -158,8 +171,14 @@ class TorchPredictor:
         return whole[(..., *keep.slices)]
 
     def _input(self, snr: NDArray[np.float32]) -> Tensor:
-        window = torch.from_numpy(scaled(snr, self.header.scaling)[np.newaxis])
+        window = torch.from_numpy(self._seen(snr)[np.newaxis])
         return window.to(self.device, _INPUTS[self.precision], memory_format=torch.channels_last)
+
+    def _seen(self, snr: NDArray[np.float32]) -> NDArray[np.float32]:
+        bands, scaling = len(snr) - len(self.header.extra), self.header.scaling
+        if bands == len(snr):
+            return scaled(snr, scaling)
+        return np.concatenate([scaled(snr[:bands], scaling), snr[bands:]])
 
 
 def _make_ready(
@@ -205,10 +224,46 @@ def _asinh(values, factor, out):  # type: ignore[no-untyped-def]  # pragma: no c
         out[i] = copysign(log(size + sqrt(size * size + 1.0)), value)
 
 
-def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
-    if shape[0] != header.bands:
+def activated(logits: Tensor, header: ModelHeader) -> Tensor:
+    """Give what each output is: (h, w, output) float32 of the logits, channels last.
+
+    Raises
+    ------
+    ModelError
+        If there are other channels than the header names.
+    """
+    if logits.shape[-1] != len(header.outputs):
         raise ModelError(
-            f"model {header.name!r} takes {header.bands} band(s), the window has {shape[0]}"
+            f"model {header.name!r} gives {logits.shape[-1]} channels but its header names "
+            f"{len(header.outputs)}: name them all"
+        )
+    if all(output.activation == "sigmoid" for output in header.outputs):
+        return torch.sigmoid(logits)
+    outputs = logits.clone()
+    for kind, function in _ACTIVATIONS.items():
+        group = [i for i, output in enumerate(header.outputs) if _asks_for(output, kind)]
+        if group:
+            outputs[..., group] = function(logits[..., group])
+    return outputs
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softmax": partial(torch.softmax, dim=-1),
+    "linear": partial(torch.clamp, min=0, max=1),
+}
+"""What the activations make of all channels that ask for them; a linear image has no limits."""
+
+
+def _asks_for(output: Output, kind: str) -> bool:
+    return output.activation == kind and not (kind == "linear" and output.is_image)
+
+
+def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
+    if shape[0] != header.channels:
+        extra = f" and {', '.join(header.extra)}" if header.extra else ""
+        raise ModelError(
+            f"model {header.name!r} takes {header.bands} band(s){extra}, the window has {shape[0]}"
         )
     if shape[1] % header.reach.stride_y or shape[2] % header.reach.stride_x:
         raise ModelError(
@@ -228,11 +283,6 @@ def _make_repeatable() -> None:
 
 
 def _maps(outputs: Tensor, header: ModelHeader) -> Maps:
-    if outputs.shape[0] != len(header.outputs):
-        raise ModelError(
-            f"model {header.name!r} gives {outputs.shape[0]} channels but its header names "
-            f"{len(header.outputs)}: name them all"
-        )
     channel = {output.name: i for i, output in enumerate(header.outputs)}
     probability = np.stack([outputs[i].numpy() for i in header.class_channels])
     elevation = np.zeros(outputs.shape[1:], np.float32)

@@ -155,7 +155,7 @@ def test_the_suffix_is_asked_for(small_header: ModelHeader, tmp_path: Path) -> N
         ({"elevation": {"nothing": 1.0}}, "not among the outputs"),
         ({"outputs": [{"name": "heat", "role": "centre"}] * 2}, "share a name"),
         (
-            {"outputs": [{"name": "heat", "role": "centre"}, {"name": "blob", "role": "centre"}]},
+            {"outputs": [{"name": "heat", "role": "source"}, {"name": "blob", "role": "source"}]},
             "source",
         ),
     ],
