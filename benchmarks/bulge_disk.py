@@ -1,0 +1,139 @@
+"""How well bulge and disk are told apart: the network beside a least-squares fit of two profiles.
+
+    python -m benchmarks.bulge_disk [MODEL] [--stamps 500] [--seed 900000]
+
+Both see the same stamps (fcnpipe.training.galaxies); the fit knows the PSF, the two Sersic indices
+and the noise, the network knows none of them. Prints bias and scatter (1.48 MAD) of the bulge's
+part of the light by signal-to-noise, and the time that a stamp takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from fcnpipe.training.galaxies import SIDE, Galaxy, Stamp, draw_galaxy
+from fcnpipe.training.profiles import Component
+
+Doubles = NDArray[np.float64]
+Measure = Callable[[Stamp], float]
+
+STARTS = (0.1, 0.5, 0.9)
+"""Bulge-to-total that the fits begin with."""
+STEP = 1e-3
+"""Relative step of the derivatives: stamps are float32."""
+SNR_EDGES = (15, 40, 100, 300)
+
+
+def fit(stamp: Stamp) -> float:
+    """Bulge-to-total of the best of three least-squares fits, begun from the stamp's moments."""
+    fits = [
+        optimize.least_squares(
+            lambda values: _misfit(values, stamp),
+            _guess(stamp.image, part),
+            diff_step=STEP,
+            max_nfev=100,
+        )
+        for part in STARTS
+    ]
+    best = min(fits, key=lambda found: float(found.cost))
+    bulge, disk = _build(best.x).draw(stamp.psf)
+    return float(bulge.sum() / max(float(bulge.sum() + disk.sum()), 1e-9))
+
+
+def _misfit(values: Doubles, stamp: Stamp) -> Doubles:
+    bulge, disk = _build(values).draw(stamp.psf)
+    return np.asarray((bulge + disk - stamp.image).ravel(), np.float64)
+
+
+def _build(values: Doubles) -> Galaxy:
+    """The galaxy of ten unbounded numbers: centre, then log flux, log radius, logit q, angle twice."""
+    y, x = np.clip(values[:2], -SIDE / 4, SIDE / 4)
+    parts = [
+        Component(
+            float(np.exp(np.clip(flux, -10, 20))),
+            index,
+            float(np.exp(np.clip(radius, np.log(0.2), np.log(SIDE / 2)))),
+            float(0.1 + 0.9 * special.expit(ratio)),
+            float(angle),
+        )
+        for index, (flux, radius, ratio, angle) in zip(
+            (4.0, 1.0), values[2:].reshape(2, 4), strict=True
+        )
+    ]
+    return Galaxy(*parts, (float(y), float(x)))
+
+
+def _guess(image: NDArray[np.float32], part: float) -> Doubles:
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    light = np.where(np.hypot(y, x) < SIDE / 4, np.maximum(image, 0), 0).astype(float)
+    total = max(float(light.sum()), 1.0)
+    yy, xx, xy = ((light * a).sum() / total for a in (y * y, x * x, x * y))
+    angle = 0.5 * np.arctan2(2 * xy, xx - yy)
+    radius = np.log(max(np.sqrt(xx + yy) * 0.8, 1.0))
+    bulge, disk = np.log(part * total), np.log((1 - part) * total)
+    return np.array([0.1, 0.1, bulge, radius - 1, 1.0, angle, disk, radius, 0.5, angle])
+
+
+def judge(measure: Measure, stamps: list[Stamp]) -> tuple[Doubles, float]:
+    """Errors of bulge-to-total, one a stamp, and seconds a stamp."""
+    begun = time.perf_counter()
+    found = np.array([measure(stamp) for stamp in stamps])
+    seconds = (time.perf_counter() - begun) / len(stamps)
+    return found - np.array([stamp.bulge_to_total for stamp in stamps]), seconds
+
+
+def predict_with(name: str) -> Measure:
+    """The measurement that a model makes: its bulge's light over that of both."""
+    from fcnpipe.networks import Bundle, load_model
+
+    bundle = load_model(name)
+    assert isinstance(bundle, Bundle)
+    module = bundle.module()
+    order = [output.name for output in bundle.header.outputs]
+
+    def measure(stamp: Stamp) -> float:
+        import torch
+
+        with torch.inference_mode():
+            x = torch.asinh(torch.from_numpy(stamp.image))[None, None]
+            maps = dict(zip(order, module(x)[0].numpy(), strict=True))
+        total = float(maps["bulge"].sum() + maps["disk"].sum())
+        return float(maps["bulge"].sum()) / max(total, 1e-9)
+
+    return measure
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--stamps", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=900_000)
+    given = parser.parse_args()
+    stamps = [draw_galaxy(given.seed + k) for k in range(given.stamps)]
+    tools = {"least squares": fit}
+    if given.model:
+        tools = {given.model: predict_with(given.model), **tools}
+    print("tool, then bias and scatter of B/T for S/N", *SNR_EDGES, "and all, ms a stamp")
+    snr = np.array([stamp.snr for stamp in stamps])
+    for tool, measure in tools.items():
+        error, seconds = judge(measure, stamps)
+        line = [_describe(error[(snr >= a) & (snr < b)]) for a, b in itertools.pairwise(SNR_EDGES)]
+        print(tool.ljust(20), *line, _describe(error), f"{1e3 * seconds:8.1f}")
+
+
+def _describe(error: Doubles) -> str:
+    middle = float(np.median(error)) if len(error) else np.nan
+    scatter = 1.4826 * float(np.median(np.abs(error - middle))) if len(error) else np.nan
+    return f"{middle:+.3f} {scatter:.3f} |"
+
+
+if __name__ == "__main__":
+    main()
