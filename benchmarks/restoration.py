@@ -1,0 +1,102 @@
+"""How well blurred, noisy images are restored: the network beside a Wiener filter that knows the blur.
+
+    python -m benchmarks.restoration [MODEL] [--kinds text,stars] [--images 40] [--seed 800000]
+
+The network knows neither the kernel nor the noise (7/255, the most that it was trained for). The
+Wiener filter (skimage.restoration.wiener) is given the true kernel, and the balance that suits it best
+on other images. Prints the PSNR in dB, image by image against the truth, away from the border.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.restoration import wiener
+
+from fcnpipe.training.blurs import KERNEL_SIDE, KINDS, Pair, draw_pair
+
+Floats = NDArray[np.float32]
+Restore = Callable[[Pair], Floats]
+
+NOISE = 7 / 255
+SIDE = 192
+BALANCES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+TUNING_SEED = 700_000
+
+
+def psnr(image: Floats, truth: Floats) -> float:
+    """Peak signal-to-noise, dB, of images whose white is 1; the border is left out."""
+    inner = (slice(KERNEL_SIDE, -KERNEL_SIDE),) * 2
+    square = float(np.mean((np.clip(image, 0, 1)[inner] - truth[inner]) ** 2))
+    return float(-10 * np.log10(square))
+
+
+def wiener_with(balance: float) -> Restore:
+    """The filter that knows the kernel; white paper is cut off so that the border does not ring."""
+
+    def restore(pair: Pair) -> Floats:
+        level = np.median(pair.observed)
+        found = wiener(pair.observed - level, pair.kernel, balance, clip=False)
+        return np.asarray(found + level, np.float32)
+
+    return restore
+
+
+def tune_wiener(kind: str) -> Restore:
+    """The filter of the best balance on eight images that are not scored."""
+    pairs = _draw(kind, 8, TUNING_SEED)
+    tried = {
+        balance: np.mean([psnr(wiener_with(balance)(p), p.truth) for p in pairs])
+        for balance in BALANCES
+    }
+    return wiener_with(max(tried, key=lambda balance: tried[balance]))
+
+
+def network(name: str) -> Restore:
+    """What a model makes of the observed image."""
+    from fcnpipe.networks import Bundle, load_model
+
+    bundle = load_model(name)
+    assert isinstance(bundle, Bundle)
+    module = bundle.module()
+
+    def restore(pair: Pair) -> Floats:
+        import torch
+
+        with torch.inference_mode():
+            found = module(torch.from_numpy(pair.observed)[None, None])
+        return np.asarray(found[0, 0].numpy(), np.float32)
+
+    return restore
+
+
+def _draw(kind: str, count: int, seed: int) -> list[Pair]:
+    return [draw_pair(kind, (SIDE, SIDE), seed + k, (NOISE, NOISE)) for k in range(count)]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=800_000)
+    given = parser.parse_args()
+    print("PSNR in dB, mean and standard error; gain over the observed")
+    for kind in given.kinds.split(","):
+        pairs = _draw(kind, given.images, given.seed)
+        tools: dict[str, Restore] = {"observed": lambda pair: pair.observed}
+        tools["wiener, kernel known"] = tune_wiener(kind)
+        if given.model:
+            tools[given.model] = network(given.model)
+        scores = {n: np.array([psnr(f(p), p.truth) for p in pairs]) for n, f in tools.items()}
+        for name, found in scores.items():
+            error, gain = found.std() / np.sqrt(len(found)), (found - scores["observed"]).mean()
+            print(f"{kind:8} {name:24} {found.mean():6.2f} +- {error:.2f}  {gain:+.2f}")
+
+
+if __name__ == "__main__":
+    main()
