@@ -52,6 +52,7 @@ _NOT_ARCHITECTURES = frozenset(
         "matched",
         "predictor",
         "reach",
+        "rules",
         "weights",
     }
 )
