@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open", "segment"]
+__all__ = ["__version__", "open", "predict", "segment"]
 
 if TYPE_CHECKING:
     from fcnpipe.access import open
-    from fcnpipe.api import segment
+    from fcnpipe.api import predict, segment
 
-_PLACES = {"segment": "fcnpipe.api", "open": "fcnpipe.access"}
+_PLACES = {"segment": "fcnpipe.api", "predict": "fcnpipe.api", "open": "fcnpipe.access"}
 
 
 def __getattr__(name: str) -> Any:

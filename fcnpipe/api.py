@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fcnpipe import run
-from fcnpipe.run import Observer, Result
-from fcnpipe.spec import load_spec, make_spec
+from fcnpipe.run import Observer, Prediction, Result
+from fcnpipe.spec import RunSpec, load_spec, make_spec
 
 PathLike = str | os.PathLike[str]
 
@@ -45,7 +45,50 @@ def segment(
     FcnpipeError
         One line: value, limit, mend.
     """
+    return run.segment(_make_spec(image, out, config, options), observer)
+
+
+def predict(
+    image: PathLike | Sequence[PathLike],
+    out: PathLike,
+    *,
+    config: PathLike | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Prediction:
+    """Store what a network gives of an image: restored images, components, probabilities.
+
+    Parameters
+    ----------
+    image : path or sequence of paths
+        FITS, zarr, TIFF, PNG, ...; several files are the bands of one image.
+    out : path
+        The output store, ``OUT.zarr``; each output of the model is an array of ``image/0``.
+    config : path, optional
+        YAML file of options; those given here win.
+    observer : Observer, optional
+        Is told how far the run is.
+    **options
+        As on the command line: ``model``, ``window``, ``engine``, ``mask``, ``prior``, ...
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    FcnpipeError
+        One line: value, limit, mend.
+    """
+    return run.predict(_make_spec(image, out, config, options), observer)
+
+
+def _make_spec(
+    image: PathLike | Sequence[PathLike],
+    out: PathLike,
+    config: PathLike | None,
+    options: Mapping[str, Any],
+) -> RunSpec:
     paths = [image] if isinstance(image, str | os.PathLike) else list(image)
     given = {**options, "image": tuple(os.fspath(path) for path in paths), "out": os.fspath(out)}
-    spec = load_spec(os.fspath(config), **given) if config else make_spec(**given)
-    return run.segment(spec, observer)
+    return load_spec(os.fspath(config), **given) if config else make_spec(**given)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ import typer
 from fcnpipe import __version__
 from fcnpipe.errors import FcnpipeError, SpecError, VerificationError
 from fcnpipe.options import complete_spec, with_run_options
+from fcnpipe.spec import SOURCE_OPTIONS
 
 INTERRUPTED = 130
 USAGE = 2
@@ -116,6 +118,20 @@ def segment(options: dict[str, Any]) -> None:
 
 
 @app.command()
+@partial(with_run_options, left_out=SOURCE_OPTIONS)
+def predict(options: dict[str, Any]) -> None:
+    """Store what a model gives of an image: restored images, components, probabilities."""
+    from fcnpipe import run
+    from fcnpipe.progress import watch
+
+    spec = complete_spec(options, "fcnpipe predict IMAGE... OUT.zarr --model MODEL")
+    with watch(spec.quiet) as progress:
+        result = run.predict(spec, progress)
+    if not spec.quiet:
+        typer.echo(f"{result.path}: {', '.join(result.outputs)} in {result.seconds:.1f} s")
+
+
+@app.command()
 @with_run_options
 def plan(options: dict[str, Any]) -> None:
     """Show tiles, bytes and memory of a run; refuse what segment would; read no pixel."""
@@ -139,17 +155,22 @@ def info(store: StorePath) -> None:
         ("status", attributes.get("status", "unknown")),
         ("image", f"{len(layout.bands)} x {layout.shape[0]} x {layout.shape[1]} px"),
         ("tiles", f"{layout.grid.counts[0]} x {layout.grid.counts[1]} of {layout.edge[0]} px"),
-        ("classes", ", ".join(layout.classes)),
-        ("sources", str(found.n_sources)),
-        ("columns", ", ".join(found.columns)),
     ]
+    if layout.maps:
+        rows += [(output.name, f"{output.role}, {output.dtype}") for output in layout.maps]
+    else:
+        rows += [
+            ("classes", ", ".join(layout.classes)),
+            ("sources", str(found.n_sources)),
+            ("columns", ", ".join(found.columns)),
+        ]
     kept = ("input", "model", "run_key", "code_version", "spec")
     _print_rows([*rows, *((name, str(attributes[name])) for name in kept if name in attributes)])
 
 
 @app.command()
 def verify(store: StorePath) -> None:
-    """Check that labels, catalogue and ledger of a store agree."""
+    """Check that labels, catalogue and ledger of a store agree, or outputs and their checksums."""
     from fcnpipe.stores import ZarrStore
 
     found = ZarrStore.open(store).verify()

@@ -41,6 +41,10 @@ class Patch:
     noise: Float
     flags: NDArray[np.uint8]
 
+    def cut(self, place: tuple[slice, slice]) -> Patch:
+        """Give a part of it; the same memory."""
+        return Patch(self.residual[(..., *place)], self.noise[(..., *place)], self.flags[place])
+
     def significance(self, count: int) -> Float:
         """Give S/N as the network sees it, (n, h, w): the last plane, or the first ``count`` if > 1."""
         planes = range(len(self.residual))[-1:] if count <= 1 else range(count)
@@ -50,7 +54,7 @@ class Patch:
 
 
 class Exposure:
-    """Image, weight and mask of a run.
+    """Image, weight, mask and prior of a run.
 
     Parameters
     ----------
@@ -71,6 +75,7 @@ class Exposure:
             images.open_plane(spec.weight, None, shape, spec.weight_type) if spec.weight else None
         )
         self._mask = images.open_plane(spec.mask, None, shape, "mask") if spec.mask else None
+        self._prior = images.open_plane(spec.prior, None, shape, "prior") if spec.prior else None
         self.satur_level = (
             spec.satur_level if spec.satur_level is not None else self.image.satur_level
         )
@@ -83,9 +88,10 @@ class Exposure:
 
     @property
     def digest(self) -> str:
-        """Digest of the content of image, weight and mask; reads all of them, as a stream."""
+        """Digest of the content of image, weight, mask and prior; reads all of them, as a stream."""
         parts = (self.image, self._weight, self._mask)
-        return "-".join(images.digest(part) for part in parts if part is not None)
+        digest = "-".join(images.digest(part) for part in parts if part is not None)
+        return f"{digest}-prior-{images.digest(self._prior)}" if self._prior else digest
 
     @property
     def bands(self) -> int:
@@ -196,6 +202,12 @@ class Exposure:
             for piece in pieces:
                 bands[(..., *piece.within(box))] = self.read_bands(piece, grid)
         return bands
+
+    def read_prior(self, box: Box) -> Float:
+        """Read the prior, (h, w); 0 where it has no number."""
+        assert self._prior is not None
+        values = self._prior.read(box)
+        return np.where(np.isfinite(values), values, np.float32(0))
 
     def measure_cells(
         self, box: Box, weights: NDArray[np.float64]

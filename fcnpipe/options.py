@@ -20,7 +20,7 @@ from fcnpipe.errors import SpecError
 from fcnpipe.spec import RunSpec, make_spec, read_options
 
 PANELS = {
-    "Image": ("hdu", "weight", "weight_type", "mask", "mask_bits", "satur_level", "gain"),
+    "Image": ("hdu", "weight", "weight_type", "mask", "mask_bits", "prior", "satur_level", "gain"),
     "Network": ("model", "window", "thresh", "fwhm", "device", "precision"),
     "Sources": ("minarea", "mincont", "dynamics", "minpeak", "mag_zeropoint"),
     "Background": ("back_size", "back_filter"),
@@ -31,13 +31,15 @@ PANELS = {
 Command = Callable[..., Any]
 
 
-def with_run_options(command: Command) -> Command:
+def with_run_options(command: Command, left_out: Sequence[str] = ()) -> Command:
     """Give a command all options of a run.
 
     Parameters
     ----------
     command : callable
         Takes ``options``, the mapping of what was given.
+    left_out : sequence of str
+        Options that the command has no use for.
 
     Returns
     -------
@@ -51,7 +53,8 @@ def with_run_options(command: Command) -> Command:
         return command(**own, options=collect_options(**values))
 
     kept = _own_parameters(command)
-    made = [_parameter(n, f) for n, f in RunSpec.model_fields.items() if n not in _PLACED]
+    unused = (*_PLACED, *left_out)
+    made = [_parameter(n, f) for n, f in RunSpec.model_fields.items() if n not in unused]
     signature = inspect.Signature([_PATHS, *kept.values(), _CONFIG, *made])
     vars(wrapped).update(__signature__=signature, __annotations__={})
     return wrapped
@@ -128,6 +131,7 @@ METAVARS = {
     "hdu": "N|NAME",
     "weight": "FILE",
     "mask": "FILE",
+    "prior": "FILE",
     "cluster": "FILE",
     "model": "NAME|FILE",
     "scheduler": "ADDRESS",

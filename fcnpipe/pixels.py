@@ -107,6 +107,52 @@ def pad_high(array: NDArray[np.float32], shape: tuple[int, int]) -> Float:
     return np.pad(array, width, mode="edge")
 
 
+def to_image(values: Float, noise: Float, zero: Float, unit: float, stretched: bool) -> Float:
+    """Give in the units of the image what a network gives in its own: its scaling undone.
+
+    Parameters
+    ----------
+    values : (h, w) float32
+        As the network gives them.
+    noise, zero : (h, w) float32
+        What was divided by and, before that, subtracted, image units.
+    unit : float
+        What the network counts in, in units of the noise.
+    stretched : bool
+        Whether it gives the arcsinh of the count.
+
+    Returns
+    -------
+    (h, w) float32
+        Each pixel in float64, rounded once; NaN where the noise is not known.
+    """
+    image = np.empty(values.shape, np.float32)
+    _undo(values, noise, zero, (unit, stretched), image)
+    return image
+
+
+@njit(cache=True, nogil=True)
+def _undo(values, noise, zero, scaling, image):  # type: ignore[no-untyped-def]
+    unit, stretched = scaling
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            value = np.float64(values[y, x])
+            count = unit * (math.sinh(value) if stretched else value)
+            known = np.isfinite(noise[y, x])
+            image[y, x] = count * noise[y, x] + zero[y, x] if known else np.nan
+
+
+def place(start: int, stop: int, size: int) -> Float:
+    """Give where pixels lie along an axis of ``size`` px: -1 is the first of all, 1 the last.
+
+    Examples
+    --------
+    >>> place(1, 3, 5)
+    array([-0.5,  0. ], dtype=float32)
+    """
+    return (2 * np.arange(start, stop) / max(size - 1, 1) - 1).astype(np.float32)
+
+
 def quantise_probability(probability: Float) -> NDArray[np.uint8]:
     """Round probabilities in [0, 1] to 255ths."""
     return np.asarray(np.rint(probability * np.float32(PROBABILITY_TOP)), np.uint8)

@@ -7,12 +7,17 @@ import shutil
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from fcnpipe import engines, images, networks
 from fcnpipe.errors import PlanError, StoreError
 from fcnpipe.geometry import Box, TileGrid, round_up
+from fcnpipe.records import ImageInfo, OutputMap
 from fcnpipe.spec import RunSpec
 
+Command = Literal["segment", "predict"]
 FILL = 4
 """Reach of the repair of bad pixels before the network sees them, px."""
 CHUNK = 512
@@ -49,6 +54,8 @@ class Plan:
         Projected peak of one worker.
     disk_bytes : int
         Largest the output can get before compression.
+    maps : tuple of OutputMap
+        What the network gives, to be stored as it is; empty if sources are to be found.
     """
 
     shape: tuple[int, int]
@@ -62,6 +69,7 @@ class Plan:
     workers: int
     memory_bytes: int
     disk_bytes: int
+    maps: tuple[OutputMap, ...] = ()
 
     @property
     def frame(self) -> Box:
@@ -118,7 +126,7 @@ class Plan:
         ]
 
 
-def make_plan(spec: RunSpec, tile: int | None = None) -> Plan:
+def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segment") -> Plan:
     """Plan a run.
 
     Parameters
@@ -127,6 +135,8 @@ def make_plan(spec: RunSpec, tile: int | None = None) -> Plan:
         The run.
     tile : int, optional
         Tile edge of a run that is being resumed; wins over the spec's.
+    command : {"segment", "predict"}
+        Whether sources are to be found, or the outputs of the network stored as they are.
 
     Raises
     ------
@@ -138,7 +148,9 @@ def make_plan(spec: RunSpec, tile: int | None = None) -> Plan:
     info = images.open_image(spec.image, spec.hdu).info
     model = networks.load_model(spec.model, fwhm=spec.fwhm)
     bands, height, width = info.shape
+    maps = _list_maps(model.header, spec, info, command)
     edge = _tile_edge(spec.window, tile or spec.tile, (height, width))
+    planes = bands + len(model.header.extra) + len(maps)
     _check_window(spec.window, model.stride)
     plan = Plan(
         shape=(height, width),
@@ -150,13 +162,30 @@ def make_plan(spec: RunSpec, tile: int | None = None) -> Plan:
         chunk=_chunk(edge),
         cell=spec.back_size,
         workers=spec.workers or (1 if spec.engine == "serial" else engines.cores()),
-        memory_bytes=_memory(edge, spec.window, model, (height, width), bands),
-        disk_bytes=height
-        * width
-        * (4 + 2 + 1 + 4 + len(model.classes) + 4 * bands * spec.keep_image),
+        memory_bytes=_memory(edge, spec.window, model, (height, width), planes),
+        disk_bytes=height * width * (_bytes_stored(maps, model) + 4 * bands * spec.keep_image),
+        maps=maps,
     )
     _check_memory(plan, spec)
     return plan
+
+
+def _list_maps(
+    header: networks.ModelHeader, spec: RunSpec, info: ImageInfo, command: Command
+) -> tuple[OutputMap, ...]:
+    """Give the outputs to be stored, none for segment; refuse a model that cannot do it."""
+    networks.check_inputs(header, info.shape[0], spec.prior)
+    if command == "predict":
+        return networks.list_maps(header, info.unit)
+    networks.check_separates(header)
+    return ()
+
+
+def _bytes_stored(maps: tuple[OutputMap, ...], model: networks.Model) -> int:
+    """Bytes of a pixel of the store; label, segments, elevation and flags where sources are found."""
+    if maps:
+        return 1 + sum(np.dtype(output.dtype).itemsize for output in maps)
+    return 4 + 2 + 1 + 4 + len(model.classes)
 
 
 def check_disk(plan: Plan, out: str) -> None:
@@ -211,12 +240,12 @@ def _chunk(tile: int) -> int:
 
 
 def _memory(
-    tile: int, window: int, model: networks.Model, shape: tuple[int, int], bands: int
+    tile: int, window: int, model: networks.Model, shape: tuple[int, int], planes: int
 ) -> int:
     read = min(tile, shape[0]) + 2 * model.halo, min(tile, shape[1]) + 2 * model.halo
     looked = min(window, shape[0]) + 2 * model.halo, min(window, shape[1]) + 2 * model.halo
     network = looked[0] * looked[1] * model.bytes_per_pixel
-    return PROCESS_BYTES + network + read[0] * read[1] * (TILE_BYTES_PER_PIXEL + 8 * bands)
+    return PROCESS_BYTES + network + read[0] * read[1] * (TILE_BYTES_PER_PIXEL + 8 * planes)
 
 
 def _check_memory(plan: Plan, spec: RunSpec) -> None:

@@ -1,8 +1,9 @@
-"""Spec in, store out: the run as a list of stages.
+r"""Spec in, store out: the run as a list of stages.
 
 ::
 
     image -> background -> predict -> separate -> merge -> select -> label -> measure -> publish
+                               \----- where outputs are stored as they are -----------/
 
 Each stage is one or more steps; a step is one function of :mod:`fcnpipe.work` called for many
 names, in any order, on any engine. Steps talk to each other through the store alone, so a run can
@@ -26,11 +27,11 @@ from fcnpipe.errors import TilesFailed
 from fcnpipe.exposure import Exposure
 from fcnpipe.geometry import list_levels
 from fcnpipe.job import ALL, Job, resolve_criteria
-from fcnpipe.plan import Plan, check_disk, make_plan
+from fcnpipe.plan import Command, Plan, check_disk, make_plan
 from fcnpipe.records import TaskReport
 from fcnpipe.spec import RunSpec
 from fcnpipe.stages.publication import list_pyramid
-from fcnpipe.stores import Layout, RunIdentity, ZarrStore, hold, parquet_path, prepare
+from fcnpipe.stores import STAGES, Layout, RunIdentity, ZarrStore, hold, parquet_path, prepare
 
 
 class Observer(Protocol):
@@ -83,6 +84,28 @@ class Result:
     path: str
     catalogue: str
     sources: int
+    seconds: float
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a run gave that stores the outputs of a network as they are.
+
+    Attributes
+    ----------
+    path : str
+        The finished store.
+    outputs : tuple of str
+        Names of the arrays of ``image/0`` that the network gave.
+    seconds : float
+        Wall time of this call.
+    resumed : bool
+        Whether an earlier run was taken up, or found finished.
+    """
+
+    path: str
+    outputs: tuple[str, ...]
     seconds: float
     resumed: bool
 
@@ -151,17 +174,47 @@ def segment(spec: RunSpec, observer: Observer | None = None) -> Result:
         One line: value, limit, mend. ``TilesFailed`` names tiles; the rest has landed.
     """
     begun = time.perf_counter()
-    with open_session(spec) as session:
+    return _result(spec.out, begun, _perform(spec, "segment", observer))
+
+
+def predict(spec: RunSpec, observer: Observer | None = None) -> Prediction:
+    """Store what a network gives of an image: restored images, components, probabilities.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run; what it says of sources is ignored.
+    observer : Observer, optional
+        Is told how far the run is.
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    FcnpipeError
+        As `segment`.
+    """
+    begun = time.perf_counter()
+    resumed = _perform(spec.without_sources(), "predict", observer)
+    outputs = tuple(output.name for output in ZarrStore.open(spec.out).layout.maps)
+    return Prediction(spec.out, outputs, time.perf_counter() - begun, resumed)
+
+
+def _perform(spec: RunSpec, command: Command, observer: Observer | None) -> bool:
+    """Run all stages; give whether an earlier run was taken up, or found finished."""
+    with open_session(spec, command) as session:
         if session is None:
-            return _result(spec.out, begun, resumed=True)
+            return True
         for stage in session.stages:
             run_stage(session, stage, observer or Silence())
         finish(session)
-        return _result(spec.out, begun, session.resumed)
+        return session.resumed
 
 
 @contextmanager
-def open_session(spec: RunSpec) -> Iterator[Session | None]:
+def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Session | None]:
     """Check everything, take up or begin the store, and start the engine.
 
     Yields
@@ -170,23 +223,23 @@ def open_session(spec: RunSpec) -> Iterator[Session | None]:
         None if the finished result of this very run is there already.
     """
     networks.tune_allocator()  # before there are threads
-    plan = make_plan(spec)
+    plan = make_plan(spec, command=command)
     check_disk(plan, spec.out)
     exposure, model = Exposure(spec), networks.load_model(spec.model, fwhm=spec.fwhm)
     # What auto means here is part of the run key: a resume elsewhere must not change it.
     spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
-    identity = _identify(spec, exposure, model)
+    identity = _identify(spec, exposure, model, command)
     state = prepare(spec.out, identity, spec.overwrite)
     if state == "complete":
         yield None
         return
     if state == "resume":
         store = ZarrStore.resume(spec.out)
-        plan = make_plan(spec, tile=store.layout.edge[0])
+        plan = make_plan(spec, store.layout.edge[0], command)
     else:
         layout = _lay_out(plan, exposure, model, spec)
         store = ZarrStore.create(
-            spec.out, layout, identity, _attributes(spec, exposure), spec.overwrite
+            spec.out, layout, identity, _attributes(spec, exposure, plan), spec.overwrite
         )
     job = Job(spec, plan, resolve_criteria(spec, model.header), str(store.path), uuid.uuid4().hex)
     with hold(store.path):
@@ -207,6 +260,13 @@ def list_stages(job: Job) -> tuple[Stage, ...]:
             (Step("weigh_bands", ONE), Step("measure_cells", tiles), Step("fit_sky", ONE)),
         ),
         Stage("predict", (Step("predict", tiles),)),
+        *(_output_stages(job, tiles) if job.plan.maps else _source_stages(job, tiles)),
+    )
+
+
+def _source_stages(job: Job, tiles: tuple[str, ...]) -> tuple[Stage, ...]:
+    """Give the stages that make sources of the maps."""
+    return (
         Stage("separate", (Step("separate", tiles),)),
         Stage("merge", _merge_steps(job.plan)),
         Stage("select", (Step("select", ONE),)),
@@ -214,9 +274,19 @@ def list_stages(job: Job) -> tuple[Stage, ...]:
         Stage("measure", (Step("measure", tiles),)),
         Stage(
             "publish",
-            (*_pyramid_steps(job, beside="write_catalogue"), *_check_steps(tiles)),
+            (
+                *_pyramid_steps(job, beside="write_catalogue"),
+                Step("check_tile", tiles, "prepare_parquet"),
+                Step("check_sums", ONE),
+            ),
         ),
     )
+
+
+def _output_stages(job: Job, tiles: tuple[str, ...]) -> tuple[Stage, ...]:
+    """Give the stages after the maps where they are the result."""
+    steps = (*_pyramid_steps(job, "tabulate"), Step("check_tile", tiles), Step("check_sums", ONE))
+    return (Stage("publish", steps),)
 
 
 def _merge_steps(plan: Plan) -> tuple[Step, ...]:
@@ -238,10 +308,6 @@ def _pyramid_steps(job: Job, beside: str) -> tuple[Step, ...]:
         Step("build_level", first, beside),
         *(Step("build_level", names) for names in others),
     )
-
-
-def _check_steps(tiles: tuple[str, ...]) -> tuple[Step, ...]:
-    return (Step("check_tile", tiles, "prepare_parquet"), Step("check_sums", ONE))
 
 
 def run_stage(session: Session, stage: Stage, observer: Observer) -> None:
@@ -311,13 +377,19 @@ def _take_back(job: Job) -> None:
     again: tuple[str, ...] = work.AFTER_PREDICT
     if job.store.pending("background"):  # the sky of all tiles hangs together
         again = ("weigh_bands", "measure_cells", "fit_sky", "predict", *again)
+    stages = list_stages(job)
+    known = {task for stage in stages for step in stage.steps for task in (step.task, step.beside)}
     for task in again:
-        work.forget(job, task)
+        if task in known:
+            work.forget(job, task)
     job.store.reopen()
 
 
-def _identify(spec: RunSpec, exposure: Exposure, model: networks.Model) -> RunIdentity:
-    return RunIdentity(exposure.digest, model.digest, __version__, spec.science())
+def _identify(
+    spec: RunSpec, exposure: Exposure, model: networks.Model, command: Command
+) -> RunIdentity:
+    science = spec.science() | {"command": command}
+    return RunIdentity(exposure.digest, model.digest, __version__, science)
 
 
 def _lay_out(plan: Plan, exposure: Exposure, model: networks.Model, spec: RunSpec) -> Layout:
@@ -333,12 +405,16 @@ def _lay_out(plan: Plan, exposure: Exposure, model: networks.Model, spec: RunSpe
         cards=info.cards,
         unit=info.unit,
         chunk=plan.chunk,
+        stages=STAGES[:2] if plan.maps else STAGES,
+        maps=plan.maps,
     )
 
 
-def _attributes(spec: RunSpec, exposure: Exposure) -> dict[str, object]:
+def _attributes(spec: RunSpec, exposure: Exposure, plan: Plan) -> dict[str, object]:
+    what = "Predictions" if plan.maps else "Sources"
+    names = ", ".join(Path(name).name for name in spec.image)
     return {
-        "title": f"Sources of {', '.join(Path(name).name for name in spec.image)}",
+        "title": f"{what} of {names}",
         "source": f"fcnpipe {__version__}",
         "input": list(spec.image),
         "model": spec.model,

@@ -24,6 +24,8 @@ RUNTIME_OPTIONS = frozenset(
     }
 )
 """Options that change how a run is done, never what it gives; left out of the run key."""
+SOURCE_OPTIONS = ("thresh", "minarea", "mincont", "dynamics", "gain", "mag_zeropoint")
+"""Options of sources, None if not given; a run that finds none has no use for them."""
 
 
 class RunSpec(BaseModel):
@@ -54,6 +56,9 @@ class RunSpec(BaseModel):
     mask: str | None = Field(None, description="Mask or data-quality map; non-zero is bad.")
     mask_bits: int | None = Field(
         None, ge=1, description="Only these bits of the mask are bad; all if not given."
+    )
+    prior: str | None = Field(
+        None, description="Map of the image's shape that the network looks at too, if it takes one."
     )
 
     window: int = Field(1024, ge=64, le=8192, description="Core edge of a network window, px.")
@@ -107,8 +112,12 @@ class RunSpec(BaseModel):
     def science(self) -> dict[str, Any]:
         """Give the options that decide the result, JSON-ready, for the run key."""
         return self.model_dump(
-            mode="json", exclude=set(RUNTIME_OPTIONS) | {"image", "weight", "mask"}
+            mode="json", exclude=set(RUNTIME_OPTIONS) | {"image", "weight", "mask", "prior"}
         )
+
+    def without_sources(self) -> RunSpec:
+        """Give the spec of a run that finds no sources: what only they need is not said."""
+        return self.model_copy(update=dict.fromkeys(SOURCE_OPTIONS))
 
 
 def make_spec(**options: Any) -> RunSpec:

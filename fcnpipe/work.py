@@ -39,6 +39,7 @@ TASKS: dict[str, Task] = {
         publication.check_tile,
         publication.check_sums,
         publication.prepare_parquet,
+        publication.tabulate,
     )
 }
 LEDGER = {
@@ -53,12 +54,12 @@ TOLERANT = frozenset({"measure_cells", "predict"})
 """Tasks without which, for some tiles, the rest of the image can still be finished."""
 AFTER_PREDICT = (
     "separate", "join", "settle", "select", "label", "measure", "write_catalogue", "create_pyramid", "build_level",
-    "check_tile", "check_sums", "prepare_parquet"
+    "check_tile", "check_sums", "prepare_parquet", "tabulate"
 )  # fmt: skip
 """Tasks that are done again when a missing tile has come in."""
 TRACES = {
     "measure_cells": ("cells",),
-    "predict": ("facts-predict", "failed-predict"),
+    "predict": ("facts-predict", "failed-predict", "checksum"),
     "separate": ("settlement", "graph"),
     "settle": ("verdicts",),
     "select": ("labels", "selection"),

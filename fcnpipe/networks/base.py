@@ -115,8 +115,6 @@ class Certificate:
 
 _IMAGES = ("restored", "component:")
 """Roles of outputs that are images in the units of the input."""
-_FINE = ("elevation", "topography")
-"""Roles of outputs that are stored in 65535ths, not 255ths."""
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
 _TAKEN = frozenset({"label", "science", "flags", "segments", "wcs", "class", "band", "y", "x"})
 """What stands beside the outputs in a store."""
@@ -165,6 +163,11 @@ class Output(_Record):
         description="What is done to the channel; softmax: over all channels that say so. "
         "Linear if not said of an image.",
     )
+    scaled: bool = Field(
+        default=False,
+        description="Whether an image is scaled as the input is, or only counted in its unit (S/N). "
+        "If not said, a restored one is, a component is not: components add up.",
+    )
     band: int = Field(
         default=0, ge=0, description="Band of the input whose units, sky and noise an image has."
     )
@@ -172,14 +175,20 @@ class Output(_Record):
     @model_validator(mode="before")
     @classmethod
     def _leave_images_linear(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and str(value.get("role", "")).startswith(_IMAGES):
-            return {"activation": "linear", **value}
-        return value
+        role = str(value.get("role", "")) if isinstance(value, Mapping) else ""
+        if not role.startswith(_IMAGES):
+            return value
+        return {"activation": "linear", "scaled": role == "restored", **value}
 
     @property
     def is_image(self) -> bool:
         """Whether it is an image in the units of the input."""
         return self.role.startswith(_IMAGES)
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether it is stored in 65535ths where others are in 255ths."""
+        return self.role in ("elevation", "topography")
 
     @property
     def class_name(self) -> str | None:
@@ -433,6 +442,25 @@ def check_separates(header: ModelHeader) -> None:
         )
 
 
+def check_inputs(header: ModelHeader, bands: int, prior: str | None) -> None:
+    """Refuse an image or a prior that is not what the network looks at.
+
+    Raises
+    ------
+    ModelError
+        If the image lacks bands (a model of one band takes the detection plane of any), or the
+        prior is missing or not looked at.
+    """
+    if header.bands > 1:
+        check_bands(header, bands)
+    if ("prior" in header.extra) == bool(prior):
+        return
+    mend = "leave --prior out" if prior else "give --prior FILE"
+    raise ModelError(
+        f"model {header.name!r} {'takes no' if prior else 'needs a'} prior: {mend}, or use another model"
+    )
+
+
 def list_maps(header: ModelHeader, unit: str = "") -> tuple[OutputMap, ...]:
     """Give how the outputs of a model are stored, in their order.
 
@@ -460,8 +488,7 @@ def list_maps(header: ModelHeader, unit: str = "") -> tuple[OutputMap, ...]:
 def _map_of(output: Output, unit: str) -> OutputMap:
     if output.is_image:
         return OutputMap(output.name, output.role, "float32", unit)
-    kind = "uint16" if output.role in _FINE else "uint8"
-    return OutputMap(output.name, output.role, kind, "1")
+    return OutputMap(output.name, output.role, "uint16" if output.is_fine else "uint8", "1")
 
 
 def parse_header(text: str, where: str) -> ModelHeader:

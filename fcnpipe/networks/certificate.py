@@ -98,7 +98,7 @@ def describe(
     elevation : mapping of str to float or Share
         Share of each output in the elevation map; a number is its weight.
     **rest
-        Other fields of `ModelHeader`: version, scaling, detect_on, defaults, recipe, scores, ...
+        Other fields of `ModelHeader`: extra, version, scaling, detect_on, defaults, recipe, scores, ...
 
     Raises
     ------
@@ -114,7 +114,7 @@ def describe(
         name=name,
         architecture=architecture_name(module),
         arguments=arguments,
-        bands=bands,
+        bands=bands - len(rest.get("extra", ())),
         outputs=tuple(outputs),
         elevation={k: v if isinstance(v, Share) else Share(weight=v) for k, v in elevation.items()},
         reach=reach,
@@ -137,13 +137,13 @@ def check_model(name_or_path: str | Path) -> Certificate:
         assert model.header.certificate is not None
         return model.header.certificate
     module = model.module()
-    reach = analyse(module, model.header.bands)
+    reach = analyse(module, model.header.channels)
     if reach != model.header.reach:
         raise ModelError(
             f"model {name_or_path}: its header says {model.header.reach} but its network has "
             f"{reach}: save it again"
         )
-    return certify(module, model.header.bands, reach)
+    return certify(module, model.header.channels, reach)
 
 
 def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:

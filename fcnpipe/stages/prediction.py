@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +12,11 @@ from numpy.typing import NDArray
 from fcnpipe import pixels
 from fcnpipe.exposure import Patch, Ruler, Sky
 from fcnpipe.geometry import Box, Tile
-from fcnpipe.job import Job
+from fcnpipe.job import Arrays, Job
+from fcnpipe.networks.base import Output
 from fcnpipe.plan import Plan
 from fcnpipe.records import PixelFlag
+from fcnpipe.stores.verification import NEVER, checksum
 
 Facts = dict[str, float]
 
@@ -31,11 +35,19 @@ def predict(job: Job, name: str) -> Facts:
         flags, maps, gaps = _look(job, job.tile(name))
     except Exception:
         job.store.write_tile("flags", core, np.full(core.shape, int(PixelFlag.NO_DATA), np.uint8))
+        _keep_checksum(job, name, NEVER)
         raise
-    job.store.write_tile("probability", core, maps[0])
-    job.store.write_tile("elevation", core, maps[1])
+    for what, values in maps.items():
+        job.store.write_tile(what, core, values)
     job.store.write_tile("flags", core, flags)
+    _keep_checksum(job, name, checksum([*(maps[o.name] for o in job.plan.maps), flags]))
     return {"bad_pixels": int(np.count_nonzero(flags & pixels.BAD)), "gaps": gaps}
+
+
+def _keep_checksum(job: Job, name: str, value: int) -> None:
+    """Keep that by which outputs are known again when they are read back."""
+    if job.plan.maps:
+        job.store.put_arrays("checksum", name, {"value": np.asarray(value)})
 
 
 def list_windows(plan: Plan, tile: Tile) -> Iterator[Box]:
@@ -45,25 +57,96 @@ def list_windows(plan: Plan, tile: Tile) -> Iterator[Box]:
             yield plan.windows.tile_at(y, x).core
 
 
-def _look(
-    job: Job, tile: Tile
-) -> tuple[NDArray[np.uint8], tuple[NDArray[np.uint8], NDArray[np.uint16]], int]:
-    model, plan, core = job.model, job.plan, tile.core
-    patch, wide, gaps = _read(job, core)
-    significance, box = _to_canvas(job, core, patch, wide)
-    probability = np.empty((len(model.classes), *core.shape), np.uint8)
+def _look(job: Job, tile: Tile) -> tuple[NDArray[np.uint8], Arrays, int]:
+    """Give flags and maps of a tile, and how many neighbours are missing."""
+    patch, wide, gaps = _read(job, tile.core)
+    views = _cut_windows(job, tile, patch, wide)
+    inner = patch.cut(tile.core.within(wide))
+    if job.plan.maps:
+        return inner.flags, _give_outputs(job, tile.core, views, inner), gaps
+    return inner.flags, _give_elevation(job, tile.core, views), gaps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A window as the network sees it.
+
+    Attributes
+    ----------
+    seen : (channels, h, w) float32
+        Its core and halo.
+    kept : Box
+        The part that is wanted, in its pixels.
+    place : (slice, slice)
+        Where that part lies in the tile.
+    """
+
+    seen: NDArray[np.float32]
+    kept: Box
+    place: tuple[slice, slice]
+
+
+def _cut_windows(job: Job, tile: Tile, patch: Patch, wide: Box) -> Iterator[View]:
+    canvas, box = _to_canvas(job, tile.core, patch, wide)
+    for window in list_windows(job.plan, tile):
+        read = window.grow(job.plan.halo).clip(job.plan.canvas)
+        kept = window.clip(tile.core)
+        seen = np.ascontiguousarray(canvas[(..., *read.within(box))])
+        yield View(seen, kept.seen_from(read), kept.within(tile.core))
+
+
+def _give_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
+    """Give the maps that sources are found in."""
+    probability = np.empty((len(job.model.classes), *core.shape), np.uint8)
     elevation = np.empty(core.shape, np.uint16)
-    for window in list_windows(plan, tile):
-        read = window.grow(plan.halo).clip(plan.canvas)
-        kept = window.clip(core)
-        seen = np.ascontiguousarray(significance[(..., *read.within(box))])
-        answer = job.predictor(seen, kept.seen_from(read))
-        place = kept.within(core)
-        probability[(..., *place)] = pixels.quantise_probability(answer.probability)
-        elevation[place] = pixels.quantise_elevation(answer.elevation)
+    for view in views:
+        answer = job.predictor(view.seen, view.kept)
+        probability[(..., *view.place)] = pixels.quantise_probability(answer.probability)
+        elevation[view.place] = pixels.quantise_elevation(answer.elevation)
     if not job.criteria.on_elevation:
         pixels.flatten_sky(elevation, probability[0], job.criteria.level)
-    return patch.flags[core.within(wide)], (probability, elevation), gaps
+    return {"probability": probability, "elevation": elevation}
+
+
+def _give_outputs(job: Job, core: Box, views: Iterator[View], patch: Patch) -> Arrays:
+    """Give the outputs of the network as they are stored, and the image if it is to be kept."""
+    outputs = np.empty((len(job.plan.maps), *core.shape), np.float32)
+    for view in views:
+        outputs[(..., *view.place)] = job.predictor.outputs(view.seen, view.kept)
+    maps = {
+        output.name: _to_stored(job, core, patch, output, values)
+        for output, values in zip(job.model.header.outputs, outputs, strict=True)
+    }
+    if job.spec.keep_image:
+        maps["science"] = job.exposure.read_bands(core, job.plan.tiles)
+    return maps
+
+
+def _to_stored(
+    job: Job, core: Box, patch: Patch, output: Output, values: NDArray[np.float32]
+) -> NDArray[Any]:
+    if output.is_image:
+        return _to_image(job, core, patch, output, values)
+    if output.is_fine:
+        return pixels.quantise_elevation(values)
+    return pixels.quantise_probability(values)
+
+
+def _to_image(
+    job: Job, core: Box, patch: Patch, output: Output, values: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Give an output in the units of the image: a restored one with its sky, a component without."""
+    scaling, zero = job.model.header.scaling, _zero(job)
+    plane = output.band if job.model.header.bands > 1 else -1
+    if output.role != "restored":
+        level = np.zeros(core.shape, np.float32)
+    elif isinstance(zero, Ruler):
+        level = np.full(core.shape, zero.offset, np.float32)
+    else:
+        level = zero.planes[plane].sky(core.y0, core.x0, core.shape)
+    unit = scaling.softening if scaling.kind == "asinh" else 1.0
+    stretched = output.scaled and scaling.kind == "asinh"
+    return pixels.to_image(values, patch.noise[plane], level, unit, stretched)
 
 
 def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
@@ -85,12 +168,35 @@ def _zero(job: Job) -> Sky | Ruler:
 
 
 def _to_canvas(job: Job, core: Box, patch: Patch, wide: Box) -> tuple[NDArray[np.float32], Box]:
-    """Give S/N of core + halo on the canvas, and its box."""
+    """Give S/N of core + halo on the canvas, the extra channels after it, and its box."""
     plan = job.plan
     read = core.grow(plan.halo).clip(plan.frame)
-    significance = patch.significance(job.model.header.bands)[(..., *read.within(wide))]
+    seen = patch.significance(job.model.header.bands)[(..., *read.within(wide))]
+    if job.model.header.extra:
+        flags = patch.flags[read.within(wide)]
+        seen = np.concatenate([seen, _extra_channels(job, read, flags)])
     box = _stretch(core, plan)
-    return pixels.pad_high(significance, box.shape), box
+    return pixels.pad_high(seen, box.shape), box
+
+
+def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Give what the network sees besides the bands, (channels, h, w).
+
+    Notes
+    -----
+    A pixel's values depend on where it lies in the image, never on the tile.
+    """
+    height, width = job.plan.shape
+    makers: dict[str, Callable[[], NDArray[Any]]] = {
+        "position_y": lambda: pixels.place(read.y0, read.y1, height)[:, np.newaxis],
+        "position_x": lambda: pixels.place(read.x0, read.x1, width),
+        "mask": lambda: (flags & pixels.BAD) != 0,
+        "prior": lambda: job.exposure.read_prior(read),
+    }
+    channels = np.empty((len(job.model.header.extra), *read.shape), np.float32)
+    for channel, name in zip(channels, job.model.header.extra, strict=True):
+        channel[...] = makers[name]()
+    return channels
 
 
 def _stretch(core: Box, plan: Plan) -> Box:

@@ -14,6 +14,7 @@ from fcnpipe.job import ALL, Arrays, Job
 from fcnpipe.stores.base import TileCheck
 from fcnpipe.stores.lifecycle import refuse_problems
 from fcnpipe.stores.pyramid import level_count, level_grid
+from fcnpipe.stores.verification import NEVER
 
 Facts = dict[str, float]
 FACTS = ("facts-measure_cells", "facts-predict", "facts-separate", "facts-label", "facts-measure")
@@ -46,7 +47,7 @@ def build_level(job: Job, name: str) -> Facts:
 
 
 def check_tile(job: Job, name: str) -> Facts:
-    """Read the labels of a tile back from disk and count their pixels."""
+    """Read the maps of a tile back from disk: count the pixels of labels, compare checksums."""
     check = job.store.check_tile(job.tile(name))
     problems = np.array(check.problems, dtype=np.str_)
     job.store.put_arrays(
@@ -56,12 +57,12 @@ def check_tile(job: Job, name: str) -> Facts:
 
 
 def check_sums(job: Job, name: str) -> Facts:
-    """Hold what was counted in all tiles against the catalogue.
+    """Hold what was found in all tiles against the catalogue.
 
     Raises
     ------
     VerificationError
-        If labels and catalogue contradict each other: the store is not published.
+        If the store contradicts itself: it is not published.
     """
     refuse_problems(job.store.path, job.store.check_sums(_read_checks(job)))
     return {}
@@ -90,8 +91,14 @@ def write_catalogue(job: Job, name: str) -> Facts:
             lambda names: _read_rows(job, names), count, columns
         )
     )
-    job.store.write_tiles(_tabulate_tiles(job))
+    job.store.write_tiles(_describe_tiles(job) | _count_sources(job))
     return {"sources": count}
+
+
+def tabulate(job: Job, name: str) -> Facts:
+    """Write the table of tiles of a run that finds no sources."""
+    job.store.write_tiles(_describe_tiles(job) | _gather_checksums(job))
+    return {}
 
 
 def _describe(column: catalogue.Column) -> dict[str, str]:
@@ -104,12 +111,15 @@ def _read_rows(job: Job, names: tuple[str, ...]) -> Iterator[Arrays]:
         yield job.store.get_arrays("rows", tile, names)
 
 
-def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, Any]]]:
-    """What became of each tile, (tile_y, tile_x)."""
+Table = dict[str, tuple[NDArray[Any], dict[str, Any]]]
+"""Columns of the table of tiles, (tile_y, tile_x), with their attributes."""
+
+
+def _describe_tiles(job: Job) -> Table:
+    """What became of each tile."""
     counts = job.plan.tiles.counts
-    n_sources, seconds = np.zeros(counts, np.int64), np.full(counts, np.nan, np.float32)
+    seconds = np.full(counts, np.nan, np.float32)
     sky, noise = np.full(counts, np.nan, np.float32), np.full(counts, np.nan, np.float32)
-    status = _status(job)
     plane = job.sky.planes[-1].cells
     for tile in job.plan.tiles:
         place = tile.row, tile.column
@@ -118,21 +128,36 @@ def _tabulate_tiles(job: Job) -> dict[str, tuple[NDArray[Any], dict[str, Any]]]:
             for a, b in zip(*_ends(tile), strict=True)
         )
         sky[place], noise[place] = np.median(plane.sky[cells]), np.median(plane.noise[cells])
-        n_sources[place] = int(job.store.get_arrays("facts-measure", tile.name)["sources"])
         facts = [
             job.store.get_arrays(s, tile.name) for s in FACTS if job.store.has_arrays(s, tile.name)
         ]
         seconds[place] = sum(float(f["seconds"]) for f in facts)
     return {
         "status": (
-            status,
+            _status(job),
             {"flag_values": [0, 1, 2], "flag_meanings": "failed done beside_a_failed_tile"},
         ),
-        "n_sources": (n_sources, {"long_name": "sources whose peak lies in the tile"}),
         "seconds": (seconds, {"units": "s", "long_name": "time that the tile took in all stages"}),
         "sky": (sky, {"long_name": "median sky"}),
         "noise": (noise, {"long_name": "median noise"}),
     }
+
+
+def _count_sources(job: Job) -> Table:
+    n_sources = np.zeros(job.plan.tiles.counts, np.int64)
+    for tile in job.plan.tiles:
+        facts = job.store.get_arrays("facts-measure", tile.name)
+        n_sources[tile.row, tile.column] = int(facts["sources"])
+    return {"n_sources": (n_sources, {"long_name": "sources whose peak lies in the tile"})}
+
+
+def _gather_checksums(job: Job) -> Table:
+    checksums = np.full(job.plan.tiles.counts, NEVER, np.int64)
+    for name in job.store.list_arrays("checksum"):
+        found = job.store.get_arrays("checksum", name)
+        checksums[parse_tile_name(name)] = int(found["value"])
+    text = f"CRC-32 of the outputs, in order, and the flags; {NEVER} = never written"
+    return {"checksum": (checksums, {"long_name": text})}
 
 
 def _status(job: Job) -> NDArray[np.uint8]:

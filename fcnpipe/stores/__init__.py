@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fcnpipe.stores.base import (
+    STAGES,
     Columns,
     Layout,
     RunIdentity,
@@ -15,6 +16,7 @@ from fcnpipe.stores.lifecycle import hold, parquet_path, partial_path, prepare
 from fcnpipe.stores.zarr import ZarrStore
 
 __all__ = [
+    "STAGES",
     "Columns",
     "Layout",
     "RunIdentity",

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.errors import PlanError, StoreError
 from fcnpipe.geometry import Box, Tile, TileGrid, round_up
+from fcnpipe.records import OutputMap
 
 STAGES = ("background", "predict", "separate", "label", "measure")
 """Stages that are done tile by tile: the ledger keeps an account of them."""
@@ -72,6 +73,8 @@ class Layout:
         Unit of a pixel value; empty if unknown.
     chunk : int
         Edge of a storage chunk, px; a smaller tile is one chunk.
+    maps : tuple of OutputMap
+        What a network gives, stored as it is; empty if sources are found.
 
     Raises
     ------
@@ -90,6 +93,7 @@ class Layout:
     cards: tuple[str, ...] = ()
     unit: str = ""
     chunk: int = CHUNK
+    maps: tuple[OutputMap, ...] = ()
 
     def __post_init__(self) -> None:
         for edge in self.edge:
@@ -137,6 +141,7 @@ def load_layout(text: str, cards: Iterable[str] = ()) -> Layout:
     values: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
     }
+    values["maps"] = tuple(OutputMap(**output) for output in values.get("maps", ()))
     return Layout(**values, cards=tuple(cards))
 
 
@@ -295,7 +300,8 @@ class Store(Protocol):
     -----
     Stores are picklable and hold no open file. Image arrays at level 0 are ``label``
     (y, x) int32, ``probability`` (class, y, x) uint8, ``elevation`` (y, x) uint16, ``flags``
-    (y, x) uint8, ``science`` (band, y, x) float32 and the scratch array ``segments`` (y, x) int32.
+    (y, x) uint8, ``science`` (band, y, x) float32 and the scratch array ``segments`` (y, x) int32;
+    where a network's outputs are stored as they are, these instead, flags and science apart.
     """
 
     @property

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from fcnpipe.geometry import round_up
-from fcnpipe.records import PROBABILITY_SCALE, PixelFlag
+from fcnpipe.records import ELEVATION_SCALE, PROBABILITY_SCALE, OutputMap, PixelFlag
 from fcnpipe.stores.base import Layout
 
 SCRATCH = ".scratch"
@@ -102,7 +102,8 @@ def create_hierarchy(path: Path, layout: Layout, attrs: Mapping[str, Any]) -> No
     _create_background(root.create_group("background"), layout)
     create_array(root, "ledger", ledger_spec(layout))
     scratch = zarr.create_group(path / SCRATCH, zarr_format=3)
-    create_array(scratch, "segments", image_specs(layout, 0)["label"])
+    if not layout.maps:
+        create_array(scratch, "segments", image_specs(layout, 0)["label"])
 
 
 def create_level(group: zarr.Group, layout: Layout, level: int, science: bool) -> None:
@@ -136,15 +137,28 @@ def pixel_centres(size: int, level: int) -> NDArray[Any]:
 
 def image_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
     """Give the arrays of one level by name; elevation and flags only at full size."""
+    maps = _output_specs(layout, level) if layout.maps else _source_specs(layout, level)
+    maps["science"] = _image_spec(layout, level, "float32", "band", _science_attrs(layout))
+    if level == 0:
+        maps["flags"] = _image_spec(layout, level, "uint8", None, _FLAGS)
+    return maps
+
+
+def _source_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
     maps = {
         "label": _image_spec(layout, level, "int32", None, _LABEL),
         "probability": _image_spec(layout, level, "uint8", "class", _PROBABILITY),
-        "science": _image_spec(layout, level, "float32", "band", _science_attrs(layout)),
     }
     if level == 0:
         maps["elevation"] = _image_spec(layout, level, "uint16", None, _ELEVATION)
-        maps["flags"] = _image_spec(layout, level, "uint8", None, _FLAGS)
     return maps
+
+
+def _output_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
+    return {
+        output.name: _image_spec(layout, level, output.dtype, None, _output_attrs(output))
+        for output in layout.maps
+    }
 
 
 def ledger_spec(layout: Layout) -> ArraySpec:
@@ -176,6 +190,26 @@ _FLAGS = {
     "flag_masks": [int(flag) for flag in PixelFlag],
     "flag_meanings": " ".join(str(flag.name).lower() for flag in PixelFlag),
 }
+
+
+_SCALES = {"uint8": PROBABILITY_SCALE, "uint16": ELEVATION_SCALE}
+_ROLES = {
+    "restored": "restored image, NaN = no data",
+    "component": "{} alone, without the sky, NaN = no data",
+    "class": "probability of the class {}",
+    "source": "probability of a source",
+}
+
+
+def _output_attrs(output: OutputMap) -> dict[str, Any]:
+    role, _, which = output.role.partition(":")
+    attrs: dict[str, Any] = {
+        "long_name": _ROLES.get(role, role).format(which),
+        "role": output.role,
+    }
+    if output.dtype in _SCALES:
+        attrs["scale_factor"] = _SCALES[output.dtype]
+    return attrs | ({"units": output.unit} if output.unit else {})
 
 
 def _science_attrs(layout: Layout) -> dict[str, str]:
@@ -217,8 +251,9 @@ def storage_grid(layout: Layout, shape: tuple[int, int]) -> tuple[tuple[int, int
 
 
 def _store_names(group: Any, layout: Layout) -> None:
+    known = {"class": not layout.maps, "band": layout.keep_image}
     for dim, names in (("class", layout.classes), ("band", layout.bands)):
-        if dim == "class" or layout.keep_image:
+        if known[dim]:
             store_values(group, dim, np.arange(len(names)), (dim,), name_attrs(dim, names))
     wcs = {"long_name": "world coordinates", "fits_cards": list(layout.cards)}
     store_values(group, "wcs", np.zeros((), np.int32), (), wcs)

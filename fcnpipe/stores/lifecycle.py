@@ -191,7 +191,7 @@ def publish_store(store: ZarrStore, overwrite: bool = False, checked: bool = Fal
         _check_consent(store.path, out, overwrite)
         problems = list(find_gaps(store)) if checked else find_problems(store)
         refuse_problems(store.path, problems)
-        if not checked or not _leftover(parquet_path(out)).exists():
+        if store.has_sources and not (checked and _leftover(parquet_path(out)).exists()):
             prepare_parquet(store)
         _sweep(store.path)
         consolidate(store.path, {"status": "complete"})
@@ -284,6 +284,8 @@ def _finish(partial: Path) -> None:
             os.rename(out, aside)
         os.rename(partial, out)
     if out.exists():
+        if (aside / "sources").exists() and not (out / "sources").exists():
+            _remove_all(parquet_path(out))  # the catalogue of what was replaced
         _remove_all(aside)
         _adopt_parquet(out, partial)
 

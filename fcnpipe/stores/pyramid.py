@@ -57,6 +57,8 @@ def multiscales(layout: Layout, science: bool) -> dict[str, Any]:
     """Give OME-NGFF 0.5 metadata: one multiscale image for each map."""
     first = 0 if layout.keep_image else 1
     images = [("label", 0, False), ("probability", 0, True)]
+    if layout.maps:
+        images = [(output.name, 0, False) for output in layout.maps]
     if science:
         images.append(("science", first, True))
     return {"version": "0.5", "multiscales": [_multiscale(layout, *image) for image in images]}
@@ -83,7 +85,7 @@ def _transforms(level: int, lead: int) -> list[dict[str, Any]]:
 
 def build_level(store: ZarrStore, level: int, tile: Tile, science: ScienceReader | None) -> None:
     """Write one shard of every map of a level from the level below."""
-    for name, shrink in SHRINKERS.items():
+    for name, shrink in shrinkers(store.layout).items():
         if store.has(f"image/{level}/{name}"):
             data = _shrink_tile(store, level, tile, _reader(store, name, level, science), shrink)
             store.write_level_tile(name, level, tile.core, data)
@@ -140,18 +142,23 @@ def shrink_labels(labels: NDArray[Any]) -> NDArray[Any]:
     return small
 
 
-def shrink_probability(probability: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Give the rounded mean of each 2 x 2, (class, h, w)."""
-    small = np.empty(_half(probability), np.uint8)
-    _rounded_mean(probability, small)
+def shrink_probability(probability: NDArray[Any]) -> NDArray[Any]:
+    """Give the rounded mean of each 2 x 2, ([class,] h, w)."""
+    small = np.empty(_half(probability), probability.dtype)
+    _rounded_mean(_as_planes(probability), _as_planes(small))
     return small
 
 
 def shrink_science(science: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the mean of each 2 x 2 without its NaN, (band, h, w); NaN where all four are."""
+    """Give the mean of each 2 x 2 without its NaN, ([band,] h, w); NaN where all four are."""
     small = np.empty(_half(science), np.float32)
-    _mean_of_known(science, small)
+    _mean_of_known(_as_planes(science), _as_planes(small))
     return small
+
+
+def _as_planes(data: NDArray[Any]) -> NDArray[Any]:
+    """Give the same memory with one axis before (y, x)."""
+    return data[np.newaxis] if data.ndim == 2 else data
 
 
 def _half(data: NDArray[Any]) -> tuple[int, ...]:
@@ -202,4 +209,15 @@ SHRINKERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "probability": shrink_probability,
     "science": shrink_science,
 }
-"""How each map of the pyramid is halved."""
+"""How each map of the pyramid is halved, where sources are found."""
+
+
+def shrinkers(layout: Layout) -> dict[str, Callable[[NDArray[Any]], NDArray[Any]]]:
+    """Give how each map of the pyramid is halved."""
+    if not layout.maps:
+        return SHRINKERS
+    outputs = {
+        output.name: shrink_science if output.dtype == "float32" else shrink_probability
+        for output in layout.maps
+    }
+    return {**outputs, "science": shrink_science}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Names that a problem lists."""
+NEVER = -1
+"""Checksum of a tile that was never written."""
 
 
 def verify_store(store: ZarrStore) -> Verification:
@@ -36,7 +39,7 @@ def verify_store(store: ZarrStore) -> Verification:
     status = store.attrs["status"]
     unfinished = [] if status == "complete" else [f"status is {status}: resume the run"]
     problems = (*unfinished, *find_problems(store))
-    sources = store.n_sources if store.has("sources") else 0
+    sources = store.n_sources if store.has_sources else 0
     return Verification(sources, len(layout.grid), layout.grid.frame.size, problems)
 
 
@@ -48,7 +51,7 @@ def find_problems(store: ZarrStore) -> list[str]:
     One sweep over the labels, tile by tile. The counts of pixels (8 bytes a source) lie in a
     temporary file, so that memory does not grow with the catalogue.
     """
-    if not store.has("sources"):
+    if not store.layout.maps and not store.has_sources:
         return ["the catalogue is missing: resume the run"]
     checks = (check_tile(store, tile) for tile in store.layout.grid)
     return [*find_gaps(store), *check_sums(store, checks)]
@@ -76,10 +79,15 @@ def _rows_out_of_order(store: ZarrStore) -> Iterator[str]:
 def check_tile(store: ZarrStore, tile: Tile) -> TileCheck:
     """Count the pixels of each label of a tile, as they are on disk, and look at its peaks.
 
+    Where outputs are stored as they are: compare their checksum with the one taken as they were
+    written.
+
     Notes
     -----
-    Needs the catalogue, of which it reads the rows of the tile's band.
+    Needs the catalogue, of which it reads the rows of the tile's band, or the table of tiles.
     """
+    if store.layout.maps:
+        return TileCheck(np.zeros(0, np.int32), np.zeros(0, np.int64), _wrong_outputs(store, tile))
     labels = store.read("label", tile.core)
     names, counts = count_pixels(labels)
     known = (names > 0) & (names <= store.n_sources)
@@ -100,6 +108,10 @@ def check_sums(store: ZarrStore, checks: Iterable[TileCheck]) -> Iterator[str]:
     The sums (8 bytes a source) lie in a temporary file, so that memory does not grow with the
     catalogue.
     """
+    if store.layout.maps:
+        for check in checks:
+            yield from check.problems
+        return
     yield from _rows_out_of_order(store)
     with tempfile.TemporaryFile() as file:
         file.truncate(8 * (store.n_sources + 1))
@@ -108,6 +120,23 @@ def check_sums(store: ZarrStore, checks: Iterable[TileCheck]) -> Iterator[str]:
             yield from check.problems
             areas[check.labels] += check.counts
         yield from _wrong_areas(store, areas)
+
+
+def checksum(maps: Iterable[NDArray[Any]]) -> int:
+    """Give the CRC-32 of arrays, one after the other, as they are in memory."""
+    total = 0
+    for values in maps:
+        total = zlib.crc32(np.ascontiguousarray(values).data, total)
+    return total
+
+
+def _wrong_outputs(store: ZarrStore, tile: Tile) -> tuple[str, ...]:
+    """Compare a tile's outputs and flags on disk with what was written; a failed tile has none."""
+    written = int(store.read_tiles("checksum")[tile.row, tile.column])
+    names = [*(output.name for output in store.layout.maps), "flags"]
+    if written == NEVER or written == checksum(store.read(name, tile.core) for name in names):
+        return ()
+    return (f"outputs of {tile.name} are not what was written",)
 
 
 def count_pixels(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -184,11 +184,11 @@ class ZarrStore:
             set_attributes(self.path, {"status": "partial", FAILED: []})
 
     def check_tile(self, tile: Tile) -> TileCheck:
-        """Read a tile's labels back and hold them against the catalogue; see `check_sums`."""
+        """Read a tile's maps back and hold them against what is known; see `check_sums`."""
         return check_tile(self, tile)
 
     def check_sums(self, checks: Iterable[TileCheck]) -> list[str]:
-        """Give the contradictions between all tiles and the catalogue, one line each."""
+        """Give the contradictions of all tiles, and between them and the catalogue, one line each."""
         return list(check_sums(self, checks))
 
     def prepare_parquet(self) -> None:
@@ -236,7 +236,8 @@ class ZarrStore:
         Parameters
         ----------
         name : str
-            ``label``, ``probability``, ``elevation``, ``flags``, ``science`` or ``segments``.
+            ``label``, ``probability``, ``elevation``, ``flags``, ``science``, ``segments``, or an
+            output of the layout's.
         box : Box
             Exactly one core of the layout's grid.
         data : (h, w) or (n, h, w) ndarray
@@ -403,8 +404,21 @@ class ZarrStore:
             group.attrs["columns"] = list(lengths)
 
     @property
+    def has_sources(self) -> bool:
+        """Whether there is a catalogue."""
+        return self.has("sources")
+
+    @property
     def columns(self) -> list[str]:
-        """Names of the catalogue's columns, in their order."""
+        """Names of the catalogue's columns, in their order.
+
+        Raises
+        ------
+        StoreError
+            If there is no catalogue.
+        """
+        if not self.has_sources:
+            raise StoreError(f"{self.path} has no catalogue: only 'fcnpipe segment' makes one")
         return [str(name) for name in self._group("sources").attrs["columns"]]  # type: ignore[union-attr]
 
     @property
