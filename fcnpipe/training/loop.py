@@ -5,78 +5,43 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fcnpipe.errors import SpecError, TrainingError
 from fcnpipe.networks import Bundle, load_model
 from fcnpipe.networks.allocator import tune_allocator
-from fcnpipe.networks.unet import UNet
-from fcnpipe.training.losses import Weights, measure_loss
-from fcnpipe.training.stream import Stream, simulate_example
-from fcnpipe.training.targets import Example
+from fcnpipe.networks.bundle import architecture
+from fcnpipe.training.curve import draw_curve
+from fcnpipe.training.losses import make_loss, measure_loss
+from fcnpipe.training.ranks import Ranks, joined
+from fcnpipe.training.recipe import DEFAULT_RECIPE, Recipe, load_recipe, rate_at
+from fcnpipe.training.sources import Batch, Source, cut_batch, open_source
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "default.yaml"
-VALIDATION_SEED = 977
-LOG_EVERY, VALIDATE_EVERY = 25, 500
+__all__ = [
+    "DEFAULT_RECIPE",
+    "Recipe",
+    "State",
+    "advance",
+    "cut_batch",
+    "load_recipe",
+    "make_network",
+    "rate_at",
+    "start",
+    "train",
+]
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that a training depends on."""
-
-    name: str = "sources"
-    """Name of the model."""
-    kind: str = "wide"
-    """Kind of the scenes, see scenes.KINDS."""
-    seed: int = 1
-    """Seed of the weights, the scenes and the crops."""
-    network: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the U-Net."""
-    begin: str = ""
-    """Model whose weights to begin with, by name or file; empty: random weights."""
-    precision: str = "fp32"
-    """Arithmetic of the passes, fp32 or bf16; weights and optimiser stay float32."""
-    steps: int = 8000
-    """Number of steps, the cooldown included."""
-    cooldown: int = 1600
-    """Steps over which the rate falls to 0 at the end."""
-    warmup: int = 200
-    """Steps over which the rate rises at the start."""
-    batch: int = 10
-    """Crops a step."""
-    crop: int = 160
-    """Side of a crop, px, a multiple of the stride."""
-    rate: float = 2e-3
-    """Learning rate of AdamW."""
-    decay: float = 1e-2
-    """Weight decay of AdamW."""
-    clip: float = 1.0
-    """Greatest norm of the gradient."""
-    average: float = 0.998
-    """Decay of the running average of the weights."""
-    scene_side: int = 640
-    """Side of a scene, px."""
-    pool: int = 200
-    """Scenes that crops are taken from at any time."""
-    opening: int = 48
-    """Scenes in the pool at the start; it grows to its size."""
-    refresh: float = 0.25
-    """New scenes a step."""
-    validation: int = 16
-    """Scenes of the validation."""
-    minutes_between: float = 3.0
-    """Minutes between two checkpoints."""
-    weights: Weights = field(default_factory=Weights)
-    """Weights of the outputs in the loss."""
+LOG_EVERY = 25
+TERMS = {"image": {"mse": 1.0}}
+"""Loss of the tasks that are not learned by cross-entropy."""
+ACTIVATIONS = {"classes": "softmax", "image": "identity"}
+"""What makes predictions of the logits, of the tasks for which it is no sigmoid."""
 
 
 @dataclass
@@ -99,33 +64,16 @@ class State:
     """Time spent on them."""
     validation: float | None = None
     """Loss of the last validation."""
+    best: float | None = None
+    """Least loss of a validation."""
+    best_step: int = 0
+    """Steps done at that one."""
+    best_weights: dict[str, Tensor] | None = None
+    """The averaged weights at that one, if the recipe keeps them."""
 
 
 Report = Callable[[int, int], None]
 """Is told the steps done, and how many there are, after each."""
-
-
-def load_recipe(path: Path) -> Recipe:
-    """The recipe of a YAML file.
-
-    Raises
-    ------
-    SpecError
-        When the file names something that a recipe does not have.
-    """
-    given = yaml.safe_load(path.read_text()) or {}
-    known = {f.name for f in fields(Recipe)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise SpecError(
-            f"{path}: {', '.join(unknown)} is unknown; a recipe has {', '.join(sorted(known))}"
-        )
-    if "weights" in given:
-        given["weights"] = Weights(**given["weights"])
-    recipe = Recipe(**given)
-    if recipe.precision not in ("fp32", "bf16"):
-        raise SpecError(f"{path}: precision {recipe.precision!r}: choose fp32 or bf16")
-    return recipe
 
 
 def train(recipe: Recipe, out: Path, resume: bool = True, report: Report | None = None) -> Path:
@@ -146,79 +94,60 @@ def train(recipe: Recipe, out: Path, resume: bool = True, report: Report | None 
     Returns
     -------
     Path
-        ``out/best.pt``: the averaged weights, a float32 state dict.
+        ``out/best.pt``: the averaged weights, a float32 state dict. Those of the best validation if
+        the recipe keeps them, else the last ones.
 
     Notes
     -----
-    The rate is constant until the cooldown, so a file ``out/cooldown`` may end the training early:
-    the cooldown then begins at once.
+    The rate is constant until the cooldown, so the cooldown may begin at any time: when a file
+    ``out/cooldown`` asks for it, or after ``patience`` validations that were not better.
+
+    Under ``torchrun`` each process takes passes of its own; n processes are one with n times the
+    passes, but for the order of sums.
     """
     out.mkdir(parents=True, exist_ok=True)
     tune_allocator()
-    checkpoint = out / "checkpoint.pt"
-    state = _resume(recipe, checkpoint) if resume and checkpoint.exists() else start(recipe)
-    stream, pool = _fill(recipe, out, state.step)
-    validation = list(_list_validation(recipe))
+    with joined(recipe.device) as ranks:
+        checkpoint = out / "checkpoint.pt"
+        state = _resume(recipe, checkpoint) if resume and checkpoint.exists() else start(recipe)
+        source = open_source(recipe, out, state.step, ranks.is_first)
+        try:
+            _Training(recipe, out, state, source, ranks).run(report)
+        finally:
+            source.close()
+    return out / "best.pt"
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+def make_network(recipe: Recipe) -> nn.Module:
+    """The network of a recipe, with fresh weights.
+
+    Raises
+    ------
+    SpecError
+        When the architecture does not take the arguments.
+    """
     try:
-        _run(recipe, out, state, (stream, pool, validation), report)
-        state.validation = _validate(recipe, state, validation)
-    finally:
-        stream.close()
-    return _save(state, recipe, out)
-
-
-def _list_validation(recipe: Recipe) -> Iterator[Example]:
-    side = min(256, recipe.scene_side)
-    for number in range(recipe.validation):
-        yield simulate_example(recipe.kind, side, VALIDATION_SEED, number)
-
-
-def rate_at(recipe: Recipe, step: int, end: int) -> float:
-    """Learning rate of a step: a linear rise, a plateau, a fall as 1 - sqrt(t) to 0."""
-    rise = min(1.0, (step + 1) / recipe.warmup)
-    gone = (step - (end - recipe.cooldown)) / recipe.cooldown
-    # A numpy number would go into the checkpoint, which then could not be read without pickle.
-    return float(recipe.rate * rise * (1.0 - np.sqrt(gone) if gone > 0 else 1.0))
-
-
-def cut_batch(
-    pool: list[Example], recipe: Recipe, step: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Input (n, 1, c, c) and targets (n, 3, c, c) of a step, turned and mirrored at random."""
-    rng = np.random.default_rng([recipe.seed, step, 7])
-    crops = [_cut(pool, recipe.crop, rng) for _ in range(recipe.batch)]
-    x = np.stack([c[0] for c in crops]).astype(np.float32)[:, None]
-    return x, np.stack([c[1] for c in crops]).astype(np.float32) / np.float32(255)
-
-
-def _cut(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    # Of two places the one with more centres is taken more often: skies are mostly empty.
-    options = [_window(pool, side, rng) for _ in range(2)]
-    if rng.random() < 0.6:
-        options.sort(key=lambda o: int(o[1][1, ::4, ::4].sum(dtype=np.int64)), reverse=True)
-    x, targets = options[0]
-    turns = int(rng.integers(4))
-    x, targets = np.rot90(x, turns), np.rot90(targets, turns, (1, 2))
-    return (x[:, ::-1], targets[:, :, ::-1]) if rng.random() < 0.5 else (x, targets)
-
-
-def _window(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    example = pool[int(rng.integers(len(pool)))]
-    y, x = rng.integers(0, np.array(example.x.shape) - side + 1)
-    box = (slice(y, y + side), slice(x, x + side))
-    return example.x[box], example.targets[:, box[0], box[1]]
+        return architecture(recipe.architecture)(**recipe.network)
+    except TypeError as error:
+        raise SpecError(f"network: architecture {recipe.architecture!r}: {error}") from None
 
 
 def start(recipe: Recipe) -> State:
     """The state before the first step."""
     torch.manual_seed(recipe.seed)
-    network = UNet(**recipe.network)
+    network = make_network(recipe)
     if recipe.begin:
         network.load_state_dict(_weights_of(recipe.begin))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
-    averaged = {name: value.clone() for name, value in network.state_dict().items()}
-    return State(network, averaged, optimizer, end=recipe.steps)
+    return State(network, _copy(network.state_dict()), optimizer, end=recipe.steps)
+
+
+def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in weights.items()}
 
 
 def _weights_of(name: str) -> dict[str, Tensor]:
@@ -230,95 +159,69 @@ def _weights_of(name: str) -> dict[str, Tensor]:
 
 def _resume(recipe: Recipe, path: Path) -> State:
     state = start(recipe)
-    stored = torch.load(path, weights_only=True)
+    stored = torch.load(path, weights_only=True, map_location=recipe.device)
     state.network.load_state_dict(stored["network"])
     state.optimizer.load_state_dict(stored["optimizer"])
     state.averaged, state.step = stored["averaged"], stored["step"]
     state.seconds, state.shortened = stored["seconds"], stored["shortened"]
     state.end = stored["end"] if state.shortened else recipe.steps
+    state.best, state.best_step = stored.get("best"), stored.get("best_step", 0)
+    state.best_weights = stored.get("best_weights")
     return state
 
 
-def _newest(recipe: Recipe, step: int) -> int:
-    """Number of the newest example in the pool at a step."""
-    return recipe.opening - 1 + int(step * recipe.refresh)
+# --- a step ---------------------------------------------------------------------------------------
 
 
-def _oldest(recipe: Recipe, step: int) -> int:
-    return max(0, _newest(recipe, step) - recipe.pool + 1)
-
-
-def _fill(recipe: Recipe, out: Path, step: int) -> tuple[Stream, list[Example]]:
-    first, newest = _oldest(recipe, step), _newest(recipe, step)
-    stream = Stream(out / "pool", (recipe.kind, recipe.scene_side, recipe.seed), first)
-    taken = {number % recipe.pool: stream.take(number) for number in range(first, newest + 1)}
-    return stream, [taken[slot] for slot in range(len(taken))]
-
-
-def _renew(pool: list[Example], recipe: Recipe, number: int, stream: Stream) -> None:
-    if len(pool) < recipe.pool:
-        pool.append(stream.take(number))
-    else:
-        pool[number % recipe.pool] = stream.take(number)
-
-
-def _run(
-    recipe: Recipe,
-    out: Path,
-    state: State,
-    data: tuple[Stream, list[Example], list[Example]],
-    report: Report | None,
-) -> None:
-    stream, pool, validation = data
-    saved, recent = time.monotonic(), []
-    while state.step < state.end:
-        begun = time.monotonic()
-        for number in range(
-            _newest(recipe, max(state.step - 1, 0)) + 1, _newest(recipe, state.step) + 1
-        ):
-            _renew(pool, recipe, number, stream)
-        recent.append(advance(recipe, state, pool))
-        state.seconds += time.monotonic() - begun
-        if report is not None:
-            report(state.step, state.end)
-        if (out / "cooldown").exists():
-            state.end, state.shortened = min(state.end, state.step + recipe.cooldown), True
-            (out / "cooldown").unlink()
-        if state.step % LOG_EVERY == 0:
-            _log(out / "log.csv", recipe, state, float(np.mean(recent)), "train")
-            recent = []
-        if state.step % VALIDATE_EVERY == 0:
-            state.validation = _validate(recipe, state, validation)
-            _log(out / "log.csv", recipe, state, state.validation, "validation")
-        if time.monotonic() - saved > 60 * recipe.minutes_between:
-            _save(state, recipe, out)
-            stream.forget(_oldest(recipe, state.step))
-            saved = time.monotonic()
-
-
-def advance(recipe: Recipe, state: State, pool: list[Example]) -> float:
+def advance(recipe: Recipe, state: State, source: Source, ranks: Ranks = Ranks()) -> float:  # noqa: B008
     """The loss of one step, after which the state is one step further."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate_at(recipe, state.step, state.end)
-    x, targets = (torch.from_numpy(part) for part in cut_batch(pool, recipe, state.step))
-    with _arithmetic(recipe):
-        logits = state.network(x.contiguous(memory_format=torch.channels_last))
-    loss = measure_loss(logits.float(), targets, recipe.weights)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    passes = range(recipe.accumulate * ranks.rank, recipe.accumulate * (ranks.rank + 1))
+    loss = sum(_pass(recipe, state, source.batch(state.step, number)) for number in passes)
+    ranks.average_gradients(state.network)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
     if not torch.isfinite(norm):
-        raise TrainingError(
-            f"step {state.step}: the loss is {float(loss.detach())}; resume with a lower rate"
-        )
+        raise TrainingError(f"step {state.step}: the loss is {loss}; resume with a lower rate")
     state.optimizer.step()
     state.step += 1
     _average(recipe, state)
+    return loss
+
+
+def _pass(recipe: Recipe, state: State, batch: Batch) -> float:
+    """Add a pass's part of the gradient, and give its part of the loss."""
+    loss = measure_batch(recipe, state.network, batch) / recipe.accumulate
+    loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 
 
-def _arithmetic(recipe: Recipe) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16")
+def measure_batch(recipe: Recipe, network: nn.Module, batch: Batch) -> Tensor:
+    """The loss of a network on a batch."""
+    x = torch.from_numpy(batch.x).to(recipe.device)
+    with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        logits = network(x.contiguous(memory_format=torch.channels_last)).float()
+    shape = logits.shape[-2:]
+    targets = _centre(torch.from_numpy(batch.targets).to(recipe.device), shape)
+    if targets.shape != logits.shape:
+        raise SpecError(
+            f"the network gives {logits.shape[1]} outputs but is to learn {targets.shape[1]}: "
+            f"change its arguments {recipe.network}"
+        )
+    if recipe.pairs is None and not recipe.loss:
+        return measure_loss(logits, targets, recipe.weights)
+    weight = None if batch.weight is None else torch.from_numpy(batch.weight).to(recipe.device)
+    task = recipe.pairs.task if recipe.pairs else ""
+    terms = recipe.loss or TERMS.get(task, {"cross_entropy": 1.0})
+    loss = make_loss(terms, ACTIVATIONS.get(task, "sigmoid"), network.training)
+    return loss(logits, targets, None if weight is None else _centre(weight, shape))
+
+
+def _centre(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The middle of maps, for a network whose output is smaller than its input."""
+    top, left = ((have - want) // 2 for have, want in zip(maps.shape[-2:], shape, strict=True))
+    return maps[..., top : top + shape[0], left : left + shape[1]]
 
 
 @torch.no_grad()
@@ -326,36 +229,114 @@ def _average(recipe: Recipe, state: State) -> None:
     # Slower as it goes on, so that the random start is forgotten.
     decay = min(recipe.average, (1 + state.step) / (10 + state.step))
     for name, value in state.network.state_dict().items():
-        state.averaged[name].lerp_(value, 1 - decay)
+        if value.is_floating_point():
+            state.averaged[name].lerp_(value, 1 - decay)
+        else:
+            state.averaged[name].copy_(value)
+
+
+# --- all steps ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Training:
+    recipe: Recipe
+    out: Path
+    state: State
+    source: Source
+    ranks: Ranks
+
+    def run(self, report: Report | None) -> None:
+        """Go to the last step, and write the result."""
+        state, saved, recent = self.state, time.monotonic(), []
+        while state.step < state.end:
+            begun = time.monotonic()
+            self.source.reach_step(state.step)
+            loss = advance(self.recipe, state, self.source, self.ranks)
+            recent.append(loss)
+            state.seconds += time.monotonic() - begun
+            if report is not None:
+                report(state.step, state.end)
+            self._look_for_cooldown()
+            if state.step % LOG_EVERY == 0:
+                self._log(float(np.mean(recent)), "train")
+                recent = []
+            if state.step % self.recipe.validate_every == 0:
+                self._validate()
+            if time.monotonic() - saved > 60 * self.recipe.minutes_between:
+                self._save()
+                self.source.forget(state.step)
+                saved = time.monotonic()
+        if state.step % self.recipe.validate_every or state.validation is None:
+            self._validate()
+        self._save()
+
+    def _look_for_cooldown(self) -> None:
+        asked = self.out / "cooldown"
+        if self.ranks.follow(asked.exists(), self.recipe.device):
+            self._cool_down()
+            if self.ranks.is_first:
+                asked.unlink()
+
+    def _cool_down(self) -> None:
+        state = self.state
+        state.end, state.shortened = min(state.end, state.step + self.recipe.cooldown), True
+
+    def _validate(self) -> None:
+        """Judge the averaged weights; keep them if they are the best, stop waiting if not for long."""
+        state, recipe = self.state, self.recipe
+        loss = _measure_averaged(recipe, state, self.source) if self.ranks.is_first else 0.0
+        state.validation = self.ranks.follow(loss, recipe.device)
+        self._log(state.validation, "validation")
+        if state.best is None or state.validation < state.best:
+            state.best, state.best_step = state.validation, state.step
+            state.best_weights = _copy(state.averaged) if recipe.keeps_best else None
+        waited = state.step - state.best_step
+        patient = recipe.patience * recipe.validate_every or waited + 1
+        if waited >= patient and not state.shortened:
+            self._cool_down()
+
+    def _log(self, loss: float, what: str) -> None:
+        loss = self.ranks.average(loss, self.recipe.device)
+        if not self.ranks.is_first:
+            return
+        path, state = self.out / "log.csv", self.state
+        fresh, rate = not path.exists(), rate_at(self.recipe, state.step, state.end)
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["what", "step", "hours", "loss", "rate"])
+            hours = f"{state.seconds / 3600:.4f}"
+            writer.writerow([what, state.step, hours, f"{loss:.5f}", f"{rate:.2e}"])
+
+    def _save(self) -> None:
+        if self.ranks.is_first:
+            _save(self.state, self.recipe, self.out, self.source, self.ranks.count)
+            draw_curve(self.out / "log.csv")
 
 
 @torch.no_grad()
-def _validate(recipe: Recipe, state: State, examples: list[Example]) -> float:
-    network = UNet(**recipe.network)
+def _measure_averaged(recipe: Recipe, state: State, source: Source) -> float:
+    """The mean loss of the averaged weights on the validation."""
+    network = make_network(recipe).to(recipe.device)
     network.load_state_dict(state.averaged)
-    losses = []
-    for example in examples:
-        x = torch.from_numpy(example.x.astype(np.float32))[None, None]
-        targets = torch.from_numpy(example.targets.astype(np.float32) / 255)[None]
-        with _arithmetic(recipe):
-            logits = network(x)
-        losses.append(float(measure_loss(logits.float(), targets, recipe.weights)))
+    network.eval()
+    stride = int(getattr(network, "stride", 1))
+    losses = [float(measure_batch(recipe, network, _pad(b, stride))) for b in source.validation]
     return float(np.mean(losses))
 
 
-def _log(path: Path, recipe: Recipe, state: State, loss: float, what: str) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(["what", "step", "hours", "loss", "rate"])
-        rate = rate_at(recipe, state.step, state.end)
-        writer.writerow(
-            [what, state.step, f"{state.seconds / 3600:.4f}", f"{loss:.5f}", f"{rate:.2e}"]
-        )
+def _pad(batch: Batch, stride: int) -> Batch:
+    """A batch whose sides are multiples of the stride; what is added does not count."""
+    missing = [-n % stride for n in batch.x.shape[-2:]]
+    if missing == [0, 0] or batch.weight is None:
+        return batch
+    width = ((0, 0), (0, 0), (0, missing[0]), (0, missing[1]))
+    x, targets = (np.pad(part, width, mode="edge") for part in (batch.x, batch.targets))
+    return Batch(x, targets, np.pad(batch.weight, width))
 
 
-def _save(state: State, recipe: Recipe, out: Path) -> Path:
+def _save(state: State, recipe: Recipe, out: Path, source: Source, processes: int) -> None:
     """Write checkpoint and averaged weights, each at once or not at all."""
     checkpoint = {
         "network": state.network.state_dict(),
@@ -365,14 +346,21 @@ def _save(state: State, recipe: Recipe, out: Path) -> Path:
         "end": state.end,
         "shortened": state.shortened,
         "seconds": state.seconds,
+        "best": state.best,
+        "best_step": state.best_step,
+        "best_weights": state.best_weights,
     }
     _replace(out / "checkpoint.pt", checkpoint)
-    _replace(out / "best.pt", {k: v.contiguous() for k, v in state.averaged.items()})
+    chosen = state.averaged if state.best_weights is None else state.best_weights
+    _replace(out / "best.pt", {k: v.cpu().contiguous() for k, v in chosen.items()})
     facts = {"recipe": asdict(recipe), "step": state.step, "hours": state.seconds / 3600}
-    facts["pixels_seen"] = state.step * recipe.batch * recipe.crop**2
-    facts["validation"] = state.validation
+    passes = recipe.accumulate * processes
+    facts["pixels_seen"] = state.step * passes * recipe.batch * recipe.crop**2
+    facts["validation"] = state.validation if state.best_weights is None else state.best
+    facts["scaling"] = source.scaling.model_dump()
+    if state.best_weights is not None:
+        facts["best_step"] = state.best_step
     (out / "best.json").write_text(json.dumps(facts, indent=1))
-    return out / "best.pt"
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:

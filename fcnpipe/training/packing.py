@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from fcnpipe.networks.base import Defaults, Output, Share
+from fcnpipe.networks.base import Defaults, Output, Scaling, Share
 from fcnpipe.networks.bundle import save_model
 from fcnpipe.networks.certificate import describe
 from fcnpipe.networks.integers import fits, measure_ranges
 from fcnpipe.networks.unet import UNet
+from fcnpipe.training.loop import make_network
+from fcnpipe.training.recipe import Recipe, make_recipe
 from fcnpipe.training.stream import simulate_example
 
 OUTPUTS = (
@@ -28,14 +31,17 @@ RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
 RANGE_SEED, RANGE_SIDE = 555, 640
 DEFAULTS = Defaults(thresh=0.3, dynamics=0.075, minarea=4, minpeak=0.15)
 """Separation options of a model that is trained on the OUTPUTS' targets."""
+MEMBRANE_ELEVATION = {"source": Share(weight=0.5), "relief": Share(weight=0.5)}
+MEMBRANE_DEFAULTS = Defaults(thresh=0.5, dynamics=0.1, minarea=20)
+"""What separates cells and other objects of pairs, tuned by benchmarks/membranes.py."""
 
 
 def pack(
     folder: Path,
     path: Path | None = None,
     scores: Mapping[str, Any] | None = None,
-    elevation: Mapping[str, Share] = ELEVATION,
-    defaults: Defaults = DEFAULTS,
+    elevation: Mapping[str, Share] | None = None,
+    defaults: Defaults | None = None,
 ) -> Path:
     """Make the model file of a training, proven to tile exactly.
 
@@ -49,7 +55,8 @@ def pack(
     scores
         What was measured of it; goes into the header. The last validation is added.
     elevation, defaults
-        How its outputs make the elevation, and separation options that suit it.
+        How its outputs make the elevation, and separation options that suit it; the usual ones of
+        the task if not given.
 
     Raises
     ------
@@ -57,22 +64,58 @@ def pack(
         When the network cannot be tiled exactly or the path has another ending.
     """
     facts = json.loads((folder / "best.json").read_text())
-    recipe = facts.pop("recipe")
-    network = UNet(**recipe["network"])
+    given = facts.pop("recipe")
+    recipe = make_recipe(given, str(folder / "best.json"))
+    network = make_network(recipe)
     network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
-    validation = facts.pop("validation", None)
+    validation, scaling = facts.pop("validation", None), facts.pop("scaling", {})
+    usual, shares = _list_usual(recipe)
     header = describe(
         network,
-        recipe["name"],
-        OUTPUTS,
-        elevation,
-        defaults=defaults,
-        ranges=measure_ranges(network, _list_inputs()) if fits(network) else {},
-        recipe=recipe | facts,
+        recipe.name,
+        list_outputs(recipe, network),
+        shares if elevation is None else elevation,
+        scaling=Scaling(**scaling),
+        defaults=defaults or usual,
+        ranges=_measure_ranges(recipe, network),
+        recipe=given | facts,
         scores={"validation_loss": validation, **(scores or {})},
-        licence="BSD-3-Clause",
+        licence=recipe.licence,
     )
-    return save_model(path or folder / f"{recipe['name']}.safetensors", network, header)
+    return save_model(path or folder / f"{recipe.name}.safetensors", network, header)
+
+
+def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:
+    """The outputs of a recipe's network, with their roles."""
+    if recipe.pairs is None:
+        return OUTPUTS
+    if recipe.pairs.task != "image":
+        return recipe.pairs.outputs
+    bands = int(recipe.network.get("bands", 1))
+    with torch.no_grad():
+        side = 4 * int(getattr(network, "stride", 1)) + 64
+        planes = network.eval()(torch.zeros(1, bands, side, side)).shape[1]
+    if planes == 1:
+        return recipe.pairs.outputs
+    return tuple(
+        Output(name=f"restored_{n}", role="restored", band=min(n, bands - 1)) for n in range(planes)
+    )
+
+
+def _list_usual(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
+    """Give the separation options and the elevation of a task."""
+    if recipe.pairs is None:
+        return DEFAULTS, ELEVATION
+    names = [output.name for output in recipe.pairs.outputs]
+    shares = MEMBRANE_ELEVATION if "relief" in names else {"source": Share(weight=1.0)}
+    return MEMBRANE_DEFAULTS, shares if "source" in names else {}
+
+
+def _measure_ranges(recipe: Recipe, network: nn.Module) -> dict[str, tuple[float, float]]:
+    """Give what 8-bit arithmetic needs; nothing of pairs, since it is measured on skies."""
+    if recipe.pairs is not None or not isinstance(network, UNet) or not fits(network):
+        return {}
+    return measure_ranges(network, _list_inputs())
 
 
 def _list_inputs() -> Iterator[torch.Tensor]:

@@ -41,10 +41,17 @@ class Stream:
         Number of the first example that will be asked for.
     ahead
         How many examples may wait.
+    produce
+        Whether to make them, and not to wait for another stream on this folder that does.
     """
 
     def __init__(
-        self, folder: Path, arguments: tuple[str, int, int], first: int, ahead: int = 24
+        self,
+        folder: Path,
+        arguments: tuple[str, int, int],
+        first: int,
+        ahead: int = 24,
+        produce: bool = True,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -53,7 +60,9 @@ class Stream:
         self._process = context.Process(
             target=_produce, args=(folder, arguments, self._wanted, ahead, os.getpid()), daemon=True
         )
-        self._process.start()
+        self._produces = produce
+        if produce:
+            self._process.start()
 
     def take(self, number: int) -> Example:
         """Example of this number; waits until it is there."""
@@ -61,7 +70,7 @@ class Stream:
             self._wanted.value = number
         path = _path(self.folder, number)
         while not path.exists():
-            if not self._process.is_alive():
+            if self._produces and not self._process.is_alive():
                 raise RuntimeError(f"the process that simulates example {number} has ended")
             time.sleep(0.2)
         with np.load(path) as stored:
@@ -75,8 +84,9 @@ class Stream:
 
     def close(self) -> None:
         """End the process."""
-        self._process.terminate()
-        self._process.join()
+        if self._produces:
+            self._process.terminate()
+            self._process.join()
 
 
 def _path(folder: Path, number: int) -> Path:

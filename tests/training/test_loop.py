@@ -10,6 +10,7 @@ from fcnpipe.errors import SpecError
 from fcnpipe.networks.unet import UNet
 from fcnpipe.training import loop
 from fcnpipe.training.loop import Recipe, cut_batch, load_recipe, rate_at, train
+from fcnpipe.training.sources import Batch
 from fcnpipe.training.stream import simulate_example
 
 TINY = Recipe(
@@ -32,10 +33,10 @@ TINY = Recipe(
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     whole = torch.load(train(TINY, tmp_path / "whole"), weights_only=True)
 
-    def die_at_five(recipe, state, pool, advance=loop.advance):
+    def die_at_five(recipe, state, *rest, advance=loop.advance):
         if state.step == 5:
             raise KeyboardInterrupt
-        return advance(recipe, state, pool)
+        return advance(recipe, state, *rest)
 
     careful = replace(TINY, minutes_between=0.0)
     with monkeypatch.context() as patch:
@@ -86,10 +87,20 @@ def test_a_cooldown_may_be_asked_for_at_any_time(tmp_path):
     assert stored["step"] == stored["end"] == 3
 
 
+class Pool:
+    """A source that is one pool for all steps."""
+
+    def __init__(self, pool, recipe):
+        self.pool, self.recipe = pool, recipe
+
+    def batch(self, step, number=0):
+        return Batch(*cut_batch(self.pool, self.recipe, step, number))
+
+
 def test_training_lowers_the_loss(pool):
     recipe = replace(TINY, steps=60, rate=1e-2, warmup=1)
     state = loop.start(recipe)
-    losses = [loop.advance(recipe, state, pool) for _ in range(60)]
+    losses = [loop.advance(recipe, state, Pool(pool, recipe)) for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
 
 

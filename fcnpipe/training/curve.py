@@ -1,0 +1,154 @@
+"""The learning curve of a training as a picture, and line charts in general."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, floor, log10
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH, HEIGHT = 900, 540
+LEFT, RIGHT, TOP, BOTTOM = 90, 30, 50, 64
+COLOURS = ((31, 95, 168), (214, 96, 20), (44, 140, 70), (150, 50, 140), (110, 110, 110))
+INK, PALE = (40, 40, 40), (226, 226, 226)
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows."""
+
+    title: str
+    """Above it."""
+    x_label: str
+    """Below the x axis."""
+    y_label: str
+    """Beside the y axis."""
+    lines: Mapping[str, Points] = field(default_factory=dict)
+    """(x, y) of each line, by its name in the legend."""
+    log_x: bool = False
+    """Whether x is logarithmic."""
+    log_y: bool = False
+    """Whether y is logarithmic."""
+    marks: bool = False
+    """Whether each point has a dot."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    least: float
+    most: float
+    begin: int
+    end: int
+    log: bool
+
+    def place(self, value: float) -> float:
+        """Give the pixel of a value."""
+        part = (self._shape(value) - self._shape(self.least)) / (
+            self._shape(self.most) - self._shape(self.least)
+        )
+        return self.begin + part * (self.end - self.begin)
+
+    def ticks(self) -> list[float]:
+        """Give round values inside."""
+        if not self.log:
+            step = _round_step((self.most - self.least) / 5)
+            first, last = ceil(self.least / step - 1e-9), floor(self.most / step + 1e-9)
+            return [n * step for n in range(first, last + 1)]
+        decades = range(floor(log10(self.least)), ceil(log10(self.most)) + 1)
+        found = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 5, 7)]
+        return [v for v in found if self.least * 0.999 <= v <= self.most * 1.001]
+
+    def _shape(self, value: float) -> float:
+        return log10(value) if self.log else value
+
+
+def draw_curve(log: Path) -> Path | None:
+    """Draw the losses of a training's log, as PNG beside it; None if there is nothing to draw.
+
+    A step that was logged twice, before and after a resume, counts once.
+    """
+    if not log.exists():
+        return None
+    found: dict[str, dict[float, float]] = {}
+    with log.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if float(row["loss"]) > 0:
+                found.setdefault(row["what"], {})[float(row["step"])] = float(row["loss"])
+    lines = {what: sorted(points.items()) for what, points in found.items()}
+    chart = Chart("Learning curve", "step", "loss", lines, log_y=True)
+    return draw(chart, log.with_suffix(".png")) if lines else None
+
+
+def draw(chart: Chart, path: Path) -> Path:
+    """Draw a chart into a PNG file."""
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    pen = ImageDraw.Draw(picture)
+    points = [point for line in chart.lines.values() for point in line]
+    x = _axis([p[0] for p in points], LEFT, WIDTH - RIGHT, chart.log_x)
+    y = _axis([p[1] for p in points], HEIGHT - BOTTOM, TOP, chart.log_y)
+    _draw_grid(pen, x, y)
+    for colour, (name, line) in zip(COLOURS * len(chart.lines), chart.lines.items(), strict=False):
+        places = [(x.place(a), y.place(b)) for a, b in line]
+        pen.line(places, fill=colour, width=2, joint="curve")
+        if chart.marks or len(line) == 1:
+            for a, b in places:
+                pen.ellipse((a - 4, b - 4, a + 4, b + 4), fill=colour)
+        _name_line(pen, list(chart.lines).index(name), name, colour)
+    pen.text((LEFT, 14), chart.title, fill=INK, font=_font(18))
+    pen.text(((LEFT + WIDTH - RIGHT) // 2, HEIGHT - 14), chart.x_label, INK, _font(15), anchor="ms")
+    _write_upwards(picture, chart.y_label)
+    draft = path.with_name(path.name + ".part")
+    picture.save(draft, "PNG")
+    draft.replace(path)
+    return path
+
+
+def _axis(values: Sequence[float], begin: int, end: int, log: bool) -> _Axis:
+    least, most = float(np.min(values)), float(np.max(values))
+    if log:
+        least, most = least / 1.05, most * 1.05
+    else:
+        room = 0.04 * (most - least) or 0.5
+        least, most = least - (room if least else 0), most + room
+    return _Axis(least, most, begin, end, log)
+
+
+def _round_step(step: float) -> float:
+    size = 10.0 ** floor(log10(step))
+    return next(m * size for m in (1, 2, 5, 10) if m * size >= step * 0.999)
+
+
+def _draw_grid(pen: ImageDraw.ImageDraw, x: _Axis, y: _Axis) -> None:
+    say: Callable[[float], str] = "{:.6g}".format
+    for value in y.ticks():
+        pen.line((x.begin, y.place(value), x.end, y.place(value)), fill=PALE)
+        pen.text((x.begin - 8, y.place(value)), say(value), INK, _font(13), anchor="rm")
+    for value in x.ticks():
+        pen.line((x.place(value), y.begin, x.place(value), y.end), fill=PALE)
+        pen.text((x.place(value), y.begin + 8), say(value), INK, _font(13), anchor="mt")
+    pen.line((x.begin, y.end, x.begin, y.begin, x.end, y.begin), fill=INK)
+
+
+def _name_line(
+    pen: ImageDraw.ImageDraw, number: int, name: str, colour: tuple[int, int, int]
+) -> None:
+    top = TOP + 10 + 22 * number
+    pen.line((WIDTH - 260, top, WIDTH - 230, top), fill=colour, width=3)
+    pen.text((WIDTH - 222, top), name, INK, _font(14), anchor="lm")
+
+
+def _write_upwards(picture: Image.Image, text: str) -> None:
+    label = Image.new("RGB", (HEIGHT - TOP - BOTTOM, 22), "white")
+    pen = ImageDraw.Draw(label)
+    pen.text((label.width // 2, 11), text, INK, _font(15), anchor="mm")
+    picture.paste(label.rotate(90, expand=True), (8, TOP))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,74 @@
+"""The processes that train one network together, as ``torchrun`` starts them.
+
+Each takes its own passes; the gradients are averaged over all of them, so that every process has the
+same network after each step. The first one writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Which one of how many processes this is."""
+
+    rank: int = 0
+    """Number of this process."""
+    count: int = 1
+    """Number of processes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def average_gradients(self, network: nn.Module) -> None:
+        """Replace the gradients by their mean over the processes."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.count
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def average(self, value: float, device: str) -> float:
+        """Give the mean of a number over the processes."""
+        if self.count == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=device)
+        distributed.all_reduce(total)
+        return float(total) / self.count
+
+    def follow(self, value: float, device: str) -> float:
+        """Give the first process's number to all."""
+        if self.count == 1:
+            return value
+        shared: Tensor = torch.tensor(value, dtype=torch.float64, device=device)
+        distributed.broadcast(shared, 0)
+        return float(shared)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Take this process's place among those that torchrun has started; alone without it."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks()
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Ranks(distributed.get_rank(), count)
+    finally:
+        distributed.destroy_process_group()

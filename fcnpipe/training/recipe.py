@@ -1,0 +1,155 @@
+"""Recipes: everything that a training depends on, in a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fcnpipe.errors import SpecError
+from fcnpipe.training.augment import Augment
+from fcnpipe.training.losses import Weights
+from fcnpipe.training.pairs import Pairs
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "default.yaml"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a training depends on."""
+
+    name: str = "sources"
+    """Name of the model."""
+    kind: str = "wide"
+    """Kind of the scenes, see scenes.KINDS."""
+    seed: int = 1
+    """Seed of the weights, the scenes and the crops."""
+    architecture: str = "unet"
+    """File of fcnpipe/networks that holds the network."""
+    network: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the network."""
+    begin: str = ""
+    """Model whose weights to begin with, by name or file; empty: random weights."""
+    pairs: Pairs | None = None
+    """Images and labels to train on, instead of scenes."""
+    augment: Augment = field(default_factory=Augment)
+    """How much the crops of pairs are changed."""
+    loss: dict[str, Any] = field(default_factory=dict)
+    """Weight of each loss, or its options, see losses.make_loss; empty: what suits the task."""
+    device: str = "cpu"
+    """Where it is trained, cpu or cuda."""
+    precision: str = "fp32"
+    """Arithmetic of the passes, fp32 or bf16; weights and optimiser stay float32."""
+    steps: int = 8000
+    """Number of steps, the cooldown included."""
+    cooldown: int = 1600
+    """Steps over which the rate falls to 0 at the end."""
+    warmup: int = 200
+    """Steps over which the rate rises at the start."""
+    batch: int = 10
+    """Crops of a pass."""
+    accumulate: int = 1
+    """Passes of each process whose gradients make a step."""
+    crop: int = 160
+    """Side of a crop, px, a multiple of the stride."""
+    rate: float = 2e-3
+    """Learning rate of AdamW."""
+    decay: float = 1e-2
+    """Weight decay of AdamW."""
+    clip: float = 1.0
+    """Greatest norm of the gradient."""
+    average: float = 0.998
+    """Decay of the running average of the weights."""
+    scene_side: int = 640
+    """Side of a scene, px."""
+    pool: int = 200
+    """Scenes that crops are taken from at any time."""
+    opening: int = 48
+    """Scenes in the pool at the start; it grows to its size."""
+    refresh: float = 0.25
+    """New scenes a step."""
+    validation: int = 16
+    """Scenes of the validation."""
+    validate_every: int = 500
+    """Steps between two validations."""
+    patience: int = 0
+    """Validations without a better score after which the cooldown begins; 0: never early."""
+    minutes_between: float = 3.0
+    """Minutes between two checkpoints."""
+    weights: Weights = field(default_factory=Weights)
+    """Weights of the default model's outputs in its loss."""
+    licence: str = "BSD-3-Clause"
+    """Licence of the model."""
+    note: str = ""
+    """What else its header shall say, such as where the data are from."""
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best validation are the result, not the last ones."""
+        return self.pairs is not None or self.patience > 0
+
+
+_PARTS = {"weights": Weights, "pairs": Pairs, "augment": Augment}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe of a YAML file.
+
+    Raises
+    ------
+    SpecError
+        When the file names something that a recipe does not have, or a value cannot be.
+    """
+    return make_recipe(yaml.safe_load(path.read_text()) or {}, str(path))
+
+
+def make_recipe(given: dict[str, Any], where: str) -> Recipe:
+    """The recipe of a mapping that was read from a file, as `load_recipe`."""
+    recipe: Recipe = _make(Recipe, given, where)
+    _check(recipe, where)
+    return recipe
+
+
+def _make(kind: type[Any], given: dict[str, Any], where: str) -> Any:
+    """Make a record from a mapping; the parts that are records themselves too."""
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise SpecError(
+            f"{where}: {', '.join(unknown)} is unknown; "
+            f"a {kind.__name__.lower()} has {', '.join(sorted(known))}"
+        )
+    ready = {
+        name: _make(_PARTS[name], value, f"{where}: {name}")
+        if name in _PARTS and isinstance(value, dict)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in given.items()
+    }
+    try:
+        return kind(**ready)
+    except TypeError as error:
+        raise SpecError(f"{where}: {str(error).partition(' ')[2]}: give it") from None
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    choices = {"precision": ("fp32", "bf16"), "device": ("cpu", "cuda")}
+    for name, possible in choices.items():
+        value = getattr(recipe, name)
+        if value not in possible:
+            raise SpecError(f"{where}: {name} {value!r}: choose {' or '.join(possible)}")
+    for name in ("batch", "accumulate", "crop", "warmup", "cooldown", "validate_every"):
+        if getattr(recipe, name) < 1:
+            raise SpecError(f"{where}: {name} {getattr(recipe, name)}: give 1 or more")
+
+
+def rate_at(recipe: Recipe, step: int, end: int) -> float:
+    """Learning rate of a step: a linear rise, a plateau, a fall as 1 - sqrt(t) to 0."""
+    rise = min(1.0, (step + 1) / recipe.warmup)
+    gone = (step - (end - recipe.cooldown)) / recipe.cooldown
+    # A numpy number would go into the checkpoint, which then could not be read without pickle.
+    return float(recipe.rate * rise * (1.0 - np.sqrt(gone) if gone > 0 else 1.0))
