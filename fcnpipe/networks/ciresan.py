@@ -11,6 +11,7 @@ because where a patch's pooling skips a position, another pixel's patch needs it
 
 from __future__ import annotations
 
+from functools import reduce
 from math import log
 from typing import Literal
 
@@ -76,6 +77,7 @@ class CiresanPatch(nn.Module):
             layers += [nn.Conv2d(inner, maps, kernel), bend(), nn.MaxPool2d(2)]
         first, last = nn.Linear(maps * _LAST**2, hidden), nn.Linear(hidden, outputs)
         self.layers = nn.Sequential(*layers, nn.Flatten(), first, bend(), last)
+        _initialise(self, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the pixel in the middle.
@@ -144,6 +146,7 @@ class Ciresan(nn.Module):
         self.members = nn.ModuleList(
             _dense(bands, outputs, maps, hidden, _ACTIVATIONS[activation]) for _ in range(members)
         )
+        _initialise(self, activation)
 
     @classmethod
     def from_patch(cls, *patches: CiresanPatch, padding: Padding = "same") -> Ciresan:
@@ -199,12 +202,20 @@ def average(logits: list[Tensor]) -> Tensor:
 
 
 def _log_mean(logs: list[Tensor]) -> Tensor:
-    return torch.logsumexp(torch.stack(logs), dim=0) - log(len(logs))
+    return reduce(torch.logaddexp, logs) - log(len(logs))
 
 
 def _check(bands: int, outputs: int, maps: int, hidden: int, activation: str) -> None:
     check_sizes("network of Ciresan", bands=bands, outputs=outputs, maps=maps, hidden=hidden)
     check_choice("activation", activation, list(_ACTIVATIONS))
+
+
+def _initialise(network: nn.Module, activation: Activation) -> None:
+    gain = nn.init.calculate_gain(activation)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not layer.weight.is_meta:
+            nn.init.xavier_normal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
 
 
 def _dense(
