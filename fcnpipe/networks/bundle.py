@@ -43,9 +43,12 @@ _PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".t7", 
 _NOT_ARCHITECTURES = frozenset(
     {
         "allocator",
+        "archive",
         "base",
         "bundle",
         "certificate",
+        "exported",
+        "frozen",
         "fusion",
         "integers",
         "layers",
@@ -53,6 +56,8 @@ _NOT_ARCHITECTURES = frozenset(
         "predictor",
         "reach",
         "rules",
+        "sizes",
+        "tiling",
         "weights",
     }
 )

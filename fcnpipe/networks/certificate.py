@@ -29,7 +29,8 @@ from fcnpipe.errors import ModelError
 from fcnpipe.geometry import round_up
 from fcnpipe.networks.base import Certificate, ModelHeader, Output, Reach, Share
 from fcnpipe.networks.bundle import Bundle, architecture_name, load_model
-from fcnpipe.networks.reach import activation_bytes, analyse, reach_of, trace
+from fcnpipe.networks.reach import activation_bytes, analyse, fit, reach_of, trace
+from fcnpipe.networks.sizes import keeps_size
 
 __all__ = ["Certificate", "certify", "check_model", "declare", "describe", "probe", "tiling_error"]
 
@@ -57,8 +58,14 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
     ------
     ModelError
         If the claim is wrong: NaNs show another reach, or tiles differ from the whole.
+
+    Notes
+    -----
+    A network whose output has another size is brought to the size of its input (`reach.fit`).
     """
     reach = reach or analyse(module, bands)
+    if not keeps_size(module, bands):
+        module = fit(module, bands)[0]
     tight = _check_probe(module, reach, probe(module, bands, reach))
     precise = copy.deepcopy(module).double()
     halo = reach.least_halo

@@ -32,17 +32,25 @@ from fcnpipe.networks.rules import (
     Operation,
     arguments_of,
     axes_after,
+    has_rule,
     rule_of,
     shape_of,
 )
+from fcnpipe.networks.sizes import SIZES, Fitted, SizeRule, choose_size, find_choice, measure_sizes
 
-__all__ = ["Reach", "activation_bytes", "analyse", "reach_of", "trace"]
+__all__ = [
+    "Reach",
+    "activation_bytes",
+    "analyse",
+    "fit",
+    "is_same_size",
+    "reach_of",
+    "trace",
+    "trace_any",
+]
 
-_SIZES = ((96, 192), (144, 288), (320, 640))
-"""Image sizes to trace at, px: multiples of the usual strides; the reach is the same for all."""
 
-
-def analyse(module: nn.Module, bands: int = 1) -> Reach:
+def analyse(module: nn.Module, bands: int = 1, inside: bool = False) -> Reach:
     """Give how far a network looks on each side of an output pixel, and its strides.
 
     Parameters
@@ -51,25 +59,50 @@ def analyse(module: nn.Module, bands: int = 1) -> Reach:
         Takes (n, bands, h, w), gives (n, outputs, h, w); in evaluation mode.
     bands : int
         Channels of the input.
+    inside : bool
+        Whether it is enough to be exact away from the image's border.
 
     Returns
     -------
     Reach
-        The worst of all output pixels of a cell of ``stride_y x stride_x``.
+        The worst of all output pixels of a cell of ``stride_y x stride_x``. An output of another
+        size than the input lies centred on it, and at its own scale a pixel covers several.
 
     Raises
     ------
     ModelError
         Names the part of the network that sees the whole image, that torch.export cannot follow, or
-        that is not known here; or says that the output has not the size of the input.
+        that is not known here.
     """
-    return reach_of(trace(module, bands))
+    program = trace_any(module, bands)
+    if not is_same_size(program):
+        program = trace(fit(module, bands, inside)[0], bands)
+    return reach_of(program, inside)
 
 
-def reach_of(program: torch.export.ExportedProgram) -> Reach:
+def fit(
+    module: nn.Module, bands: int = 1, inside: bool = False
+) -> tuple[nn.Module, tuple[SizeRule, SizeRule]]:
+    """Give a network whose output has the size of the input, and the sizes of the one given (y, x).
+
+    That is the network itself if it keeps sizes, else `Fitted`.
+
+    Raises
+    ------
+    ModelError
+        As `analyse` does.
+    """
+    program = trace_any(module, bands)
+    looks = _follow(program, inside)
+    scales = _scales(program, looks)
+    rules = measure_sizes(module, bands, _strides(scales), scales[_output(program)])
+    return module if is_same_size(program) else Fitted(module, rules), rules
+
+
+def reach_of(program: torch.export.ExportedProgram, inside: bool = False) -> Reach:
     """Give the reach that a traced network has; see `analyse`."""
-    looks = _follow(program)
-    stride = _strides(program, looks)
+    looks = _follow(program, inside)
+    stride = _strides(_scales(program, looks))
     top, bottom, rows = _extent(program, looks, 0, stride[0])
     left, right, columns = _extent(program, looks, 1, stride[1])
     return Reach(top, bottom, left, right, *stride, cell=max(rows, columns))
@@ -98,26 +131,34 @@ def trace(module: nn.Module, bands: int = 1) -> torch.export.ExportedProgram:
     Raises
     ------
     ModelError
-        If torch.export fails at all sizes, for instance because the flow depends on the pixels, or
-        the output never has the size of the input.
+        If torch.export fails, for instance because the flow depends on the pixels, or the output
+        never has the size of the input.
     """
-    programs, reasons = [], []
-    for size in _SIZES:
-        try:
-            programs.append(_export(module, bands, size))
-        except ModelError as error:
-            reasons.append(error)
-            continue
-        if shape_of(_output(programs[-1]))[2:] == size:
-            return programs[-1]
-    if not programs:
-        raise reasons[0]
-    _follow(programs[0])
-    before, after = shape_of(_input(programs[0]))[2:], shape_of(_output(programs[0]))[2:]
+    program = trace_any(module, bands)
+    if is_same_size(program):
+        return program
+    _follow(program)
+    before, after = shape_of(_input(program))[2:], shape_of(_output(program))[2:]
     raise ModelError(
         f"network {type(module).__name__} turns {before} px into {after} px: "
         "pad inside it, so that sizes stay"
     )
+
+
+def trace_any(module: nn.Module, bands: int = 1) -> torch.export.ExportedProgram:
+    """Give the graph of a network, at a size that its output keeps if there is one.
+
+    Raises
+    ------
+    ModelError
+        If torch.export fails.
+    """
+    return _export(module, bands, choose_size(module, bands) or SIZES[0])
+
+
+def is_same_size(program: torch.export.ExportedProgram) -> bool:
+    """Whether the output of a traced network has the size of its input."""
+    return shape_of(_input(program))[2:] == shape_of(_output(program))[2:]
 
 
 def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.export.ExportedProgram:
@@ -127,8 +168,15 @@ def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.expor
         with _quiet(), torch.no_grad():
             program: torch.export.ExportedProgram = torch.export.export(
                 module, example, strict=False
-            ).run_decompositions({})
+            )
+            if not all(map(_is_plain, program.graph.nodes)):
+                program = program.run_decompositions({})
     except Exception as error:  # whatever the user's forward raises, or export says of it
+        if place := find_choice(module, bands, size):
+            raise ModelError(
+                f"{place} chooses by the values of the pixels, so it cannot be tiled exactly: "
+                "choose for each pixel, with torch.where"
+            ) from None
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             f"network {type(module).__name__} cannot be followed, torch.export says '{first}': "
@@ -136,6 +184,31 @@ def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.expor
         ) from None
     _check_signature(module, program)
     return program
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether a call has a rule, and writes into no array that is used again.
+
+    Else the graph is broken up and made functional, which takes ten times as long as tracing it. An
+    in-place ReLU does not matter.
+    """
+    if node.op != "call_function":
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return has_rule(node)
+    written = node.args[0]
+    return (
+        torch.Tag.pointwise in getattr(node.target, "tags", ())
+        and isinstance(written, fx.Node)
+        and len(written.users) == 1
+        and not _is_view(written)
+    )
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(a.alias_info is not None for a in schema.arguments)
 
 
 @contextmanager
@@ -162,13 +235,15 @@ def _check_signature(module: nn.Module, program: torch.export.ExportedProgram) -
         )
 
 
-def _follow(program: torch.export.ExportedProgram) -> dict[fx.Node, list[Look]]:
+def _follow(
+    program: torch.export.ExportedProgram, inside: bool = False
+) -> dict[fx.Node, list[Look]]:
     """Give, for each node that depends on the image, how it looks at its inputs."""
     axes: dict[fx.Node, tuple[int, int]] = {_input(program): (2, 3)}
     looks: dict[fx.Node, list[Look]] = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and any(source in axes for source in node.all_input_nodes):
-            operation = Operation(node, arguments_of(node), axes)
+            operation = Operation(node, arguments_of(node), axes, inside)
             looks[node] = rule_of(operation)(operation)
             axes[node] = axes_after(operation)
     if _output(program) not in axes:
@@ -178,15 +253,20 @@ def _follow(program: torch.export.ExportedProgram) -> dict[fx.Node, list[Look]]:
     return looks
 
 
-def _strides(
+def _scales(
     program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Look]]
-) -> tuple[int, int]:
-    """Give the least shifts of the input that shift every array of the network by whole pixels."""
+) -> dict[fx.Node, tuple[Fraction, Fraction]]:
+    """Give the input pixels for each pixel of every array of the network (y, x)."""
     scales = {_input(program): (Fraction(1), Fraction(1))}
     for node, inputs in looks.items():
         first = inputs[0]
         y, x = scales[first.source]
         scales[node] = y * first.y.scale, x * first.x.scale
+    return scales
+
+
+def _strides(scales: dict[fx.Node, tuple[Fraction, Fraction]]) -> tuple[int, int]:
+    """Give the least shifts of the input that shift every array of the network by whole pixels."""
     return (
         lcm(*(y.numerator for y, _ in scales.values())),
         lcm(*(x.numerator for _, x in scales.values())),

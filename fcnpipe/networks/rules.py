@@ -33,6 +33,10 @@ _DECLARE = (
     "declare its halo (certificate.declare), or teach fcnpipe/networks/rules.py the operation"
 )
 
+_FREEZE = "freeze its statistics (fcnpipe.networks.frozen), or use BatchNorm in evaluation mode"
+_LARGEST_FACTOR = 64
+"""Beyond this a factor of an interpolation comes from the image's size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -71,11 +75,14 @@ class Operation:
         All arguments by the names of the operator's schema.
     axes : mapping
         For each node that depends on the image, which of its dimensions are y and x.
+    inside : bool
+        Whether it is enough to be exact away from the image's border.
     """
 
     node: fx.Node
     arguments: dict[str, Any]
     axes: Mapping[fx.Node, tuple[int, int]]
+    inside: bool = False
 
     @property
     def image(self) -> fx.Node:
@@ -103,6 +110,10 @@ class Operation:
     def refuse(self, reason: str, mend: str) -> ModelError:
         """Make the error that names where in the network the operation is."""
         return ModelError(f"{_where(self.node)} {reason}, so it cannot be tiled exactly: {mend}")
+
+
+class WrapsAround(ModelError):
+    """A network that is exact away from the image's border only: it looks at the other side."""
 
 
 Rule = Callable[[Operation], list[Look]]
@@ -233,9 +244,13 @@ def _interpolation(operation: Operation) -> list[Look]:
         )
     kind = _name(operation.node).removeprefix("_").removeprefix("upsample_").removesuffix("2d")
     before, after = shape_of(operation.image)[-2:], shape_of(operation.node)[-2:]
-    y, x = (
-        stretching(Fraction(b, a), kind.rstrip("_")) for b, a in zip(before, after, strict=True)
-    )
+    ratios = [Fraction(b, a) for b, a in zip(before, after, strict=True)]
+    if any(max(r.numerator, r.denominator) > _LARGEST_FACTOR for r in ratios):
+        raise operation.refuse(
+            f"stretches {before} px to {after} px, by no simple factor",
+            "give a whole scale_factor, and pad inside the network so that it fits",
+        )
+    y, x = (stretching(ratio, kind.rstrip("_")) for ratio in ratios)
     return [Look(operation.image, y, x)]
 
 
@@ -259,10 +274,11 @@ def _along(operation: Operation, dimension: int, step: Step) -> list[Look]:
 
 
 def _padding(operation: Operation) -> list[Look]:
-    if operation.arguments.get("mode") == "circular":
-        raise operation.refuse(
+    if operation.arguments.get("mode") == "circular" and not operation.inside:
+        error = operation.refuse(
             "pads with the other side of the image", "use zeros, reflect or replicate"
         )
+        raise WrapsAround(str(error))
     source = operation.image
     pads = operation.arguments.get("pad") or operation.arguments["padding"]
     y, x = (_pad_before(pads, axis - len(shape_of(source))) for axis in operation.axes[source])
@@ -339,12 +355,14 @@ def _view(operation: Operation) -> list[Look]:
 
 
 def _statistics(operation: Operation) -> list[Look]:
-    raise operation.refuse(
-        "normalises by statistics of the whole image", "use BatchNorm in evaluation mode"
-    )
+    if operation.arguments.get("use_input_stats") is False:
+        return _keep(operation)
+    raise operation.refuse("normalises by statistics of the whole image", _FREEZE)
 
 
 def _training(operation: Operation) -> list[Look]:
+    if False in (operation.arguments.get("training"), operation.arguments.get("train")):
+        return _keep(operation)
     raise operation.refuse("is in training mode", "call .eval() (and keep running statistics)")
 
 
@@ -444,6 +462,12 @@ def rule_of(operation: Operation) -> Rule:
         return _RULES[name]
     tags = getattr(operation.node.target, "tags", ())
     return _pointwise if torch.Tag.pointwise in tags else _unknown
+
+
+def has_rule(node: fx.Node) -> bool:
+    """Whether `rule_of` knows the operation."""
+    tags = getattr(node.target, "tags", ())
+    return _name(node) in _RULES or torch.Tag.pointwise in tags
 
 
 # --- the graph ------------------------------------------------------------------------------------

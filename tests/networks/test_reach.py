@@ -108,9 +108,9 @@ REFUSED = {
     "1 (CoordinateBands) joins a constant": small.after_conv(small.CoordinateBands()),
     "1 (Flip) uses aten.flip.default, whose reach is not known": small.after_conv(small.Flip()),
     "1.0 (GroupNorm)": small.after_conv(nn.Sequential(nn.GroupNorm(1, 2))),
-    "network Brighter cannot be followed": small.Brighter(),
+    "the network (Brighter) chooses by": small.Brighter(),
+    "1 (Brighter) chooses by": small.after_conv(small.Brighter()),
     "network TwoOutputs must take one": small.TwoOutputs(),
-    "network UNet turns (96, 192) px into": UNet(1, 1, 2, 2, padding="valid").eval(),
 }
 
 
