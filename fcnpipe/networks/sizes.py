@@ -106,6 +106,12 @@ def choose_size(module: nn.Module, bands: int) -> Size | None:
     return next(((n, n) for n in _ODD_SIZES if _run(module, bands, (n, n))), None)
 
 
+def keeps_size(module: nn.Module, bands: int) -> bool:
+    """Whether the output has the size of the input, for one of the sizes tried first."""
+    runs = ((size, _run(module, bands, size)) for size in SIZES)
+    return any(found is not None and found.size == size for size, found in runs)
+
+
 def find_choice(module: nn.Module, bands: int, size: Size) -> str:
     """Name the layer whose flow depends on the values of the pixels; empty if there is none."""
     entered: list[str] = []
