@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, autograd, distributed
 
 from fcnpipe.errors import SpecError
 
@@ -180,7 +180,18 @@ def _count_workers() -> int:
 
 
 def _add(values: Tensor) -> Tensor:
-    from torch.distributed.nn import functional
+    return cast("Tensor", _Add.apply(values))  # type: ignore[no-untyped-call]
 
-    added: Tensor = functional.all_reduce(values)  # type: ignore[no-untyped-call]
-    return added
+
+class _Add(autograd.Function):
+    """Sum over the workers. Each of them has a loss of it, so that gradients add up as well."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        added = values.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(added)
+        return added
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Add.forward(ctx, gradients[0])

@@ -30,6 +30,10 @@ class Dice:
     smooth: float = 1.0
     """e, px."""
 
+    def __post_init__(self) -> None:
+        """Refuse an e that can divide by 0."""
+        _check(smooth=self.smooth)
+
     def __call__(self, batch: Batch) -> Tensor:
         """The loss, in [0, 1]."""
         return Tversky(0.5, 0.5, self.smooth)(batch)
@@ -41,6 +45,10 @@ class Jaccard:
 
     smooth: float = 1.0
     """e, px."""
+
+    def __post_init__(self) -> None:
+        """Refuse an e that can divide by 0."""
+        _check(smooth=self.smooth)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss, in [0, 1]."""
@@ -60,9 +68,7 @@ class Tversky:
 
     def __post_init__(self) -> None:
         """Refuse weights that make no loss."""
-        for name, value in (("alpha", self.alpha), ("beta", self.beta), ("smooth", self.smooth)):
-            if not value >= 0:
-                raise SpecError(f"{name} = {value}: an overlap needs at least 0")
+        _check(alpha=self.alpha, beta=self.beta, smooth=self.smooth)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss, in [0, 1]."""
@@ -79,6 +85,10 @@ class VNetDice:
 
     smooth: float = 1.0
     """e, px."""
+
+    def __post_init__(self) -> None:
+        """Refuse an e that can divide by 0."""
+        _check(smooth=self.smooth)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss, in [0, 1]."""
@@ -134,6 +144,12 @@ class Lovasz:
             return losses.mean()
         there = (weight * truth).sum(1) > 0
         return (losses * there).sum() / there.sum().clamp(min=1)
+
+
+def _check(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise SpecError(f"{name} = {value}: an overlap needs at least 0")
 
 
 def _extend(errors: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
