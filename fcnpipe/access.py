@@ -72,9 +72,15 @@ class Segmentation:
 
     @cached_property
     def sources(self) -> xr.Dataset:
-        """The catalogue, one row a source, columns in order."""
-        dataset = self.tree["sources"].to_dataset()
-        return dataset[self.store.columns]
+        """The catalogue, one row a source, columns in order.
+
+        Raises
+        ------
+        StoreError
+            If the run found no sources.
+        """
+        columns = self.store.columns
+        return self.tree["sources"].to_dataset()[columns]
 
     @cached_property
     def has_sky(self) -> bool:

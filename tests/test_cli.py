@@ -108,6 +108,22 @@ def test_a_cluster_is_a_file(tmp_path: Path) -> None:
     }
 
 
+def test_predict_has_no_options_of_sources(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs: list[RunSpec] = []
+
+    def predict(spec: RunSpec, observer: Any) -> run.Prediction:
+        specs.append(spec)
+        return run.Prediction("o.zarr", ("bulge", "disk"), seconds=1.5, resumed=False)
+
+    monkeypatch.setattr(run, "predict", predict)
+    code, out, _ = invoke("predict", "g.fits", "o.zarr", "--model", "m", "--prior", "p.fits")
+    assert (code, out.splitlines()[-1]) == (0, "o.zarr: bulge, disk in 1.5 s")
+    assert specs == [RunSpec(image=("g.fits",), out="o.zarr", model="m", prior="p.fits")]
+    assert "--minarea" not in invoke("predict", "--help")[1]
+    code, _, err = invoke("predict", "g.fits", "o.zarr", "--thresh", "3")
+    assert (code, "--thresh" in err) == (2, True)
+
+
 def test_quiet_says_nothing(invoke: Any, given: list[RunSpec]) -> None:
     assert invoke("segment", "a.fits", "a.zarr", "--quiet") == (0, "", "")
 

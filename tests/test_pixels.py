@@ -52,6 +52,34 @@ def test_fill_does_not_see_the_cut(y0: int, x0: int, y1: int, x1: int) -> None:
     np.testing.assert_array_equal(inner, whole[y0:y1, x0:x1])
 
 
+@given(seed=st.integers(0, 99), unit=st.floats(0.1, 10), stretched=st.booleans())
+def test_the_scaling_is_undone_in_double_precision(seed: int, unit: float, stretched: bool) -> None:
+    rng = np.random.default_rng(seed)
+    values, noise, zero = rng.normal(0, [[[3]], [[1]], [[100]]], (3, 5, 7)).astype(np.float32)
+    noise = np.abs(noise) + np.float32(0.1)
+    noise[2, 3] = np.inf
+    image = pixels.to_image(values, noise, zero, unit, stretched)
+    exact = values.astype(float)
+    exact = unit * (np.sinh(exact) if stretched else exact) * noise + zero
+    assert image.dtype == np.float32
+    assert np.isnan(image[2, 3])
+    known = np.isfinite(noise)
+    np.testing.assert_allclose(image[known], exact[known], rtol=1e-6, atol=1e-5)
+    part = pixels.to_image(values[1:3, 2:], noise[1:3, 2:], zero[1:3, 2:], unit, stretched)
+    np.testing.assert_array_equal(part, image[1:3, 2:])
+
+
+@given(st.integers(1, 5000), st.data())
+def test_a_place_is_that_of_the_image(size: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start + 1, size))
+    whole = pixels.place(0, size, size)
+    np.testing.assert_array_equal(pixels.place(start, stop, size), whole[start:stop])
+    assert whole[0] == -1
+    assert whole[-1] == (1 if size > 1 else -1)
+    assert (np.diff(whole) > 0).all()
+
+
 @given(st.floats(0, 1), st.integers(0, 65535))
 def test_level_is_the_threshold_in_integers(fraction: float, value: int) -> None:
     passes = value >= pixels.level(fraction, 65535)

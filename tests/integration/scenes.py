@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from astropy.io import fits
 from astropy.wcs import WCS
 
@@ -35,3 +36,22 @@ def read_all(out: Path) -> dict[str, bytes]:
         name: p.read_bytes() for name, p in files.items() if not name.startswith("tiles/seconds/c")
     }
     return kept | {"parquet": out.with_suffix(".parquet").read_bytes()}
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a store, except how long the tiles took."""
+    tree = xr.open_datatree(path, engine="zarr", decode_cf=False)
+    return {
+        f"{node.path}/{name}": variable.values
+        for node in tree.subtree
+        for name, variable in node.to_dataset(inherit=False).variables.items()
+        if not node.path.startswith("/tiles")
+    }
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """All but the ledger, which has a place for each tile."""
+    assert one.keys() == other.keys()
+    for name in one:
+        if not name.endswith("ledger"):
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)

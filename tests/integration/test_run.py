@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 
 import fcnpipe
 from fcnpipe.errors import FcnpipeError
 from fcnpipe.run import Result
-from tests.integration.scenes import write_field
+from tests.integration.scenes import assert_same, content, write_field
 
 SHAPE = (700, 900)
 
@@ -22,25 +21,6 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(field: Path, out: Path, **options: object) -> Result:
     settings = {"model": "none", "window": 256, "engine": "serial", "quiet": True} | options
     return fcnpipe.segment(field, out, **settings)
-
-
-def content(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a store, except how long the tiles took."""
-    tree = xr.open_datatree(path, engine="zarr", decode_cf=False)
-    return {
-        f"{node.path}/{name}": variable.values
-        for node in tree.subtree
-        for name, variable in node.to_dataset(inherit=False).variables.items()
-        if not node.path.startswith("/tiles")
-    }
-
-
-def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """All but the ledger, which has a place for each tile."""
-    assert one.keys() == other.keys()
-    for name in one:
-        if not name.endswith("ledger"):
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from fcnpipe.errors import ModelError, SpecError
+from fcnpipe.geometry import Box
 from fcnpipe.networks import Bundle, Model, load_model
-from fcnpipe.networks.base import Scaling, Share
-from fcnpipe.networks.predictor import choose_device, scaled
+from fcnpipe.networks.base import ModelHeader, Output, Scaling, Share
+from fcnpipe.networks.predictor import (
+    TorchPredictor,
+    activated,
+    choose_device,
+    choose_precision,
+    scaled,
+)
 from fcnpipe.testing.networks import NetworkTests, predict_in_windows, starry
 
 from .conftest import small_unet
@@ -52,6 +59,64 @@ def test_only_what_is_sure_counts_in_the_elevation(small_file: Path) -> None:
     assert (first > 0.5).any()
     expected = 0.4 * np.where(first > 0.5, 2 * first - 1, 0) + 0.6 * second
     np.testing.assert_allclose(model.predictor("cpu")(snr).elevation, expected, atol=2e-6)
+
+
+def test_each_output_has_its_activation(small_header: ModelHeader) -> None:
+    outputs = (
+        Output(name="a", role="source"),
+        Output(name="b", role="class:b", activation="softmax"),
+        Output(name="c", role="restored"),
+        Output(name="d", role="class:d", activation="softmax"),
+        Output(name="e", role="topography", activation="linear"),
+        Output(name="f", role="component:f", activation="sigmoid"),
+    )
+    header = small_header.model_copy(update={"outputs": outputs})
+    logits = torch.from_numpy(starry(5, (4, 6))).transpose(0, 2)  # any numbers
+    with pytest.raises(ModelError, match="gives 5 channels but its header names 6"):
+        activated(logits, header)
+    logits = torch.cat([logits, logits[..., :1] + 1], dim=-1)
+    a, b, c, d, e, f = logits.double().numpy().transpose(2, 0, 1)
+    odds = 1 / (1 + np.exp(d - b))
+    expected = [1 / (1 + np.exp(-a)), odds, c, 1 - odds, e.clip(0, 1), 1 / (1 + np.exp(-f))]
+    found = activated(logits, header).numpy().transpose(2, 0, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_outputs_are_what_the_maps_are_made_of(model: Model) -> None:
+    snr, keep = starry(1, (32, 48)), Box(4, 8, 20, 40)
+    predictor = model.predictor("cpu")
+    outputs, maps = predictor.outputs(snr, keep), predictor(snr, keep)
+    assert outputs.dtype == np.float32
+    assert outputs.shape == (3, 16, 32)
+    np.testing.assert_array_equal(outputs[[0, 2]], maps.probability)
+
+
+def test_extra_channels_are_not_scaled(small_header: ModelHeader) -> None:
+    header = small_header.model_copy(update={"extra": ("mask", "prior")})
+    seen = []
+
+    class Witness(torch.nn.Module):
+        def forward(self, window: torch.Tensor) -> torch.Tensor:
+            seen.append(window.numpy()[0])
+            return window
+
+    snr = starry(3, (8, 8))
+    TorchPredictor(Witness(), header)(snr)
+    np.testing.assert_allclose(seen[0][0], np.arcsinh(snr[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(seen[0][1:], snr[1:])
+    with pytest.raises(ModelError, match=r"1 band\(s\) and mask, prior, the window has 1"):
+        TorchPredictor(Witness(), header)(snr[:1])
+
+
+def test_an_image_is_not_made_in_bf16_unasked(
+    small_header: ModelHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    outputs = (Output(name="clean", role="restored"), *small_header.outputs)
+    header = small_header.model_copy(update={"outputs": outputs})
+    assert choose_precision("auto", "cpu", small_header) == "bf16"
+    assert choose_precision("auto", "cpu", header) == "fp32"
+    assert choose_precision("bf16", "cpu", header) == "bf16"
 
 
 def test_a_halo_too_short_is_seen(model: Model) -> None:

@@ -1,0 +1,481 @@
+"""Any network, its outputs stored as they are: the tiling is invisible, and so is a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from astropy.io import fits
+
+import fcnpipe
+from fcnpipe import cli, pixels, run
+from fcnpipe.errors import ModelError, StoreError, TilesFailed, VerificationError
+from fcnpipe.networks import load_model
+from fcnpipe.networks.base import Output, Scaling
+from fcnpipe.networks.bulge_disk import BulgeDisk
+from fcnpipe.networks.bundle import save_model
+from fcnpipe.networks.certificate import check_model, describe
+from fcnpipe.networks.unet import UNet
+from fcnpipe.run import Silence
+from fcnpipe.spec import make_spec
+from fcnpipe.stages import prediction
+from fcnpipe.stores import ZarrStore
+from tests.integration.scenes import assert_same, content
+
+SHAPE = (200, 290)
+LEVEL = 1000.0
+OUTPUTS = (
+    Output(name="clean", role="restored"),
+    Output(name="glow", role="component:glow"),
+    Output(name="blob", role="source"),
+    Output(name="hill", role="elevation"),
+    Output(name="star", role="class:star", activation="softmax"),
+    Output(name="galaxy", role="class:galaxy", activation="softmax"),
+)
+RAW = Scaling(kind="linear")
+EXTRA = ("position_y", "position_x", "mask", "prior")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("predict")
+
+
+@pytest.fixture(scope="module")
+def flat(folder: Path) -> tuple[Path, np.ndarray]:
+    """Noise with a gradient on a high level, some stars, some missing pixels."""
+    rng = np.random.default_rng(5)
+    image = LEVEL + rng.normal(0, 5, SHAPE) + 0.05 * np.arange(SHAPE[1])
+    image[rng.random(SHAPE) > 0.995] += 3000
+    image[50:53, 70:74] = np.nan
+    fits.writeto(folder / "flat.fits", image.astype(np.float32))
+    return folder / "flat.fits", image.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def field(flat: tuple[Path, np.ndarray]) -> Path:
+    return flat[0]
+
+
+@pytest.fixture(scope="module")
+def mixed(folder: Path) -> Path:
+    """A network of random weights with an output of every kind."""
+    torch.manual_seed(2)
+    network = UNet(1, len(OUTPUTS), base=4, depth=2).eval()
+    with torch.no_grad():
+        network.head.weight *= 0.3
+    return save_model(folder / "mixed.safetensors", network, describe(network, "m", OUTPUTS, {}))
+
+
+def identity(channels: int) -> UNet:
+    """A U-Net that gives what it gets, exactly: each channel and its negative through the ReLUs."""
+    network = UNet(channels, channels, base=2 * channels, depth=1).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for i in range(channels):
+            for sign in (0, 1):
+                network.down[0][0].weight[2 * i + sign, i, 1, 1] = 1 - 2 * sign
+                network.head.weight[i, 2 * i + sign] = 1 - 2 * sign
+        for layer in (network.down[0][2], network.join[-1][0], network.join[-1][2]):
+            for i in range(2 * channels):
+                layer.weight[i, i, 1, 1] = 1
+    return network
+
+
+def save_identity(path: Path, outputs: list[Output], **fields: Any) -> Path:
+    network = identity(len(outputs))
+    return save_model(path, network, describe(network, path.stem, outputs, {}, **fields))
+
+
+def predict(image: Any, out: Path, model: Path | str, **options: Any) -> xr.Dataset:
+    settings = {"window": 64, "engine": "serial", "quiet": True} | options
+    fcnpipe.predict(image, out, model=str(model), **settings)
+    return xr.open_zarr(out, group="image/0", consolidated=False)
+
+
+# --- what lands -----------------------------------------------------------------------------------
+
+
+def test_each_output_is_an_array(field: Path, mixed: Path, tmp_path: Path) -> None:
+    result = fcnpipe.predict(field, tmp_path / "out.zarr", model=str(mixed), quiet=True, window=64)
+    assert result.outputs == tuple(output.name for output in OUTPUTS)
+    tree = xr.open_datatree(tmp_path / "out.zarr", engine="zarr", decode_cf=False)
+    image = tree["image/0"].to_dataset()
+    kinds = ["float32", "float32", "uint8", "uint16", "uint8", "uint8"]
+    for output, kind in zip(OUTPUTS, kinds, strict=True):
+        assert (image[output.name].dtype, image[output.name].dims) == (kind, ("y", "x"))
+        assert image[output.name].attrs["role"] == output.role
+        assert image[output.name].attrs["long_name"]
+    assert set(image) == {*result.outputs, "flags", "wcs"}
+    assert set(tree.children) == {"image", "background", "tiles"}
+    assert tree.attrs["status"] == "complete"
+    assert not (tmp_path / "out.parquet").exists()
+    total = image.star.values.astype(int) + image.galaxy.values
+    assert (np.abs(total - 255) <= 1).all()
+    assert len(np.unique(image.hill)) > 1000
+
+
+def test_outputs_are_those_of_the_whole_image(field: Path, mixed: Path, tmp_path: Path) -> None:
+    image = predict(field, tmp_path / "out.zarr", mixed)
+    tree = xr.open_datatree(tmp_path / "out.zarr", engine="zarr")
+    assert float(image.hill.max()) <= 1
+    spec = make_spec(image=(str(field),), out="unused.zarr", model=str(mixed), window=512)
+    with run.open_session(
+        spec.model_copy(update={"out": str(tmp_path / "w.zarr")}), "predict"
+    ) as session:
+        for stage in session.stages[:1]:
+            run.run_stage(session, stage, Silence())
+        exposure, sky = session.job.exposure, session.job.sky
+        patch = exposure.read_patch(exposure.frame, sky)
+    padded = pixels.pad_high(patch.significance(1), (200, 292))
+    module = load_model(mixed).module()
+    with torch.no_grad():
+        values = module(torch.asinh(torch.from_numpy(padded)[None]))[0, :, :, :290].double().numpy()
+    glow, clean = values[1] * patch.noise[0], np.sinh(values[0]) * patch.noise[0]
+    level = sky.planes[0].sky(0, 0, SHAPE)
+    np.testing.assert_allclose(image.glow, glow, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(image.clean, clean + level, rtol=1e-4, atol=1e-3)
+    odds = np.exp(values[4]) / (np.exp(values[4]) + np.exp(values[5]))
+    np.testing.assert_allclose(image.star, odds, atol=0.6 / 255)
+    np.testing.assert_allclose(image.hill, 1 / (1 + np.exp(-values[3])), atol=2e-5)
+    assert tree["background/sky"].shape == (4, 5)
+
+
+def test_the_scaling_is_undone(flat: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    path, truth = flat
+    whole = [Output(name="clean", role="restored")]
+    rest = [Output(name="rest", role="component:all", scaled=True)]
+    softened = Scaling(softening=3.0)
+    one = save_identity(tmp_path / "whole.safetensors", whole, scaling=softened)
+    two = save_identity(tmp_path / "rest.safetensors", rest, scaling=softened)
+    good = np.isfinite(truth)
+    restored = predict(path, tmp_path / "whole.zarr", one).clean.values
+    np.testing.assert_allclose(restored[good], truth[good], rtol=2e-6)
+    assert np.isfinite(restored).all(), "what is missing is filled, and flagged"
+    excess = predict(path, tmp_path / "rest.zarr", two).rest.values
+    sky = truth[good] - excess[good]
+    np.testing.assert_allclose(np.median(sky), np.nanmedian(truth), atol=1)
+    assert np.ptp(sky) < 30
+
+
+def test_a_linear_scaling_is_undone(flat: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    path, truth = flat
+    outputs = [Output(name="clean", role="restored"), Output(name="bad", role="restored")]
+    scaling = Scaling(kind="linear", offset=900.0, scale=50.0)
+    model = save_identity(tmp_path / "m.safetensors", outputs, scaling=scaling, extra=("mask",))
+    found = predict(path, tmp_path / "out.zarr", model)
+    good = np.isfinite(truth)
+    np.testing.assert_allclose(found.clean.values[good], truth[good], rtol=1e-6)
+    np.testing.assert_array_equal(found.bad.values, np.where(good, 900.0, 950.0))
+
+
+def test_bands_go_in_and_come_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    bands = [(100 * i + 5 * i * rng.normal(size=(130, 140))).astype(np.float32) for i in (1, 2, 3)]
+    for name, band in zip("gri", bands, strict=True):
+        fits.writeto(tmp_path / f"{name}.fits", band)
+    outputs = [Output(name=n, role="restored", band=i) for i, n in enumerate("gri")]
+    model = save_identity(tmp_path / "rgb.safetensors", outputs)
+    images = [tmp_path / f"{name}.fits" for name in "gri"]
+    found = predict(images, tmp_path / "out.zarr", model, tile=128)
+    for name, band in zip("gri", bands, strict=True):
+        np.testing.assert_allclose(found[name].values, band, rtol=2e-6, atol=1e-4)
+    other = predict(images, tmp_path / "again.zarr", model, tile=64)
+    assert_same(content(tmp_path / "again.zarr"), content(tmp_path / "out.zarr"))
+    assert other.attrs == found.attrs
+    with pytest.raises(ModelError, match=r"takes 3 band\(s\) but the image has 1"):
+        predict(images[0], tmp_path / "one.zarr", model)
+
+
+def test_bulge_and_disk_add_up(field: Path, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    network = BulgeDisk(base=4, depth=2).eval()
+    outputs = [Output(name=name, role=f"component:{name}") for name in ("bulge", "disk")]
+    model = save_model(
+        tmp_path / "b.safetensors", network, describe(network, "galaxy", outputs, {})
+    )
+    found = predict(field, tmp_path / "out.zarr", model)
+    with run.open_session(
+        make_spec(image=(str(field),), out=str(tmp_path / "w.zarr"), model="none")
+    ) as session:
+        run.run_stage(session, session.stages[0], Silence())
+        exposure = session.job.exposure
+        patch = exposure.read_patch(exposure.frame, session.job.sky)
+    padded = pixels.pad_high(patch.significance(1), (200, 292))
+    with torch.no_grad():
+        total = network.denoise(torch.asinh(torch.from_numpy(padded)[None]))[0, 0, :, :290]
+    total = total.double().numpy() * patch.noise[0]
+    np.testing.assert_allclose(found.bulge + found.disk, total, rtol=1e-4)
+    assert float(found.bulge.min()) >= 0
+    assert float(found.disk.min()) >= 0
+
+
+def test_the_pyramid_is_the_mean(field: Path, mixed: Path, tmp_path: Path) -> None:
+    predict(field, tmp_path / "out.zarr", mixed, keep_image=True)
+    tree = xr.open_datatree(tmp_path / "out.zarr", engine="zarr", decode_cf=False)
+    for name in ("clean", "hill", "star"):
+        fine = tree[f"image/0/{name}"].values.astype(float).reshape(100, 2, 145, 2).mean((1, 3))
+        coarse = tree[f"image/1/{name}"].values
+        bound = 1e-3 if name == "clean" else 0.5
+        assert np.abs(coarse - fine).max() <= bound, name
+    names = {image["name"] for image in tree["image"].attrs["ome"]["multiscales"]}
+    assert names == {*(output.name for output in OUTPUTS), "science"}
+    assert tree["image/0/science"].shape == (1, *SHAPE)
+
+
+def test_the_matched_filter_predicts_too(field: Path, tmp_path: Path) -> None:
+    found = predict(field, tmp_path / "out.zarr", "none")
+    fcnpipe.segment(field, tmp_path / "s.zarr", model="none", window=64, quiet=True)
+    sources = xr.open_zarr(tmp_path / "s.zarr", group="image/0", consolidated=False)
+    np.testing.assert_array_equal(found.source, sources.probability[0])
+    assert float(found.significance.max()) > 0.1
+
+
+# --- the tiling is invisible ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference(field: Path, mixed: Path, folder: Path) -> dict[str, np.ndarray]:
+    predict(field, folder / "reference.zarr", mixed, tile=512)
+    return content(folder / "reference.zarr")
+
+
+@pytest.mark.parametrize(
+    ("engine", "workers", "tile"),
+    [("serial", 1, 64), ("threads", 2, 128), ("threads", 3, 64), ("dask", 1, 128)],
+)
+def test_tile_and_engine_are_invisible(
+    field: Path,
+    mixed: Path,
+    reference: dict[str, np.ndarray],
+    tmp_path: Path,
+    engine: str,
+    workers: int,
+    tile: int,
+) -> None:
+    out = tmp_path / "out.zarr"
+    predict(field, out, mixed, engine=engine, workers=workers, tile=tile)
+    assert_same(content(out), reference)
+
+
+def test_a_killed_run_is_taken_up(
+    field: Path, mixed: Path, reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    options = ["--model", str(mixed), "--window", "64", "--tile", "64", "--engine", "serial"]
+    command = [sys.executable, "-m", "fcnpipe", "predict", str(field), str(out), *options]
+    process = subprocess.Popen([*command, "--quiet"], start_new_session=True)
+    ledger = tmp_path / "out.zarr.partial" / "ledger" / "c" / "1"
+    while process.poll() is None:
+        if ledger.is_dir() and sum(1 for path in ledger.rglob("*") if path.is_file()) >= 3:
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    assert not out.exists()
+    result = fcnpipe.predict(field, out, model=str(mixed), window=64, quiet=True, workers=2)
+    assert result.resumed
+    assert_same(content(out), reference)
+    assert fcnpipe.predict(field, out, model=str(mixed), window=64, quiet=True).resumed
+
+
+def test_a_tile_that_fails_is_named_and_done_later(
+    field: Path,
+    mixed: Path,
+    reference: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look, out = prediction._look, tmp_path / "out.zarr"
+
+    def fail(job: Any, tile: Any) -> Any:
+        if tile.name == "r000c001":
+            raise OSError("disk on fire")
+        return look(job, tile)
+
+    monkeypatch.setattr(prediction, "_look", fail)
+    with pytest.raises(TilesFailed, match=r"1 tile\(s\) failed: r000c001 .*disk on fire"):
+        predict(field, out, mixed, tile=128)
+    partial = xr.open_zarr(tmp_path / "out.zarr.partial", group="image/0", consolidated=False)
+    assert np.isnan(partial.clean[:128, 128:256]).all()
+    assert (partial.flags[:128, 128:256] == 1).all()
+    np.testing.assert_array_equal(partial.clean[128:], reference["/image/0/clean"][128:])
+    monkeypatch.undo()
+    predict(field, out, mixed, tile=128)
+    assert_same(content(out), reference)
+
+
+# --- what a network sees besides the bands --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeing(folder: Path) -> Path:
+    """Gives each channel that it sees."""
+    outputs = [Output(name=name, role="restored") for name in ("light", *EXTRA)]
+    return save_identity(folder / "seeing.safetensors", outputs, scaling=RAW, extra=EXTRA)
+
+
+def test_extra_channels_are_of_the_image(
+    flat: tuple[Path, np.ndarray], seeing: Path, tmp_path: Path
+) -> None:
+    path, truth = flat
+    prior = np.random.default_rng(3).random(SHAPE).astype(np.float32)
+    prior[10, 20] = np.nan
+    fits.writeto(tmp_path / "prior.fits", prior)
+    options = {"prior": str(tmp_path / "prior.fits")}
+    found = predict(path, tmp_path / "out.zarr", seeing, tile=64, **options)
+    y, x = (np.linspace(-1, 1, size, dtype=np.float32) for size in SHAPE)
+    np.testing.assert_array_equal(found.position_x, np.broadcast_to(x, SHAPE))
+    np.testing.assert_array_equal(found.position_y, np.broadcast_to(y[:, None], SHAPE))
+    np.testing.assert_array_equal(found["mask"], ~np.isfinite(truth))
+    np.testing.assert_array_equal(found.prior, np.nan_to_num(prior, nan=0))
+    predict(path, tmp_path / "other.zarr", seeing, tile=256, **options)
+    assert_same(content(tmp_path / "out.zarr"), content(tmp_path / "other.zarr"))
+    changed = tmp_path / "changed.fits"
+    fits.writeto(changed, prior + 1)
+    with pytest.raises(StoreError, match="input digest"):
+        predict(path, tmp_path / "out.zarr", seeing, prior=str(changed))
+    assert load_model(seeing).header.bands == 1
+    assert check_model(seeing).error == 0
+
+
+@pytest.mark.parametrize("extra", [(), ("position_x", "position_y")])
+def test_only_a_position_sees_where_the_image_is_cut(
+    extra: tuple[str, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    network = UNet(1 + len(extra), 1, base=4, depth=1).eval()
+    header = describe(
+        network, "m", [Output(name="a", role="restored")], {}, scaling=RAW, extra=extra
+    )
+    model = save_model(tmp_path / "m.safetensors", network, header)
+    image, step = np.random.default_rng(7).normal(size=(128, 136)).astype(np.float32), 8
+    found = []
+    for name, cut in (("here", image[:, :-step]), ("there", image[:, step:])):
+        fits.writeto(tmp_path / f"{name}.fits", cut)
+        out = tmp_path / f"{name}.zarr"
+        found.append(predict(tmp_path / f"{name}.fits", out, model).a.values)
+    inner = slice(16, -16)
+    error = np.abs(found[0][:, step:][:, inner] - found[1][:, :-step][:, inner]).max()
+    assert (error == 0) if not extra else (error > 1e-2)
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+def test_what_changes_on_disk_is_found(field: Path, mixed: Path, tmp_path: Path) -> None:
+    class Spoiler(Silence):
+        def start(self, stage: str, tasks: int, pixels: int) -> None:
+            if stage == "publish":
+                spoil(ZarrStore.resume(out))
+
+    def spoil(store: ZarrStore) -> None:
+        core = store.layout.grid.tile(0, 1).core
+        store.write_tile("clean", core, store.read("clean", core) + np.float32(1))
+
+    out = tmp_path / "out.zarr"
+    spec = make_spec(
+        image=(str(field),), out=str(out), model=str(mixed), window=64, tile=64, engine="serial"
+    )
+    with pytest.raises(VerificationError, match="outputs of r000c001 are not what was written"):
+        run.predict(spec, Spoiler())
+    assert not out.exists()
+    run.predict(spec.model_copy(update={"overwrite": True}))
+    assert ZarrStore.open(out).verify().ok
+    spoil(ZarrStore.open(out))
+    assert ZarrStore.open(out).verify().problems == (
+        "outputs of r000c001 are not what was written",
+    )
+
+
+def test_a_catalogue_goes_with_the_store_it_describes(
+    field: Path, mixed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    fcnpipe.segment(field, out, model="none", window=64, quiet=True)
+    assert out.with_suffix(".parquet").exists()
+    with pytest.raises(StoreError, match="option command: segment -> predict"):
+        predict(field, out, "none")
+    predict(field, out, mixed, overwrite=True)
+    assert not out.with_suffix(".parquet").exists()
+    with pytest.raises(StoreError, match="has no catalogue"):
+        fcnpipe.open(out).sources  # noqa: B018
+    assert "clean" in fcnpipe.open(out).image
+
+
+def test_options_of_sources_are_none_of_its_business(
+    field: Path, mixed: Path, tmp_path: Path
+) -> None:
+    predict(field, tmp_path / "out.zarr", mixed)
+    result = fcnpipe.predict(
+        field, tmp_path / "out.zarr", model=str(mixed), window=64, thresh=7.0, quiet=True
+    )
+    assert result.resumed
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], field: Path, tmp_path: Path) -> Any:
+    """Give the one line with which a command line ends in exit code 2."""
+
+    def call(command: str, model: Path, *options: str) -> str:
+        paths = [str(field), str(tmp_path / "out.zarr")]
+        with pytest.raises(SystemExit) as leave:
+            cli.main([command, *paths, "--model", str(model), "--window", "64", *options])
+        captured = capsys.readouterr()
+        assert (leave.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
+        assert not list(tmp_path.glob("out.zarr*"))
+        return captured.err
+
+    return call
+
+
+def test_segment_names_predict(refused: Any, mixed: Path, tmp_path: Path) -> None:
+    assert "has no elevation, so nothing can be segmented: use fcnpipe predict" in refused(
+        "segment", mixed
+    )
+    model = save_identity(tmp_path / "m.safetensors", [Output(name="clean", role="restored")])
+    assert "no output of role 'source' and no elevation" in refused("segment", model)
+
+
+def test_priors_must_fit(refused: Any, mixed: Path, seeing: Path, tmp_path: Path) -> None:
+    fits.writeto(tmp_path / "small.fits", np.ones((20, 30), np.float32))
+    small = str(tmp_path / "small.fits")
+    assert "give a prior map of the image's shape" in refused("predict", seeing, "--prior", small)
+    assert "needs a prior: give --prior FILE" in refused("predict", seeing)
+    assert "takes no prior: leave --prior out" in refused("predict", mixed, "--prior", small)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"outputs": []}, "outputs: Tuple should have at least 1 item"),
+        ({"outputs": [{"name": "a", "role": "beauty"}]}, "outputs.0.role"),
+        ({"outputs": [{"name": "a", "role": "restored", "band": 1}]}, "not among the 1"),
+        ({"outputs": [{"name": "flags", "role": "restored"}]}, "cannot be stored under this name"),
+        ({"outputs": [{"name": "a/b", "role": "restored"}]}, "cannot be stored under this name"),
+        ({"extra": ["weather"]}, "extra.0"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(
+    refused: Any, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    path = save_identity(tmp_path / "m.safetensors", [Output(name="clean", role="restored")])
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    fields = json.loads(header["__metadata__"]["fcnpipe"]) | changes
+    header["__metadata__"]["fcnpipe"] = json.dumps(fields)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
+    assert said in refused("predict", path)
