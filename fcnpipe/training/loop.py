@@ -209,12 +209,11 @@ def measure_batch(recipe: Recipe, network: nn.Module, batch: Batch) -> Tensor:
             f"the network gives {logits.shape[1]} outputs but is to learn {targets.shape[1]}: "
             f"change its arguments {recipe.network}"
         )
-    if recipe.pairs is None and not recipe.loss:
+    if not recipe.task and not recipe.loss:
         return measure_loss(logits, targets, recipe.weights)
     weight = None if batch.weight is None else torch.from_numpy(batch.weight).to(recipe.device)
-    task = recipe.pairs.task if recipe.pairs else ""
-    terms = recipe.loss or TERMS.get(task, {"cross_entropy": 1.0})
-    loss = make_loss(terms, ACTIVATIONS.get(task, "sigmoid"), network.training)
+    terms = recipe.loss or TERMS.get(recipe.task, {"cross_entropy": 1.0})
+    loss = make_loss(terms, ACTIVATIONS.get(recipe.task, "sigmoid"), network.training)
     return loss(logits, targets, None if weight is None else _centre(weight, shape))
 
 

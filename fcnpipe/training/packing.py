@@ -16,6 +16,7 @@ from fcnpipe.networks.bundle import save_model
 from fcnpipe.networks.certificate import describe
 from fcnpipe.networks.integers import fits, measure_ranges
 from fcnpipe.networks.unet import UNet
+from fcnpipe.training import drawn
 from fcnpipe.training.loop import make_network
 from fcnpipe.training.recipe import Recipe, make_recipe
 from fcnpipe.training.stream import simulate_example
@@ -87,6 +88,8 @@ def pack(
 
 def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:
     """The outputs of a recipe's network, with their roles."""
+    if recipe.is_drawn:
+        return drawn.outputs_of(recipe.kind)
     if recipe.pairs is None:
         return OUTPUTS
     if recipe.pairs.task != "image":
@@ -104,6 +107,8 @@ def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:
 
 def _list_usual(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
     """Give the separation options and the elevation of a task."""
+    if recipe.is_drawn:
+        return Defaults(), {}
     if recipe.pairs is None:
         return DEFAULTS, ELEVATION
     names = [output.name for output in recipe.pairs.outputs]
@@ -113,7 +118,7 @@ def _list_usual(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
 
 def _measure_ranges(recipe: Recipe, network: nn.Module) -> dict[str, tuple[float, float]]:
     """Give what 8-bit arithmetic needs; nothing of pairs, since it is measured on skies."""
-    if recipe.pairs is not None or not isinstance(network, UNet) or not fits(network):
+    if recipe.task or not isinstance(network, UNet) or not fits(network):
         return {}
     return measure_ranges(network, _list_inputs())
 

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from fcnpipe.errors import SpecError
+from fcnpipe.training import drawn
 from fcnpipe.training.augment import Augment
 from fcnpipe.training.losses import Weights
 from fcnpipe.training.pairs import Pairs
@@ -24,7 +25,7 @@ class Recipe:
     name: str = "sources"
     """Name of the model."""
     kind: str = "wide"
-    """Kind of the scenes, see scenes.KINDS."""
+    """Kind of the scenes, see scenes.KINDS; or of the images, see drawn.KINDS."""
     seed: int = 1
     """Seed of the weights, the scenes and the crops."""
     architecture: str = "unet"
@@ -85,6 +86,18 @@ class Recipe:
     """Licence of the model."""
     note: str = ""
     """What else its header shall say, such as where the data are from."""
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its images are drawn for each step."""
+        return self.pairs is None and self.kind in drawn.KINDS
+
+    @property
+    def task(self) -> str:
+        """What is learned of pairs and drawn images; empty: the default model's maps of scenes."""
+        if self.pairs is not None:
+            return self.pairs.task
+        return "image" if self.is_drawn else ""
 
     @property
     def keeps_best(self) -> bool:

@@ -6,7 +6,7 @@ goes on with the same ones, and two processes see what one that takes twice the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.errors import SpecError
 from fcnpipe.networks.base import Scaling
+from fcnpipe.training import drawn
 from fcnpipe.training.augment import Frame, cut_crop
 from fcnpipe.training.pairs import Pair, Pairs, compress, make_targets, measure_scaling, read_pairs
 from fcnpipe.training.recipe import Recipe
@@ -75,7 +76,43 @@ def open_source(recipe: Recipe, folder: Path, step: int, produce: bool = True) -
     """
     if recipe.pairs is not None:
         return PairSource(recipe, recipe.pairs)
+    if recipe.is_drawn:
+        return DrawnSource(recipe)
     return SceneSource(recipe, folder, step, produce)
+
+
+# --- drawn images ---------------------------------------------------------------------------------
+
+
+class DrawnSource:
+    """Images that are drawn when they are asked for."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.scaling = recipe, drawn.scaling_of(recipe.kind)
+        numbers = range(recipe.validation)
+        self.validation = [self._draw([VALIDATION_SEED * 10_000_000 + k]) for k in numbers]
+
+    def reach_step(self, step: int) -> None:
+        """Nothing is kept from step to step."""
+
+    def batch(self, step: int, number: int = 0) -> Batch:
+        """Images of a pass, none of which any other pass has."""
+        first = self.recipe.seed * 100_000_000
+        count = self.recipe.batch
+        place = (step * 64 + number) * count
+        return self._draw(range(first + place, first + place + count))
+
+    def forget(self, step: int) -> None:
+        """Nothing is kept for a step."""
+
+    def close(self) -> None:
+        """Nothing runs beside it."""
+
+    def _draw(self, seeds: Sequence[int]) -> Batch:
+        drawings = [drawn.draw(self.recipe.kind, self.recipe.crop, seed) for seed in seeds]
+        return Batch(
+            *(np.stack([getattr(d, n) for d in drawings]) for n in ("x", "targets", "weight"))
+        )
 
 
 # --- pairs ----------------------------------------------------------------------------------------
