@@ -8,13 +8,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open", "predict", "segment"]
+__all__ = ["__version__", "open", "predict", "reach", "segment"]
 
 if TYPE_CHECKING:
     from fcnpipe.access import open
     from fcnpipe.api import predict, segment
+    from fcnpipe.networks.tiling import reach
 
-_PLACES = {"segment": "fcnpipe.api", "predict": "fcnpipe.api", "open": "fcnpipe.access"}
+_PLACES = {
+    "segment": "fcnpipe.api",
+    "predict": "fcnpipe.api",
+    "open": "fcnpipe.access",
+    "reach": "fcnpipe.networks.tiling",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from fcnpipe import __version__
-from fcnpipe.errors import FcnpipeError, SpecError, VerificationError
+from fcnpipe.errors import FcnpipeError, ModelError, SpecError, VerificationError
 from fcnpipe.options import complete_spec, with_run_options
 from fcnpipe.spec import SOURCE_OPTIONS
 
@@ -164,7 +164,7 @@ def info(store: StorePath) -> None:
             ("sources", str(found.n_sources)),
             ("columns", ", ".join(found.columns)),
         ]
-    kept = ("input", "model", "run_key", "code_version", "spec")
+    kept = ("input", "model", "tiling", "run_key", "code_version", "spec")
     _print_rows([*rows, *((name, str(attributes[name])) for name in kept if name in attributes)])
 
 
@@ -315,16 +315,15 @@ def show_model(name: Annotated[str, typer.Argument(help="Bundled name, or a mode
 
 @models_app.command("check")
 def check_model(
-    name: Annotated[str, typer.Argument(help="Bundled name, or a model file.")],
+    name: Annotated[str, typer.Argument(help="Bundled name, model file, or exported .pt2.")],
 ) -> None:
-    """Prove anew that a model can be tiled exactly."""
-    from fcnpipe.networks.certificate import check_model
+    """Show how far a model looks and how it tiles, and prove it anew; refuse one that does not."""
+    from fcnpipe.networks.tiling import reach
 
-    proof = check_model(name)
-    typer.echo(
-        f"{name}: {proof.kind}, halo {proof.halo} px, "
-        f"tiles differ from the whole by {proof.error:.1e}"
-    )
+    found = reach(name)
+    if found.exactness in ("inside", "never"):
+        raise ModelError(f"model {name}: {found.reason}")
+    _print_facts(name, found.facts())
 
 
 # --- printing -------------------------------------------------------------------------------------
@@ -336,6 +335,17 @@ def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         typer.echo(f"{typer.style(name.ljust(width), bold=True)}  {value}")
+
+
+def _print_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print (what, how much) as a table without lines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    for name, value in rows:
+        table.add_row(f"[bold]{name}", value)
+    Console().print(table)
 
 
 def _print_columns(title: str, columns: Mapping[str, Iterable[Any]]) -> None:

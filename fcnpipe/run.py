@@ -239,7 +239,7 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
     else:
         layout = _lay_out(plan, exposure, model, spec)
         store = ZarrStore.create(
-            spec.out, layout, identity, _attributes(spec, exposure, plan), spec.overwrite
+            spec.out, layout, identity, _attributes(spec, exposure, plan, model), spec.overwrite
         )
     job = Job(spec, plan, resolve_criteria(spec, model.header), str(store.path), uuid.uuid4().hex)
     with hold(store.path):
@@ -410,7 +410,9 @@ def _lay_out(plan: Plan, exposure: Exposure, model: networks.Model, spec: RunSpe
     )
 
 
-def _attributes(spec: RunSpec, exposure: Exposure, plan: Plan) -> dict[str, object]:
+def _attributes(
+    spec: RunSpec, exposure: Exposure, plan: Plan, model: networks.Model
+) -> dict[str, object]:
     what = "Predictions" if plan.maps else "Sources"
     names = ", ".join(Path(name).name for name in spec.image)
     return {
@@ -418,11 +420,20 @@ def _attributes(spec: RunSpec, exposure: Exposure, plan: Plan) -> dict[str, obje
         "source": f"fcnpipe {__version__}",
         "input": list(spec.image),
         "model": spec.model,
+        "tiling": _vouch(model.header),
         "unit": exposure.info.unit,
         "versions": {
             name: version(name) for name in ("numpy", "numba", "torch", "zarr", "astropy")
         },
     }
+
+
+def _vouch(header: networks.ModelHeader) -> str:
+    """Say whether the halo of the network is proven to be enough, or somebody's word."""
+    proof = header.certificate
+    if proof is not None and proof.kind == "proven":
+        return f"proven exact with a halo of {header.halo} px"
+    return f"unproven: a halo of {header.halo} px is declared, seams may show"
 
 
 def _result(out: str, begun: float, resumed: bool) -> Result:

@@ -152,17 +152,23 @@ def load_model(name_or_path: str | Path, fwhm: float = 3.0) -> Model:
     Parameters
     ----------
     name_or_path : str or Path
-        ``none`` for a matched filter, a bundled name (see `list_models`), or a model file.
+        ``none`` for a matched filter, a bundled name (see `list_models`), a model file, or an
+        exported program (``.pt2``; see `exported.load_exported`).
     fwhm : float
         Width of the matched filter, px; nothing else reads it.
 
     Raises
     ------
     ModelError
-        If it is unknown, a pickle, no safetensors file, has no header, or its weights do not fit.
+        If it is unknown, a pickle, no safetensors file, has no header, or its weights do not fit; of
+        a program, if it cannot be tiled.
     """
     if str(name_or_path) == "none":
         return MatchedFilter(fwhm)
+    if Path(name_or_path).suffix == ".pt2":
+        from fcnpipe.networks.exported import load_exported
+
+        return load_exported(Path(name_or_path))
     path = _locate(str(name_or_path))
     bundle = Bundle(path, read_header(path), _digest(path))
     _check_shapes(bundle)
@@ -295,9 +301,10 @@ def _locate(name: str) -> Path:
         raise ModelError(
             f"model {name} is a pickle, which can run any code: save its weights with save_model"
         )
-    if path.suffix == ".pt2":
+    if path.suffix == ".onnx":
         raise ModelError(
-            f"model {name}: exported programs cannot be loaded yet; use save_model on the network"
+            f"model {name} is ONNX, which is not read here: convert it to .pt2 (load it into torch, "
+            "then torch.export.save with dynamic height and width)"
         )
     if path.suffix == SUFFIX and path.is_file():
         return path

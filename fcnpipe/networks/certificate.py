@@ -38,7 +38,7 @@ TOLERANCE = 1e-12
 """Largest difference between tiles and the whole in float64, of logits of order 1."""
 _THICKNESS = (1, 2, 4, 8)
 """Repeats of a strip to try: some networks refuse thin images (reflection padding)."""
-_PIPELINE_BYTES = 40
+PIPELINE_BYTES = 40
 """Input, scaled input, outputs and maps of a window, for each pixel."""
 
 
@@ -125,7 +125,7 @@ def describe(
         outputs=tuple(outputs),
         elevation={k: v if isinstance(v, Share) else Share(weight=v) for k, v in elevation.items()},
         reach=reach,
-        bytes_per_pixel=activation_bytes(program) + _PIPELINE_BYTES,
+        bytes_per_pixel=activation_bytes(program) + PIPELINE_BYTES,
         certificate=certify(still, bands, reach),
         **rest,
     )

@@ -164,10 +164,12 @@ def is_same_size(program: torch.export.ExportedProgram) -> bool:
 def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.export.ExportedProgram:
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     example = (torch.zeros(1, bands, *size, dtype=dtype),)
+    # Only when followed by itself does a program from a file name its layers.
+    network = getattr(module, "exported_graph", module)
     try:
         with _quiet(), torch.no_grad():
             program: torch.export.ExportedProgram = torch.export.export(
-                module, example, strict=False
+                network, example, strict=False
             )
             if not all(map(_is_plain, program.graph.nodes)):
                 program = program.run_decompositions({})
