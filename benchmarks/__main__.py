@@ -5,6 +5,7 @@ import sys
 
 SMALL = (
     ["benchmarks.forward", "--rounds", "1"],
+    ["benchmarks.ciresan", "--patches", "2", "--edge", "16", "--maps", "4", "--rounds", "1"],
     ["benchmarks.quality", "--side", "512", "--kinds", "ground"],
     [
         "benchmarks.whole_job",

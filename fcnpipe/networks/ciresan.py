@@ -186,7 +186,7 @@ class Ciresan(nn.Module):
 
 
 def average(logits: list[Tensor]) -> Tensor:
-    """Give the logits of the mean probability: of the softmax over dim 1, or of the sigmoid.
+    """Give the logits of the mean probability: the log of softmax's mean, or the logit of sigmoid's.
 
     Parameters
     ----------

@@ -75,6 +75,7 @@ def test_an_ensemble_averages_the_probabilities(outputs: int) -> None:
     image = torch.randn(1, 6, 5, dtype=torch.float64)
     wanted = torch.stack([patch_by_patch(m, image).softmax(dim=0) for m in members]).mean(dim=0)
     given = at_once(Ciresan.from_patch(*members), image)
+    torch.testing.assert_close(given.exp(), wanted, rtol=0, atol=EXACT)
     torch.testing.assert_close(given.softmax(dim=0), wanted, rtol=0, atol=EXACT)
 
 
