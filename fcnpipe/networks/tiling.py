@@ -158,7 +158,7 @@ def _look_at_program(path: Path) -> Tiling:
 def _look_at_bundle(bundle: Bundle) -> Tiling:
     header = bundle.header
     proof = check_model(bundle.path)
-    sizes = fit(bundle.module(), header.bands)[1]
+    sizes = fit(bundle.module(), header.channels)[1]
     return Tiling(bundle.path.name.removesuffix(SUFFIX), "exact", "", proof.reach, sizes, proof)
 
 

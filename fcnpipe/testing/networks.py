@@ -67,8 +67,8 @@ class NetworkTests:
 
     @pytest.fixture
     def bands(self, model: Model) -> int:
-        """Give a number of bands that the model takes."""
-        return model.header.bands or 1
+        """Give a number of channels that the model takes."""
+        return model.header.channels or 1
 
     def test_the_header_says_what_the_model_says(self, model: Model) -> None:
         """Header and model agree, and the header survives JSON."""
@@ -103,6 +103,18 @@ class NetworkTests:
         for values in (maps.probability, maps.elevation):
             assert values.dtype == np.float32
             assert 0 <= values.min() <= values.max() <= 1
+
+    def test_each_output_is_given_by_itself(
+        self, model: Model, predictor: Predictor, bands: int
+    ) -> None:
+        """Outputs are float32, one for each of the header, and obey ``keep``."""
+        edge = round_up(24, model.stride)
+        image, keep = starry(bands, (edge, 2 * edge)), Box(3, 5, 20, 21)
+        outputs = predictor.outputs(image)
+        assert outputs.dtype == np.float32
+        assert outputs.shape == (len(model.header.outputs), edge, 2 * edge)
+        part = predictor.outputs(image, keep)
+        np.testing.assert_allclose(part, outputs[(..., *keep.slices)], atol=TOLERANCE)
 
     def test_the_same_window_gives_the_same_bits_in_any_thread(
         self, model: Model, predictor: Predictor, bands: int

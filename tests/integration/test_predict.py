@@ -160,7 +160,7 @@ def test_the_scaling_is_undone(flat: tuple[Path, np.ndarray], tmp_path: Path) ->
     one = save_identity(tmp_path / "whole.safetensors", whole, scaling=softened)
     two = save_identity(tmp_path / "rest.safetensors", rest, scaling=softened)
     good = np.isfinite(truth)
-    restored = predict(path, tmp_path / "whole.zarr", one).clean.values
+    restored = predict(path, tmp_path / "whole.zarr", one, tile=64).clean.values
     np.testing.assert_allclose(restored[good], truth[good], rtol=2e-6)
     assert np.isfinite(restored).all(), "what is missing is filled, and flagged"
     excess = predict(path, tmp_path / "rest.zarr", two).rest.values
@@ -374,7 +374,9 @@ def test_only_a_position_sees_where_the_image_is_cut(
 # --- what is wrong --------------------------------------------------------------------------------
 
 
-def test_what_changes_on_disk_is_found(field: Path, mixed: Path, tmp_path: Path) -> None:
+def test_what_changes_on_disk_is_found(
+    field: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Spoiler(Silence):
         def start(self, stage: str, tasks: int, pixels: int) -> None:
             if stage == "publish":
@@ -393,6 +395,9 @@ def test_what_changes_on_disk_is_found(field: Path, mixed: Path, tmp_path: Path)
     assert not out.exists()
     run.predict(spec.model_copy(update={"overwrite": True}))
     assert ZarrStore.open(out).verify().ok
+    assert cli.run_command(lambda: cli.app(["info", str(out)], standalone_mode=False)) == 0
+    told = capsys.readouterr().out
+    assert all(f"{output.role}, " in told for output in OUTPUTS)
     spoil(ZarrStore.open(out))
     assert ZarrStore.open(out).verify().problems == (
         "outputs of r000c001 are not what was written",
