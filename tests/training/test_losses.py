@@ -298,6 +298,24 @@ def test_what_is_ignored_has_no_gradient_and_no_say(activation, mark):
     assert torch.equal(results[0][1], results[1][1])
 
 
+def test_a_pixel_ignored_in_one_class_of_a_softmax_is_ignored_in_all():
+    logits, targets, _ = _classes()
+    targets = targets.nan_to_num()
+    weight = torch.ones_like(targets)
+    weight[0, 1, 0, 0] = 0
+    logits.requires_grad_()
+    make_loss(SOFTMAX, "softmax")(logits, targets, weight).backward()
+    assert (logits.grad[0, :, 0, 0] == 0).all()
+    assert (logits.grad[0, :, 0, 1] != 0).all()
+
+
+def test_an_ignored_pixel_takes_no_step_of_lovasz_on_an_empty_tile():
+    logits = torch.tensor([[[[9.0, -0.5, -2.0, -0.8]]]])
+    weight = torch.tensor([[[[0.0, 1.0, 1.0, 1.0]]]])
+    loss = make_loss({"lovasz": 1})(logits, torch.zeros_like(logits), weight)
+    assert float(loss) == 0.5  # the greatest error of the rest
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_but_ignored_pixels_is_no_trouble(name):
     logits, targets, weight = _batch()
