@@ -38,6 +38,9 @@ TOLERANCE = 1e-12
 """Largest difference between tiles and the whole in float64, of logits of order 1."""
 _THICKNESS = (1, 2, 4, 8)
 """Repeats of a strip to try: some networks refuse thin images (reflection padding)."""
+_STARTS = (1, 7)
+"""Strides from the image's edge to the second window, to try in turn: odd, so that a stride that is too
+small shows; the greater where reflection padding refuses short windows."""
 PIPELINE_BYTES = 40
 """Input, scaled input, outputs and maps of a window, for each pixel."""
 
@@ -163,7 +166,7 @@ def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
     bands : int
         Channels of the input.
     reach : Reach
-        How wide the probe must look; reaches up to 1.5 times larger are seen as such.
+        How wide the probe must look; reaches up to three times larger are seen as such.
 
     Returns
     -------
@@ -212,7 +215,8 @@ def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> bool:
 def _probe_axis(module: nn.Module, bands: int, reach: Reach, axis: int) -> tuple[int, int, int]:
     """Give (before, after, beyond a cell): a column of NaN for each phase, all in one batch."""
     stride, thickness = _stride_and_thickness(reach, axis)
-    margin = round_up(3 * reach.furthest // 2 + 2 * stride, stride)
+    # Three times: a reflecting border shows twice what lies near it.
+    margin = round_up(3 * reach.furthest + 2 * stride, stride)
     phases = torch.arange(stride)
     image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=_dtype(module))
     image[phases, :, :, margin + phases] = torch.nan
@@ -240,9 +244,24 @@ def _stride_and_thickness(reach: Reach, axis: int) -> tuple[int, int]:
 
 
 def _tiling_error_along(module: nn.Module, bands: int, reach: Reach, halo: int, axis: int) -> float:
-    """Cut a strip into two windows; both edges of a core fall inside the strip once."""
-    # Windows begin one stride into the image: a stride that is too small shows.
-    core, thickness = halo + reach.stride, _stride_and_thickness(reach, axis)[1]
+    """Cut a strip into two windows, as short as the network takes them."""
+    for strides in _STARTS:
+        try:
+            return _cut_and_compare(
+                module, bands, reach, (halo, halo + strides * reach.stride, axis)
+            )
+        except RuntimeError:
+            if strides == _STARTS[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _cut_and_compare(
+    module: nn.Module, bands: int, reach: Reach, cut: tuple[int, int, int]
+) -> float:
+    """Cut a strip by (halo, core, axis); both edges of a core fall inside the strip once."""
+    halo, core, axis = cut
+    thickness = _stride_and_thickness(reach, axis)[1]
     noise = np.random.default_rng(1).normal(0, 3, (1, bands, thickness, 2 * core))
     strip = torch.from_numpy(noise)
     whole = _run(module, strip, axis)

@@ -107,6 +107,26 @@ class StretchedCorners(nn.Module):
         return functional.interpolate(pooled, scale_factor=2, mode="bilinear", align_corners=True)
 
 
+class OddStretch(nn.Module):
+    """Stretches by a factor that comes from the size of the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.interpolate(x[..., 5:, 5:], size=x.shape[2:])
+
+
+class AddsInPlace(nn.Module):
+    """Writes into an array that is read again: the look of the sum is in what is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = conv(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x * 2
+        total.add_(self.look(x))
+        return total
+
+
 class Level(nn.Module):
     """Down, something inside, up, and joined to what was there before."""
 
@@ -130,6 +150,54 @@ class Shift(nn.Module):
         return functional.pad(x[..., self.rows :, self.columns :], (0, self.columns, 0, self.rows))
 
 
+class Branches(nn.Module):
+    """Several looks at the same image, joined: a plain one, a wide one, an average, a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.wide = conv(3, groups=2), conv(3, dilation=2)
+        self.mean, self.mix = nn.AvgPool2d((3, 5), 1, padding=(1, 2)), conv(1, 4 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(torch.cat([self.near(x), self.wide(x), self.mean(x), x], dim=1)) + x
+
+
+class Padded(nn.Module):
+    """A convolution without padding, and pixels put around it in one of torch's ways."""
+
+    def __init__(self, mode: str, sides: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        rows, columns = sides[2] + sides[3] + 1, sides[0] + sides[1] + 1
+        self.look, self.mode, self.sides = conv((rows, columns), padding=0), mode, sides  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(self.look(x), self.sides, self.mode)
+
+
+class Cropped(nn.Module):
+    """More pixels than needed by a transposed convolution, cut by negative padding and by slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(WIDTH, WIDTH, 4, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(self.up(x), (-2, -1, 0, 0))[:, :, 1:-5, :-3]
+
+
+class Unpooled(nn.Module):
+    """What was the greatest goes back to where it was, as in SegNet."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(size, return_indices=True)
+        self.inside, self.unpool = conv(3), nn.MaxUnpool2d(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, indices = self.pool(x)
+        return self.unpool(self.inside(pooled), indices, x.shape[2:])
+
+
 def _downs(factor: int) -> list[Callable[[], nn.Module]]:
     return [
         lambda: nn.MaxPool2d(factor),
@@ -137,6 +205,8 @@ def _downs(factor: int) -> list[Callable[[], nn.Module]]:
         lambda: nn.MaxPool2d(factor + 1, factor, padding=1, ceil_mode=factor == 3),
         lambda: nn.Conv2d(WIDTH, WIDTH, factor + 2, stride=factor, padding=1),
         lambda: nn.Conv2d(WIDTH, WIDTH, factor, stride=factor),
+        lambda: nn.Conv2d(WIDTH, WIDTH, 3, stride=factor, padding=2, dilation=2, groups=2),
+        lambda: nn.AvgPool2d(factor + 1, factor, padding=1, count_include_pad=False),
         lambda: nn.Sequential(nn.PixelUnshuffle(factor), conv(1, WIDTH * factor**2)),
     ]
 
@@ -144,6 +214,7 @@ def _downs(factor: int) -> list[Callable[[], nn.Module]]:
 def _ups(factor: int) -> list[Callable[[], nn.Module]]:
     return [
         lambda: nn.Upsample(scale_factor=factor),
+        lambda: nn.Upsample(scale_factor=factor, mode="nearest-exact"),
         lambda: nn.Upsample(scale_factor=factor, mode="bilinear"),
         lambda: nn.Upsample(scale_factor=factor, mode="bicubic"),
         lambda: nn.ConvTranspose2d(WIDTH, WIDTH, factor, stride=factor),
@@ -151,6 +222,7 @@ def _ups(factor: int) -> list[Callable[[], nn.Module]]:
         lambda: nn.ConvTranspose2d(
             WIDTH, WIDTH, factor + 1, stride=factor, padding=1, output_padding=1
         ),
+        lambda: nn.ConvTranspose2d(WIDTH, WIDTH, factor, stride=factor, groups=2),
         lambda: nn.Sequential(conv(1, WIDTH, WIDTH * factor**2), nn.PixelShuffle(factor)),
     ]
 
@@ -165,6 +237,11 @@ _PLAIN: list[Callable[[], nn.Module]] = [
     lambda: nn.Sequential(conv(1), nn.BatchNorm2d(WIDTH), nn.Dropout(), nn.PReLU()),
     lambda: nn.LocalResponseNorm(3),
     lambda: nn.MaxPool2d(3, 1, padding=1),
+    lambda: Branches(),
+    lambda: Padded("reflect", (2, 1, 0, 1)),
+    lambda: Padded("replicate", (0, 3, 1, 1)),
+    lambda: Padded("constant", (1, 1, 4, 2)),
+    lambda: Cropped(),
     lambda: Shift(0, 2),
     lambda: Shift(1, 0),
     lambda: nn.ConvTranspose2d(WIDTH, WIDTH, 3, padding=2, dilation=2),

@@ -8,7 +8,8 @@ from torch import nn
 
 from fcnpipe.errors import ModelError
 from fcnpipe.networks.base import Reach
-from fcnpipe.networks.reach import activation_bytes, analyse, trace
+from fcnpipe.networks.certificate import certify, probe
+from fcnpipe.networks.reach import activation_bytes, analyse, fit, trace
 from fcnpipe.networks.unet import UNet
 
 from . import small_networks as small
@@ -85,6 +86,124 @@ def test_layers_over_channels_do_not_look() -> None:
     assert analyse(quiet.eval()) == even(0)
 
 
+def one_level(down: nn.Module, up: nn.Module) -> nn.Module:
+    return nn.Sequential(small.conv(1, 1), small.Level(down, small.conv(3), up, joined=True))
+
+
+OPERATIONS = {
+    "branches": small.Branches(),
+    "dilation": small.conv(3, dilation=3),
+    "groups": small.conv(5, groups=2),
+    "strided": one_level(nn.Conv2d(2, 2, 5, stride=2, padding=2), nn.Upsample(scale_factor=2)),
+    "transposed": one_level(nn.MaxPool2d(2), nn.ConvTranspose2d(2, 2, 2, stride=2)),
+    "transposed, padded": one_level(
+        nn.MaxPool2d(3), nn.ConvTranspose2d(2, 2, 7, stride=3, padding=3, output_padding=2)
+    ),
+    "transposed, dilated": one_level(
+        nn.MaxPool2d(2), nn.ConvTranspose2d(2, 2, 2, stride=2, padding=1, dilation=3)
+    ),
+    "average": one_level(nn.AvgPool2d(3, 2, padding=1), nn.Upsample(scale_factor=2)),
+    "average, ceiling": one_level(nn.AvgPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2)),
+    "greatest, ceiling": one_level(nn.MaxPool2d(2, ceil_mode=True), nn.ConvTranspose2d(2, 2, 2, 2)),
+    "nearest": one_level(nn.MaxPool2d(2), nn.Upsample(scale_factor=2)),
+    "nearest, exact": one_level(nn.MaxPool2d(3), nn.Upsample(scale_factor=3, mode="nearest-exact")),
+    "bilinear": one_level(nn.MaxPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear")),
+    "crops": small.Cropped(),
+    "shifts": small.Shift(1, 2),
+    "zeros": small.Padded("constant", (1, 2, 3, 0)),
+    "reflected": small.Padded("reflect", (2, 1, 0, 1)),
+    "replicated": small.Padded("replicate", (0, 3, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_looks_as_far_as_nans_show(operation: str) -> None:
+    torch.manual_seed(0)
+    network = OPERATIONS[operation]
+    bands = 1 if isinstance(network, nn.Sequential) else 2
+    network = network.eval()
+    reach = analyse(network, bands)
+    assert probe(network, bands, reach) == reach
+    assert certify(network, bands, reach).probed
+
+
+def seen_to_matter(network: nn.Module, bands: int, reach: Reach) -> tuple[int, int]:
+    """How far to the left and right a pixel of another value changes the output, in many trials."""
+    generator = torch.Generator().manual_seed(0)
+    margin, size = 4 * reach.stride, 8 * reach.stride + 2 * reach.furthest // reach.stride * 2
+    size -= size % reach.stride
+    left = right = 0
+    for trial in range(60):
+        image = torch.randn(1, bands, margin, size, generator=generator, dtype=torch.float64)
+        changed, at = image.clone(), size // 2 + trial % reach.stride
+        changed[..., at] += 100 * (-1) ** trial
+        with torch.no_grad():
+            touched = (network(image) != network(changed)).nonzero()[:, 3]
+        left, right = max(left, int(touched.max()) - at), max(right, at - int(touched.min()))
+    return left, right
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_unpooling_looks_as_far_as_other_values_show(size: int) -> None:
+    """NaN is always the greatest and goes where it was: it cannot show what moves others."""
+    torch.manual_seed(1)
+    network = nn.Sequential(small.conv(3), small.Unpooled(size), small.conv(3)).eval().double()
+    reach = analyse(network, 2)
+    assert seen_to_matter(network, 2, reach) == (reach.left, reach.right)
+    assert certify(network, 2, reach).error == 0
+
+
+def shrinking(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers).eval()
+
+
+RESIZING = {
+    "valid": (shrinking(nn.Conv2d(1, 1, 5), nn.Conv2d(1, 1, 4)), "any n gives n - 7, from 8 px"),
+    "grown": (shrinking(nn.Conv2d(1, 1, 3, padding=3)), "any n gives n + 4"),
+    "encoder": (shrinking(nn.Conv2d(1, 1, 3, 2), nn.Conv2d(1, 1, 3)), "n = 2 m + 1 gives m - 2"),
+    "finer": (shrinking(nn.ConvTranspose2d(1, 1, 4, 2, padding=1)), "any n gives 2 n"),
+    "pooled": (shrinking(nn.MaxPool2d(3)), "n = 3 m gives m, from 3 px"),
+    "ceiling": (shrinking(nn.MaxPool2d(2, ceil_mode=True)), "n = 2 m gives m; n = 2 m + 1 gives m"),
+    "unet": (UNet(1, 1, 1, 2, padding="valid").eval(), "n = 4 m gives 4 m - 40, from 44 px"),
+}
+
+
+@pytest.mark.parametrize("kind", RESIZING)
+def test_networks_of_another_size_are_analysed_and_proven(kind: str) -> None:
+    network, said = RESIZING[kind]
+    fitted, (rule, _) = fit(network)
+    assert said in str(rule)
+    reach = analyse(network)
+    assert probe(fitted, 1, reach) == reach
+    assert certify(network, 1, reach).probed
+    with torch.no_grad():
+        for n in range(rule.least, rule.least + 2 * rule.step):
+            if (expected := rule.output(n)) is not None:
+                assert network(torch.zeros(1, 1, n, n)).shape[2] == expected
+
+
+def test_the_published_unet_takes_572_and_gives_388() -> None:
+    _, (rule, _) = fit(UNet(1, 1, 1, 4, padding="valid").eval())
+    assert (rule.fits, rule.least, rule.output(572)) == (((12, -172),), 188, 388)
+    assert rule.output(187) is None
+
+
+def test_a_valid_unet_looks_as_far_as_a_padded_one() -> None:
+    valid, same = (UNet(1, 1, 1, 2, padding=p).eval() for p in ("valid", "same"))  # type: ignore[arg-type]
+    assert analyse(valid).furthest == analyse(same).furthest == 23
+
+
+def test_a_run_needs_the_size_kept() -> None:
+    with pytest.raises(ModelError, match=r"turns \(96, 192\) px into .* pad inside it"):
+        trace(UNet(1, 1, 1, 2, padding="valid").eval())
+
+
+def test_in_place_work_is_followed() -> None:
+    assert analyse(
+        nn.Sequential(small.conv(3, 1), nn.ReLU(inplace=True), small.AddsInPlace())
+    ) == even(2)
+
+
 REFUSED = {
     "1 (GroupNorm) normalises": small.after_conv(nn.GroupNorm(1, 2)),
     "1 (InstanceNorm2d) normalises": small.after_conv(nn.InstanceNorm2d(2)),
@@ -107,6 +226,7 @@ REFUSED = {
     "1 (Position) uses a constant": small.after_conv(small.Position()),
     "1 (CoordinateBands) joins a constant": small.after_conv(small.CoordinateBands()),
     "1 (Flip) uses aten.flip.default, whose reach is not known": small.after_conv(small.Flip()),
+    "1 (OddStretch) stretches": small.after_conv(small.OddStretch()),
     "1.0 (GroupNorm)": small.after_conv(nn.Sequential(nn.GroupNorm(1, 2))),
     "the network (Brighter) chooses by": small.Brighter(),
     "1 (Brighter) chooses by": small.after_conv(small.Brighter()),
