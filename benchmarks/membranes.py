@@ -1,0 +1,195 @@
+"""Cells of electron micrographs, told apart by a model and by our own separator.
+
+    python -m benchmarks.membranes MODEL FOLDER [--choose 16-19] [--train 12-15]
+
+FOLDER has image/N.png and label/N.png of the ISBI 2012 challenge. Tunes the separation options on
+training slices and, beside that, on the held-out ones themselves, and prints for the held-out slices
+the pixel error and the adapted Rand error: the truth is the 4-connected components of the cells, and
+pixels on its membranes do not count. The baseline is a blur and a threshold, tuned in the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from skimage.measure import label as number_components
+from skimage.metrics import adapted_rand_error
+
+from fcnpipe.networks import load_model
+from fcnpipe.networks.base import Model
+from fcnpipe.pixels import (
+    ELEVATION_TOP,
+    PROBABILITY_TOP,
+    level,
+    pad_high,
+    quantise_elevation,
+    quantise_probability,
+)
+from fcnpipe.segment import separate_whole
+from fcnpipe.stitch import Criterion
+from fcnpipe.training.pairs import Pair, Pairs, compress, measure_scaling, read_pairs
+
+Labels = NDArray[np.int32]
+SHARES = (0.3, 0.5, 0.7, 0.85, 1.0)
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+DYNAMICS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+AREAS = (10, 40, 120)
+BLURS, GREYS = (1.0, 1.5, 2.0, 3.0), (-0.6, -0.4, -0.2, 0.0, 0.2)
+
+
+@dataclass(frozen=True)
+class Options:
+    """A point of the grid."""
+
+    share: float
+    """Of the source probability in the elevation; the rest is the relief's."""
+    thresh: float
+    dynamics: float
+    minarea: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice, and what the network says of it."""
+
+    pair: Pair
+    source: NDArray[np.float32]
+    relief: NDArray[np.float32]
+
+    @property
+    def truth(self) -> Labels:
+        """Number of each cell, 0 on membranes."""
+        return number_cells(self.pair.answer)
+
+    def separate(self, options: Options) -> Labels:
+        """Give the cells."""
+        elevation = options.share * self.source + (1 - options.share) * self.relief
+        mask = quantise_probability(self.source) >= level(options.thresh, PROBABILITY_TOP)
+        criterion = Criterion(level(options.dynamics, ELEVATION_TOP), options.minarea)
+        steps = quantise_elevation(np.clip(elevation, 0, 1).astype(np.float32))
+        return separate_whole(steps, mask, criterion)[0]
+
+
+def number_cells(cells: NDArray[np.int32]) -> Labels:
+    """Give the 4-connected components."""
+    return number_components(cells > 0, connectivity=1)
+
+
+def look(model: Model, pairs: list[Pair]) -> list[Slice]:
+    """Run the network on slices."""
+    predictor = model.predictor("cpu", "auto")
+    found = []
+    for pair in pairs:
+        x = compress(pair.x, model.header.scaling)
+        shape = x.shape[1:]
+        padded = pad_high(x, tuple(-(-n // model.stride) * model.stride for n in shape))
+        outputs = predictor.outputs(padded)[:, : shape[0], : shape[1]]
+        found.append(Slice(pair, *(np.ascontiguousarray(o) for o in outputs)))
+    return found
+
+
+def rand_error(truth: Labels, found: Labels) -> float:
+    """Give 1 - F of pairs of pixels, not counting the truth's membranes."""
+    return float(adapted_rand_error(truth, found, ignore_labels=(0,))[0])
+
+
+def pixel_error(slices: Iterable[Slice]) -> float:
+    """Give the part of the pixels on the wrong side of 0.5."""
+    return float(np.mean([((s.source >= 0.5) != (s.pair.answer > 0)).mean() for s in slices]))
+
+
+def score(slices: list[Slice], options: Options) -> float:
+    """Give the mean adapted Rand error."""
+    return float(np.mean([rand_error(s.truth, s.separate(options)) for s in slices]))
+
+
+def list_options() -> list[Options]:
+    """Give the grid."""
+    return [Options(*p) for p in itertools.product(SHARES, THRESHOLDS, DYNAMICS, AREAS)]
+
+
+def tune(slices: list[Slice]) -> Options:
+    """Give the options of the least mean adapted Rand error.
+
+    Neighbours on the grid count as well, so that a lucky point does not win.
+    """
+    grid = list_options()
+    truths = [s.truth for s in slices]
+    errors = {
+        o: float(
+            np.mean([rand_error(t, s.separate(o)) for t, s in zip(truths, slices, strict=True)])
+        )
+        for o in grid
+    }
+    table = np.array(list(errors.values())).reshape(
+        len(SHARES), len(THRESHOLDS), len(DYNAMICS), len(AREAS)
+    )
+    smooth = gaussian_filter(table, (0.5, 0.7, 0.7, 0.5), mode="nearest")
+    return grid[int(np.argmin(smooth))]
+
+
+def blur_and_threshold(pairs: list[Pair], sigma: float, grey: float) -> list[Labels]:
+    """Give the cells of the baseline: brighter than a level after a blur."""
+    return [number_cells((gaussian_filter(p.x[0], sigma) > grey).astype(np.int32)) for p in pairs]
+
+
+def score_baseline(pairs: list[Pair], sigma: float, grey: float) -> tuple[float, float]:
+    """Give pixel error and mean adapted Rand error of the baseline."""
+    found = blur_and_threshold(pairs, sigma, grey)
+    pixels = [((f > 0) != (p.answer > 0)).mean() for f, p in zip(found, pairs, strict=True)]
+    rands = [rand_error(number_cells(p.answer), f) for f, p in zip(found, pairs, strict=True)]
+    return float(np.mean(pixels)), float(np.mean(rands))
+
+
+def tune_baseline(pairs: list[Pair]) -> tuple[float, float]:
+    """Give blur and level of the least mean adapted Rand error."""
+    key: Callable[[tuple[float, float]], float] = lambda p: score_baseline(pairs, *p)[1]  # noqa: E731
+    return min(itertools.product(BLURS, GREYS), key=key)
+
+
+def read_slices(folder: Path, numbers: str, model: Model) -> list[Pair]:
+    """Read slices as the model sees them."""
+    spec = Pairs(str(folder / "image"), str(folder / "label"), train=numbers, choose="100000")
+    return read_pairs(spec, numbers, model.header.scaling if model else measure_scaling(spec))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--choose", default="16-19")
+    parser.add_argument("--train", default="12-15")
+    given = parser.parse_args()
+    model = load_model(given.model)
+    chosen, trained = (
+        look(model, read_slices(given.folder, numbers, model))
+        for numbers in (given.choose, given.train)
+    )
+    print(
+        f"pixel error: {pixel_error(chosen):.4f} on {given.choose}, {pixel_error(trained):.4f} on {given.train}"
+    )
+    for name, tuning in ((given.train, trained), (given.choose, chosen)):
+        options = tune(tuning)
+        each = [rand_error(s.truth, s.separate(options)) for s in chosen]
+        print(
+            f"adapted Rand error on {given.choose}, tuned on {name}: {np.mean(each):.4f} "
+            f"({', '.join(f'{e:.3f}' for e in each)}) with {options}"
+        )
+        pairs = [s.pair for s in chosen]
+        blur, grey = tune_baseline([s.pair for s in tuning])
+        pixels, rand = score_baseline(pairs, blur, grey)
+        print(
+            f"  blur {blur} px + threshold {grey}: pixel error {pixels:.4f}, adapted Rand error {rand:.4f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
