@@ -243,16 +243,21 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in FOLDER.")] = True,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
-    """Train a network on simulated skies, into a model file; the same command again goes on."""
+    """Train a network on skies or labelled images, into a model file; again, it goes on.
+
+    Under torchrun (torchrun --nproc-per-node=N -m fcnpipe train ...) N processes train one network.
+    """
     from fcnpipe.progress import count_steps, watch
-    from fcnpipe.training import loop, packing
+    from fcnpipe.training import loop, packing, ranks
 
     given, begun = loop.load_recipe(Path(recipe)), time.perf_counter()
-    with watch(quiet) as progress:
-        report = count_steps(progress, "train", given.batch * given.crop**2)
+    first = ranks.is_first_process()
+    with watch(quiet or not first) as progress:
+        report = count_steps(progress, "train", loop.pixels_of_step(given))
         loop.train(given, Path(out), resume, report)
         progress.end("train", time.perf_counter() - begun)
-    typer.echo(str(packing.pack(Path(out))))
+    if first:
+        typer.echo(str(packing.pack(Path(out))))
 
 
 @app.command()

@@ -20,7 +20,7 @@ from fcnpipe.networks.allocator import tune_allocator
 from fcnpipe.networks.bundle import architecture
 from fcnpipe.training.curve import draw_curve
 from fcnpipe.training.losses import make_loss, measure_loss
-from fcnpipe.training.ranks import Ranks, joined
+from fcnpipe.training.ranks import Ranks, count_processes, joined
 from fcnpipe.training.recipe import DEFAULT_RECIPE, Recipe, load_recipe, rate_at
 from fcnpipe.training.sources import Batch, Source, cut_batch, open_source
 
@@ -32,6 +32,7 @@ __all__ = [
     "cut_batch",
     "load_recipe",
     "make_network",
+    "pixels_of_step",
     "rate_at",
     "start",
     "train",
@@ -116,6 +117,11 @@ def train(recipe: Recipe, out: Path, resume: bool = True, report: Report | None 
         finally:
             source.close()
     return out / "best.pt"
+
+
+def pixels_of_step(recipe: Recipe) -> int:
+    """Pixels that the network sees in a step, in all processes together."""
+    return count_processes() * recipe.accumulate * recipe.batch * recipe.crop**2
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -310,7 +316,7 @@ class _Training:
 
     def _save(self) -> None:
         if self.ranks.is_first:
-            _save(self.state, self.recipe, self.out, self.source, self.ranks.count)
+            _save(self.state, self.recipe, self.out, self.source)
             draw_curve(self.out / "log.csv")
 
 
@@ -335,7 +341,7 @@ def _pad(batch: Batch, stride: int) -> Batch:
     return Batch(x, targets, np.pad(batch.weight, width))
 
 
-def _save(state: State, recipe: Recipe, out: Path, source: Source, processes: int) -> None:
+def _save(state: State, recipe: Recipe, out: Path, source: Source) -> None:
     """Write checkpoint and averaged weights, each at once or not at all."""
     checkpoint = {
         "network": state.network.state_dict(),
@@ -353,8 +359,7 @@ def _save(state: State, recipe: Recipe, out: Path, source: Source, processes: in
     chosen = state.averaged if state.best_weights is None else state.best_weights
     _replace(out / "best.pt", {k: v.cpu().contiguous() for k, v in chosen.items()})
     facts = {"recipe": asdict(recipe), "step": state.step, "hours": state.seconds / 3600}
-    passes = recipe.accumulate * processes
-    facts["pixels_seen"] = state.step * passes * recipe.batch * recipe.crop**2
+    facts["pixels_seen"] = state.step * pixels_of_step(recipe)
     facts["validation"] = state.validation if state.best_weights is None else state.best
     facts["scaling"] = source.scaling.model_dump()
     if state.best_weights is not None:

@@ -58,10 +58,20 @@ class Ranks:
         return float(shared)
 
 
+def is_first_process() -> bool:
+    """Whether this process is alone or the first of those that torchrun has started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def count_processes() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """Take this process's place among those that torchrun has started; alone without it."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = count_processes()
     if count == 1:
         yield Ranks()
         return
