@@ -57,11 +57,12 @@ class _Axis:
     def ticks(self) -> list[float]:
         """Give round values inside."""
         if not self.log:
-            step = _round_step((self.most - self.least) / 5)
+            step = _round_step((self.most - self.least) / 8)
             first, last = ceil(self.least / step - 1e-9), floor(self.most / step + 1e-9)
             return [n * step for n in range(first, last + 1)]
         decades = range(floor(log10(self.least)), ceil(log10(self.most)) + 1)
-        found = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 5, 7)]
+        steps = (1, 2, 5) if self.most > 30 * self.least else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
+        found = [m * 10.0**d for d in decades for m in steps]
         return [v for v in found if self.least * 0.999 <= v <= self.most * 1.001]
 
     def _shape(self, value: float) -> float:
