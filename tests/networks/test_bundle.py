@@ -96,10 +96,6 @@ def test_pickles_are_refused_unread(tmp_path: Path) -> None:
     assert "not a safetensors file" in refusal(disguised)
 
 
-def test_exported_programs_are_refused_for_now(tmp_path: Path) -> None:
-    assert "cannot be loaded yet" in refusal(tmp_path / "net.pt2")
-
-
 def test_a_truncated_file_is_refused(small_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes(small_file.read_bytes()[:-100])
