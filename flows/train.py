@@ -71,7 +71,7 @@ def _show_steps() -> Callable[[int, int], None]:
     told = time.monotonic()
 
     def report(done: int, end: int) -> None:
-        nonlocal told
+        nonlocal told  # each update is a call to the server
         if done == end or time.monotonic() - told >= UPDATE_EVERY_SECONDS:
             update(artifact, 100.0 * done / end)
             told = time.monotonic()

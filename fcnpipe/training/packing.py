@@ -30,7 +30,7 @@ ELEVATION = {"heat": Share(weight=0.4, floor=0.55), "relief": Share(weight=0.6)}
 """Shares of the outputs in the elevation, tuned together with the DEFAULTS."""
 RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
 RANGE_SEED, RANGE_SIDE = 555, 640
-DEFAULTS = Defaults(thresh=0.3, dynamics=0.075, minarea=4, minpeak=0.15)
+DEFAULTS = Defaults(thresh=0.3, dynamics=0.06, minarea=4, minpeak=0.15)
 """Separation options of a model that is trained on the OUTPUTS' targets."""
 MEMBRANE_ELEVATION = {"source": Share(weight=0.5), "relief": Share(weight=0.5)}
 MEMBRANE_DEFAULTS = Defaults(thresh=0.5, dynamics=0.1, minarea=20)
@@ -83,7 +83,8 @@ def pack(
         scores={"validation_loss": validation, **(scores or {})},
         licence=recipe.licence,
     )
-    return save_model(path or folder / f"{recipe.name}.safetensors", network, header)
+    weights = network.half().state_dict() if recipe.half else network.state_dict()
+    return save_model(path or folder / f"{recipe.name}.safetensors", weights, header)
 
 
 def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:

@@ -82,6 +82,8 @@ class Recipe:
     """Minutes between two checkpoints."""
     weights: Weights = field(default_factory=Weights)
     """Weights of the default model's outputs in its loss."""
+    half: bool = False
+    """Whether the model file holds the weights in 16 bits: half its size, computed in float32."""
     licence: str = "BSD-3-Clause"
     """Licence of the model."""
     note: str = ""

@@ -15,6 +15,7 @@ import yaml
 import zarr
 from astropy.io import fits
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import fcnpipe
@@ -307,7 +308,9 @@ def test_two_processes_are_one_that_accumulates(spec, tmp_path):
 
 def test_a_model_of_pairs_segments_what_it_was_trained_on(spec, folder, tmp_path):
     pairs = {"images": spec.images, "labels": spec.labels, "train": "0-9", "choose": "10,11"}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(TINY | {"pairs": pairs, "note": "of cells"}))
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump(TINY | {"pairs": pairs, "note": "of cells", "half": True})
+    )
     result = CliRunner().invoke(
         app, ["train", str(tmp_path / "r.yaml"), str(tmp_path / "run"), "--quiet"]
     )
@@ -320,6 +323,8 @@ def test_a_model_of_pairs_segments_what_it_was_trained_on(spec, folder, tmp_path
     assert header.recipe["note"] == "of cells"
     assert header.scores["validation_loss"] > 0
     assert (tmp_path / "run" / "log.png").exists()
+    stored = load_file(result.stdout.strip())
+    assert {value.dtype for value in stored.values()} == {torch.float16}
 
     out = tmp_path / "cells.zarr"
     path = folder / "image" / "10.png"
