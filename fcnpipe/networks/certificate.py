@@ -166,16 +166,18 @@ def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
     bands : int
         Channels of the input.
     reach : Reach
-        How wide the probe must look; reaches up to three times larger are seen as such.
+        How wide the probe must look; reaches up to 1.5 times larger are seen as such.
 
     Returns
     -------
     Reach
         With the strides of ``reach``.
     """
-    top, bottom, rows = _probe_axis(module, bands, reach, 2)
-    left, right, columns = _probe_axis(module, bands, reach, 3)
-    return Reach(top, bottom, left, right, reach.stride_y, reach.stride_x, max(rows, columns))
+    seen = _probe(module, bands, reach, 3 * reach.furthest // 2)
+    if _exceeds(seen, reach):
+        # A reflecting border shows what lies twice as far: away from it.
+        seen = _probe(module, bands, reach, 3 * reach.furthest)
+    return seen
 
 
 def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> float:
@@ -203,8 +205,7 @@ def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> floa
 def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> bool:
     """Refuse a claim that is too small; tell whether it is exactly what was seen."""
     claim = replace(reach, cell=seen.cell) if reach.cell is None else reach
-    pairs = list(zip(astuple(seen), astuple(claim), strict=True))
-    if any(found > claimed for found, claimed in pairs):
+    if _exceeds(seen, claim):
         raise ModelError(
             f"network {type(module).__name__}: its reach is said to be {reach} but NaNs "
             f"in the image show {seen}: claim that"
@@ -212,11 +213,27 @@ def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> bool:
     return seen == claim
 
 
-def _probe_axis(module: nn.Module, bands: int, reach: Reach, axis: int) -> tuple[int, int, int]:
-    """Give (before, after, beyond a cell): a column of NaN for each phase, all in one batch."""
+def _exceeds(seen: Reach, claim: Reach) -> bool:
+    claim = replace(claim, cell=seen.cell) if claim.cell is None else claim
+    return any(a > b for a, b in zip(astuple(seen), astuple(claim), strict=True))
+
+
+def _probe(module: nn.Module, bands: int, reach: Reach, width: int) -> Reach:
+    top, bottom, rows = _probe_axis(module, bands, reach, (2, width))
+    left, right, columns = _probe_axis(module, bands, reach, (3, width))
+    return Reach(top, bottom, left, right, reach.stride_y, reach.stride_x, max(rows, columns))
+
+
+def _probe_axis(
+    module: nn.Module, bands: int, reach: Reach, look: tuple[int, int]
+) -> tuple[int, int, int]:
+    """Give (before, after, beyond a cell): a column of NaN for each phase, all in one batch.
+
+    ``look`` is the axis, and how far to look along it.
+    """
+    axis, width = look
     stride, thickness = _stride_and_thickness(reach, axis)
-    # Three times: a reflecting border shows twice what lies near it.
-    margin = round_up(3 * reach.furthest + 2 * stride, stride)
+    margin = round_up(width + 2 * stride, stride)
     phases = torch.arange(stride)
     image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=_dtype(module))
     image[phases, :, :, margin + phases] = torch.nan
