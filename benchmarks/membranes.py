@@ -37,9 +37,9 @@ from fcnpipe.stitch import Criterion
 from fcnpipe.training.pairs import Pair, Pairs, compress, measure_scaling, read_pairs
 
 Labels = NDArray[np.int32]
-SHARES = (0.3, 0.5, 0.7, 0.85, 1.0)
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-DYNAMICS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+SHARES = (0.5, 0.7, 0.85, 1.0)
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
+DYNAMICS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 AREAS = (10, 40, 120)
 BLURS, GREYS = (1.0, 1.5, 2.0, 3.0), (-0.6, -0.4, -0.2, 0.0, 0.2)
 

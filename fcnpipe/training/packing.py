@@ -30,11 +30,12 @@ ELEVATION = {"heat": Share(weight=0.4, floor=0.55), "relief": Share(weight=0.6)}
 """Shares of the outputs in the elevation, tuned together with the DEFAULTS."""
 RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
 RANGE_SEED, RANGE_SIDE = 555, 640
-DEFAULTS = Defaults(thresh=0.3, dynamics=0.06, minarea=4, minpeak=0.15)
+DEFAULTS = Defaults(thresh=0.3, dynamics=0.06, minarea=4, minpeak=0.16)
 """Separation options of a model that is trained on the OUTPUTS' targets."""
-MEMBRANE_ELEVATION = {"source": Share(weight=0.5), "relief": Share(weight=0.5)}
-MEMBRANE_DEFAULTS = Defaults(thresh=0.5, dynamics=0.1, minarea=20)
-"""What separates cells and other objects of pairs, tuned by benchmarks/membranes.py."""
+PAIRS_ELEVATION = {"source": Share(weight=1.0)}
+PAIRS_DEFAULTS = Defaults(thresh=0.1, dynamics=0.15, minarea=40)
+"""What separates cells and other objects of pairs, tuned by benchmarks/membranes.py: the relief, which
+is learned beside it, does not help there, and membranes belong to the cells up to a low threshold."""
 
 
 def pack(
@@ -113,8 +114,7 @@ def _list_usual(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
     if recipe.pairs is None:
         return DEFAULTS, ELEVATION
     names = [output.name for output in recipe.pairs.outputs]
-    shares = MEMBRANE_ELEVATION if "relief" in names else {"source": Share(weight=1.0)}
-    return MEMBRANE_DEFAULTS, shares if "source" in names else {}
+    return PAIRS_DEFAULTS, PAIRS_ELEVATION if "source" in names else {}
 
 
 def _measure_ranges(recipe: Recipe, network: nn.Module) -> dict[str, tuple[float, float]]:
