@@ -56,7 +56,7 @@ def test_bundled_models_are_known_by_name(
 ) -> None:
     (tmp_path / "default.safetensors").write_bytes(small_file.read_bytes())
     monkeypatch.setattr(bundles, "WEIGHTS", tmp_path)
-    assert list_models() == ("default", "membrane-unet", "none")
+    assert list_models() == ("default", "none")
     assert load_model("default").digest == load_model(small_file).digest
 
 
