@@ -36,7 +36,7 @@ class Chart:
     log_y: bool = False
     """Whether y is logarithmic."""
     marks: bool = False
-    """Whether each point has a dot."""
+    """Whether each point has a dot, and its x a label."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def draw(chart: Chart, path: Path) -> Path:
     points = [point for line in chart.lines.values() for point in line]
     x = _axis([p[0] for p in points], LEFT, WIDTH - RIGHT, chart.log_x)
     y = _axis([p[1] for p in points], HEIGHT - BOTTOM, TOP, chart.log_y)
-    _draw_grid(pen, x, y)
+    _draw_grid(pen, x, y, sorted({p[0] for p in points}) if chart.marks else x.ticks())
     for colour, (name, line) in zip(COLOURS * len(chart.lines), chart.lines.items(), strict=False):
         places = [(x.place(a), y.place(b)) for a, b in line]
         pen.line(places, fill=colour, width=2, joint="curve")
@@ -125,12 +125,12 @@ def _round_step(step: float) -> float:
     return next(m * size for m in (1, 2, 5, 10) if m * size >= step * 0.999)
 
 
-def _draw_grid(pen: ImageDraw.ImageDraw, x: _Axis, y: _Axis) -> None:
+def _draw_grid(pen: ImageDraw.ImageDraw, x: _Axis, y: _Axis, columns: list[float]) -> None:
     say: Callable[[float], str] = "{:.6g}".format
     for value in y.ticks():
         pen.line((x.begin, y.place(value), x.end, y.place(value)), fill=PALE)
         pen.text((x.begin - 8, y.place(value)), say(value), INK, _font(13), anchor="rm")
-    for value in x.ticks():
+    for value in columns:
         pen.line((x.place(value), y.begin, x.place(value), y.end), fill=PALE)
         pen.text((x.place(value), y.begin + 8), say(value), INK, _font(13), anchor="mt")
     pen.line((x.begin, y.end, x.begin, y.begin, x.end, y.begin), fill=INK)
