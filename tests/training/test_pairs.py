@@ -272,6 +272,7 @@ def start_process(recipe, out, script=KILLED, launcher=()):
 def test_a_training_on_pairs_survives_kill_9(spec, folder, tmp_path):
     pairs = {"images": spec.images, "labels": spec.labels, "train": "0-9", "choose": "10,11"}
     given = TINY | {"pairs": pairs, "minutes_between": 0.0, "steps": 30}
+    given |= {"rate": 1.0, "average": 0.0}  # so that the best weights come early
     whole = loop.train(make_recipe(given, ""), tmp_path / "whole")
     script = tmp_path / "run.py"
     script.write_text(KILLED)
@@ -282,8 +283,10 @@ def test_a_training_on_pairs_survives_kill_9(spec, folder, tmp_path):
             break
     process.stdout.close()
     assert process.wait() == -signal.SIGKILL
-    stopped = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"]
-    assert 8 <= stopped < 30
+    stored = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert 8 <= stored["step"] < 30
+    final = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
+    assert final["best_step"] <= stored["step"]
     parts = loop.train(make_recipe(given, ""), tmp_path / "parts")
     assert parts.read_bytes() == whole.read_bytes()
 
