@@ -38,10 +38,10 @@ from fcnpipe.training.scenes import draw
 from fcnpipe.training.skies import Sky as SceneSky
 from fcnpipe.training.targets import make_truth
 
-FLOORS, HEATS = (0.5, 0.55, 0.6), (0.4, 0.45)
+FLOORS, HEATS = (0.5, 0.52, 0.55), (0.4, 0.45)
 THRESHOLDS = (0.3, 0.35)
-DYNAMICS = (0.06, 0.075, 0.09)
-PEAKS = (0.13, 0.14, 0.15, 0.16)
+DYNAMICS = (0.045, 0.06, 0.075)
+PEAKS = (0.15, 0.16, 0.165, 0.17)
 AREAS = (4, 5)
 STRUCTURED = "structured"
 NOISE = "blank"

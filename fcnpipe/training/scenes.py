@@ -82,7 +82,7 @@ class SceneSpec:
     """Probability of a cluster of galaxies with a central galaxy and a halo."""
     globular: float = 0.0
     """Probability of a globular cluster."""
-    big: Range = (0.0, 5.0)
+    big: Range = (0.0, 14.0)
     """Number of large structured galaxies a scene of 0.4 Mpix."""
     sky: Sky = field(default_factory=Sky)
     """Sky, noise and artefacts."""
@@ -103,9 +103,7 @@ KINDS: dict[str, SceneSpec] = {
         snr=(2.0, 1e4),
         paired=(0.0, 0.2),
     ),
-    "cluster": SceneSpec(
-        name="cluster", cluster=1.0, galaxies_per_mpix=(1000.0, 5000.0), big=(0, 5)
-    ),
+    "cluster": SceneSpec(name="cluster", cluster=1.0, galaxies_per_mpix=(1000.0, 5000.0)),
     "globular": SceneSpec(
         name="globular", globular=1.0, psfs=_ALL, fwhm_px=(2.0, 5.0), galaxies_per_mpix=(10, 300)
     ),
@@ -271,7 +269,7 @@ def list_sources(
         snr = _power(rng, slope, spec.snr) * min(max(1.0, radius / 5.0), 4.0)
         sources.append(_galaxy(rng, places.next(), snr, radius, psf))
     for _ in range(rng.poisson(rng.uniform(*spec.big) * mpix / 0.4)):
-        radius, snr = _log_uniform(rng, (4.0, 70.0)), _log_uniform(rng, (60.0, 2000.0))
+        radius, snr = _log_uniform(rng, (4.0, 60.0)), _log_uniform(rng, (60.0, 5000.0))
         sources.append(_structured(rng, places.next(), snr, radius, psf))
     if rng.random() < spec.cluster:
         sources += _cluster(rng, shape, psf)

@@ -30,7 +30,7 @@ class Sky:
     """Cosmic rays and hot pixels that are not flagged."""
     trail: float = 0.12
     """Satellite trails."""
-    picture: float = 0.15
+    picture: float = 0.2
     """Compressed, clipped and rounded to few grey levels, as a published picture, often a JPEG."""
     saturated: float = 0.3
     """A saturation level that clips the brightest stars."""
