@@ -6,6 +6,9 @@ import sys
 SMALL = (
     ["benchmarks.forward", "--rounds", "1"],
     ["benchmarks.ciresan", "--patches", "2", "--edge", "16", "--maps", "4", "--rounds", "1"],
+    ["benchmarks.losses", "--steps", "5", "--tests", "5"],
+    ["benchmarks.restoration", "--images", "2"],
+    ["benchmarks.bulge_disk", "--stamps", "4"],
     ["benchmarks.quality", "--side", "512", "--kinds", "ground"],
     [
         "benchmarks.whole_job",
