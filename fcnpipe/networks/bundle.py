@@ -16,7 +16,6 @@ import hashlib
 import os
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +25,15 @@ from safetensors import SafetensorError, safe_open
 from fcnpipe.errors import ModelError
 from fcnpipe.networks.base import Model, ModelHeader, parse_header
 from fcnpipe.networks.matched import MatchedFilter
+from fcnpipe.networks.stored import StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fcnpipe.networks.predictor import TorchPredictor
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the bundled models."""
 METADATA_KEY = "fcnpipe"
-SCRATCH = 2
-"""The process grows by this times the arrays of the network: oneDNN's copies, and holes in the heap.
-Measured 512 bytes a pixel for 296 of arrays: U-Net of base 16, depth 3, window 1024 + 2 x 56."""
 SUFFIX = ".safetensors"
 _PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".t7", ".joblib"})
 _NOT_ARCHITECTURES = frozenset(
@@ -57,49 +53,17 @@ _NOT_ARCHITECTURES = frozenset(
         "reach",
         "rules",
         "sizes",
+        "stored",
         "tiling",
         "weights",
     }
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A model that was read from a file; the weights are read when a predictor is made.
+class Bundle(StoredModel):
+    """A model in a file of weights with a header."""
 
-    Attributes
-    ----------
-    path : Path
-        The file.
-    header : ModelHeader
-        Its header.
-    digest : str
-        BLAKE2b of the file's bytes, hexadecimal.
-    """
-
-    path: Path
-    header: ModelHeader
-    digest: str
-
-    @property
-    def halo(self) -> int:
-        """Pixels to read beyond a core, a multiple of the stride."""
-        return self.header.halo
-
-    @property
-    def stride(self) -> int:
-        """Total subsampling, px."""
-        return self.header.stride
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes of the probability map."""
-        return self.header.classes
-
-    @property
-    def bytes_per_pixel(self) -> int:
-        """Peak memory of a forward pass for each pixel looked at, scratch included."""
-        return SCRATCH * self.header.bytes_per_pixel
+    __slots__ = ()
 
     def module(self) -> nn.Module:
         """Build the network with its weights, on the CPU, in evaluation mode.
@@ -115,35 +79,6 @@ class Bundle:
         _check_weights(module, load_file(self.path), self.path)
         module.load_state_dict(load_file(self.path))
         return module.eval()
-
-    def precision(self, wanted: str, device: str = "auto") -> str:
-        """Give the arithmetic that ``wanted`` means on this machine: fp32, bf16 or int8."""
-        from fcnpipe.networks.predictor import choose_precision
-
-        return choose_precision(wanted, device, self.header)
-
-    def predictor(
-        self, device: str = "auto", precision: str = "fp32", threads: int = 1
-    ) -> TorchPredictor:
-        """Make it ready to run.
-
-        Parameters
-        ----------
-        device : {"auto", "cpu", "cuda"}
-            ``auto`` takes a GPU where there is one.
-        precision : {"auto", "fp32", "bf16", "int8"}
-            Arithmetic of the network; the maps are float32 in any case.
-        threads : int
-            Threads of the CPU; part of what makes the bits.
-
-        Raises
-        ------
-        SpecError
-            If there is no such device or precision.
-        """
-        from fcnpipe.networks.predictor import TorchPredictor, choose_device
-
-        return TorchPredictor(self.module(), self.header, choose_device(device), precision, threads)
 
 
 def load_model(name_or_path: str | Path, fwhm: float = 3.0) -> Model:

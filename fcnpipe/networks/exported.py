@@ -32,9 +32,10 @@ from fcnpipe.networks.archive import read_archive
 from fcnpipe.networks.base import Certificate, ModelHeader, Reach
 from fcnpipe.networks.certificate import PIPELINE_BYTES, certify, declare
 from fcnpipe.networks.reach import activation_bytes, reach_of, trace
+from fcnpipe.networks.stored import StoredModel
 
 if TYPE_CHECKING:
-    from fcnpipe.networks.predictor import TorchPredictor
+    pass
 
 EXPORTED = ".pt2"
 ARCHITECTURE = "exported"
@@ -99,63 +100,14 @@ class Sidecar:
     declared: Certificate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """An exported program; the network is read when a predictor is made.
+class Exported(StoredModel):
+    """An exported program; the digest is that of its bytes and of what is said of it."""
 
-    Attributes
-    ----------
-    path : Path
-        The ``.pt2`` file.
-    header : ModelHeader
-        Made when it was loaded.
-    digest : str
-        BLAKE2b of the program's bytes and those of what is said of it, hexadecimal.
-    """
-
-    path: Path
-    header: ModelHeader
-    digest: str
-
-    @property
-    def halo(self) -> int:
-        """Pixels to read beyond a core, a multiple of the stride."""
-        return self.header.halo
-
-    @property
-    def stride(self) -> int:
-        """Total subsampling, px."""
-        return self.header.stride
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes of the probability map."""
-        return self.header.classes
-
-    @property
-    def bytes_per_pixel(self) -> int:
-        """Peak memory of a forward pass for each pixel looked at, scratch included."""
-        from fcnpipe.networks.bundle import SCRATCH
-
-        return SCRATCH * self.header.bytes_per_pixel
+    __slots__ = ()
 
     def module(self) -> nn.Module:
         """Read the network, on the CPU."""
         return read_network(self.path)
-
-    def precision(self, wanted: str, device: str = "auto") -> str:
-        """Give the arithmetic that ``wanted`` means on this machine: fp32 or bf16."""
-        from fcnpipe.networks.predictor import choose_precision
-
-        return choose_precision(wanted, device, self.header)
-
-    def predictor(
-        self, device: str = "auto", precision: str = "fp32", threads: int = 1
-    ) -> TorchPredictor:
-        """Make it ready to run; see `Bundle.predictor`."""
-        from fcnpipe.networks.predictor import TorchPredictor, choose_device
-
-        return TorchPredictor(self.module(), self.header, choose_device(device), precision, threads)
 
 
 def load_exported(path: Path) -> Exported:
