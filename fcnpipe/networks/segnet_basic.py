@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fcnpipe.networks.layers import check_sizes, initialise_for_relu, scale_channels
@@ -75,7 +76,7 @@ class SegNetBasic(nn.Module):
         Tensor
             (n, outputs, h, w) logits.
         """
-        x = self.norm(x)
+        x = self.norm(x.float()).to(x.dtype) if x.dtype == torch.bfloat16 else self.norm(x)
         places = []
         for layer in self.down:
             x, place = self.pool(layer(x))
