@@ -80,5 +80,6 @@ def joined(device: str) -> Iterator[Ranks]:
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield Ranks(distributed.get_rank(), count)
+        distributed.barrier()  # nobody leaves while another still needs the connection
     finally:
         distributed.destroy_process_group()
