@@ -1,5 +1,6 @@
 """All engines, with real Dask processes."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -74,3 +75,20 @@ def test_the_spec_chooses_the_engine(engine: str, workers: int, kind: type) -> N
     opened = open_engine(make_spec(image=("a",), out="o", engine=engine, workers=workers), {})
     assert isinstance(opened, kind)
     opened.close()
+
+
+def test_workers_say_nothing_of_a_scheduler_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = start_local(1, {})
+    levels = []
+
+    def look() -> int:
+        return logging.getLogger("distributed.worker").getEffectiveLevel()
+
+    def leave() -> None:
+        levels.extend(engine._client.run(look).values())
+        type(engine._client).close(engine._client)
+
+    monkeypatch.setattr(engine._client, "close", leave)
+    assert list(engine._client.run(look).values()) < [logging.CRITICAL]
+    engine.close()
+    assert levels == [logging.CRITICAL]

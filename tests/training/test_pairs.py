@@ -269,6 +269,16 @@ def start_process(recipe, out, script=KILLED, launcher=()):
     )
 
 
+@pytest.fixture
+def one_thread():
+    """As the processes have that are started: the number of threads is in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_training_on_pairs_survives_kill_9(spec, folder, tmp_path):
     pairs = {"images": spec.images, "labels": spec.labels, "train": "0-9", "choose": "10,11"}
     given = TINY | {"pairs": pairs, "minutes_between": 0.0, "steps": 30}
