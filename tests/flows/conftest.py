@@ -1,0 +1,23 @@
+"""One Prefect server for all tests of the flows: starting one takes longer than most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("prefect")
+
+from tests.flows import processes
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Server]:
+    """A server on PostgreSQL where this machine has it, else on SQLite."""
+    folder: Path = tmp_path_factory.mktemp("prefect")
+    with ExitStack() as stack:
+        has = processes.has_postgres()
+        database = stack.enter_context(processes.postgres()) if has else None
+        yield stack.enter_context(processes.server(folder, database))
