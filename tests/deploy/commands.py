@@ -1,0 +1,298 @@
+"""Every command line that deploy/ and the guides show, and whether its program would take it.
+
+Commands stand in comments behind three blanks, in ``sh`` blocks of Markdown, and where the formats have
+them: ``command`` of compose and Kubernetes, ``ExecStart`` of systemd, ``CMD`` of Docker.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+GUIDES = ("README.md", "deploy/README.md")
+PLAIN = {
+    *(
+        "cd",
+        "chmod",
+        "conda",
+        "createdb",
+        "curl",
+        "install",
+        "openssl",
+        "pg_dump",
+        "pg_restore",
+        "pip",
+    ),
+    *(
+        "rsync",
+        "set",
+        "source",
+        ".",
+        "sudo",
+        "journalctl",
+        "scancel",
+        "squeue",
+        "sacct",
+        "useradd",
+        "git",
+    ),
+    *(
+        "scontrol",
+        "exec",
+        "exit",
+        "trap",
+        "wait",
+        "echo",
+        "if",
+        "then",
+        "fi",
+        "while",
+        "do",
+        "done",
+    ),
+}
+"""Programs of the system, whose options are theirs; only that the files exist is checked."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command line as a file shows it."""
+
+    place: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.place}: {' '.join(self.words)}"
+
+
+def list_commands() -> list[Shown]:
+    """Give all of them."""
+    found = [*_in_comments(), *_in_guides(), *_in_units(), *_in_containers(), *_in_the_image()]
+    return [Shown(place, tuple(words)) for place, words in found]
+
+
+# --- where they stand -----------------------------------------------------------------------------
+
+Found = Iterator[tuple[str, list[str]]]
+
+
+def _in_comments() -> Found:
+    for path in sorted(DEPLOY.rglob("*")):
+        if path.is_file() and path.suffix != ".md":
+            lines = re.findall(r"^#   (?! )(.+)$", path.read_text(), re.MULTILINE)
+            yield from _split(str(path.relative_to(ROOT)), "\n".join(lines))
+
+
+def _in_guides() -> Found:
+    for name in GUIDES:
+        for block in shell_blocks(name):
+            yield from _split(name, block)
+
+
+def shell_blocks(name: str) -> list[str]:
+    """Give the ``sh`` blocks of a Markdown file."""
+    return re.findall(r"^```sh\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _in_units() -> Found:
+    for path in sorted((DEPLOY / "systemd").glob("*.service")):
+        for line in re.findall(r"^ExecStart=(.+)$", path.read_text(), re.MULTILINE):
+            yield from _split(path.name, line.replace("/opt/fcnpipe/.venv/bin/", ""))
+
+
+def _in_containers() -> Found:
+    for name, service in load("compose.yaml")["services"].items():
+        yield from _of_container(f"compose {name}", service.get("command", []))
+        yield from _of_container(f"compose {name}", service.get("healthcheck", {}).get("test", []))
+    for place, pod in pods():
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            command = container["command"] + container["args"]
+            yield from _of_container(f"{place} {container['name']}", command)
+
+
+def pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the pods that the Kubernetes manifests describe."""
+    for path in sorted((DEPLOY / "kubernetes/cpu").glob("*.yaml")):
+        for document in documents(f"kubernetes/cpu/{path.name}"):
+            spec = document.get("spec", {})
+            if document["kind"] == "Deployment":
+                yield path.name, spec["template"]["spec"]
+            if document["kind"] == "DaskCluster":
+                yield path.name, spec["scheduler"]["spec"]
+                yield path.name, spec["worker"]["spec"]
+
+
+def _of_container(place: str, words: list[str]) -> Found:
+    words = words[1:] if words[:1] == ["CMD"] else words
+    if words[:2] == ["sh", "-euc"]:
+        yield from _split(place, words[2])
+    elif words:
+        yield place, words
+
+
+def _in_the_image() -> Found:
+    text = (DEPLOY / "Dockerfile").read_text()
+    for line in re.findall(r"^(?:CMD|ENTRYPOINT) (\[.+\])$", text, re.MULTILINE):
+        yield "Dockerfile", ast.literal_eval(line)
+
+
+def load(name: str) -> Any:
+    """Read a YAML file of deploy/."""
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def documents(name: str) -> list[Any]:
+    """Read the documents of a YAML file of deploy/."""
+    return list(yaml.safe_load_all((DEPLOY / name).read_text()))
+
+
+def _split(place: str, script: str) -> Found:
+    """Give the commands of a script: lines, and what && ; | put side by side."""
+    for line in script.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("&;|"):
+                if words:
+                    yield place, _without_variables(words)
+                words = []
+            else:
+                words.append(word)
+
+
+def _without_variables(words: list[str]) -> list[str]:
+    while len(words) > 1 and re.fullmatch(r"\w+=.*", words[0]):
+        words = words[1:]
+    return words
+
+
+# --- whether they would be taken ------------------------------------------------------------------
+
+
+def check(words: tuple[str, ...]) -> None:
+    """Parse a command line as its program does, without running it.
+
+    Raises
+    ------
+    Exception
+        Whatever the program's own parser raises; ValueError if the program is not known here.
+    """
+    program, rest = words[0].rpartition("/")[2], list(words[1:])
+    if program in _CHECKS:
+        _CHECKS[program](rest)
+    elif re.fullmatch(r"\w+=.*", words[0]) or program in PLAIN:
+        _check_files(rest)
+    else:
+        raise ValueError(f"{words[0]} is no program that the guides use: check it here")
+
+
+def _check_files(words: list[str]) -> None:
+    missing = [
+        word
+        for word in words
+        if re.match(r"(deploy|flows|docs)/[\w./-]+$", word) and not _is_there(word)
+    ]
+    assert not missing, f"no such file: {missing}"
+
+
+def _is_there(name: str) -> bool:
+    return name == "deploy/.env" or (ROOT / name).exists()
+
+
+def _check_fcnpipe(words: list[str]) -> None:
+    from fcnpipe.cli import app
+
+    _check_files(words)
+    group: Any = typer.main.get_command(app)
+    while hasattr(group, "get_command") and words and not words[0].startswith("-"):
+        name, *words = words
+        command = group.get_command(None, name)
+        assert command is not None, f"fcnpipe has no command {name}"
+        group = command
+    _parse(group, words)
+
+
+def _parse(command: Any, words: list[str]) -> None:
+    """Parse with click, or with what typer brings of it."""
+    command.make_context("command", list(words), resilient_parsing="--help" in words)
+
+
+def _check_dask(words: list[str]) -> None:
+    from distributed.cli import dask_scheduler, dask_worker
+
+    _parse({"scheduler": dask_scheduler, "worker": dask_worker}[words[0]].main, words[1:])
+
+
+def _check_prefect(words: list[str]) -> None:
+    from prefect.cli import _app
+
+    _check_files(words)
+    app: Any = _app._app
+    tokens = [word for word in words if word != "--no-prompt"]
+    app.parse_args(tokens, exit_on_error=False, print_error=False)
+
+
+def _check_python(words: list[str]) -> None:
+    if words[0] == "-c":
+        compile(words[1], "command", "exec")
+        return
+    if words[1].partition(".")[0] in ("pip", "venv", "pytest"):
+        return
+    module = importlib.import_module(words[1])
+    app = typer.Typer()
+    app.command()(module.start)
+    _parse(typer.main.get_command(app), words[2:])
+
+
+def _check_docker(words: list[str]) -> None:
+    _check_files(words)
+    if words[0] == "build":
+        targets = re.findall(r"AS ([\w-]+)", (DEPLOY / "Dockerfile").read_text())
+        assert words[words.index("--target") + 1] in targets
+    if words[0] == "run":
+        image = next(i for i, word in enumerate(words) if word.startswith("fcnpipe:"))
+        check(tuple(words[image + 1 :]))
+    if words[:1] == ["compose"] and "exec" in words:
+        service, *inner = [w for w in words[words.index("exec") + 1 :] if w != "-T"]
+        assert service in load("compose.yaml")["services"]
+        check(tuple(inner))
+
+
+def _check_sudo(words: list[str]) -> None:
+    if words[0] != "systemctl":
+        return check(tuple(words))
+    units = [word for word in words if re.search(r"\.(service|timer)$", word)]
+    names = [re.sub(r"@.*(?=\.)", "@", unit) for unit in units]
+    assert all((DEPLOY / "systemd" / name).exists() for name in names), names
+    return None
+
+
+def _check_make(words: list[str]) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(words) <= set(targets) or "=" in words[-1]
+
+
+_CHECKS = {
+    "fcnpipe": _check_fcnpipe,
+    "dask": _check_dask,
+    "prefect": _check_prefect,
+    "python": _check_python,
+    "docker": _check_docker,
+    "sudo": _check_sudo,
+    "make": _check_make,
+    "kubectl": _check_files,
+    "sbatch": _check_files,
+    "pg_isready": _check_files,
+}
