@@ -316,6 +316,11 @@ def _reduction(operation: Operation) -> list[Look]:
     return _keep(operation)
 
 
+def _greatest(operation: Operation) -> list[Look]:
+    """Take the greater of two arrays, or the greatest along a dimension."""
+    return _pointwise(operation) if "other" in operation.arguments else _reduction(operation)
+
+
 def _layer_norm(operation: Operation) -> list[Look]:
     rank = len(shape_of(operation.image))
     normalised = range(rank - len(operation.arguments["normalized_shape"]), rank)
@@ -338,6 +343,29 @@ def _channels(operation: Operation) -> list[Look]:
         raise operation.refuse("cuts or joins along the image", "do so along the channels")
     if any(source not in operation.axes for source in operation.node.all_input_nodes):
         raise operation.refuse("joins a constant of the image's size", _POSITIONS)
+    return _keep(operation)
+
+
+def _stack(operation: Operation) -> list[Look]:
+    """Lay arrays of one size on each other."""
+    if any(source not in operation.axes for source in operation.node.all_input_nodes):
+        raise operation.refuse("stacks a constant of the image's size", _POSITIONS)
+    return _keep(operation)
+
+
+def _pick(operation: Operation) -> list[Look]:
+    """Take some along a dimension that is not y or x."""
+    if operation.is_spatial(operation.arguments["dim"], operation.image):
+        raise operation.refuse("picks rows or columns of the image", "crop it with slices")
+    return _keep(operation)
+
+
+def _repetition(operation: Operation) -> list[Look]:
+    """Repeat along other dimensions than y and x."""
+    before, after = shape_of(operation.image), shape_of(operation.node)
+    axes = operation.axes[operation.image]
+    if len(before) != len(after) or any(before[axis] != after[axis] for axis in axes):
+        raise operation.refuse("repeats the image", "interpolate it by a whole scale_factor")
     return _keep(operation)
 
 
@@ -407,9 +435,17 @@ _RULES: dict[str, Rule] = {
         ("mean", "sum", "amax", "amin", "var", "std", "softmax", "log_softmax"), _reduction
     ),
     **dict.fromkeys(("_softmax", "_log_softmax", "linalg_vector_norm", "cumsum"), _reduction),
+    **dict.fromkeys(
+        ("argmax", "argmin", "logsumexp", "prod", "sort", "topk", "var_mean", "std_mean"),
+        _reduction,
+    ),
+    **dict.fromkeys(("max", "min"), _greatest),
     "layer_norm": _layer_norm,
     "linear": _linear,
-    **dict.fromkeys(("cat", "split", "split_with_sizes", "chunk"), _channels),
+    **dict.fromkeys(("cat", "split", "split_with_sizes", "chunk", "glu"), _channels),
+    **dict.fromkeys(("select", "unbind", "index_select"), _pick),
+    **dict.fromkeys(("expand", "repeat"), _repetition),
+    "stack": _stack,
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _view),
     **dict.fromkeys(
         (
@@ -424,6 +460,9 @@ _RULES: dict[str, Rule] = {
         ),
         _keep,
     ),
+    # Of each pixel alone, though torch does not tag them as pointwise.
+    **dict.fromkeys(("hardswish", "hardtanh", "log_sigmoid", "channel_shuffle"), _keep),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "_assert_tensor_metadata"), _keep),
     **dict.fromkeys(
         ("prelu", "_prelu_kernel", "_to_copy", "_native_batch_norm_legit_no_training"), _keep
     ),
@@ -496,7 +535,8 @@ def _swap(first: int, second: int) -> dict[int, int]:
 
 def _after_rank_change(operation: Operation, axes: tuple[int, int], rank: int) -> tuple[int, int]:
     """Count the dimensions before y and x anew where one was taken out or put in."""
-    change = 0 if _is_tuple(operation.node) else len(shape_of(operation.node)) - rank
+    after = shape_of(operation.node)
+    change = len(after) - rank if after else 0
     dim = operation.arguments.get("dim")
     if not change or dim is None:
         return axes
@@ -517,10 +557,6 @@ def _name(node: fx.Node) -> str:
     """Give the operator's name without overload: ``conv2d``."""
     packet = getattr(node.target, "overloadpacket", None)
     return str(getattr(packet or node.target, "__name__", node.target))
-
-
-def _is_tuple(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), tuple | list) or "val" not in node.meta
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

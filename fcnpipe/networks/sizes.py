@@ -10,7 +10,9 @@ convolutions drop the pixels that fill no window; a size fits if none does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -123,7 +125,7 @@ def find_choice(module: nn.Module, bands: int, size: Size) -> str:
             layer.register_forward_hook(lambda *_: (entered.pop(), None)[1]),
         ]
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with _silent(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             module(torch.empty(1, bands, *size, dtype=_dtype(module)))
     except (DataDependentOutputException, DynamicOutputShapeException):
         return entered[-1]
@@ -216,13 +218,24 @@ def _run(module: nn.Module, bands: int, size: Size) -> _Run | None:
     """Run a network on a tensor without data; None if it does not take this size."""
     watch = _Remainders()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), watch, torch.no_grad():
+        with _silent(), FakeTensorMode(allow_non_fake_inputs=True), watch, torch.no_grad():
             output = module(torch.empty(1, bands, *size, dtype=_dtype(module)))
     except Exception:  # whatever the user's forward raises at a size that it does not take
         return None
     if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape) < 1:
         return None
     return _Run((output.shape[2], output.shape[3]), (watch.dropped[0], watch.dropped[1]))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch's tracebacks of sizes that a network does not take from the user."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fcnpipe.errors import ModelError
 from fcnpipe.networks.base import Reach
@@ -76,6 +78,62 @@ def test_axes_are_told_apart() -> None:
 
 def test_unpooling_looks_where_its_indices_came_from() -> None:
     assert analyse(small.SegNetLike()) == even(11, 2)
+
+
+class Along(nn.Module):
+    """A convolution, and something done along the channels."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.look, self.function = small.conv(3, 1, 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.look(x))
+
+
+ALONG: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "select": lambda x, dim: x.select(dim, 0).unsqueeze(1),
+    "unbind": lambda x, dim: torch.stack(x.unbind(dim)[:2], 1),
+    "index_select": lambda x, dim: x.index_select(dim, torch.tensor([0, 2])),
+    "greatest": lambda x, dim: x.max(dim, keepdim=True)[0],
+    "topk": lambda x, dim: x.topk(2, dim)[0],
+    "logsumexp": lambda x, dim: x.logsumexp(dim, keepdim=True),
+    "standardised": lambda x, dim: x - torch.var_mean(x, dim, keepdim=True)[1],
+    "gated": functional.glu,
+}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_what_is_done_along_the_channels_does_not_look_and_along_the_image_is_refused(
+    name: str,
+) -> None:
+    torch.manual_seed(0)
+    network = Along(lambda x: ALONG[name](x, 1)).eval()
+    assert analyse(network) == probe(network, 1, even(1)) == even(1)
+    with pytest.raises(ModelError, match=r"the network \(Along\) (?!uses)"):
+        analyse(Along(lambda x: ALONG[name](x, 3)).eval())
+
+
+QUIET = {
+    "hardswish": functional.hardswish,
+    "logsigmoid": functional.logsigmoid,
+    "shuffled": lambda x: functional.channel_shuffle(x, 2),
+    "normalised": functional.normalize,
+    "repeated": lambda x: x.repeat(1, 2, 1, 1),
+    "rectified": lambda x: torch.max(x, torch.zeros_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_functions_of_a_pixel_do_not_look(name: str) -> None:
+    torch.manual_seed(0)
+    network = Along(QUIET[name]).eval()
+    assert analyse(network) == probe(network, 1, even(1)) == even(1)
+
+
+def test_repeating_the_image_is_refused() -> None:
+    with pytest.raises(ModelError, match="repeats the image"):
+        analyse(Along(lambda x: x.repeat(1, 1, 2, 1)).eval())
 
 
 def test_layers_over_channels_do_not_look() -> None:
@@ -191,6 +249,12 @@ def test_the_published_unet_takes_572_and_gives_388() -> None:
 def test_a_valid_unet_looks_as_far_as_a_padded_one() -> None:
     valid, same = (UNet(1, 1, 1, 2, padding=p).eval() for p in ("valid", "same"))  # type: ignore[arg-type]
     assert analyse(valid).furthest == analyse(same).furthest == 23
+
+
+def test_sizes_that_do_not_fit_are_tried_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch logs a traceback for each."""
+    fit(shrinking(nn.ReflectionPad2d(2), nn.Conv2d(1, 1, 5)))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_run_needs_the_size_kept() -> None:
