@@ -1,18 +1,23 @@
 """Loss comparison on one task: discs under noise, learnt from contours that were drawn carelessly.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.losses --steps 400 --seeds 1
+    OMP_NUM_THREADS=1 python -m benchmarks.losses --steps 400 --seeds 3 --out FOLDER
 
 The same small U-Net, from the same weights, on the same images, with each loss. Labels have each
 contour moved by a smooth random offset of up to 4 px; scores are against the true discs: IoU, Dice
 and pixel error of the prediction cut at one half, its area over the true one, and the threshold at
-which its IoU would be the best, with that IoU. The first line scores the labels themselves.
+which its IoU would be the best, with that IoU: means and standard deviations over the seeds. The first
+line scores the labels themselves. FOLDER gets losses.csv, a line for each loss and seed, and
+losses.png, the IoU against the threshold.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from fcnpipe.networks.unet import UNet
+from fcnpipe.training.curve import Chart, draw
 from fcnpipe.training.losses import make_loss
 
 SIDE, JITTER_PX, NOISE = 80, 4.0, 1.0
@@ -34,7 +40,7 @@ LEVELS = np.arange(0.02, 1.0, 0.02)
 Images = NDArray[np.float32]
 
 
-def draw(count: int, seed: list[int]) -> tuple[Images, Images, Images]:
+def draw_images(count: int, seed: list[int]) -> tuple[Images, Images, Images]:
     """Give noisy images, careless labels and the truth, (count, 1, side, side) each."""
     rng = np.random.default_rng(seed)
     pairs = np.stack([draw_one(rng) for _ in range(count)])
@@ -77,7 +83,7 @@ def train(terms: dict[str, float], seed: int, options: argparse.Namespace) -> UN
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, options.steps)
     for step in range(options.steps):
-        image, label, _ = (torch.from_numpy(a) for a in draw(options.batch, [seed, step]))
+        image, label, _ = (torch.from_numpy(a) for a in draw_images(options.batch, [seed, step]))
         optimizer.zero_grad()
         loss(network(image), label).backward()
         optimizer.step()
@@ -92,42 +98,78 @@ def predict(network: UNet, image: Images) -> Images:
     return np.concatenate(parts)
 
 
-def score(probability: Images, truth: Images) -> list[float]:
-    """Give IoU, Dice, pixel error and area ratio at one half, the best threshold and its IoU."""
+@dataclass(frozen=True)
+class Score:
+    """How a network does on clean contours."""
+
+    loss: str
+    seed: int
+    iou: float
+    """Cut at one half, as the three that follow."""
+    dice: float
+    pixel_error: float
+    area: float
+    """Over the true one."""
+    level: float
+    """Threshold of the best IoU."""
+    best: float
+    """That IoU."""
+
+
+def overlaps(probability: Images, truth: Images) -> NDArray[np.float64]:
+    """Give the IoU at each of the LEVELS."""
     there = truth > 0.5
+    found = (probability > level for level in LEVELS)
+    return np.array([(f & there).sum() / (f | there).sum() for f in found])
 
-    def overlap(level: float) -> float:
-        found = probability > level
-        return float((found & there).sum() / (found | there).sum())
 
-    found = probability > 0.5
-    iou, overlaps = overlap(0.5), np.array([overlap(level) for level in LEVELS])
-    best = LEVELS[overlaps == overlaps.max()].mean()
-    dice = 2 * iou / (1 + iou)
+def score(name: str, seed: int, probability: Images, truth: Images) -> Score:
+    """Score the probability of a network."""
+    found, there = probability > 0.5, truth > 0.5
+    iou = float((found & there).sum() / (found | there).sum())
     error, area = float((found != there).mean()), float(found.sum() / there.sum())
-    return [iou, dice, error, area, float(best), float(overlaps.max())]
+    curve = overlaps(probability, truth)
+    level = float(LEVELS[curve == curve.max()].mean())
+    return Score(name, seed, iou, 2 * iou / (1 + iou), error, area, level, float(curve.max()))
 
 
-def line(name: str, scores: list[list[float]], seconds: float) -> str:
-    """Give one line of the table: means over the seeds, and the spread of the IoU."""
-    iou, dice, error, area, level, best = np.mean(scores, axis=0)
-    spread = np.std([s[0] for s in scores])
-    return (
-        f"{name:8s} {iou:.4f} ±{spread:.4f}  {dice:.4f}  {error:7.4f}  {area:6.3f}"
-        f"  {level:5.2f}  {best:.4f}  {seconds:5.0f}"
-    )
+def line(name: str, scores: list[Score], seconds: float) -> str:
+    """Give one line of the table: mean and standard deviation over the seeds."""
+    numbers = np.array([astuple(s)[2:] for s in scores])
+    means, spreads = numbers.mean(axis=0), numbers.std(axis=0, ddof=len(scores) > 1)
+    cells = (f"{mean:.4f} ±{spread:.4f}" for mean, spread in zip(means, spreads, strict=True))
+    return "  ".join([f"{name:8s}", *cells, f"{seconds:5.0f}"])
 
 
-def compare(options: argparse.Namespace, report: Callable[[str], None]) -> None:
-    """Train with each loss and report a line each."""
-    image, label, truth = draw(options.tests, [977])
-    report("loss     IoU     spread   Dice    pix.err    area  level  its IoU      s")
-    report(line("(labels)", [score(label, truth)], 0))
+def compare(
+    options: argparse.Namespace, report: Callable[[str], None]
+) -> tuple[list[Score], dict[str, NDArray[np.float64]]]:
+    """Train with each loss, report a line each; give the scores, and the mean IoU at each level."""
+    image, label, truth = draw_images(options.tests, [977])
+    names = ("IoU", "Dice", "pixel error", "area", "best level", "its IoU")
+    report("  ".join(["loss    ", *(f"{name:14s}" for name in names), "    s"]))
+    report(line("(labels)", [score("labels", 0, label, truth)], 0))
+    scores, curves = [], {}
     for name, terms in LOSSES.items():
         begun = time.perf_counter()
         networks = [train(terms, seed, options) for seed in range(options.seeds)]
-        scores = [score(predict(network, image), truth) for network in networks]
-        report(line(name, scores, time.perf_counter() - begun))
+        found = [predict(network, image) for network in networks]
+        scores += [score(name, seed, f, truth) for seed, f in enumerate(found)]
+        report(line(name, scores[-options.seeds :], time.perf_counter() - begun))
+        curves[name] = np.mean([overlaps(f, truth) for f in found], axis=0)
+    return scores, curves
+
+
+def write(scores: list[Score], curves: dict[str, NDArray[np.float64]], folder: Path) -> Path:
+    """Write table and picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "losses.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([f.name for f in fields(Score)])
+        writer.writerows(astuple(s) for s in scores)
+    lines = {name: list(zip(LEVELS, curve, strict=True)) for name, curve in curves.items()}
+    title, y_label = "Discs learned from careless contours", "IoU with clean contours"
+    return draw(Chart(title, "threshold of the probability", y_label, lines), folder / "losses.png")
 
 
 def main() -> None:
@@ -138,8 +180,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tests", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    compare(parser.parse_args(), lambda text: print(text, flush=True))
+    found = compare(given, lambda text: print(text, flush=True))
+    if given.out:
+        print(write(*found, given.out))
 
 
 if __name__ == "__main__":

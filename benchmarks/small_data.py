@@ -1,20 +1,21 @@
 """How little data will do, and how wrong its contours may be, shown on membranes.
 
-    python -m benchmarks.small_data slices FOLDER OUT [--steps 400]
-    python -m benchmarks.small_data contours FOLDER OUT [--steps 400]
+    python -m benchmarks.small_data slices FOLDER OUT [--steps 400] [--seeds 3]
+    python -m benchmarks.small_data contours FOLDER OUT [--steps 400] [--seeds 3]
 
-FOLDER is that of benchmarks/membranes.py. Each point is a U-Net of its own (base 8, depth 3), trained
-for the same number of steps and scored on slices 16-19. ``slices``: trained on 1, 2, 4, 8 and 16
-slices, with and without augmentation. ``contours``: trained on 16 slices whose contours were
-displaced at random, and scored on clean ones, beside the labels it was trained on. Both write a CSV
-and a PNG of that name into OUT.
+FOLDER is that of benchmarks/membranes.py. For each point and seed a U-Net of its own (base 8, depth 3)
+is trained for the same number of steps and scored on slices 16-19. ``slices``: trained on 1, 2, 4, 8
+and 16 slices, with and without augmentation; a seed draws weights, crops and which slices.
+``contours``: trained on 16 slices whose contours were displaced at random, and scored on clean ones,
+beside the labels it was trained on. Both write a CSV, one line a network, and a PNG, means and standard
+deviations over the seeds, of that name into OUT, and print these.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from benchmarks.membranes import Options, Slice, pixel_error, score
 from fcnpipe.networks.allocator import tune_allocator
 from fcnpipe.training import loop
 from fcnpipe.training.augment import NONE, Augment, take
-from fcnpipe.training.curve import Chart, draw
+from fcnpipe.training.curve import Chart, Points, draw
 from fcnpipe.training.pairs import Pair, Pairs, measure_scaling, read_pairs
 from fcnpipe.training.recipe import Recipe
 from fcnpipe.training.sources import PairSource
@@ -90,29 +91,34 @@ def look(network: torch.nn.Module, pairs: list[Pair]) -> list[Slice]:
     return [Slice(p, *o) for p, o in zip(pairs, outputs, strict=True)]
 
 
-def learn_from_few(trial: Trial) -> Iterator[Row]:
+def learn_from_few(trial: Trial, seed: int) -> Iterator[Row]:
     """Give the errors for each number of slices, with and without augmentation."""
+    order = np.random.default_rng(seed).permutation(len(trial.trained))
     for count in COUNTS:
+        trained = [trial.trained[number] for number in order[:count]]
         for name, augment in (("none", NONE), ("all", CHANGED)):
-            network = fit(replace(trial.recipe, augment=augment), trial.trained[:count])
+            network = fit(replace(trial.recipe, augment=augment, seed=seed), trained)
             slices = look(network, trial.chosen)
             yield {
                 "slices": count,
                 "augmentation": name,
+                "seed": seed,
                 "pixel_error": pixel_error(slices),
                 "rand_error": score(slices, OPTIONS),
             }
 
 
-def learn_from_wrong(trial: Trial) -> Iterator[Row]:
+def learn_from_wrong(trial: Trial, seed: int) -> Iterator[Row]:
     """Give the agreement with clean contours of the labels, and of what was learned from them."""
     for jitter in JITTERS_PX:
-        rng = np.random.default_rng(round(100 * jitter))
+        rng = np.random.default_rng([seed, round(100 * jitter)])
         wrong = [displace(pair, jitter, rng) for pair in trial.trained]
-        slices = look(fit(replace(trial.recipe, augment=CHANGED), wrong), trial.chosen)
+        network = fit(replace(trial.recipe, augment=CHANGED, seed=seed), wrong)
+        slices = look(network, trial.chosen)
         labels = [(w.answer, t.answer) for w, t in zip(wrong, trial.trained, strict=True)]
         yield {
             "jitter_px": jitter,
+            "seed": seed,
             "label_iou": float(np.mean([membrane_iou(*pair) for pair in labels])),
             "network_iou": float(
                 np.mean([membrane_iou(s.source >= 0.5, s.pair.answer) for s in slices])
@@ -150,29 +156,54 @@ def write(rows: Iterator[Row], path: Path) -> list[Row]:
     return found
 
 
+def summarise(rows: list[Row], key: str, what: str) -> tuple[Points, list[float]]:
+    """Give (key, mean) of each point, and the standard deviation over the seeds."""
+    places = sorted({row[key] for row in rows})
+    found = [[row[what] for row in rows if row[key] == place] for place in places]
+    means = [(place, float(np.mean(values))) for place, values in zip(places, found, strict=True)]
+    return means, [float(np.std(values, ddof=len(values) > 1)) for values in found]
+
+
 def chart_slices(rows: list[Row]) -> Chart:
     """Give the errors against the number of slices."""
-    lines = {
-        f"{what.replace('_', ' ')}, augmentation: {name}": [
-            (r["slices"], r[what]) for r in rows if r["augmentation"] == name
-        ]
+    found = {
+        f"{what.replace('_', ' ')}, augmentation: {name}": summarise(
+            [r for r in rows if r["augmentation"] == name], "slices", what
+        )
         for what in ("rand_error", "pixel_error")
         for name in ("none", "all")
     }
     title = "Membranes learned from few slices"
-    return Chart(title, "training slices", "error on slices 16-19", lines, True, True, True)
+    return make_chart(title, "training slices", "error on slices 16-19", found, log=True)
 
 
 def chart_contours(rows: list[Row]) -> Chart:
     """Give the agreement against the displacement."""
     names = {"labels trained on": "label_iou", "network": "network_iou"}
-    lines = {name: [(r["jitter_px"], r[key]) for r in rows] for name, key in names.items()}
+    found = {name: summarise(rows, "jitter_px", key) for name, key in names.items()}
     title = "Membranes learned from wrong contours"
     y_label = "IoU of membranes with clean contours"
-    return Chart(title, "displacement of the contours, px", y_label, lines, marks=True)
+    return make_chart(title, "displacement of the contours, px", y_label, found, log=False)
 
 
-BENCHMARKS = {
+def make_chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    found: dict[str, tuple[Points, list[float]]],
+    log: bool,
+) -> Chart:
+    """Give means as lines and standard deviations as bars, and print them."""
+    for name, (means, spreads) in found.items():
+        points = zip(means, spreads, strict=True)
+        print(name, *(f"{x:g}: {y:.4f} +- {spread:.4f}" for (x, y), spread in points), sep="  ")
+    lines, bars = ({name: pair[part] for name, pair in found.items()} for part in (0, 1))
+    return Chart(title, x_label, y_label, lines, log, log, marks=True, bars=bars)  # type: ignore[arg-type]
+
+
+BENCHMARKS: dict[
+    str, tuple[Callable[[Trial, int], Iterator[Row]], Callable[[list[Row]], Chart]]
+] = {
     "slices": (learn_from_few, chart_slices),
     "contours": (learn_from_wrong, chart_contours),
 }
@@ -185,11 +216,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     tune_allocator()
     learn, chart = BENCHMARKS[given.what]
-    rows = write(learn(make_trial(given.folder, given.steps)), given.out / f"{given.what}.csv")
+    trial = make_trial(given.folder, given.steps)
+    found = (row for seed in range(given.seeds) for row in learn(trial, seed))
+    rows = write(found, given.out / f"{given.what}.csv")
     print(draw(chart(rows), given.out / f"{given.what}.png"))
 
 

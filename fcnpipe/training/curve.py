@@ -37,6 +37,8 @@ class Chart:
     """Whether y is logarithmic."""
     marks: bool = False
     """Whether each point has a dot, and its x a label."""
+    bars: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Half the height of the bar at each point, by the line's name; below 0 of a log axis it ends."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ def draw(chart: Chart, path: Path) -> Path:
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen = ImageDraw.Draw(picture)
     points = [point for line in chart.lines.values() for point in line]
+    bars = {name: _bars_of(chart, name) for name in chart.bars}
+    ends = [end for line in bars.values() for _, *pair in line for end in pair]
     x = _axis([p[0] for p in points], LEFT, WIDTH - RIGHT, chart.log_x)
-    y = _axis([p[1] for p in points], HEIGHT - BOTTOM, TOP, chart.log_y)
+    y = _axis([p[1] for p in points] + ends, HEIGHT - BOTTOM, TOP, chart.log_y)
     _draw_grid(pen, x, y, sorted({p[0] for p in points}) if chart.marks else x.ticks())
     for colour, (name, line) in zip(COLOURS * len(chart.lines), chart.lines.items(), strict=False):
         places = [(x.place(a), y.place(b)) for a, b in line]
@@ -100,6 +104,8 @@ def draw(chart: Chart, path: Path) -> Path:
         if chart.marks or len(line) == 1:
             for a, b in places:
                 pen.ellipse((a - 4, b - 4, a + 4, b + 4), fill=colour)
+        for a, *pair in bars.get(name, []):
+            pen.line([(x.place(a), y.place(end)) for end in pair], fill=colour, width=1)
         _name_line(pen, list(chart.lines).index(name), name, colour)
     pen.text((LEFT, 14), chart.title, fill=INK, font=_font(18))
     pen.text(((LEFT + WIDTH - RIGHT) // 2, HEIGHT - 14), chart.x_label, INK, _font(15), anchor="ms")
@@ -108,6 +114,13 @@ def draw(chart: Chart, path: Path) -> Path:
     picture.save(draft, "PNG")
     draft.replace(path)
     return path
+
+
+def _bars_of(chart: Chart, name: str) -> list[tuple[float, float, float]]:
+    """Give (x, lower end, upper end) of each bar of a line."""
+    least = min(y for line in chart.lines.values() for _, y in line) / 2 if chart.log_y else -np.inf
+    pairs = zip(chart.lines[name], chart.bars[name], strict=True)
+    return [(x, max(y - half, least), y + half) for (x, y), half in pairs]
 
 
 def _axis(values: Sequence[float], begin: int, end: int, log: bool) -> _Axis:

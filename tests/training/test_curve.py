@@ -38,3 +38,13 @@ def test_nothing_to_draw_is_no_picture(tmp_path):
     assert draw_curve(tmp_path / "log.csv") is None
     (tmp_path / "log.csv").write_text("what,step,hours,loss,rate\n")
     assert draw_curve(tmp_path / "log.csv") is None
+
+
+def test_bars_stand_at_their_points(tmp_path):
+    lines, bars = {"one": [(1, 1.0), (10, 1.0)]}, {"one": [0.5, 0.0]}
+    chart = Chart("t", "x", "y", lines, log_x=True, bars=bars)
+    pixels = np.asarray(Image.open(draw(chart, tmp_path / "c.png")))
+    y, x = np.nonzero((pixels == COLOURS[0]).all(-1))
+    line = y > 80
+    at_bar, at_none = (np.ptp(y[line & (x == column)]) for column in (x.min(), x[line].max()))
+    assert at_bar > 300 > 10 > at_none
