@@ -15,22 +15,29 @@ code    meaning
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from fcnpipe import __version__
+from fcnpipe.deadline import THREAD_PREFIX
 from fcnpipe.errors import FcnpipeError, ModelError, SpecError, VerificationError
 from fcnpipe.options import complete_spec, with_run_options
 from fcnpipe.spec import SOURCE_OPTIONS
 
 INTERRUPTED = 130
 USAGE = 2
+_INTERRUPTION = "interrupted; the same command takes the run up again"
 LEAST_SIDE = 64
 """Least height and width of a simulated field, px."""
 
@@ -47,7 +54,53 @@ StorePath = Annotated[str, typer.Argument(metavar="OUT.zarr", help="A finished s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit code."""
-    sys.exit(run_command(lambda: app(args=arguments, prog_name="fcnpipe", standalone_mode=False)))
+    with stopped_by_signals():
+        code = run_command(lambda: app(args=arguments, prog_name="fcnpipe", standalone_mode=False))
+    _leave(code)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM stop a command as Ctrl-C does, cleanly; the second signal does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heeded = [s for s in _STOPPING if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    for heeded in _STOPPING:
+        signal.signal(heeded, _stop_at_once)
+    raise KeyboardInterrupt
+
+
+def _stop_at_once(number: int, frame: object) -> NoReturn:
+    os._exit(_complain(_INTERRUPTION, INTERRUPTED))
+
+
+def _leave(code: int) -> NoReturn:
+    """Leave, without waiting for tiles of which nobody wants to know any more.
+
+    Notes
+    -----
+    Their threads cannot be stopped, and the interpreter would wait for them, or tear them down in
+    the middle of a C library. What they leave half-done is done again by a resume.
+    """
+    if any(t.name.startswith(THREAD_PREFIX) for t in threading.enumerate()):
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_command(command: Callable[[], Any]) -> int:
@@ -68,7 +121,7 @@ def run_command(command: Callable[[], Any]) -> int:
     except typer.Exit as leave:
         return leave.exit_code
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code, other ways out come as Abort
-        return _complain("interrupted; the same command takes the run up again", INTERRUPTED)
+        return _complain(_INTERRUPTION, INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

@@ -5,6 +5,7 @@
     FcnpipeError
     ├── SpecError        (ValueError)    an option, or options that do not go together
     ├── InputError       (OSError)       an image, weight or mask that cannot be read or does not fit
+    │   └── InputChanged                 one that became another while it was read
     ├── ModelError       (ValueError)    a model file, or a network that cannot be tiled exactly
     ├── PlanError        (ValueError)    a run that cannot fit the machine or the store
     ├── StoreError       (OSError)       an output that exists, differs or cannot be written
@@ -32,6 +33,10 @@ class SpecError(FcnpipeError, ValueError):
 
 class InputError(FcnpipeError, OSError):
     """An input image, weight, mask or header cannot be read or does not fit."""
+
+
+class InputChanged(InputError):
+    """An input became another file while a run was reading it."""
 
 
 class ModelError(FcnpipeError, ValueError):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fcnpipe import background, images, pixels
 from fcnpipe.background import Background, Cells
+from fcnpipe.errors import InputChanged
 from fcnpipe.geometry import Box, TileGrid
 from fcnpipe.records import ImageInfo, PixelFlag
 from fcnpipe.spec import RunSpec
@@ -305,6 +306,39 @@ class Ruler:
     offset: float
     scale: float
     weights: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class InputTrace:
+    """What tells an input file from a later one at the same place, without reading it.
+
+    Attributes
+    ----------
+    path : str
+        The file, as the images are told.
+    quick, thorough : str
+        What is seen with a glance at a file, and with a look at a whole folder or a URL.
+    """
+
+    path: str
+    quick: str
+    thorough: str
+
+    def check(self, thorough: bool) -> None:
+        """Raise InputChanged unless the file is what it was."""
+        known = self.thorough if thorough else self.quick
+        if images.trace(self.path, thorough) != known:
+            raise InputChanged(
+                f"{self.path} changed while it was read, so nothing is published: put the old one "
+                "back and run the same command again, or begin anew with --overwrite"
+            )
+
+
+def trace_inputs(spec: RunSpec) -> tuple[InputTrace, ...]:
+    """Give traces of image, weight, mask and prior as they are now."""
+    named = (*spec.image, spec.weight, spec.mask, spec.prior)
+    paths = [images.locate(path) for path in named if path]
+    return tuple(InputTrace(p, images.trace(p), images.trace(p, thorough=True)) for p in paths)
 
 
 def sum_planes(planes: list[Float], weights: NDArray[np.float64]) -> Float:

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from fcnpipe import networks, pixels
-from fcnpipe.exposure import Exposure, Sky, unpack_sky
+from fcnpipe.deadline import check_wanted
+from fcnpipe.exposure import Exposure, InputTrace, Sky, unpack_sky
 from fcnpipe.geometry import Tile, parse_tile_name
 from fcnpipe.plan import Plan
 from fcnpipe.spec import RunSpec
 from fcnpipe.stitch import MILLION, Criterion
-from fcnpipe.stores import ZarrStore
+from fcnpipe.stores import ZarrStore, check_owner
 
 _T = TypeVar("_T")
 ALL = "all"
@@ -86,7 +87,10 @@ class Job:
     path : str
         Folder of the store while the run lasts.
     nonce : str
-        Tells this call from others of the same process, whose files may have changed since.
+        Tells this call from others of the same process, whose files may have changed since, and
+        from others on the same store.
+    inputs : tuple of InputTrace
+        The input files as they were when their digest was taken.
     """
 
     spec: RunSpec
@@ -94,11 +98,39 @@ class Job:
     criteria: Criteria
     path: str
     nonce: str
+    inputs: tuple[InputTrace, ...] = ()
 
     @property
     def store(self) -> ZarrStore:
-        """The store."""
+        """The store, for a task that is still wanted in a run that still owns it.
+
+        Raises
+        ------
+        StoreError
+            If another run has taken the store over, or it has been published: a task that comes
+            back after a long time must not touch it.
+        TimeoutError
+            If the task was abandoned.
+        """
+        check_wanted()
+        check_owner(Path(self.path), self.nonce)
         return ZarrStore(Path(self.path))
+
+    def check_inputs(self, thorough: bool = False) -> None:
+        """Make sure that the inputs are still those that the run began with.
+
+        Parameters
+        ----------
+        thorough : bool
+            Look at folders and URLs too, which takes longer.
+
+        Raises
+        ------
+        InputChanged
+            If not.
+        """
+        for trace in self.inputs:
+            trace.check(thorough)
 
     @property
     def exposure(self) -> Exposure:

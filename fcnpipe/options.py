@@ -24,7 +24,15 @@ PANELS = {
     "Network": ("model", "window", "thresh", "fwhm", "device", "precision"),
     "Sources": ("minarea", "mincont", "dynamics", "minpeak", "mag_zeropoint"),
     "Background": ("back_size", "back_filter"),
-    "Running": ("tile", "engine", "workers", "scheduler", "cluster", "memory_limit"),
+    "Running": (
+        "tile",
+        "engine",
+        "workers",
+        "scheduler",
+        "cluster",
+        "memory_limit",
+        "tile_timeout",
+    ),
 }
 """Headings of ``--help``; a field that is not named here stands under Output."""
 
@@ -136,6 +144,7 @@ METAVARS = {
     "model": "NAME|FILE",
     "scheduler": "ADDRESS",
     "memory_limit": "GIB",
+    "tile_timeout": "SECONDS",
 }
 _PLACED = ("image", "out")
 _PATHS = inspect.Parameter(

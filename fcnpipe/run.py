@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Protocol
 
 from fcnpipe import __version__, engines, errors, networks, work
-from fcnpipe.errors import TilesFailed
-from fcnpipe.exposure import Exposure
+from fcnpipe.errors import InputChanged, TilesFailed
+from fcnpipe.exposure import Exposure, trace_inputs
 from fcnpipe.geometry import list_levels
 from fcnpipe.job import ALL, Job, resolve_criteria
 from fcnpipe.plan import Command, Plan, check_disk, make_plan
@@ -225,6 +225,7 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
     networks.tune_allocator()  # before there are threads
     plan = make_plan(spec, command=command)
     check_disk(plan, spec.out)
+    inputs = trace_inputs(spec)  # before the digest is taken: what comes later is a change
     exposure, model = Exposure(spec), networks.load_model(spec.model, fwhm=spec.fwhm)
     # What auto means here is part of the run key: a resume elsewhere must not change it.
     spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
@@ -241,8 +242,9 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
         store = ZarrStore.create(
             spec.out, layout, identity, _attributes(spec, exposure, plan, model), spec.overwrite
         )
-    job = Job(spec, plan, resolve_criteria(spec, model.header), str(store.path), uuid.uuid4().hex)
-    with hold(store.path):
+    criteria = resolve_criteria(spec, model.header)
+    job = Job(spec, plan, criteria, str(store.path), uuid.uuid4().hex, inputs)
+    with hold(store.path, job.nonce):
         _take_back(job)
         engine = engines.open_engine(spec, networks.worker_environment())
         try:
@@ -339,6 +341,8 @@ def _run_step(session: Session, step: Step, names: list[str], observer: Observer
     call = partial(work.perform_either, session.job, step.task, step.beside or step.task)
     for report in session.engine.run(call, names):
         observer.report(report)
+        if report.kind in work.FATAL:
+            raise getattr(errors, report.kind)(report.error)
         if report.error:
             failed.append(report)
     if failed and step.task not in work.TOLERANT:
@@ -361,13 +365,25 @@ def finish(session: Session) -> None:
     ------
     TilesFailed
         If tiles have failed: the store keeps its ``.partial`` name and holds everything else.
+    InputChanged
+        If an input became another during the run; what was made of it is forgotten.
     """
     job = session.job
+    _check_inputs(job)
     if not work.is_whole(job):
         failed = work.list_failures(job)
         job.store.close_incomplete(failed)
         raise TilesFailed(failed)
     job.store.publish(job.spec.overwrite, checked=True)
+
+
+def _check_inputs(job: Job) -> None:
+    """Refuse a result whose tiles may have been read from different inputs."""
+    try:
+        job.check_inputs(thorough=True)
+    except InputChanged:
+        _forget(job, work.TASKS)
+        raise
 
 
 def _take_back(job: Job) -> None:
@@ -377,12 +393,17 @@ def _take_back(job: Job) -> None:
     again: tuple[str, ...] = work.AFTER_PREDICT
     if job.store.pending("background"):  # the sky of all tiles hangs together
         again = ("weigh_bands", "measure_cells", "fit_sky", "predict", *again)
+    _forget(job, again)
+    job.store.reopen()
+
+
+def _forget(job: Job, tasks: Iterable[str]) -> None:
+    """Take back those of some tasks that this run has."""
     stages = list_stages(job)
     known = {task for stage in stages for step in stage.steps for task in (step.task, step.beside)}
-    for task in again:
+    for task in tasks:
         if task in known:
             work.forget(job, task)
-    job.store.reopen()
 
 
 def _identify(

@@ -19,6 +19,7 @@ RUNTIME_OPTIONS = frozenset(
         "overwrite",
         "quiet",
         "memory_limit",
+        "tile_timeout",
         "cluster",
         "out",
     }
@@ -105,6 +106,11 @@ class RunSpec(BaseModel):
     )
     memory_limit: float | None = Field(
         None, gt=0, description="GiB a process may take; the machine's share if not given."
+    )
+    tile_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds for a task on a tile, then it has failed; no limit if not given.",
     )
     overwrite: bool = Field(False, description="Start afresh, whatever OUT holds.")
     quiet: bool = Field(False, description="No progress, errors only.")

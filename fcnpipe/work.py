@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
+from fcnpipe.deadline import call_within
 from fcnpipe.geometry import parse_tile_name
 from fcnpipe.job import ALL, Job
 from fcnpipe.records import TaskReport
@@ -57,6 +58,8 @@ AFTER_PREDICT = (
     "check_tile", "check_sums", "prepare_parquet", "tabulate"
 )  # fmt: skip
 """Tasks that are done again when a missing tile has come in."""
+FATAL = frozenset({"StoreError", "InputChanged"})
+"""Errors that are not a tile's own: no other tile can be done either."""
 TRACES = {
     "measure_cells": ("cells",),
     "predict": ("facts-predict", "failed-predict", "checksum"),
@@ -89,20 +92,41 @@ def perform(job: Job, task: str, name: str) -> TaskReport:
     """
     begun, size = time.perf_counter(), count_pixels(job, task, (name,))
     try:
-        facts = TASKS[task](job, name)
-        _vouch(job, task, name, facts | {"seconds": time.perf_counter() - begun})
+        facts = _do_in_time(job, task, name)
     except Exception as error:  # one bad tile never takes the rest down
-        seconds, reason = time.perf_counter() - begun, _explain(error)
-        if task == "predict":
-            with suppress(OSError):
-                job.store.put_arrays("failed-predict", name, {"reason": np.asarray(reason)})
-        return TaskReport(task, name, seconds, size, reason, type(error).__name__)
+        seconds, found = time.perf_counter() - begun, _go_without(job, task, name, error)
+        return TaskReport(task, name, seconds, size, _explain(found), type(found).__name__)
     return TaskReport(task, name, time.perf_counter() - begun, size, facts=facts)
 
 
 def perform_either(job: Job, task: str, beside: str, name: str) -> TaskReport:
     """Do the one task for a tile or node, the other for all of them."""
     return perform(job, beside if name == ALL else task, name)
+
+
+def _do_in_time(job: Job, task: str, name: str) -> dict[str, float]:
+    limit = job.spec.tile_timeout
+    if limit is None or name == ALL:
+        return _do(job, task, name)
+    return call_within(limit, partial(_do, job, task, name))
+
+
+def _do(job: Job, task: str, name: str) -> dict[str, float]:
+    begun = time.perf_counter()
+    facts = TASKS[task](job, name)
+    job.check_inputs()
+    _vouch(job, task, name, facts | {"seconds": time.perf_counter() - begun})
+    return facts
+
+
+def _go_without(job: Job, task: str, name: str, error: Exception) -> Exception:
+    """Leave a tile out that cannot be predicted; give the error, or one that came on top."""
+    try:
+        if task == "predict":
+            prediction.leave_out(job, name, _explain(error))
+    except Exception as worse:
+        return worse
+    return error
 
 
 def remaining(job: Job, task: str, names: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
+from fcnpipe.deadline import THREAD_PREFIX
 from fcnpipe.engines.base import Task
 from fcnpipe.records import TaskReport
 
@@ -21,20 +22,21 @@ class ThreadsEngine:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fcnpipe")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=THREAD_PREFIX)
+        self._running: set[Future[TaskReport]] = set()
 
     def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
         """Give one report for each name, in the order in which they finish."""
         waiting = iter(names)
-        running: set[Future[TaskReport]] = {
+        self._running = {
             self._pool.submit(task, name) for name in islice(waiting, 2 * self.workers)
         }
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {self._pool.submit(task, name) for name in islice(waiting, len(done))}
+        while self._running:
+            done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+            self._running |= {self._pool.submit(task, name) for name in islice(waiting, len(done))}
             for future in done:
                 yield future.result()
 
     def close(self) -> None:
-        """Drop what is queued and wait for what runs."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Drop what is queued, and leave what runs in a run that was broken off to itself."""
+        self._pool.shutdown(wait=not self._running, cancel_futures=True)

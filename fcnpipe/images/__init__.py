@@ -25,9 +25,10 @@ from fcnpipe.images.base import (
     peek,
     say_shape,
     stack_readers,
+    trace,
 )
 
-__all__ = ["Image", "digest", "header_value", "open_image", "open_plane"]
+__all__ = ["Image", "digest", "header_value", "locate", "open_image", "open_plane", "trace"]
 
 
 def open_image(paths: PathLike | Sequence[PathLike], hdu: int | str | None = None) -> Image:

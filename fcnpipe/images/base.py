@@ -482,6 +482,46 @@ def stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def trace(path: str, thorough: bool = False) -> str:
+    """Give what changes with the content of a file, without reading it; empty if that takes long.
+
+    Parameters
+    ----------
+    path : str
+        Local path or URL, as `locate` gives it.
+    thorough : bool
+        Look at every file of a folder, and ask for the version of what lies behind a URL.
+
+    Notes
+    -----
+    Number, size and time of change on disk. Times are compared for being equal, never for being
+    later: a clock that is set does no harm.
+    """
+    if is_remote(path):
+        return _ask_version(path) if thorough else ""
+    if os.path.isdir(path):
+        return _trace_folder(path) if thorough else ""
+    return _trace_file(path)
+
+
+def _ask_version(url: str) -> str:
+    system, name = fsspec.core.url_to_fs(url)
+    return str(system.ukey(name))
+
+
+def _trace_folder(path: str) -> str:
+    files = sorted(os.path.join(root, name) for root, _, names in os.walk(path) for name in names)
+    return _hash("\n".join(f"{file} {_trace_file(file)}" for file in files).encode())
+
+
+def _trace_file(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
+
 def hash_file(path: str, start: int = 0, stop: int | None = None, prefix: str = "") -> str:
     """Hexadecimal blake2b of ``prefix`` and of the digests of a file's parts, from start to stop.
 

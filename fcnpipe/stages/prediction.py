@@ -26,22 +26,29 @@ def predict(job: Job, name: str) -> Facts:
 
     Notes
     -----
-    If the tile cannot be read or computed its pixels are stored as no data before the error goes
-    on, so that the rest of the image can be finished without it. A neighbour that cannot be read
-    is no data too, and reported as a gap: the maps then serve until it can.
+    A neighbour that cannot be read is no data, and reported as a gap: the maps then serve until it
+    can.
     """
     core = job.tile(name).core
-    try:
-        flags, maps, gaps = _look(job, job.tile(name))
-    except Exception:
-        job.store.write_tile("flags", core, np.full(core.shape, int(PixelFlag.NO_DATA), np.uint8))
-        _keep_checksum(job, name, NEVER)
-        raise
+    flags, maps, gaps = _look(job, job.tile(name))
     for what, values in maps.items():
         job.store.write_tile(what, core, values)
     job.store.write_tile("flags", core, flags)
     _keep_checksum(job, name, checksum([*(maps[o.name] for o in job.plan.maps), flags]))
     return {"bad_pixels": int(np.count_nonzero(flags & pixels.BAD)), "gaps": gaps}
+
+
+def leave_out(job: Job, name: str, reason: str) -> None:
+    """Store the pixels of a tile that cannot be read or computed as no data, and why.
+
+    Notes
+    -----
+    The rest of the image can then be finished without it.
+    """
+    core = job.tile(name).core
+    job.store.write_tile("flags", core, np.full(core.shape, int(PixelFlag.NO_DATA), np.uint8))
+    _keep_checksum(job, name, NEVER)
+    job.store.put_arrays("failed-predict", name, {"reason": np.asarray(reason)})
 
 
 def _keep_checksum(job: Job, name: str, value: int) -> None:

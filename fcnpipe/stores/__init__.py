@@ -12,7 +12,7 @@ from fcnpipe.stores.base import (
     Store,
     Verification,
 )
-from fcnpipe.stores.lifecycle import hold, parquet_path, partial_path, prepare
+from fcnpipe.stores.lifecycle import check_owner, hold, parquet_path, partial_path, prepare
 from fcnpipe.stores.zarr import ZarrStore
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Store",
     "Verification",
     "ZarrStore",
+    "check_owner",
     "hold",
     "parquet_path",
     "partial_path",

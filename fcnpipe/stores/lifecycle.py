@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 OVERWRITE_MARK = "overwrite"
 """Scratch file that remembers the user's consent to replace OUT.zarr."""
+
+OWNER = "owner.json"
+"""Scratch file that names the run to which a partial store belongs."""
 
 FAILED = "failed"
 """Root attribute of a partial store: names of the tiles that failed."""
@@ -101,17 +105,32 @@ def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> 
 
 
 @contextmanager
-def hold(partial: Path) -> Iterator[None]:
-    """Keep other runs away from OUT.zarr.partial for a while; a run that is killed lets go of it.
+def hold(partial: Path, owner: str = "") -> Iterator[None]:
+    """Keep other runs away from OUT.zarr.partial for a while.
+
+    Parameters
+    ----------
+    partial : Path
+        OUT.zarr.partial.
+    owner : str
+        Names the run that takes it over, for `check_owner`; nobody does if empty.
 
     Raises
     ------
     StoreError
         If another run holds it.
+
+    Notes
+    -----
+    The kernel keeps the lock, on a network file system that of the server: it goes with the process
+    that holds it, however that ends and wherever it ran, so that no lock is ever stale. Where there
+    are no locks the last run to come owns the store, and `check_owner` stops those before it.
     """
     folder = os.open(partial, os.O_RDONLY)
     try:
         _lock(folder, partial)
+        if owner:
+            _write_json(partial / SCRATCH / OWNER, _describe_owner(owner))
         yield
     finally:
         os.close(folder)
@@ -121,11 +140,40 @@ def _lock(folder: int, partial: Path) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        who = _read_owner(partial)
+        process = f" (process {who['process']} on {who['host']})" if who else ""
         raise StoreError(
-            f"{partial} is being written by another run: wait for it, or choose another output"
+            f"{partial} is being written by another run{process}: "
+            "wait for it, or choose another output"
         ) from None
     except OSError:
         return  # a file system without locks: nobody can be kept away
+
+
+def check_owner(partial: Path, owner: str) -> None:
+    """Make sure that a run still owns a store.
+
+    Raises
+    ------
+    StoreError
+        If another run has taken it over since, or it has been published.
+    """
+    if _read_owner(partial).get("run") != owner:
+        raise StoreError(
+            f"{partial} was taken over by another run, or is finished: nothing more is written by this one"
+        )
+
+
+def _describe_owner(owner: str) -> dict[str, Any]:
+    return {"run": owner, "process": os.getpid(), "host": socket.gethostname()}
+
+
+def _read_owner(partial: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((partial / SCRATCH / OWNER).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _decide(out: Path, partial: Path, identity: RunIdentity) -> State:
