@@ -15,7 +15,6 @@ Run it by hand, with or without a server::
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +25,10 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.artifacts import update_progress_artifact as update
 
-from fcnpipe.cli import run_command
 from fcnpipe.training import loop, packing
-from flows.segment import UPDATE_EVERY_SECONDS, Patience, perform
+from flows.artifacts import UPDATE_EVERY_SECONDS
+from flows.command import run_by_hand
+from flows.stages import Patience, perform
 
 
 @flow(name="train", flow_run_name="{folder}", retries=0, persist_result=False)
@@ -88,12 +88,5 @@ def start(
     typer.echo(train(recipe, folder, Patience(retries=retries)))
 
 
-def main() -> None:
-    """Run the command and leave with the exit code of ``fcnpipe train``."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(start)
-    sys.exit(run_command(lambda: app(prog_name="python -m flows.train", standalone_mode=False)))
-
-
 if __name__ == "__main__":
-    main()
+    run_by_hand(start, "flows.train")

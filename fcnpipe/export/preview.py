@@ -82,7 +82,13 @@ def export_preview(
     StoreError
         If the file cannot be written.
     """
-    style = style or Style()
+    picture = draw_preview(store, science, style or Style())
+    with written_whole(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
+def draw_preview(store: Finished, science: ScienceReader | None, style: Style) -> Bytes:
+    """Give the picture, (h, w, 3) uint8 with its first row at the top; as `export_preview`."""
     level = choose_level(store.layout.shape, style.size)
     labels = _read_whole(store, "label", level)
     picture = stretch(_read_science(store, level, science), store.layout.bands)
@@ -91,9 +97,7 @@ def export_preview(
     if style.outlines:
         picture = draw_outlines(picture, enlarge(labels, zoom), width=max(zoom // 3, 1))
     # FITS images have their first row at the bottom, others at the top.
-    upright = np.ascontiguousarray(picture[::-1] if store.cards else picture)
-    with written_whole(path) as temporary:
-        Image.fromarray(upright).save(temporary)
+    return np.ascontiguousarray(picture[::-1] if store.cards else picture)
 
 
 def choose_level(shape: tuple[int, int], size: int) -> int:

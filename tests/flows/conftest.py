@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("prefect")
 
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
 from tests.flows import processes
 
 
@@ -21,3 +23,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Serve
         has = processes.has_postgres()
         database = stack.enter_context(processes.postgres()) if has else None
         yield stack.enter_context(processes.server(folder, database))
+
+
+@pytest.fixture(autouse=True)
+def _wired(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Connect the tests that have the server to it."""
+    with ExitStack() as stack:
+        if "server" in request.fixturenames:
+            url = request.getfixturevalue("server").url
+            stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        yield

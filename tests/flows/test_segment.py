@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
 
 import pytest
 
@@ -19,11 +19,10 @@ pytest.importorskip("prefect")
 
 import numpy as np
 from astropy.io import fits
+from PIL import Image
 from prefect import State
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
-from prefect.testing.utilities import prefect_test_harness
+from prefect.client.schemas.objects import Artifact
 
 import flows  # noqa: F401  makes Prefect quiet, so it comes first
 from fcnpipe import run
@@ -32,25 +31,18 @@ from fcnpipe.records import TaskReport
 from fcnpipe.spec import RunSpec
 from fcnpipe.stores import ZarrStore
 from flows import segment as flow
+from flows.artifacts import Account
+from flows.command import run_by_hand
+from flows.predict import predict
+from flows.stages import Patience
+from tests.flows import processes
+from tests.flows.records import MARKS, artifacts_of, runs_of
 
 ROOT = Path(__file__).parents[2]
-HASTY = flow.Patience(retries=1, retry_delay_seconds=0)
+HASTY = Patience(retries=1, retry_delay_seconds=0)
 STAGES = ("background", "predict", "separate", "merge", "select", "label", "measure", "publish")
 
-pytestmark = [
-    # A server takes seconds to start, and minutes on a machine that is busy otherwise.
-    pytest.mark.timeout(900),
-    # Connections that the server of the test leaves to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _server() -> Iterator[None]:
-    """One server for all of it: starting one takes longer than any test."""
-    with prefect_test_harness(server_startup_timeout=600):
-        yield
+pytestmark = MARKS
 
 
 @pytest.fixture
@@ -79,20 +71,11 @@ def start(spec: RunSpec) -> State[Any]:
     return state
 
 
-def runs_of(state: State[Any]) -> tuple[FlowRun, list[TaskRun]]:
-    """Give what the server recorded, tasks in order."""
-    assert state.state_details.flow_run_id
-    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
-    with get_client(sync_client=True) as client:
-        tasks = client.read_task_runs(flow_run_filter=wanted)
-        found = client.read_flow_run(state.state_details.flow_run_id)
-    return found, sorted(tasks, key=lambda t: t.start_time or t.expected_start_time)
-
-
-def artifacts_of(flow_run: UUID, kind: str) -> list[Artifact]:
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts()
-    return [a for a in found if a.flow_run_id == flow_run and a.type == kind]
+def picture_of(artifact: Artifact) -> Image.Image:
+    """Give the picture of an image artifact, which is a data: URL."""
+    kind, _, data = str(artifact.data).partition(",")
+    assert kind == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
 # --- the pipeline itself --------------------------------------------------------------------------
@@ -109,9 +92,24 @@ def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
     assert f"| sources | {ZarrStore.open(spec.out).n_sources} |" in table.data
     assert "| failed tiles | 0 |" in table.data
     assert [p.data for p in artifacts_of(found.id, "progress")] == [100.0] * len(STAGES)
+    preview, sky = artifacts_of(found.id, "image")
+    assert (preview.key, sky.key) == ("preview", "sky")
+    assert picture_of(preview).size == (384, 384)
+    assert picture_of(sky).mode == "RGB"
+    assert "median 99.9" in str(sky.description) or "median 100" in str(sky.description)
     again = start(spec)
     assert again.is_completed()
     assert [t.name for t in runs_of(again)[1]] == []
+
+
+def test_outputs_as_they_are(spec: RunSpec) -> None:
+    state: State[Any] = predict(spec.model_copy(update={"fwhm": 2.5}), HASTY, return_state=True)
+    found, tasks = runs_of(state)
+    assert state.is_completed()
+    assert [t.name for t in tasks] == ["background", "predict", "publish", "finish"]
+    outputs = [output.name for output in ZarrStore.open(spec.out).layout.maps]
+    assert state.result()["outputs"] == outputs
+    assert [a.key for a in artifacts_of(found.id, "image")] == ["preview", "sky"]
 
 
 def test_what_is_wrong_is_not_tried_again(spec: RunSpec) -> None:
@@ -134,7 +132,7 @@ class Script:
         self.tolerant, self.failures, self.calls = tolerant, failures, 0
 
     @contextmanager
-    def open_session(self, spec: RunSpec) -> Iterator[Any]:
+    def open_session(self, spec: RunSpec, command: str) -> Iterator[Any]:
         plan = SimpleNamespace(tiles=("r000c000", "r000c001"))
         yield SimpleNamespace(
             job=SimpleNamespace(plan=plan),
@@ -168,7 +166,7 @@ def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
 def test_a_stage_is_tried_again(
     script: Script, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow.Account, "finish", lambda account: None)
+    monkeypatch.setattr(Account, "finish", lambda account: None)
     state = start(spec)
     _, tasks = runs_of(state)
     assert state.is_completed()
@@ -187,6 +185,8 @@ def test_failed_tiles_fail_the_run_after_the_rest_has_landed(script: Script, spe
     (table,) = artifacts_of(found.id, "markdown")
     assert "| failed tiles | 1 |" in table.data
     assert "- r000c001" in table.data
+    (failed,) = artifacts_of(found.id, "table")
+    assert json.loads(failed.data) == [{"tile": "r000c001", "reason": ""}]
 
 
 @pytest.mark.parametrize("script", [(True, 9)], indirect=True)
@@ -199,7 +199,7 @@ def test_failed_tiles_are_exit_code_3(
     arguments = ["flows.segment", *spec.image, spec.out, "--retries", "0"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as leave:
-        flow.main()
+        run_by_hand(flow.start, "flows.segment")
     assert leave.value.code == 3
     assert "r000c001" in capsys.readouterr().err
 
@@ -207,26 +207,9 @@ def test_failed_tiles_are_exit_code_3(
 # --- as processes ---------------------------------------------------------------------------------
 
 
-def prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
-    from prefect.settings import PREFECT_API_URL
-
-    environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
-    return subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-def test_the_deployments_can_be_deployed() -> None:
-    made = prefect("work-pool", "create", "--type", "process", "fcnpipe")
-    assert made.returncode == 0, made.stdout + made.stderr
-    done = prefect("--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_deployments_can_be_deployed(server: processes.Server) -> None:
+    server.prefect("work-pool", "create", "--type", "process", "fcnpipe")
+    server.prefect("--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all")
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("segment/nightly")
         plain = client.read_deployment_by_name("segment/segment")

@@ -1,0 +1,26 @@
+"""A flow as a command, for runs by hand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from fcnpipe.cli import run_command
+
+
+def run_by_hand(start: Callable[..., Any], name: str) -> None:
+    """Run a command and leave with the exit codes of ``fcnpipe``.
+
+    Parameters
+    ----------
+    start : callable
+        What ``typer`` makes a command of.
+    name : str
+        Of the module.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(start)
+    sys.exit(run_command(lambda: app(prog_name=f"python -m {name}", standalone_mode=False)))
