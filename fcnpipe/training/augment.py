@@ -72,12 +72,16 @@ def cut_crop(pairs: list[Pair], frame: Frame, augment: Augment, rng: np.random.G
     bent = augment.elastic_px > 0 and rng.random() < augment.elastic_part
     move = draw_displacement(frame.full, augment.elastic_px, rng) if bent else None
     x, answer = take(pair.x, corner, frame.full, move), take(pair.answer, corner, frame.full, move)
+    weight = None if pair.weight is None else take(pair.weight, corner, frame.full, move)
     if augment.symmetries:
         number = int(rng.integers(8))
         x, answer = turn(x, number), turn(answer, number)
+        weight = None if weight is None else turn(weight, number)
+    if weight is not None:
+        weight = np.maximum(weight, 0)  # bent weights can swing below
     if frame.photometric:
-        return Pair(*degrade(x, answer, augment, rng))
-    return Pair(relight(x, augment, rng), answer)
+        return Pair(*degrade(x, answer, augment, rng), weight=weight)
+    return Pair(relight(x, augment, rng), answer, weight=weight)
 
 
 def _choose_place(

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import label as number_pieces
 
 from fcnpipe.background import estimate
 from fcnpipe.errors import InputError, SpecError
@@ -31,6 +32,7 @@ from fcnpipe.geometry import Box
 from fcnpipe.images import Image, open_image
 from fcnpipe.networks.base import Output, Scaling
 from fcnpipe.pixels import flag_pixels, signal_to_noise
+from fcnpipe.training.shape import weigh_borders
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int32]
@@ -59,6 +61,11 @@ class Pairs:
     """Names of the labels 0, 1, ... of task classes; "source" is what can be segmented."""
     reach_px: float = 12.0
     """Distance from the border at which the relief is 1, px."""
+    border_peak: float = 0.0
+    """Weight of a pixel in the narrowest gap between two cells, beside that of its class (U-Net: 10); 0:
+    all pixels count the same. Tasks membrane and instances."""
+    border_px: float = 5.0
+    """Width of the gaps that count more, px."""
     scaling: str = "linear"
     """linear: pixels as stored, for micrographs; asinh: signal-to-noise, for skies."""
     offset: float | None = None
@@ -74,6 +81,13 @@ class Pairs:
             raise SpecError(f"scaling {self.scaling!r}: choose linear or asinh")
         if (self.task == "classes") != bool(self.classes):
             raise SpecError("classes: name the labels of task classes, and of no other task")
+        if self.border_peak and not self.is_of_objects:
+            raise SpecError(f"border_peak: task {self.task} has no borders: leave it out")
+        if not (self.border_peak >= 0 and self.border_px > 0):
+            raise SpecError(
+                f"border_peak {self.border_peak}, border_px {self.border_px}: give a weight of at "
+                "least 0 and a width above 0"
+            )
         shared = set(parse_numbers(self.train)) & set(parse_numbers(self.choose))
         if shared:
             raise SpecError(
@@ -81,9 +95,14 @@ class Pairs:
             )
 
     @property
+    def is_of_objects(self) -> bool:
+        """Whether the labels are those of cells or other objects."""
+        return self.task in ("membrane", "instances")
+
+    @property
     def margin(self) -> int:
         """Pixels beyond a crop that its targets depend on."""
-        return int(np.ceil(self.reach_px)) if self.task in ("membrane", "instances") else 0
+        return int(np.ceil(self.reach_px)) if self.is_of_objects else 0
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -111,6 +130,8 @@ class Pair:
 
     rarity: Floats | None = None
     """(h, w) float32, how rare the kind of label is that stands here; None of an image."""
+    weight: Floats | None = None
+    """(h, w) float32, what each pixel counts; None: all alike."""
 
 
 def parse_numbers(text: str) -> list[int]:
@@ -243,7 +264,16 @@ def _read_pair(pairs: Pairs, images: _Stack, labels: _Stack, number: int, scalin
         )
     if pairs.task == "image":
         return Pair(x, answer)
-    return Pair(x, answer, _measure_rarity(answer if pairs.task == "classes" else answer > 0))
+    rarity = _measure_rarity(answer if pairs.task == "classes" else answer > 0)
+    return Pair(x, answer, rarity, _weigh(answer, pairs) if pairs.border_peak else None)
+
+
+def _weigh(answer: Labels, pairs: Pairs) -> Floats:
+    """Give the border weights of the whole image: in a crop, a cell could be in two pieces."""
+    cells = np.maximum(answer, 0)
+    if pairs.task == "membrane":
+        cells = number_pieces(cells)[0]
+    return weigh_borders(cells, pairs.border_peak, pairs.border_px)
 
 
 def _measure_rarity(kind: NDArray[Any]) -> Floats:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fcnpipe.errors import SpecError
+from fcnpipe.geometry import Box
+from fcnpipe.images import open_image
 from fcnpipe.training.batch import Batch, least
 
 
@@ -54,8 +56,8 @@ class PsfConsistency:
     what the prediction would be elsewhere is not known.
     """
 
-    psf: ArrayLike = field(repr=False)
-    """(odd, odd) float, normally of sum 1."""
+    psf: ArrayLike | str = field(repr=False)
+    """(odd, odd) float, normally of sum 1; or the image file that holds it."""
     image: int | None = None
     """Channel of the targets that holds the image of the summed components; None: each component
     has its own image."""
@@ -63,7 +65,8 @@ class PsfConsistency:
 
     def __post_init__(self) -> None:
         """Refuse what is no PSF."""
-        kernel = np.asarray(self.psf, np.float64)
+        kernel = _read(self.psf) if isinstance(self.psf, str) else self.psf
+        kernel = np.asarray(kernel, np.float64)
         if kernel.ndim != 2 or not all(side % 2 for side in kernel.shape):
             raise SpecError(
                 f"psf of shape {kernel.shape}: give two odd sides, centre in the middle"
@@ -87,6 +90,11 @@ class PsfConsistency:
         error = (_convolve(predicted, self._kernel) - expected[inner]).square()
         total, mass = batch.share((weight * error).sum(), weight.sum())
         return total / least(mass)
+
+
+def _read(path: str) -> NDArray[np.float32]:
+    image = open_image(path)
+    return image.read(Box(0, 0, *image.info.shape[1:]), 0)
 
 
 def _pair(batch: Batch, image: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -102,6 +102,12 @@ class Recipe:
         return "image" if self.is_drawn else ""
 
     @property
+    def compares(self) -> bool:
+        """Whether a term of its loss compares with an image, which stands behind the targets."""
+        options = (given for given in self.loss.values() if isinstance(given, dict))
+        return any(given.get("image") is not None for given in options)
+
+    @property
     def keeps_best(self) -> bool:
         """Whether the weights of the best validation are the result, not the last ones."""
         return self.pairs is not None or self.patience > 0

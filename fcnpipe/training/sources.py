@@ -161,14 +161,20 @@ class PairSource:
         inner = slice(self.frame.margin, self.frame.margin + self.frame.side)
         parts = (
             compress(crop.x, self.scaling),
-            *make_targets(crop.answer, self.spec, self.scaling),
+            *_ask(crop, self.spec, self.scaling),
         )
         return tuple(part[:, inner, inner] for part in parts)
 
 
 def _whole(pair: Pair, pairs: Pairs, scaling: Scaling) -> Batch:
-    targets, weight = make_targets(pair.answer, pairs, scaling)
+    targets, weight = _ask(pair, pairs, scaling)
     return Batch(compress(pair.x, scaling)[None], targets[None], weight[None])
+
+
+def _ask(pair: Pair, pairs: Pairs, scaling: Scaling) -> tuple[Floats, Floats]:
+    """Give what the network shall say of a pair, and what each pixel of it counts."""
+    targets, known = make_targets(pair.answer, pairs, scaling)
+    return targets, known if pair.weight is None else known * pair.weight
 
 
 # --- scenes ---------------------------------------------------------------------------------------

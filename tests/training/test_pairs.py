@@ -16,6 +16,9 @@ import zarr
 from astropy.io import fits
 from PIL import Image
 from safetensors.torch import load_file
+from scipy.ndimage import convolve
+from scipy.ndimage import label as number_pieces
+from torch import nn
 from typer.testing import CliRunner
 
 import fcnpipe
@@ -24,6 +27,8 @@ from fcnpipe.errors import InputError, SpecError
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Scaling
 from fcnpipe.training import loop
+from fcnpipe.training.augment import NONE, Augment, turn
+from fcnpipe.training.losses import TERMS
 from fcnpipe.training.pairs import (
     Pairs,
     compress,
@@ -33,6 +38,7 @@ from fcnpipe.training.pairs import (
     read_pairs,
 )
 from fcnpipe.training.recipe import Recipe, load_recipe, make_recipe
+from fcnpipe.training.shape import weigh_borders
 from fcnpipe.training.sources import PairSource
 
 SIDE = 64
@@ -147,6 +153,104 @@ def test_classes_have_a_channel_each_and_unknown_ones_do_not_count(spec):
     assert [o.role for o in names.outputs] == ["class:sky", "source", "class:dust"]
     with pytest.raises(InputError, match="label 3 has no name"):
         make_targets(label + 1, names, Scaling())
+
+
+# --- weights and losses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["membrane", "instances"])
+def test_border_weights_are_those_of_the_whole_image(spec, stacks, task):
+    """Also in a crop that shows two pieces of one cell, and turned as the crop is."""
+    bordered = replace(spec, task=task, border_peak=10.0, border_px=5.0, reach_px=2.0)
+    labels = number_pieces(stacks[1][10])[0] if task == "membrane" else stacks[1][10] // 255
+    whole = weigh_borders(labels)
+    given = tiny(bordered, augment=NONE, batch=20)
+    source = PairSource(given, bordered)
+    np.testing.assert_array_equal(source.validation[0].weight[0, 0], whole)
+    first = weigh_borders(
+        number_pieces(stacks[1][0])[0] if task == "membrane" else stacks[1][0] // 255
+    )
+    source.pairs = source.pairs[:1]
+    symmetric = PairSource(replace(given, augment=replace(NONE, symmetries=True)), bordered)
+    symmetric.pairs = source.pairs
+    for one in (source, symmetric):
+        for crop in one.batch(0).weight[:, 0]:
+            assert any(_holds(turn(first, n), crop) for n in range(8 if one is symmetric else 1))
+    bent = PairSource(replace(given, augment=Augment(elastic_part=1.0)), bordered)
+    assert bent.batch(0).weight.min() >= 0
+
+
+def _holds(image, crop):
+    views = np.lib.stride_tricks.sliding_window_view(image, crop.shape)
+    return (views == crop).all((2, 3)).any()
+
+
+def test_borders_change_what_is_learned(spec):
+    bordered = replace(spec, border_peak=10.0)
+    losses = []
+    for one in (spec, bordered):
+        recipe = tiny(one, augment=NONE)
+        losses.append(loop.advance(recipe, loop.start(recipe), PairSource(recipe, one)))
+    assert losses[0] != losses[1]
+    for wrong in ({"task": "image"}, {"border_peak": -1.0}, {"border_px": 0.0}):
+        with pytest.raises(SpecError, match="border_peak"):
+            replace(bordered, **wrong)
+
+
+PSF = [[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]]
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_recipe_reaches_every_loss_by_its_name(spec, name):
+    """From YAML, on labels; flux and PSF on images."""
+    light = name in ("flux", "psf")
+    given = {
+        "mse": 0.5,
+        name: {"weight": 0.5, "ignore": 7} | ({"psf": PSF} if name == "psf" else {}),
+    }
+    pairs = {"images": spec.images, "labels": spec.labels, "train": "0-9", "choose": "10,11"}
+    change = {"pairs": pairs | {"task": "image" if light else "membrane"}, "loss": given}
+    network = TINY["network"] | {"outputs": 1 if light else 2}
+    recipe = make_recipe(yaml.safe_load(yaml.safe_dump(TINY | change | {"network": network})), "")
+    state, source = loop.start(recipe), PairSource(recipe, recipe.pairs)
+    before = [p.detach().clone() for p in state.network.parameters()]
+    assert np.isfinite(loop.advance(recipe, state, source))
+    assert any((p != b).any() for p, b in zip(state.network.parameters(), before, strict=True))
+
+
+def test_an_image_behind_the_components_is_compared_with(tmp_path, spec):
+    """Bulge, disk, and the image that their sum makes through a PSF, which is a file."""
+    rng = np.random.default_rng(0)
+    parts = rng.random((2, 2, 40, 40)).astype(np.float32)
+    for what in ("image", "parts"):
+        (tmp_path / what).mkdir()
+    for n, components in enumerate(parts):
+        image = convolve(components.sum(0), np.array(PSF), mode="constant")
+        fits.writeto(tmp_path / "image" / f"{n}.fits", image.astype(np.float32))
+        fits.writeto(tmp_path / "parts" / f"{n}.fits", np.stack([*components, image]))
+    fits.writeto(tmp_path / "psf.fits", np.array(PSF, np.float32))
+    loss = {"psf": {"psf": str(tmp_path / "psf.fits"), "image": 2}, "flux": {"image": 2}}
+    pairs = Pairs(
+        *(str(tmp_path / what) for what in ("image", "parts")),
+        "0",
+        "1",
+        "image",
+        offset=0.0,
+        scale=1.0,
+    )
+    recipe = tiny(pairs, loss=loss, augment=NONE)
+    source = PairSource(recipe, pairs)
+    batch = source.batch(0)
+    assert batch.targets.shape == (2, 3, 24, 24)
+    perfect = nn.Module()
+    perfect.forward = lambda x: torch.from_numpy(batch.targets[:, :2])
+    assert (
+        float(loop.measure_batch(replace(recipe, loss={"psf": loss["psf"]}), perfect, batch))
+        < 1e-12
+    )
+    assert np.isfinite(loop.advance(recipe, loop.start(recipe), source))
+    with pytest.raises(SpecError, match="gives 2 outputs but is to learn 3"):
+        loop.advance(replace(recipe, loss={}), loop.start(recipe), source)
 
 
 def test_lists_of_numbers():
