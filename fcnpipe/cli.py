@@ -241,7 +241,8 @@ def export(
     store: StorePath,
     file: Annotated[str, typer.Argument(help="File to write; its suffix says what.")],
     what: Annotated[
-        str | None, typer.Option(help="What to write, where the suffix does not say.")
+        str | None,
+        typer.Option(help="What to write, where the suffix does not say; outputs of a prediction."),
     ] = None,
 ) -> None:
     """Write the catalogue, a map, regions or a picture for other programs."""

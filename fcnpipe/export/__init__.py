@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fcnpipe.errors import SpecError
 from fcnpipe.export.base import Finished, ScienceReader, ToSky
-from fcnpipe.export.fits import export_labels, export_map
+from fcnpipe.export.fits import export_labels, export_map, export_outputs
 from fcnpipe.export.preview import Style, export_preview
 from fcnpipe.export.region import export_regions
 from fcnpipe.export.table import TABLES, read_table
@@ -45,7 +45,8 @@ def export(
     path : path
         The file; replaced if it exists.
     kind : str, optional
-        One of `KINDS`; by the file's suffix if not given (``.fits`` is the catalogue).
+        One of `KINDS`; by the file's suffix if not given (``.fits`` is the catalogue). Of a
+        prediction: names of outputs with commas between them, or ``flags``; its images if not given.
     science : callable, optional
         Reads the image, for pictures of a store that does not keep it.
     to_sky : callable, optional
@@ -58,6 +59,9 @@ def export(
     StoreError
         If the file cannot be written.
     """
+    if store.layout.maps:
+        _export_prediction(store, path, kind)
+        return
     kind = kind or SUFFIXES.get(Path(path).suffix)
     if kind in TABLES:
         TABLES[kind](store, path)
@@ -71,6 +75,18 @@ def export(
         raise SpecError(f"export kind={kind!r} for {path}: choose one of {', '.join(KINDS)}")
 
 
+def _export_prediction(store: Finished, path: str | Path, kind: str | None) -> None:
+    """Write outputs of a network; a store of them has no sources."""
+    if SUFFIXES.get(Path(path).suffix) not in ("fits", "labels"):
+        raise SpecError(
+            f"{path}: a prediction has images and no sources: export it as .fits or .fits.fz"
+        )
+    if kind == "flags":
+        export_map(store, path, kind)
+    else:
+        export_outputs(store, path, kind.split(",") if kind else ())
+
+
 __all__ = [
     "KINDS",
     "TABLES",
@@ -78,6 +94,7 @@ __all__ = [
     "export",
     "export_labels",
     "export_map",
+    "export_outputs",
     "export_preview",
     "export_regions",
     "read_table",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.errors import StoreError
 from fcnpipe.geometry import Box
+from fcnpipe.records import OutputMap
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +41,11 @@ class Shapes(Protocol):
     @property
     def bands(self) -> tuple[str, ...]:
         """Names of the bands."""
+        ...
+
+    @property
+    def maps(self) -> tuple[OutputMap, ...]:
+        """Outputs of a network that are stored as they are; empty if sources were found."""
         ...
 
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 import xarray as xr
 from astropy.io import fits
+from astropy.wcs import WCS
 
 import fcnpipe
 from fcnpipe import cli, pixels, run
-from fcnpipe.errors import ModelError, StoreError, TilesFailed, VerificationError
+from fcnpipe.errors import ModelError, SpecError, StoreError, TilesFailed, VerificationError
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Output, Scaling
 from fcnpipe.networks.bulge_disk import BulgeDisk
@@ -150,6 +151,77 @@ def test_outputs_are_those_of_the_whole_image(field: Path, mixed: Path, tmp_path
     np.testing.assert_allclose(image.star, odds, atol=0.6 / 255)
     np.testing.assert_allclose(image.hill, 1 / (1 + np.exp(-values[3])), atol=2e-5)
     assert tree["background/sky"].shape == (4, 5)
+
+
+# --- FITS -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sky(folder: Path, flat: tuple[Path, np.ndarray], mixed: Path) -> Path:
+    """A prediction of an image with a WCS and a unit."""
+    header = fits.Header({"BUNIT": "adu", "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"})
+    header.update({"CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 100.5, "CRPIX2": 75.5})
+    header.update({"CD1_1": -1e-3, "CD1_2": 1e-5, "CD2_1": 1e-5, "CD2_2": 1e-3, "OBJECT": "field"})
+    fits.writeto(folder / "sky.fits", flat[1], header)
+    predict(folder / "sky.fits", folder / "sky.zarr", mixed)
+    return folder / "sky.zarr"
+
+
+def check_sky(header: fits.Header, sky: Path) -> None:
+    wanted = WCS(fits.getheader(sky.with_suffix(".fits"))).pixel_to_world_values(20, 30)
+    found = WCS(header).celestial.pixel_to_world_values(20, 30)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert header["OBJECT"] == "field"
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".fits.fz"])
+def test_an_output_becomes_a_fits_image(sky: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["export", str(sky), str(path), "--what", "clean"])
+    assert leave.value.code == 0
+    data, header = fits.getdata(path, header=True)
+    stored = xr.open_zarr(sky, group="image/0", consolidated=False)
+    np.testing.assert_array_equal(data, stored.clean.values)
+    assert (header["BUNIT"], header["EXTNAME"], data.ndim) == ("adu", "CLEAN", 2)
+    check_sky(header, sky)
+
+
+def test_several_outputs_become_a_cube(sky: Path, tmp_path: Path) -> None:
+    stored = xr.open_zarr(sky, group="image/0", consolidated=False)
+    found = fcnpipe.open(sky)
+    found.export(tmp_path / "images.fits")
+    cube, header = fits.getdata(tmp_path / "images.fits", header=True)
+    np.testing.assert_array_equal(cube, np.stack([stored.clean, stored.glow]))
+    assert [header[f"PLANE{n}"] for n in (1, 2)] == ["clean", "glow"]
+    assert (header["BUNIT"], WCS(header).naxis) == ("adu", 3)
+    assert WCS(header).wcs_pix2world([[20, 30, 1]], 0)[0, 2] == 2
+    check_sky(header, sky)
+    found.export(tmp_path / "mixed.fits", "star,hill,clean")
+    planes, header = fits.getdata(tmp_path / "mixed.fits", header=True)
+    np.testing.assert_allclose(planes[0], stored.star, rtol=1e-6)
+    np.testing.assert_allclose(planes[1], stored.hill, rtol=1e-6)
+    assert "BUNIT" not in header
+    found.export(tmp_path / "flags.fits", "flags")
+    np.testing.assert_array_equal(fits.getdata(tmp_path / "flags.fits"), stored.flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "words"),
+    [
+        ("a.fits", "dust", "'dust' is not in the store: choose of clean"),
+        ("a.csv", None, "no sources"),
+    ],
+)
+def test_what_a_prediction_has_not_is_told(
+    sky: Path, tmp_path: Path, name: str, what: str | None, words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        fcnpipe.open(sky).export(tmp_path / name, what)
+    assert not list(tmp_path.iterdir())
+
+
+# --- units ----------------------------------------------------------------------------------------
 
 
 def test_the_scaling_is_undone(flat: tuple[Path, np.ndarray], tmp_path: Path) -> None:
