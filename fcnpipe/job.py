@@ -141,7 +141,9 @@ class Job:
     def model(self) -> networks.Model:
         """The model."""
         return _recall(
-            self, "model", lambda: networks.load_model(self.spec.model, fwhm=self.spec.fwhm)
+            self,
+            "model",
+            lambda: networks.load_model(self.spec.model, self.spec.fwhm, self.spec.declared),
         )
 
     @property

@@ -146,7 +146,7 @@ def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segmen
         If the tile does not fit the window or the store, or the run does not fit the machine.
     """
     info = images.open_image(spec.image, spec.hdu).info
-    model = networks.load_model(spec.model, fwhm=spec.fwhm)
+    model = networks.load_model(spec.model, spec.fwhm, spec.declared)
     bands, height, width = info.shape
     maps = _list_maps(model.header, spec, info, command)
     edge = _tile_edge(spec.window, tile or spec.tile, (height, width))

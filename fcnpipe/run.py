@@ -226,7 +226,7 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
     plan = make_plan(spec, command=command)
     check_disk(plan, spec.out)
     inputs = trace_inputs(spec)  # before the digest is taken: what comes later is a change
-    exposure, model = Exposure(spec), networks.load_model(spec.model, fwhm=spec.fwhm)
+    exposure, model = Exposure(spec), networks.load_model(spec.model, spec.fwhm, spec.declared)
     # What auto means here is part of the run key: a resume elsewhere must not change it.
     spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
     identity = _identify(spec, exposure, model, command)

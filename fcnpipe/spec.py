@@ -62,6 +62,14 @@ class RunSpec(BaseModel):
         None, description="Map of the image's shape that the network looks at too, if it takes one."
     )
 
+    halo: int | None = Field(
+        None,
+        ge=0,
+        description="Halo of a .pt2 model that cannot be analysed, px: your word, marked as unproven.",
+    )
+    stride: int | None = Field(
+        None, ge=1, description="Total subsampling of that model, px; 1 if not given."
+    )
     window: int = Field(1024, ge=64, le=8192, description="Core edge of a network window, px.")
     tile: int | None = Field(
         None, ge=64, le=16384, description="Core edge of a tile, px: a multiple of the window."
@@ -115,6 +123,11 @@ class RunSpec(BaseModel):
     overwrite: bool = Field(False, description="Start afresh, whatever OUT holds.")
     quiet: bool = Field(False, description="No progress, errors only.")
 
+    @property
+    def declared(self) -> tuple[int, int] | None:
+        """Halo and stride that the user vouches for; None: the model is analysed."""
+        return None if self.halo is None else (self.halo, self.stride or 1)
+
     def science(self) -> dict[str, Any]:
         """Give the options that decide the result, JSON-ready, for the run key."""
         return self.model_dump(
@@ -135,9 +148,12 @@ def make_spec(**options: Any) -> RunSpec:
         One line that names the option, the value and the limit.
     """
     try:
-        return RunSpec(**options)
+        spec = RunSpec(**options)
     except ValidationError as error:
         raise SpecError(_explain(error)) from None
+    if spec.stride is not None and spec.halo is None:
+        raise SpecError(f"option stride={spec.stride}: it goes with a halo: give both, or neither")
+    return spec
 
 
 def load_spec(path: str | Path, **overrides: Any) -> RunSpec:

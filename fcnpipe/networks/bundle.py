@@ -81,7 +81,9 @@ class Bundle(StoredModel):
         return module.eval()
 
 
-def load_model(name_or_path: str | Path, fwhm: float = 3.0) -> Model:
+def load_model(
+    name_or_path: str | Path, fwhm: float = 3.0, declared: tuple[int, int] | None = None
+) -> Model:
     """Give a model by name or file.
 
     Parameters
@@ -91,19 +93,26 @@ def load_model(name_or_path: str | Path, fwhm: float = 3.0) -> Model:
         exported program (``.pt2``; see `exported.load_exported`).
     fwhm : float
         Width of the matched filter, px; nothing else reads it.
+    declared : (int, int), optional
+        Halo and stride of an exported program, px, on the user's word: nothing is proven.
 
     Raises
     ------
     ModelError
         If it is unknown, a pickle, no safetensors file, has no header, or its weights do not fit; of
-        a program, if it cannot be tiled.
+        a program, if it cannot be tiled; if a halo is declared of something that is proven.
     """
-    if str(name_or_path) == "none":
-        return MatchedFilter(fwhm)
     if Path(name_or_path).suffix == ".pt2":
         from fcnpipe.networks.exported import load_exported
 
-        return load_exported(Path(name_or_path))
+        return load_exported(Path(name_or_path), declared)
+    if declared is not None:
+        raise ModelError(
+            f"halo={declared[0]} is declared, but the halo of model {name_or_path} is known: leave it "
+            "out, it is for exported programs (.pt2) that cannot be analysed"
+        )
+    if str(name_or_path) == "none":
+        return MatchedFilter(fwhm)
     path = _locate(str(name_or_path))
     bundle = Bundle(path, read_header(path), _digest(path))
     _check_shapes(bundle)

@@ -6,7 +6,8 @@
     NET.json    optional: outputs, roles, elevation, scaling, defaults, ... as in `ModelHeader`
 
 Reach and certificate come from the program itself each time it is loaded, or, for a black box, from
-the words ``declared_halo`` and ``declared_stride`` of NET.json, which prove nothing.
+the words ``declared_halo`` and ``declared_stride`` of NET.json, or the options halo and stride of a
+run, which prove nothing.
 """
 
 from __future__ import annotations
@@ -110,8 +111,15 @@ class Exported(StoredModel):
         return read_network(self.path)
 
 
-def load_exported(path: Path) -> Exported:
+def load_exported(path: Path, declared: tuple[int, int] | None = None) -> Exported:
     """Read an exported program, analyse it and prove it; what a process has proven it remembers.
+
+    Parameters
+    ----------
+    path : Path
+        The program.
+    declared : (int, int), optional
+        Halo and stride on the user's word, px, which win over what is said beside the program.
 
     Raises
     ------
@@ -125,14 +133,14 @@ def load_exported(path: Path) -> Exported:
     as Python. So the archive is looked through first (:mod:`fcnpipe.networks.archive`): only a graph
     of torch's operations and plain arrays are let through, and the guards are never compiled.
     """
-    return _load(path, _digest(path))
+    return _load(path, _digest(path), declared)
 
 
 @lru_cache(maxsize=8)
-def _load(path: Path, digest: str) -> Exported:
+def _load(path: Path, digest: str, declared: tuple[int, int] | None) -> Exported:
     network, sidecar = read_network(path), read_sidecar(path)
     program = trace(network, network.bands)
-    certificate = sidecar.declared
+    certificate = _declare(*declared, str(path)) if declared else sidecar.declared
     reach = certificate.reach if certificate else reach_of(program)
     certificate = certificate or certify(network, network.bands, reach)
     fields: dict[str, Any] = {
@@ -212,12 +220,14 @@ def _digest(path: Path) -> str:
 
 def _pop_declared(fields: dict[str, Any], beside: Path) -> Certificate | None:
     halo, stride = fields.pop("declared_halo", None), fields.pop("declared_stride", 1)
-    if halo is None:
-        return None
+    return None if halo is None else _declare(halo, stride, str(beside))
+
+
+def _declare(halo: Any, stride: Any, where: str) -> Certificate:
     whole = all(isinstance(value, int) and value >= 0 for value in (halo, stride))
     if not whole or stride < 1 or halo % stride:
         raise ModelError(
-            f"{beside}: declared_halo={halo} is not a multiple of declared_stride={stride} px: "
+            f"{where}: declared_halo={halo} is not a multiple of declared_stride={stride} px: "
             "give whole numbers, the halo rounded up to the stride"
         )
     return declare(Reach(halo, halo, halo, halo, stride, stride))

@@ -29,9 +29,7 @@ from fcnpipe.errors import ModelError
 Indices = NDArray[np.int64]
 
 _POSITIONS = "feed the position as an extra input band"
-_DECLARE = (
-    "declare its halo (certificate.declare), or teach fcnpipe/networks/rules.py the operation"
-)
+_DECLARE = "declare its halo (--halo and --stride, of a .pt2), or teach fcnpipe/networks/rules.py the operation"
 
 _FREEZE = "freeze its statistics (fcnpipe.networks.frozen), or use BatchNorm in evaluation mode"
 _LARGEST_FACTOR = 64

@@ -158,6 +158,45 @@ def test_a_declared_halo_is_taken_and_marked_unproven(tmp_path: Path) -> None:
     assert "not proven" in found.reason
 
 
+def test_a_halo_is_declared_on_the_command_line(tmp_path: Path, program: Path) -> None:
+    path = export(
+        small.after_conv(nn.Sequential(small.Flip(), small.conv(1, 2, 1))), tmp_path / "net.pt2"
+    )
+    assert "declare its halo (--halo and --stride" in refusal(path)
+    field = draw_field(tmp_path / "field.fits", 128)
+    options = ["--window", "64", "--engine", "serial", "--quiet", "--halo", "8", "--stride", "4"]
+    out = tmp_path / "out.zarr"
+    assert run("segment", field, out, "--model", path, *options) == 0
+    attributes = xr.open_datatree(out, engine="zarr").attrs
+    assert attributes["tiling"] == "unproven: a halo of 8 px is declared, seams may show"
+    assert json.loads(attributes["spec"])["halo"] == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "words"),
+    [
+        ("net.pt2", ["--halo", "10", "--stride", "4"], "declared_halo=10 is not a multiple"),
+        ("net.pt2", ["--stride", "4"], "stride=4: it goes with a halo"),
+        ("default", ["--halo", "10"], "halo of model default is known: leave it out"),
+        ("none", ["--halo", "10"], "halo of model none is known"),
+    ],
+)
+def test_a_halo_that_cannot_be_declared_is_refused(
+    program: Path, tmp_path: Path, capsys: Any, model: str, given: list[str], words: str
+) -> None:
+    copied(program, tmp_path)
+    field = draw_field(tmp_path / "field.fits", 64)
+    name = tmp_path / model if model.endswith(".pt2") else model
+    assert run("segment", field, tmp_path / "out.zarr", "--model", name, "--quiet", *given) == 2
+    assert words in capsys.readouterr().err
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as leave:
+        cli.main([str(argument) for argument in arguments])
+    return int(leave.value.code or 0)
+
+
 @pytest.mark.parametrize(
     "said", [{"declared_halo": 10, "declared_stride": 4}, {"declared_halo": "far"}]
 )
