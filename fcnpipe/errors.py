@@ -11,7 +11,8 @@
     ├── StoreError       (OSError)       an output that exists, differs or cannot be written
     ├── TrainingError    (RuntimeError)  a training that has run away
     ├── VerificationError (ValueError)   a store whose contents contradict each other
-    └── TilesFailed      (RuntimeError)  some tiles failed; the rest has landed
+    ├── TilesFailed      (RuntimeError)  some tiles failed; the rest has landed
+    └── ImagesFailed     (RuntimeError)  some images of many failed; the rest has landed
 
 A message is one line with the value, the limit and the mend.
 """
@@ -75,4 +76,26 @@ class TilesFailed(FcnpipeError, RuntimeError):
         shown = "; ".join(self.names[:5]) + (" ..." if len(self.names) > 5 else "")
         super().__init__(
             f"{len(self.names)} tile(s) failed: {shown}; run the same command again to re-do them"
+        )
+
+
+class ImagesFailed(FcnpipeError, RuntimeError):
+    """Some images of a survey failed; all others have landed and a second run re-does only these.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The images that failed with the reason, one each.
+    count : int
+        Images in all.
+    """
+
+    exit_code = 3
+
+    def __init__(self, names: Sequence[str], count: int) -> None:
+        self.names = tuple(names)
+        shown = "; ".join(self.names[:5]) + (" ..." if len(self.names) > 5 else "")
+        super().__init__(
+            f"{len(self.names)} of {count} image(s) failed: {shown}; the rest has landed, "
+            "run the same command again to re-do only these"
         )

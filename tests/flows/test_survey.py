@@ -1,0 +1,99 @@
+"""A survey: one bad image never fails the rest, and a second run does only what is left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("prefect")
+
+import xarray as xr
+from astropy.table import Table
+from prefect import State
+
+from fcnpipe.errors import ImagesFailed, SpecError
+from fcnpipe.spec import RunSpec
+from flows import batch, survey
+from flows.stages import Patience
+from tests.flows import casualties
+from tests.flows.fields import write_stars
+from tests.flows.records import MARKS, artifacts_of, runs_of
+
+pytestmark = MARKS
+OPTIONS = {"model": "none", "window": 64, "tile": 64, "engine": "serial", "quiet": True}
+HASTY = Patience(retries=0)
+
+
+def start(images: Any, folder: Path, **more: Any) -> State[Any]:
+    state: State[Any] = survey.segment_survey(
+        images, str(folder), OPTIONS, patience=HASTY, return_state=True, **more
+    )
+    return state
+
+
+def statuses(table: Path) -> dict[str, str]:
+    return {Path(row["image"]).stem: str(row["status"]) for row in Table.read(table)}
+
+
+def test_bad_images_are_named_and_the_rest_lands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_work", casualties.work)
+    for seed, name in enumerate(("one", "two", "cut", "poison")):
+        write_stars(tmp_path / f"{name}.fits", seed)
+    whole = (tmp_path / "cut.fits").read_bytes()
+    (tmp_path / "cut.fits").write_bytes(whole[:20000])
+    out = tmp_path / "out"
+    images = [f"{tmp_path}/*.fits", {"image": str(tmp_path / "one.fits"), "out": "w", "window": 1}]
+    state = start(images, out, at_once=2)
+    found, _ = runs_of(state)
+    assert state.is_failed()
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, ImagesFailed)
+    assert sorted(Path(n.split(" (")[0]).stem for n in error.names) == ["cut", "one", "poison"]
+    rows = {Path(str(row["out"])).name: row for row in Table.read(out / "survey.ecsv")}
+    assert {name: str(row["status"]) for name, row in rows.items()} == {
+        "one.zarr": "done", "two.zarr": "done", "cut.zarr": "failed", "poison.zarr": "failed",
+        "w": "failed",
+    }  # fmt: skip
+    assert "SIGKILL" in rows["poison.zarr"]["error"]
+    assert "truncated" in rows["cut.zarr"]["error"]
+    assert "window=1" in rows["w"]["error"]
+    assert (
+        rows["one.zarr"]["sources"]
+        == xr.open_zarr(out / "one.zarr", group="sources").sizes["source"]
+    )
+    (artifact,) = artifacts_of(found.id, "table")
+    assert "2 done, 3 failed" in str(artifact.description)
+    assert {row["status"] for row in json.loads(artifact.data)[:3]} == {"failed"}
+
+    # What is left, and nothing else: the file is whole now, and nothing dies any more.
+    (tmp_path / "cut.fits").write_bytes(whole)
+    monkeypatch.undo()
+    before = {p: p.stat().st_mtime_ns for p in (out / "one.zarr").rglob("*")}
+    again = start(f"{tmp_path}/*.fits", out, table=str(out / "again.csv"))
+    assert again.is_completed()
+    assert statuses(out / "again.csv") == {
+        "one": "found", "two": "found", "cut": "done", "poison": "done",
+    }  # fmt: skip
+    assert before == {p: p.stat().st_mtime_ns for p in (out / "one.zarr").rglob("*")}
+    assert [row["status"] for row in again.result()] == ["done", "found", "done", "found"]
+
+
+def test_what_cannot_be_read_at_all_fails_at_once(tmp_path: Path) -> None:
+    state = start(str(tmp_path / "*.fits"), tmp_path / "out")
+    assert isinstance(state.result(raise_on_failure=False), SpecError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_on_this_machine_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "cores", lambda: 8)
+    spec = RunSpec(image=("a",), out="b")
+    assert batch.share_machine(spec, 3).workers == 2
+    assert batch.share_machine(spec, 99).workers == 1
+    assert batch.share_machine(spec, 1) == spec
+    elsewhere = spec.model_copy(update={"scheduler": "tcp://127.0.0.1:8786"})
+    assert batch.share_machine(elsewhere, 3) == elsewhere
