@@ -32,8 +32,8 @@ import typer
 from fcnpipe import __version__
 from fcnpipe.deadline import THREAD_PREFIX
 from fcnpipe.errors import FcnpipeError, ModelError, SpecError, VerificationError
-from fcnpipe.options import complete_spec, with_run_options
-from fcnpipe.spec import SOURCE_OPTIONS
+from fcnpipe.options import collect_options, complete_spec, with_run_options
+from fcnpipe.spec import SOURCE_OPTIONS, make_spec
 
 INTERRUPTED = 130
 USAGE = 2
@@ -383,6 +383,22 @@ def check_model(
     if found.exactness in ("inside", "never"):
         raise ModelError(f"model {name}: {found.reason}")
     _print_facts(name, found.facts())
+
+
+@models_app.command("freeze")
+def freeze_model(
+    model: Annotated[str, typer.Argument(metavar="NET.pt2", help="Exported program.")],
+    image: Annotated[str, typer.Argument(help="A typical image, or the one to be looked at.")],
+    out: Annotated[str, typer.Argument(metavar="OUT.pt2", help="The program to write.")],
+    hdu: Annotated[str | None, typer.Option(metavar="N|NAME", help="HDU of the image.")] = None,
+    side: Annotated[int, typer.Option(min=64, help="Of a larger image the middle, px.")] = 2048,
+) -> None:
+    """Give GroupNorm and InstanceNorm the statistics of an image, so that the network can be tiled."""
+    from fcnpipe.freezing import freeze
+
+    options = collect_options([image, "sample.zarr"], hdu=hdu)
+    header = freeze(model, out, make_spec(**options), side).header
+    typer.echo(f"{out}: proven exact with a halo of {header.halo} px")
 
 
 # --- printing -------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fcnpipe.errors import ModelError
+from fcnpipe.networks.reach import analyse
 
 _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.LazyInstanceNorm2d)
 
@@ -119,12 +120,126 @@ def _measure(module: nn.Module, names: list[str], sample: Tensor) -> dict[str, F
 def _freeze(layer: Any, x: Tensor) -> FrozenNorm:
     """Give the layer with the mean and variance of each group of channels of (n, c, h, w)."""
     groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else x.shape[1]
+    return FrozenNorm(*_measure_groups(x, groups, layer.weight, layer.bias, layer.eps))
+
+
+def _measure_groups(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Give factor and summand of each channel."""
     values = x.reshape(len(x), groups, -1)
     each = x.shape[1] // groups
     mean = values.mean(dim=2).mean(dim=0).repeat_interleave(each)
     variance = values.var(dim=2, correction=0).mean(dim=0).repeat_interleave(each)
-    factor = torch.rsqrt(variance + layer.eps)
-    if layer.weight is not None:
-        factor = factor * layer.weight
+    factor = torch.rsqrt(variance + eps)
+    if weight is not None:
+        factor = factor * weight
     summand = -mean * factor
-    return FrozenNorm(factor, summand if layer.bias is None else summand + layer.bias)
+    return factor, summand if bias is None else summand + bias
+
+
+# --- exported programs ----------------------------------------------------------------------------
+
+
+def find_stride(graph: fx.GraphModule, bands: int) -> int:
+    """Give the total subsampling of a program, whatever its normalisations see, px.
+
+    Raises
+    ------
+    ModelError
+        If something else stands in the way of tiling it, or it has nothing to freeze.
+    """
+    nodes = _list_calls(graph)
+    one = {node.name: (torch.ones(n), torch.zeros(n)) for node, n in _count_channels(nodes)}
+    return analyse(_replace_calls(graph, one), bands).stride
+
+
+def freeze_program(graph: fx.GraphModule, sample: Tensor) -> fx.GraphModule:
+    """Give a program with its GroupNorm and InstanceNorm frozen, as `freeze_norms` does.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        What an exported program runs; it is not changed.
+    sample : Tensor
+        (1, bands, h, w), scaled as the network will see images; sizes that the program takes.
+
+    Raises
+    ------
+    ModelError
+        If it has nothing to freeze.
+    """
+    meter = _Meter(graph, {node.name for node in _list_calls(graph)})
+    with torch.no_grad():
+        meter.run(sample)
+    return _replace_calls(graph, meter.found)
+
+
+class _Meter(fx.Interpreter):
+    """Runs a program and notes the statistics that its normalisations take."""
+
+    def __init__(self, graph: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(graph)
+        self.names = names
+        self.found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a call; of a normalisation, keep what takes its place."""
+        if n.name in self.names:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            given = _name_arguments(n, args, kwargs)
+            x = given["input"]
+            pair = _measure_groups(
+                x,
+                given.get("num_groups") or x.shape[1],
+                given["weight"],
+                given["bias"],
+                given["eps"],
+            )
+            self.found[n.name] = pair
+        return super().run_node(n)
+
+
+def _name_arguments(node: fx.Node, args: Any, kwargs: Any) -> dict[str, Any]:
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return {**defaults, **dict(zip((a.name for a in schema), args, strict=False)), **kwargs}
+
+
+def _list_calls(graph: fx.GraphModule) -> list[fx.Node]:
+    """Give the normalisations by statistics of the image."""
+    kinds = (torch.ops.aten.group_norm.default, torch.ops.aten.instance_norm.default)
+    calls = [node for node in graph.graph.nodes if node.target in kinds]
+    seeing = [n for n in calls if _name_arguments(n, n.args, n.kwargs).get("use_input_stats", True)]
+    if not seeing:
+        raise ModelError(
+            "the program calls no GroupNorm or InstanceNorm that sees the image: use it as it is, or "
+            "export it without decompositions"
+        )
+    return seeing
+
+
+def _count_channels(nodes: list[fx.Node]) -> Iterator[tuple[fx.Node, int]]:
+    for node in nodes:
+        yield node, int(node.meta["val"].shape[1])
+
+
+def _replace_calls(
+    graph: fx.GraphModule, found: dict[str, tuple[Tensor, Tensor]]
+) -> fx.GraphModule:
+    """Give a copy in which each of these calls is a factor and a summand."""
+    frozen = copy.deepcopy(graph)
+    for node in list(frozen.graph.nodes):
+        if node.name not in found:
+            continue
+        x = _name_arguments(node, node.args, node.kwargs)["input"]
+        with frozen.graph.inserting_before(node):
+            for what, values in zip(("mul", "add"), found[node.name], strict=True):
+                name = f"frozen_{node.name}_{what}"
+                frozen.register_buffer(name, values[:, None, None].clone())
+                function = getattr(torch.ops.aten, what).Tensor
+                x = frozen.graph.call_function(function, (x, frozen.graph.get_attr(name)))
+        node.replace_all_uses_with(x)
+        frozen.graph.erase_node(node)
+    frozen.recompile()
+    return frozen

@@ -31,7 +31,7 @@ Indices = NDArray[np.int64]
 _POSITIONS = "feed the position as an extra input band"
 _DECLARE = "declare its halo (--halo and --stride, of a .pt2), or teach fcnpipe/networks/rules.py the operation"
 
-_FREEZE = "freeze its statistics (fcnpipe.networks.frozen), or use BatchNorm in evaluation mode"
+_FREEZE = "freeze its statistics (fcnpipe models freeze), or use BatchNorm in evaluation mode"
 _LARGEST_FACTOR = 64
 """Beyond this a factor of an interpolation comes from the image's size."""
 
