@@ -6,6 +6,7 @@ import sys
 SMALL = (
     ["benchmarks.forward", "--rounds", "1"],
     ["benchmarks.ciresan", "--patches", "2", "--edge", "16", "--maps", "4", "--rounds", "1"],
+    ["benchmarks.full_width", "pang"],
     ["benchmarks.losses", "--steps", "5", "--tests", "5"],
     ["benchmarks.restoration", "--images", "2"],
     ["benchmarks.bulge_disk", "--stamps", "4"],

@@ -106,7 +106,7 @@ def draw(chart: Chart, path: Path) -> Path:
                 pen.ellipse((a - 4, b - 4, a + 4, b + 4), fill=colour)
         for a, *pair in bars.get(name, []):
             pen.line([(x.place(a), y.place(end)) for end in pair], fill=colour, width=1)
-        _name_line(pen, list(chart.lines).index(name), name, colour)
+    _write_legend(pen, list(chart.lines), [(x.place(a), y.place(b)) for a, b in points])
     pen.text((LEFT, 14), chart.title, fill=INK, font=_font(18))
     pen.text(((LEFT + WIDTH - RIGHT) // 2, HEIGHT - 14), chart.x_label, INK, _font(15), anchor="ms")
     _write_upwards(picture, chart.y_label)
@@ -149,12 +149,25 @@ def _draw_grid(pen: ImageDraw.ImageDraw, x: _Axis, y: _Axis, columns: list[float
     pen.line((x.begin, y.end, x.begin, y.begin, x.end, y.begin), fill=INK)
 
 
-def _name_line(
-    pen: ImageDraw.ImageDraw, number: int, name: str, colour: tuple[int, int, int]
+def _write_legend(
+    pen: ImageDraw.ImageDraw, names: list[str], places: list[tuple[float, float]]
 ) -> None:
-    top = TOP + 10 + 22 * number
-    pen.line((WIDTH - 260, top, WIDTH - 230, top), fill=colour, width=3)
-    pen.text((WIDTH - 222, top), name, INK, _font(14), anchor="lm")
+    """Name the lines where they are least in the way; rather at the right and high up."""
+    width, height = 250, 22 * len(names)
+    lefts = (WIDTH - RIGHT - width, LEFT + 20, (LEFT + WIDTH - RIGHT - width) // 2)
+    corners = [(left, top) for top in (TOP + 6, HEIGHT - BOTTOM - height - 6) for left in lefts]
+
+    def hidden(corner: tuple[int, int]) -> int:
+        return sum(
+            corner[0] <= x <= corner[0] + width and corner[1] <= y <= corner[1] + height
+            for x, y in places
+        )
+
+    left, top = min(corners, key=hidden)
+    for number, name in enumerate(names):
+        middle, colour = top + 11 + 22 * number, COLOURS[number % len(COLOURS)]
+        pen.line((left, middle, left + 30, middle), fill=colour, width=3)
+        pen.text((left + 38, middle), name, INK, _font(14), anchor="lm")
 
 
 def _write_upwards(picture: Image.Image, text: str) -> None:

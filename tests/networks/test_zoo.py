@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +186,24 @@ def test_arguments_and_a_file_build_it_again(row: Row, tmp_path: Any) -> None:
     again = load_model(save_model(tmp_path / "model.safetensors", module, header)).module()
     image = torch.randn(1, arguments["bands"], row.stride, 2 * row.stride)
     assert torch.equal(run(again, image), run(module, image))
+
+
+def test_a_published_width_is_checked_by_command() -> None:
+    """As the next does for the largest."""
+    assert check_published("pang")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif("FCNPIPE_SLOW" not in os.environ, reason="ten minutes and 3 GB: FCNPIPE_SLOW=1")
+def test_fcn_8s_at_its_published_width_tiles_exactly() -> None:
+    assert check_published("fcn")
+
+
+def check_published(name: str) -> bool:
+    command = [sys.executable, "-m", "benchmarks.full_width", name]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, cwd=root, check=False).returncode == 0
 
 
 def test_every_architecture_is_in_the_table() -> None:
