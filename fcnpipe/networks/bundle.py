@@ -248,7 +248,7 @@ def _locate(name: str) -> Path:
     if path.suffix == ".onnx":
         raise ModelError(
             f"model {name} is ONNX, which is not read here: convert it to .pt2 (load it into torch, "
-            "then torch.export.save with dynamic height and width)"
+            "torch.export.export with dynamic height and width, torch.export.save)"
         )
     if path.suffix == SUFFIX and path.is_file():
         return path
