@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 
 from fcnpipe.background import estimate
 from fcnpipe.errors import ModelError
+from fcnpipe.export.base import written_whole
 from fcnpipe.exposure import Exposure, Float, Patch
 from fcnpipe.geometry import Box, round_up
 from fcnpipe.networks import Model, load_model
@@ -60,10 +62,12 @@ def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) 
     network, fields = read_network(source), read_sidecar(source).fields
     if extra := fields.get("extra"):
         raise ModelError(f"model {source} looks at {', '.join(extra)} too: freeze it in torch")
-    stride = find_stride(network.exported_graph, network.bands)
     scaling = Scaling.model_validate(fields.get("scaling", {}))
-    sample = read_sample(spec, network.bands, scaling, (side, stride))
-    _save(freeze_program(network.exported_graph, sample), target, sample, stride)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, about its own containers
+        stride = find_stride(network.exported_graph, network.bands)
+        sample = read_sample(spec, network.bands, scaling, (side, stride))
+        _save(freeze_program(network.exported_graph, sample), target, sample, stride)
     if fields:
         target.with_suffix(".json").write_text(json.dumps(fields, indent=1))
     return load_model(target)
@@ -102,7 +106,8 @@ def _measure(
 
 def _save(graph: fx.GraphModule, path: Path, sample: Tensor, stride: int) -> None:
     sizes = {2 + i: stride * torch.export.Dim(name, min=2) for i, name in enumerate("yx")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about its own containers
-        program = torch.export.export(graph, (sample,), dynamic_shapes=(sizes,), strict=False)
-        torch.export.save(program, path)
+    program = torch.export.export(graph, (sample,), dynamic_shapes=(sizes,), strict=False)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    with written_whole(path) as draft:
+        draft.write_bytes(content.getvalue())

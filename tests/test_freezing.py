@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fcnpipe
 from fcnpipe import cli
-from fcnpipe.errors import ModelError
+from fcnpipe.errors import ModelError, StoreError
 from fcnpipe.freezing import freeze, read_sample
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Scaling
@@ -124,4 +124,6 @@ def test_what_cannot_be_frozen_is_refused(program: Path, image: Path, tmp_path: 
     pooled = nn.Sequential(nn.GroupNorm(1, 1), nn.AdaptiveAvgPool2d(1)).eval()
     with pytest.raises(ModelError, match=r"1 \(AdaptiveAvgPool2d\) pools"):
         freeze(save(pooled, tmp_path / "pooled.pt2", 1), out, spec)
+    with pytest.raises(StoreError, match="cannot write"):
+        freeze(program, tmp_path / "absent" / "out.pt2", spec)
     assert not out.exists()

@@ -29,8 +29,7 @@ from fcnpipe.errors import ModelError
 from fcnpipe.geometry import round_up
 from fcnpipe.networks.base import Certificate, ModelHeader, Output, Reach, Share
 from fcnpipe.networks.bundle import Bundle, architecture_name, load_model
-from fcnpipe.networks.reach import activation_bytes, analyse, fit, reach_of, trace
-from fcnpipe.networks.sizes import keeps_size
+from fcnpipe.networks.reach import activation_bytes, analyse, keep_size, reach_of, trace
 
 __all__ = ["Certificate", "certify", "check_model", "declare", "describe", "probe", "tiling_error"]
 
@@ -67,8 +66,7 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
     A network whose output has another size is brought to the size of its input (`reach.fit`).
     """
     reach = reach or analyse(module, bands)
-    if not keeps_size(module, bands):
-        module = fit(module, bands)[0]
+    module = keep_size(module, bands)
     tight = _check_probe(module, reach, probe(module, bands, reach))
     precise = copy.deepcopy(module).double()
     halo = reach.least_halo
@@ -117,7 +115,7 @@ def describe(
     """
     arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
     bands = int(arguments.get("bands", 1))
-    still = copy.deepcopy(module).eval()
+    still = keep_size(copy.deepcopy(module).eval(), bands)
     program = trace(still, bands)
     reach = reach_of(program)
     return ModelHeader(

@@ -36,7 +36,15 @@ from fcnpipe.networks.rules import (
     rule_of,
     shape_of,
 )
-from fcnpipe.networks.sizes import SIZES, Fitted, SizeRule, choose_size, find_choice, measure_sizes
+from fcnpipe.networks.sizes import (
+    SIZES,
+    Fitted,
+    SizeRule,
+    choose_size,
+    find_choice,
+    keeps_size,
+    measure_sizes,
+)
 
 __all__ = [
     "Reach",
@@ -44,6 +52,7 @@ __all__ = [
     "analyse",
     "fit",
     "is_same_size",
+    "keep_size",
     "reach_of",
     "trace",
     "trace_any",
@@ -97,6 +106,11 @@ def fit(
     scales = _scales(program, looks)
     rules = measure_sizes(module, bands, _strides(scales), scales[_output(program)])
     return module if is_same_size(program) else Fitted(module, rules), rules
+
+
+def keep_size(module: nn.Module, bands: int = 1) -> nn.Module:
+    """Give a network whose output has the size of the input, as `fit`; at once if it is so already."""
+    return module if keeps_size(module, bands) else fit(module, bands)[0]
 
 
 def reach_of(program: torch.export.ExportedProgram, inside: bool = False) -> Reach:

@@ -86,5 +86,7 @@ class StoredModel:
             If there is no such device or precision.
         """
         from fcnpipe.networks.predictor import TorchPredictor, choose_device
+        from fcnpipe.networks.reach import keep_size
 
-        return TorchPredictor(self.module(), self.header, choose_device(device), precision, threads)
+        module = keep_size(self.module(), self.header.channels)
+        return TorchPredictor(module, self.header, choose_device(device), precision, threads)

@@ -153,6 +153,23 @@ def test_outputs_are_those_of_the_whole_image(field: Path, mixed: Path, tmp_path
     assert tree["background/sky"].shape == (4, 5)
 
 
+def test_a_network_without_padding_is_tiled_as_well(field: Path, tmp_path: Path) -> None:
+    """It is brought to the size of the image, with what it was trained with: no padding inside."""
+    torch.manual_seed(3)
+    network = UNet(1, 1, base=4, depth=2, padding="valid").eval()
+    header = describe(network, "valid", [Output(name="glow", role="component:glow")], {})
+    model = save_model(tmp_path / "valid.safetensors", network, header)
+    assert check_model(model).error == pytest.approx(0, abs=1e-12)
+    found = [
+        predict(
+            field, tmp_path / f"{window}.zarr", model, window=window, precision="fp32"
+        ).glow.values
+        for window in (64, 512)
+    ]
+    assert np.isfinite(found[0]).any()
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-3)
+
+
 # --- FITS -----------------------------------------------------------------------------------------
 
 
