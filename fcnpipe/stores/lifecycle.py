@@ -320,6 +320,17 @@ def _as_member(node: dict[str, Any]) -> dict[str, Any]:
     return node | {"consolidated_metadata": _inline({})} if node["node_type"] == "group" else node
 
 
+def finish_publishing(partial: Path) -> None:
+    """Give a complete OUT.zarr.partial its name, where a crash came between.
+
+    Notes
+    -----
+    Call it while you `hold` the store.
+    """
+    with storing(partial):
+        _finish(partial)
+
+
 def _finish(partial: Path) -> None:
     """Do what is left after the status is complete; safe to run again after a crash."""
     out = final_path(partial)

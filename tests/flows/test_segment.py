@@ -21,7 +21,6 @@ import numpy as np
 from astropy.io import fits
 from PIL import Image
 from prefect import State
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import Artifact
 
 import flows  # noqa: F401  makes Prefect quiet, so it comes first
@@ -35,7 +34,6 @@ from flows.artifacts import Account
 from flows.command import run_by_hand
 from flows.predict import predict
 from flows.stages import Patience
-from tests.flows import processes
 from tests.flows.records import MARKS, artifacts_of, runs_of
 
 ROOT = Path(__file__).parents[2]
@@ -205,21 +203,6 @@ def test_failed_tiles_are_exit_code_3(
 
 
 # --- as processes ---------------------------------------------------------------------------------
-
-
-def test_the_deployments_can_be_deployed(server: processes.Server) -> None:
-    server.prefect("work-pool", "create", "--type", "process", "fcnpipe")
-    server.prefect("--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all")
-    with get_client(sync_client=True) as client:
-        nightly = client.read_deployment_by_name("segment/nightly")
-        plain = client.read_deployment_by_name("segment/segment")
-    assert [schedule.active for schedule in nightly.schedules] == [False]
-    assert plain.schedules == []
-    assert set(plain.parameter_openapi_schema["properties"]) == {"spec", "patience"}
-    known = plain.parameter_openapi_schema["definitions"]["RunSpec"]["properties"]
-    assert set(known) == set(RunSpec.model_fields)
-    for deployment in (nightly, plain):
-        RunSpec(**json.loads(json.dumps(deployment.parameters["spec"])))
 
 
 def test_the_flow_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path: Path) -> None:

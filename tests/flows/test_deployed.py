@@ -1,0 +1,176 @@
+"""deploy/prefect.yaml as it is used: a server and a worker as processes, schedules that come due."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("prefect")
+
+import xarray as xr
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import IntervalSchedule
+
+from fcnpipe.arrivals import load_log
+from fcnpipe.spec import RunSpec
+from tests.flows import processes
+from tests.flows.fields import write_stars
+from tests.flows.records import MARKS, artifacts_of
+
+ROOT = Path(__file__).parents[2]
+DEPLOYED = yaml.safe_load((ROOT / "deploy/prefect.yaml").read_text())["deployments"]
+OPTIONS = {"model": "none", "window": 64, "tile": 64, "engine": "serial", "quiet": True}
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+pytestmark = MARKS
+
+
+@pytest.fixture(scope="module")
+def deployed(server: processes.Server) -> Iterator[processes.Server]:
+    """The server with a worker, and all deployments as they stand in the file."""
+    with processes.worker(server, "fcnpipe"):
+        server.prefect("--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all")
+        yield server
+
+
+def find_deployment(name: str) -> DeploymentResponse:
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(name)
+
+
+@contextmanager
+def scheduled(name: str, parameters: dict[str, Any], every: float) -> Iterator[DeploymentResponse]:
+    """Give a deployment these parameters and a schedule that begins in seconds, for a while."""
+    found = find_deployment(name)
+    begin = datetime.now(UTC) + timedelta(seconds=3)
+    schedule = IntervalSchedule(interval=timedelta(seconds=every), anchor_date=begin)
+    with get_client(sync_client=True) as client:
+        client._client.patch(f"/deployments/{found.id}", json={"parameters": parameters})
+        (made,) = client.create_deployment_schedules(found.id, [(schedule, True)])
+        try:
+            yield found
+        finally:
+            client.delete_deployment_schedule(found.id, made.id)
+
+
+def runs(deployment: DeploymentResponse) -> list[FlowRun]:
+    """Give the runs of a deployment that are over, the first first."""
+    wanted = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(deployment_filter=wanted)
+    ended = [run for run in found if run.state and run.state.type in FINAL and run.start_time]
+    return sorted(ended, key=lambda run: str(run.start_time))
+
+
+def wait_for_runs(deployment: DeploymentResponse, count: int) -> list[FlowRun]:
+    processes.wait_until(lambda: len(runs(deployment)) >= count, f"{count} runs are over", every=1)
+    return runs(deployment)
+
+
+# --- what is deployed -----------------------------------------------------------------------------
+
+
+def test_what_the_file_says_is_what_the_server_has(deployed: processes.Server) -> None:
+    names = {Path(d["entrypoint"].partition(":")[0]).stem + "/" + d["name"] for d in DEPLOYED}
+    assert names == {
+        "segment/segment", "predict/predict", "survey/survey", "watch/watch", "maintain/maintain",
+        "train/train", "segment/nightly",
+    }  # fmt: skip
+    for name in names:
+        found = find_deployment(name)
+        assert [s.active for s in found.schedules] == [False] * len(found.schedules)
+        assert found.global_concurrency_limit is not None
+        assert found.global_concurrency_limit.limit == 1
+        # Each parameter is one that the flow takes.
+        assert set(found.parameters) <= set(found.parameter_openapi_schema["properties"])
+    plain = find_deployment("segment/segment")
+    known = plain.parameter_openapi_schema["definitions"]["RunSpec"]["properties"]
+    assert set(known) == set(RunSpec.model_fields)
+    RunSpec(**json.loads(json.dumps(plain.parameters["spec"])))
+    (every,) = find_deployment("watch/watch").schedules
+    assert every.schedule.interval == timedelta(minutes=5)  # type: ignore[union-attr]
+    (nightly,) = find_deployment("maintain/maintain").schedules
+    assert nightly.schedule.cron == "30 4 * * *"  # type: ignore[union-attr]
+
+
+# --- schedules that come due ----------------------------------------------------------------------
+
+
+def test_a_scheduled_run_ends_in_a_store(deployed: processes.Server, tmp_path: Path) -> None:
+    write_stars(tmp_path / "field.fits", side=192)
+    spec = OPTIONS | {"image": [str(tmp_path / "field.fits")], "out": str(tmp_path / "field.zarr")}
+    with scheduled("segment/segment", {"spec": spec}, every=86400) as deployment:
+        (run,) = wait_for_runs(deployment, 1)
+    assert run.state
+    assert run.state.is_completed(), run.state.message
+    assert run.auto_scheduled
+    (result,) = artifacts_of(run.id, "markdown")
+    tree = xr.open_datatree(tmp_path / "field.zarr", engine="zarr")
+    sources = tree["sources"].sizes["source"]
+    assert sources == tree["image/0/label"].values.max() >= 7
+    assert f"| sources | {sources} |" in result.data
+    assert [a.key for a in artifacts_of(run.id, "image")] == ["preview", "sky"]
+    assert [a.data for a in artifacts_of(run.id, "progress")] == [100.0] * 8
+
+
+def test_files_that_arrive_are_found_once_each(deployed: processes.Server, tmp_path: Path) -> None:
+    incoming, found = tmp_path / "incoming", tmp_path / "found"
+    incoming.mkdir()
+    write_stars(incoming / "whole.fits", 1)
+    late = write_stars(tmp_path / "late.fits", 2).read_bytes()
+    (incoming / "late.fits").write_bytes(late[:9000])
+    write_stars(incoming / "named.fits.part", 3)
+    parameters = {
+        "source": str(incoming), "folder": str(found), "look": {"settle_seconds": 1}, "options": OPTIONS,
+    }  # fmt: skip
+    with scheduled("watch/watch", parameters, every=6) as deployment:
+        processes.wait_until(lambda: (found / "whole.zarr").exists(), "the whole one is found")
+        assert not (found / "late.zarr").exists()
+        with (incoming / "late.fits").open("ab") as file:
+            for start in range(9000, len(late), 9000):
+                file.write(late[start : start + 9000])
+                file.flush()
+                time.sleep(0.2)
+        (incoming / "named.fits.part").rename(incoming / "named.fits")
+        shutil.copy(incoming / "whole.fits", incoming / "copied.fits")
+        whole = {path: path.stat().st_mtime_ns for path in (found / "whole.zarr").rglob("*")}
+        (state,) = found.glob("watch-*.json")
+        processes.wait_until(lambda: len(load_log(state)) == 4, "all four are known")
+        processes.wait_until(
+            lambda: all(known.status != "begun" for known in load_log(state).values()),
+            "all four are done",
+        )
+        last = len(runs(deployment))
+        wait_for_runs(deployment, last + 1)
+    ended = runs(deployment)
+    assert {run.state.name for run in ended if run.state} <= {"Completed", "Cancelled"}
+    assert {Path(p).name: (k.status, k.out) for p, k in load_log(state).items()} == {
+        "whole.fits": ("done", "whole.zarr"),
+        "late.fits": ("done", "late.zarr"),
+        "named.fits": ("done", "named.zarr"),
+        "copied.fits": ("copy", "whole.zarr"),
+    }
+    assert {known.attempts for known in load_log(state).values()} == {0, 1}
+    stores = {path.name for path in found.glob("*.zarr")}
+    assert stores == {"whole.zarr", "late.zarr", "named.zarr"}
+    assert whole == {path: path.stat().st_mtime_ns for path in (found / "whole.zarr").rglob("*")}
+    told = [json.loads(a.data) for run in ended for a in artifacts_of(run.id, "table")]
+    rows = [(Path(row["image"]).name, row["status"]) for table in told for row in table]
+    assert ("late.fits", "incomplete") in rows
+    assert rows.count(("whole.fits", "done")) == rows.count(("late.fits", "done")) == 1
+    assert rows.count(("copied.fits", "copy")) == 1
