@@ -10,7 +10,9 @@ import importlib
 import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice
+from multiprocessing import spawn
 from typing import Any
 
 import dask
@@ -45,8 +47,37 @@ Tiles take seconds and their workers use every core, so what looks after tasks o
 profiler that wakes a hundred times a second, health checks at fifty) is slowed down or off.
 """
 
-
 LOST = "worker lost"
+WORKER = "Dask Worker process"
+"""How the processes that a nanny starts are called."""
+
+
+class ScriptGuard:
+    """Keeps the script that is running out of the workers that start until :meth:`close`.
+
+    Notes
+    -----
+    A new process imports the script that started it, so one that lacks ``if __name__ ==
+    "__main__":`` would run a second time, in a worker. Our tasks need nothing of it. The nannies
+    are threads of this process and start a worker again when it dies, so this holds for as long as
+    they live; other processes are told what they always are.
+    """
+
+    def __init__(self) -> None:
+        self._tell, self._active = spawn.get_preparation_data, True
+        spawn.get_preparation_data = self._prepare
+
+    def _prepare(self, name: str) -> dict[str, Any]:
+        told = self._tell(name)
+        if self._active and name.startswith(WORKER):
+            told = {key: value for key, value in told.items() if not key.startswith("init_main")}
+        return told
+
+    def close(self) -> None:
+        """Let new processes import the script again."""
+        self._active = False
+        if spawn.get_preparation_data == self._prepare:
+            spawn.get_preparation_data = self._tell
 
 
 class DaskEngine:
@@ -60,12 +91,19 @@ class DaskEngine:
         Cluster that was started for this engine; closed by :meth:`close`.
     resources : dict, optional
         Worker resources that a task asks for, e.g. ``{"GPU": 1}``.
+    guard : ScriptGuard, optional
+        Closed with the cluster.
     """
 
     def __init__(
-        self, client: Any, cluster: Any = None, resources: dict[str, float] | None = None
+        self,
+        client: Any,
+        cluster: Any = None,
+        resources: dict[str, float] | None = None,
+        guard: ScriptGuard | None = None,
     ) -> None:
         self._client, self._cluster, self._resources = client, cluster, resources
+        self._guard = guard
 
     @property
     def workers(self) -> int:
@@ -108,6 +146,8 @@ class DaskEngine:
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()
+        if self._guard is not None:
+            self._guard.close()
 
     def _submit(self, task: Task, name: str, token: str) -> Any:
         return self._client.submit(
@@ -193,13 +233,16 @@ def start_cluster(
     if extra := set(description) - known:
         raise SpecError(f"cluster has unknown keys {sorted(extra)}; allowed are {sorted(known)}")
     early = {"distributed.nanny.pre-spawn-environ": dict(environment or {})}
-    with dask.config.set({**SETTINGS, **early}):
+    with ExitStack() as undo, dask.config.set({**SETTINGS, **early}):
+        guard = ScriptGuard()
+        undo.callback(guard.close)
         cluster = _make_cluster(description)
         if adapt := description.get("adapt_kwargs"):
             cluster.adapt(**adapt)
         client = Client(cluster, set_as_default=False)
+        undo.pop_all()
     client.wait_for_workers(1, timeout=300)
-    return DaskEngine(client, cluster, _gpu_resources(client))
+    return DaskEngine(client, cluster, _gpu_resources(client), guard)
 
 
 def _make_cluster(description: Mapping[str, Any]) -> Any:
@@ -212,12 +255,7 @@ def _make_cluster(description: Mapping[str, Any]) -> Any:
             else getattr(importlib.import_module(module), attribute)
         )
         return kind(**description.get("cluster_kwargs", {}))
-    except RuntimeError as error:
-        raise SpecError(
-            f"workers of {name} do not start ({error}): in a script, call fcnpipe under "
-            "'if __name__ == \"__main__\":', since each worker process imports the script"
-        ) from None
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except (ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise SpecError(
             f"cluster {name} cannot be started: {error}; check cluster_class and cluster_kwargs"
         ) from None

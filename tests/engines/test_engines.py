@@ -3,13 +3,17 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from multiprocessing import spawn
+from pathlib import Path
 
 import pytest
 
 from fcnpipe.engines import SerialEngine, ThreadsEngine, open_engine
 from fcnpipe.engines.base import Engine
-from fcnpipe.engines.dask import start_cluster, start_local
+from fcnpipe.engines.dask import WORKER, ScriptGuard, start_cluster, start_local
 from fcnpipe.errors import SpecError
 from fcnpipe.records import TaskReport
 from fcnpipe.spec import make_spec
@@ -53,6 +57,42 @@ def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
         engine.close()
     assert "worker lost" in reports["poison"].error
     assert all(not reports[n].error and reports[n].facts["setting"] == "1" for n in "abcdef")
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+
+from fcnpipe.engines.dask import start_local
+from tests.engines.test_engines import die
+
+with Path(sys.argv[1]).open("a") as file:
+    file.write("ran ")
+engine = start_local(1, {"FCNPIPE_TEST": "1"})
+print(sorted(report.name for report in engine.run(die, ["a", "poison", "b"]) if not report.error))
+engine.close()
+"""
+
+
+def test_a_script_is_not_run_again_by_its_workers(tmp_path: Path) -> None:
+    script, log = tmp_path / "script.py", tmp_path / "log"
+    script.write_text(UNGUARDED)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (Path.cwd(), *sys.path)))}
+    command = [sys.executable, str(script), str(log)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=True
+    )
+    assert done.stdout == "['a', 'b']\n"
+    assert log.read_text() == "ran "
+
+
+def test_other_processes_are_told_of_the_script() -> None:
+    before, guard = spawn.get_preparation_data, ScriptGuard()
+    other = ScriptGuard()
+    assert spawn.get_preparation_data("Process-1") == before("Process-1")
+    guard.close()
+    other.close()
+    assert spawn.get_preparation_data(WORKER) == before(WORKER)
 
 
 @pytest.mark.parametrize(
