@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fcnpipe import background, images, pixels
 from fcnpipe.background import Background, Cells
-from fcnpipe.errors import InputChanged
+from fcnpipe.errors import InputChanged, InputError
 from fcnpipe.geometry import Box, TileGrid
 from fcnpipe.records import ImageInfo, PixelFlag
 from fcnpipe.spec import RunSpec
@@ -71,16 +71,23 @@ class Exposure:
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self.image = images.open_image(spec.image, spec.hdu)
-        shape = self.info.shape[1:]
-        self._weight = (
-            images.open_plane(spec.weight, None, shape, spec.weight_type) if spec.weight else None
-        )
-        self._mask = images.open_plane(spec.mask, None, shape, "mask") if spec.mask else None
-        self._prior = images.open_plane(spec.prior, None, shape, "prior") if spec.prior else None
+        self._weight = self._open_map(spec.weight, spec.weight_type)
+        self._mask = self._open_map(spec.mask, "mask")
+        self._prior = self._open_map(spec.prior, "prior")
         self.satur_level = (
             spec.satur_level if spec.satur_level is not None else self.image.satur_level
         )
         self.gain = spec.gain if spec.gain is not None else self.image.gain
+
+    def _open_map(self, path: str | None, what: str) -> images.Image | None:
+        if path is None:
+            return None
+        found = images.open_plane(path, None, self.info.shape[1:], what)
+        if what != "prior" and found.readers == self.image.readers:
+            raise InputError(
+                f"{what} {path} is the image itself: name another file, or its HDU as {path}[HDU]"
+            )
+        return found
 
     @property
     def info(self) -> ImageInfo:

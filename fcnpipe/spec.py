@@ -49,12 +49,15 @@ class RunSpec(BaseModel):
         None, description="HDU number or name; the first with an image if not given."
     )
     weight: str | None = Field(
-        None, description="Weight, variance or rms map of the image's shape."
+        None,
+        description="Weight, variance or rms map of the image's shape; FILE[HDU] names an HDU.",
     )
     weight_type: Literal["weight", "variance", "rms"] = Field(
         "weight", description="What --weight holds."
     )
-    mask: str | None = Field(None, description="Mask or data-quality map; non-zero is bad.")
+    mask: str | None = Field(
+        None, description="Mask or data-quality map, FILE or FILE[HDU]; non-zero is bad."
+    )
     mask_bits: int | None = Field(
         None, ge=1, description="Only these bits of the mask are bad; all if not given."
     )

@@ -37,7 +37,8 @@ def open_image(paths: PathLike | Sequence[PathLike], hdu: int | str | None = Non
     Parameters
     ----------
     paths : path or URL, or a sequence of them
-        Several files are the bands of one image, in this order.
+        Several files are the bands of one image, in this order. ``FILE[HDU]`` names one HDU of a
+        file and wins over ``hdu``.
     hdu : int or str, optional
         FITS: HDU number from 0 or name (``SCI`` or ``SCI,2``); the first image if not given. zarr:
         path of the array in the group. TIFF: number of the series.
@@ -52,10 +53,12 @@ def open_image(paths: PathLike | Sequence[PathLike], hdu: int | str | None = Non
     InputError
         If a file is missing, is no image, is truncated, has no such HDU, or the shapes differ.
     """
-    names = [locate(path) for path in _listed(paths)]
-    if not names:
+    chosen = [_split(path, hdu) for path in _listed(paths)]
+    if not chosen:
         raise InputError("no image was given: name at least one file")
-    image = stack_readers([_open_reader(name, hdu) for name in names], names)
+    names = [locate(path) for path, _ in chosen]
+    readers = [_open_reader(name, own) for name, (_, own) in zip(names, chosen, strict=True)]
+    image = stack_readers(readers, names)
     _try_first_pixel(image)
     return image
 
@@ -66,7 +69,7 @@ def open_plane(path: PathLike, hdu: int | str | None, shape: tuple[int, ...], wh
     Parameters
     ----------
     path : path or URL
-        The map.
+        The map; ``FILE[HDU]`` for one of several in a file.
     hdu : int or str, optional
         As for :func:`open_image`.
     shape : (int, int) or (int, int, int)
@@ -101,6 +104,15 @@ def digest(image: Image) -> str:
 
 def _listed(paths: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
     return [paths] if isinstance(paths, str | os.PathLike) else paths
+
+
+def _split(path: PathLike, hdu: int | str | None) -> tuple[str, int | str | None]:
+    """Give file and HDU of ``FILE[HDU]``, as CFITSIO writes it; a file of that very name wins."""
+    text = os.fspath(path)
+    file, bracket, name = text.removesuffix("]").rpartition("[")
+    if not (text.endswith("]") and bracket and name) or os.path.exists(text):
+        return text, hdu
+    return file, name
 
 
 def _open_reader(path: str, hdu: int | str | None) -> Reader:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from fcnpipe import images
 from fcnpipe.errors import InputError
+from fcnpipe.exposure import Exposure
 from fcnpipe.geometry import Box
 from fcnpipe.images.base import STRIP, Scaling, fold_axes, quiet
+from fcnpipe.spec import make_spec
 
 
 def write(path: Path, shape: tuple[int, ...], value: float = 0.0, **cards: object) -> Path:
@@ -112,6 +114,31 @@ def test_another_process_reads_the_same(tmp_path: Path, compressed: bool) -> Non
     assert float(done.stdout) == values[5:60, 6:50].sum()
 
 
+def several(path: Path) -> Path:
+    """Write one file of two bands, noise and flags, as space telescopes do."""
+    extensions = [("SCI", 1, 10), ("DQ", 1, 11), ("SCI", 2, 20), ("ERR", 2, 22)]
+    hdus = [fits.ImageHDU(np.full((6, 5), v, "f4"), name=n, ver=k) for n, k, v in extensions]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+    return path
+
+
+def test_brackets_name_an_hdu(tmp_path: Path) -> None:
+    path, box = several(tmp_path / "a.fits"), Box(0, 0, 1, 1)
+    image = images.open_image([f"{path}[SCI,1]", f"{path}[3]", str(path)], hdu="ERR")
+    assert [image.read(box, band).item() for band in range(3)] == [10, 20, 22]
+    assert images.open_plane(f"{path}[dq]", None, (6, 5), "mask").read_integer(box) == 11
+    with pytest.raises(InputError, match=r"a\.fits has no HDU 'WHT', only 0 PRIMARY"):
+        images.open_image(f"{path}[WHT]")
+    with pytest.raises(InputError, match=r"none\.fits does not exist"):
+        images.open_image(f"{tmp_path}/none.fits[SCI]")
+
+
+def test_a_file_may_have_brackets_in_its_name(tmp_path: Path) -> None:
+    path = several(tmp_path / "a[SCI]")
+    assert images.open_image(path, 4).read(Box(0, 0, 1, 1)) == 22
+    assert images.open_image(f"{path}[4]").read(Box(0, 0, 1, 1)) == 22
+
+
 # ---------------------------------------------------------------- planes
 
 
@@ -119,6 +146,15 @@ def test_a_plane_that_fits(tmp_path: Path) -> None:
     path = write(tmp_path / "w.fits", (6, 5), 2)
     assert images.open_plane(path, None, (6, 5), "weight").read(Box(0, 0, 1, 1)) == 2
     assert images.open_plane(path, 0, (3, 6, 5), "weight").info.shape == (1, 6, 5)
+
+
+@pytest.mark.parametrize("name", ["weight", "mask"])
+def test_a_map_is_not_the_image_itself(tmp_path: Path, name: str) -> None:
+    path = str(several(tmp_path / "a.fits"))
+    with pytest.raises(InputError, match=rf"{name} .*a\.fits is the image itself: .*\[HDU\]"):
+        Exposure(make_spec(image=(path,), out="o", **{name: path}))
+    spec = make_spec(image=(path,), out="o", weight=f"{path}[ERR]", mask=f"{path}[DQ]")
+    assert Exposure(spec).digest.count("-") == 2
 
 
 @pytest.mark.parametrize(
