@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fcnpipe import __version__, engines, errors, networks, work
-from fcnpipe.errors import InputChanged, TilesFailed
+from fcnpipe.errors import InputChanged, InputError, ModelError, SpecError, TilesFailed
 from fcnpipe.exposure import Exposure, trace_inputs
 from fcnpipe.geometry import list_levels
 from fcnpipe.job import ALL, Job, resolve_criteria
@@ -31,7 +31,16 @@ from fcnpipe.plan import Command, Plan, check_disk, make_plan
 from fcnpipe.records import TaskReport
 from fcnpipe.spec import RunSpec
 from fcnpipe.stages.publication import list_pyramid
-from fcnpipe.stores import STAGES, Layout, RunIdentity, ZarrStore, hold, parquet_path, prepare
+from fcnpipe.stores import (
+    STAGES,
+    Layout,
+    RunIdentity,
+    ZarrStore,
+    discard,
+    hold,
+    parquet_path,
+    prepare,
+)
 
 
 class Observer(Protocol):
@@ -227,6 +236,7 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
     check_disk(plan, spec.out)
     inputs = trace_inputs(spec)  # before the digest is taken: what comes later is a change
     exposure, model = Exposure(spec), networks.load_model(spec.model, spec.fwhm, spec.declared)
+    criteria = resolve_criteria(spec, model.header)
     # What auto means here is part of the run key: a resume elsewhere must not change it.
     spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
     identity = _identify(spec, exposure, model, command)
@@ -242,15 +252,25 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
         store = ZarrStore.create(
             spec.out, layout, identity, _attributes(spec, exposure, plan, model), spec.overwrite
         )
-    criteria = resolve_criteria(spec, model.header)
     job = Job(spec, plan, criteria, str(store.path), uuid.uuid4().hex, inputs)
-    with hold(store.path, job.nonce):
+    with hold(store.path, job.nonce), _withdrawn(store):
         _take_back(job)
         engine = engines.open_engine(spec, networks.worker_environment())
         try:
             yield Session(job, engine, resumed=state == "resume")
         finally:
             engine.close()
+
+
+@contextmanager
+def _withdrawn(store: ZarrStore) -> Iterator[None]:
+    """Remove a store without a finished tile when what was given is wrong: it would be in the way."""
+    try:
+        yield
+    except (InputError, ModelError, SpecError):
+        if not store.done("predict").any():
+            discard(store.path)
+        raise
 
 
 def list_stages(job: Job) -> tuple[Stage, ...]:

@@ -12,7 +12,14 @@ from fcnpipe.stores.base import (
     Store,
     Verification,
 )
-from fcnpipe.stores.lifecycle import check_owner, hold, parquet_path, partial_path, prepare
+from fcnpipe.stores.lifecycle import (
+    check_owner,
+    discard,
+    hold,
+    parquet_path,
+    partial_path,
+    prepare,
+)
 from fcnpipe.stores.zarr import ZarrStore
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "Verification",
     "ZarrStore",
     "check_owner",
+    "discard",
     "hold",
     "parquet_path",
     "partial_path",

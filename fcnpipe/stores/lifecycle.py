@@ -104,6 +104,12 @@ def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> 
         return _decide(out, partial, identity)
 
 
+def discard(partial: Path) -> None:
+    """Remove OUT.zarr.partial, and the catalogue that waits beside it."""
+    with storing(partial):
+        _remove_all(partial, _leftover(parquet_path(final_path(partial))))
+
+
 @contextmanager
 def hold(partial: Path, owner: str = "") -> Iterator[None]:
     """Keep other runs away from OUT.zarr.partial for a while.

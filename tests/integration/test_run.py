@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
 import fcnpipe
 from fcnpipe.errors import FcnpipeError
@@ -78,3 +79,23 @@ def test_another_run_is_refused_and_overwrite_replaces_it(field: Path, tmp_path:
     with pytest.raises(FcnpipeError, match="thresh"):
         run(field, out, thresh=5.0)
     assert run(field, out, thresh=5.0, overwrite=True).sources > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "default", "thresh": 2.0}, "thresh=2.0 is outside"),
+        ({"mask": "everything"}, "has no usable pixel"),
+        ({"scheduler": "nowhere"}, "no Dask scheduler answers"),
+    ],
+)
+def test_what_is_refused_is_not_in_the_way(
+    field: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    if "mask" in options:
+        options = {"mask": tmp_path / "mask.fits"}
+        fits.writeto(options["mask"], np.ones(SHAPE, np.uint8))
+    out, kept = tmp_path / "out.zarr", set(tmp_path.iterdir())
+    with pytest.raises(FcnpipeError, match=message):
+        run(field, out, **{name: str(value) for name, value in options.items()})
+    assert set(tmp_path.iterdir()) == kept
