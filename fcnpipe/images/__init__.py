@@ -16,19 +16,28 @@ from types import ModuleType
 
 from fcnpipe.errors import InputError
 from fcnpipe.geometry import Box
+from fcnpipe.images import base
 from fcnpipe.images.base import (
     Image,
     PathLike,
     Reader,
     header_value,
-    locate,
     peek,
     say_shape,
     stack_readers,
     trace,
 )
 
-__all__ = ["Image", "digest", "header_value", "locate", "open_image", "open_plane", "trace"]
+__all__ = [
+    "Image",
+    "digest",
+    "header_value",
+    "locate",
+    "open_image",
+    "open_plane",
+    "split_name",
+    "trace",
+]
 
 
 def open_image(paths: PathLike | Sequence[PathLike], hdu: int | str | None = None) -> Image:
@@ -53,10 +62,10 @@ def open_image(paths: PathLike | Sequence[PathLike], hdu: int | str | None = Non
     InputError
         If a file is missing, is no image, is truncated, has no such HDU, or the shapes differ.
     """
-    chosen = [_split(path, hdu) for path in _listed(paths)]
+    chosen = [split_name(path, hdu) for path in _listed(paths)]
     if not chosen:
         raise InputError("no image was given: name at least one file")
-    names = [locate(path) for path, _ in chosen]
+    names = [base.locate(path) for path, _ in chosen]
     readers = [_open_reader(name, own) for name, (_, own) in zip(names, chosen, strict=True)]
     image = stack_readers(readers, names)
     _try_first_pixel(image)
@@ -102,17 +111,28 @@ def digest(image: Image) -> str:
     return image.digest()
 
 
-def _listed(paths: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
-    return [paths] if isinstance(paths, str | os.PathLike) else paths
-
-
-def _split(path: PathLike, hdu: int | str | None) -> tuple[str, int | str | None]:
+def split_name(path: PathLike, hdu: int | str | None = None) -> tuple[str, int | str | None]:
     """Give file and HDU of ``FILE[HDU]``, as CFITSIO writes it; a file of that very name wins."""
     text = os.fspath(path)
     file, bracket, name = text.removesuffix("]").rpartition("[")
     if not (text.endswith("]") and bracket and name) or os.path.exists(text):
         return text, hdu
     return file, name
+
+
+def locate(path: PathLike) -> str:
+    """Give the absolute local path, or the URL, of the file of ``FILE`` or ``FILE[HDU]``.
+
+    Raises
+    ------
+    InputError
+        If a local file does not exist or cannot be read.
+    """
+    return base.locate(split_name(path)[0])
+
+
+def _listed(paths: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
+    return [paths] if isinstance(paths, str | os.PathLike) else paths
 
 
 def _open_reader(path: str, hdu: int | str | None) -> Reader:

@@ -99,3 +99,18 @@ def test_what_is_refused_is_not_in_the_way(
     with pytest.raises(FcnpipeError, match=message):
         run(field, out, **{name: str(value) for name, value in options.items()})
     assert set(tmp_path.iterdir()) == kept
+
+
+def test_hdus_of_one_file_are_bands_noise_and_flags(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(size=(2, 96, 96)).astype("f4")
+    noise[:, 40, 50] += 1000
+    hdus = [fits.ImageHDU(noise[0], name="SCI"), fits.ImageHDU(noise[1], name="SCI", ver=2)]
+    hdus += [fits.ImageHDU(np.ones((96, 96), "f4"), name="ERR")]
+    hdus += [fits.ImageHDU(np.eye(96, dtype="u1"), name="DQ")]
+    path = tmp_path / "a.fits"
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+    out, bands = tmp_path / "out.zarr", (f"{path}[SCI,1]", f"{path}[SCI,2]")
+    settings = {"model": "none", "engine": "serial", "weight_type": "rms", "quiet": True}
+    done = fcnpipe.segment(bands, out, weight=f"{path}[ERR]", mask=f"{path}[DQ]", **settings)
+    assert done.sources > 0
+    np.testing.assert_array_equal(content(out)["/image/0/flags"], 2 * np.eye(96))
