@@ -34,6 +34,7 @@ from astropy.table import Table
 
 from fcnpipe.errors import SpecError
 from fcnpipe.export.base import written_whole
+from fcnpipe.images import split_name
 from fcnpipe.spec import RunSpec, make_spec
 
 Options = dict[str, Any]
@@ -234,7 +235,7 @@ def _match(options: Options, base: str) -> Iterator[Options]:
     image = options["image"]
     if not isinstance(image, str):
         yield options | {"image": tuple(image)}
-    elif not _MAGIC.search(image) or os.path.exists(image):
+    elif not _MAGIC.search(image) or os.path.exists(split_name(image)[0]):
         yield options | {"image": (image,)}
     else:
         yield from (options | {"image": (path,)} for path in match_files(image))

@@ -50,6 +50,12 @@ def test_a_file_with_a_bracket_in_its_name_is_no_glob(folder: Path) -> None:
     assert entry.out.startswith("out/c_1-")
 
 
+def test_an_hdu_in_brackets_is_no_glob(folder: Path) -> None:
+    found = list_entries([f"{folder}/a.fits[{hdu}]" for hdu in ("1", "SCI,2")], "out")
+    assert [os.path.basename(e.name) for e in found] == ["a.fits[1]", "a.fits[SCI,2]"]
+    assert len({e.out for e in found}) == 2
+
+
 def test_images_of_one_name_have_different_stores_that_stay_the_same(folder: Path) -> None:
     first = [e.out for e in list_entries(f"{folder}/**/a.fits", "out")]
     again = [e.out for e in list_entries([f"{folder}/night/a.fits", f"{folder}/a.fits"], "out")]
