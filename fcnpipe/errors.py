@@ -8,6 +8,7 @@
     │   └── InputChanged                 one that became another while it was read
     ├── ModelError       (ValueError)    a model file, or a network that cannot be tiled exactly
     ├── PlanError        (ValueError)    a run that cannot fit the machine or the store
+    ├── EngineError      (RuntimeError)  workers that do not come, cannot do the tasks, or have left
     ├── StoreError       (OSError)       an output that exists, differs or cannot be written
     ├── TrainingError    (RuntimeError)  a training that has run away
     ├── VerificationError (ValueError)   a store whose contents contradict each other
@@ -46,6 +47,10 @@ class ModelError(FcnpipeError, ValueError):
 
 class PlanError(FcnpipeError, ValueError):
     """A run cannot fit: memory, disk, or a tile that is no whole number of shards."""
+
+
+class EngineError(FcnpipeError, RuntimeError):
+    """There is no worker for the tasks, or none any more; what is done stays done."""
 
 
 class StoreError(FcnpipeError, OSError):

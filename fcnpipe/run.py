@@ -255,7 +255,7 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
     job = Job(spec, plan, criteria, str(store.path), uuid.uuid4().hex, inputs)
     with hold(store.path, job.nonce), _withdrawn(store):
         _take_back(job)
-        engine = engines.open_engine(spec, networks.worker_environment())
+        engine = engines.open_engine(spec, _list_needs(plan))
         try:
             yield Session(job, engine, resumed=state == "resume")
         finally:
@@ -271,6 +271,10 @@ def _withdrawn(store: ZarrStore) -> Iterator[None]:
         if not store.done("predict").any():
             discard(store.path)
         raise
+
+
+def _list_needs(plan: Plan) -> engines.Needs:
+    return engines.Needs(networks.worker_environment(), networks.tune_allocator, plan.memory_bytes)
 
 
 def list_stages(job: Job) -> tuple[Stage, ...]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
 
-from fcnpipe.engines.base import Engine
+from fcnpipe.engines.base import Engine, Needs
 from fcnpipe.engines.serial import SerialEngine
 from fcnpipe.engines.threads import ThreadsEngine
 from fcnpipe.errors import SpecError
 from fcnpipe.spec import RunSpec
 
-__all__ = ["Engine", "cores", "open_engine"]
+__all__ = ["Engine", "Needs", "cores", "open_engine"]
 
 
 def cores() -> int:
@@ -20,36 +19,38 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_engine(spec: RunSpec, environment: Mapping[str, str]) -> Engine:
+def open_engine(spec: RunSpec, needs: Needs) -> Engine:
     """Start the engine that the spec names.
 
     Parameters
     ----------
     spec : RunSpec
         Its ``engine``, ``workers``, ``scheduler`` and ``cluster`` count.
-    environment : mapping
-        Variables for worker processes of our own.
+    needs : Needs
+        What worker processes must have.
 
     Raises
     ------
     SpecError
         If Dask is asked for and not installed, or the cluster cannot be reached or started.
+    EngineError
+        If it has no worker, or none that can do the tasks.
     """
     workers = spec.workers or cores()
     if spec.engine == "dask" or spec.scheduler or spec.cluster:
-        return _open_dask(spec, workers, environment)
+        return _open_dask(spec, workers, needs)
     if spec.engine == "threads" and workers > 1:
         return ThreadsEngine(workers)
     return SerialEngine()
 
 
-def _open_dask(spec: RunSpec, workers: int, environment: Mapping[str, str]) -> Engine:
+def _open_dask(spec: RunSpec, workers: int, needs: Needs) -> Engine:
     if importlib.util.find_spec("distributed") is None:
         raise SpecError("engine=dask needs Dask: install fcnpipe[dask], or use --engine threads")
     from fcnpipe.engines import dask
 
     if spec.scheduler:
-        return dask.connect(spec.scheduler)
+        return dask.connect(spec.scheduler, needs, spec.cluster)
     if spec.cluster:
-        return dask.start_cluster(spec.cluster, environment)
-    return dask.start_local(workers, environment)
+        return dask.start_cluster(spec.cluster, needs)
+    return dask.start_local(workers, needs)

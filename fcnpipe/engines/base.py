@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fcnpipe.records import TaskReport
 
 Task = Callable[[str], TaskReport]
 """Takes the name of a tile or node. Never raises: a failure comes back in ``report.error``."""
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a process needs before it can do tasks.
+
+    Attributes
+    ----------
+    environment : mapping
+        Variables, set before anything is imported where the process is ours to start.
+    prepare : callable
+        Is called once in each process, whenever it comes; picklable.
+    memory_bytes : int
+        What a process of one thread takes at most; 0 if unknown.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[], object] = nothing
+    memory_bytes: int = 0
 
 
 class Engine(Protocol):

@@ -2,34 +2,43 @@
 
 Only names and reports pass through the scheduler. A bounded window of futures is in flight and
 each is released as it finishes: ``client.map`` over 20,000 tiles took 70 s, this takes none.
+
+Workers may come late, leave, and be replaced: what one of them had in hand is done by another. Only
+where there is none at all, or none that has what tasks ask for, a run ends, and says so.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import spawn
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import dask
 import distributed
 
-from fcnpipe.engines.base import Task
-from fcnpipe.errors import SpecError
+from fcnpipe import __version__
+from fcnpipe.engines.base import Needs, Task, nothing
+from fcnpipe.errors import EngineError, SpecError
 from fcnpipe.records import TaskReport
 
 # Distributed is annotated here and there only.
 Client: Any = distributed.Client
 LocalCluster: Any = distributed.LocalCluster
-as_completed: Any = distributed.as_completed
+WorkerPlugin: Any = distributed.WorkerPlugin
 
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 2,
-    "distributed.scheduler.no-workers-timeout": "120s",
     "distributed.comm.timeouts.connect": "20s",
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -41,15 +50,58 @@ SETTINGS = {
     "distributed.admin.system-monitor.interval": "2s",
     "distributed.scheduler.active-memory-manager.start": False,
 }
-"""A poison tile may kill two workers, not the run; a missing worker is an error, not a hang.
+"""A poison tile may kill two workers, not the run.
 
 Tiles take seconds and their workers use every core, so what looks after tasks of milliseconds (a
 profiler that wakes a hundred times a second, health checks at fifty) is slowed down or off.
 """
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+"""Dask says so too, but in the very setting that takes our variables."""
+ADAPT_KEYS = {
+    *("minimum", "maximum", "minimum_jobs", "maximum_jobs", "minimum_cores", "maximum_cores"),
+    *("minimum_memory", "maximum_memory", "interval", "wait_count", "target_duration"),
+}
+"""What makes a cluster grow and shrink; Dask says nothing of a word that it does not know."""
 
 LOST = "worker lost"
 WORKER = "Dask Worker process"
 """How the processes that a nanny starts are called."""
+WAIT_SECONDS = 120.0
+"""How long a run waits for a worker, if the description of the cluster does not say."""
+RESOURCE_SECONDS = 10.0
+"""How long it waits, where there are workers, for one that has what tasks ask for."""
+REACH_SECONDS = 20.0
+"""How long a scheduler may take to answer."""
+REVIVE_SECONDS = 20.0
+"""Time without any worker after which those of our own are started again."""
+LOOK_SECONDS = 2.0
+"""Time without a report after which the workers are looked at."""
+COUNT_SECONDS = 1.0
+"""Time after which the workers are counted anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What tasks ask of workers, and how long they wait for it.
+
+    Attributes
+    ----------
+    resources : dict or None
+        What a worker must offer for each task it is given, e.g. ``{"GPU": 1}``.
+    wait_seconds : float
+        How long to wait for a worker where there is none.
+    most : int
+        Workers that an adaptive cluster may grow to: it grows to what is asked of it.
+    """
+
+    resources: dict[str, float] | None = None
+    wait_seconds: float = WAIT_SECONDS
+    most: int = 0
+
+    def is_met_by(self, worker: Mapping[str, Any]) -> bool:
+        """Whether a worker, as the scheduler knows it, may be given a task."""
+        offers = worker.get("resources", {})
+        return all(offers.get(name, 0) >= n for name, n in (self.resources or {}).items())
 
 
 class ScriptGuard:
@@ -86,32 +138,41 @@ class DaskEngine:
     Parameters
     ----------
     client : distributed.Client
-        Connected client; closed by :meth:`close`.
-    cluster : object, optional
-        Cluster that was started for this engine; closed by :meth:`close`.
-    resources : dict, optional
-        Worker resources that a task asks for, e.g. ``{"GPU": 1}``.
-    guard : ScriptGuard, optional
-        Closed with the cluster.
+        Connected client.
+    closing : ExitStack
+        What is undone by :meth:`close`: the client, the cluster if it is ours, the settings.
+    demand : Demand
+        What tasks ask of workers.
+    revive : callable
+        Is called where all workers have been gone for long: their nannies may have given up.
     """
 
     def __init__(
         self,
         client: Any,
-        cluster: Any = None,
-        resources: dict[str, float] | None = None,
-        guard: ScriptGuard | None = None,
+        closing: ExitStack,
+        demand: Demand,
+        revive: Callable[[], object] = nothing,
     ) -> None:
-        self._client, self._cluster, self._resources = client, cluster, resources
-        self._guard = guard
+        self._client, self._closing = client, closing
+        self._demand, self._revive = demand, revive
+        self._counted, self._threads = float("-inf"), 1
 
     @property
     def workers(self) -> int:
-        """Threads of all workers now, at least 1."""
-        return max(sum(map(int, self._client.nthreads().values())), 1)
+        """Threads of all workers, as of a second ago, at least 1."""
+        if time.monotonic() - self._counted > COUNT_SECONDS:
+            self._threads = max(sum(map(int, self._client.nthreads().values())), 1)
+            self._counted = time.monotonic()
+        return self._threads
 
     def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
         """Give one report for each name, in the order in which they finish.
+
+        Raises
+        ------
+        EngineError
+            If there is no worker left, none that tasks can run on, or no scheduler.
 
         Notes
         -----
@@ -119,81 +180,200 @@ class DaskEngine:
         lost are tried once more, each alone: only the one that kills is reported.
         """
         lost: list[str] = []
-        for report in self._stream(task, names, 2 * self.workers + 2):
+        for report in self._stream(task, names, self._width):
             if report.error.startswith(LOST):
                 lost.append(report.name)
             else:
                 yield report
-        yield from self._stream(task, lost, 1)
-
-    def _stream(self, task: Task, names: Iterable[str], width: int) -> Iterator[TaskReport]:
-        # One group of keys, so that Dask knows the tasks for a kind, and holds them back until a
-        # worker is free: of tiles handed out early, one worker got nine while the other got seven.
-        waiting, token = iter(names), f"tiles-{uuid.uuid4().hex}"
-        first = [self._submit(task, name, token) for name in islice(waiting, width)]
-        queue = as_completed(first, loop=self._client.loop)
-        for future in queue:
-            yield self._report(future)
-            future.release()
-            for name in islice(waiting, 1):
-                queue.add(self._submit(task, name, token))
+        yield from self._stream(task, lost, lambda: 1)
 
     def close(self) -> None:
         """Disconnect, and stop the cluster if it is ours."""
-        if self._cluster is not None and self._client.status == "running":
-            # A heartbeat that is under way when the scheduler leaves is no error of the run.
-            self._client.run(_fall_silent, on_error="ignore")
-        self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
-        if self._guard is not None:
-            self._guard.close()
+        self._closing.close()
+
+    def _width(self) -> int:
+        """Give how many tasks to have in flight: enough for all workers, and for more to be asked for."""
+        return 2 * max(self.workers, self._demand.most) + 2
+
+    def _stream(
+        self, task: Task, names: Iterable[str], width: Callable[[], int]
+    ) -> Iterator[TaskReport]:
+        # One group of keys, so that Dask knows the tasks for a kind, and holds them back until a
+        # worker is free: of tiles handed out early, one worker got nine while the other got seven.
+        waiting, token, running = iter(names), f"tiles-{uuid.uuid4().hex}", 0
+        ended: SimpleQueue[Any] = SimpleQueue()
+        while True:
+            for name in islice(waiting, max(width() - running, 0)):
+                self._submit(task, name, token).add_done_callback(ended.put)
+                running += 1
+            if not running:
+                return
+            future = self._await(ended)
+            running -= 1
+            yield self._report(future)
+            future.release()
 
     def _submit(self, task: Task, name: str, token: str) -> Any:
         return self._client.submit(
-            task, name, key=(token, name), pure=False, resources=self._resources
+            task, name, key=(token, name), pure=False, resources=self._demand.resources
         )
 
-    @staticmethod
-    def _report(future: Any) -> TaskReport:
+    def _await(self, ended: SimpleQueue[Any]) -> Any:
+        """Give the next future that ends; look after the workers if that takes long."""
+        seen, revive = time.monotonic(), self._revive
+        while True:
+            with suppress(Empty):
+                return ended.get(timeout=LOOK_SECONDS)
+            if _has_worker(self._client, self._demand, seen):
+                seen, revive = time.monotonic(), self._revive
+            elif time.monotonic() - seen > REVIVE_SECONDS:
+                revive()
+                revive = nothing
+
+    def _report(self, future: Any) -> TaskReport:
         if future.status == "finished":
             report: TaskReport = future.result()
             return report
+        if future.status == "cancelled":
+            raise _scheduler_gone(self._client)
         name = future.key[1]
         return TaskReport("", name, error=f"{LOST}: {future.exception()}".splitlines()[0])
 
 
-def _fall_silent() -> None:
-    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+# --- workers --------------------------------------------------------------------------------------
 
 
-def connect(address: str) -> DaskEngine:
+class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
+    """Makes a worker ready, one that comes late as well.
+
+    Parameters
+    ----------
+    needs : Needs
+        Environment, and what is to be called.
+
+    Notes
+    -----
+    Variables that the C library has read when the process began change nothing any more; what is
+    called sets the allocator by itself.
+    """
+
+    def __init__(self, needs: Needs) -> None:
+        self.name = f"fcnpipe-{uuid.uuid4().hex}"
+        self.version, self.needs = __version__, needs
+
+    def setup(self, worker: Any) -> None:
+        """Refuse another version of fcnpipe, set the environment, make the call."""
+        if self.version != __version__:
+            raise EngineError(
+                f"worker {worker.address} has fcnpipe {__version__}, this run is of {self.version}: "
+                "install one version everywhere"
+            )
+        os.environ.update({**ONE_THREAD, **self.needs.environment})
+        self.needs.prepare()
+
+
+def _has_worker(client: Any, demand: Demand, since: float) -> bool:
+    """Whether there is a worker that tasks can run on.
+
+    Raises
+    ------
+    EngineError
+        If there has been none since too long ago, or the scheduler does not answer.
+    """
+    workers = _list_workers(client)
+    if any(map(demand.is_met_by, workers)):
+        return True
+    limit = min(RESOURCE_SECONDS, demand.wait_seconds) if workers else demand.wait_seconds
+    if time.monotonic() - since < limit:
+        return False
+    if not workers:
+        raise EngineError(
+            f"no Dask worker has come to {_address(client)} for {limit:g} s: start workers, or give "
+            "the cluster longer (wait_seconds); the same command takes the run up again"
+        )
+    raise EngineError(
+        f"none of {len(workers)} Dask worker(s) at {_address(client)} offers {demand.resources}: start them "
+        "with --resources, or ask for others (resources of --cluster)"
+    )
+
+
+def _list_workers(client: Any) -> list[dict[str, Any]]:
+    try:
+        return list(client.scheduler_info(n_workers=-1)["workers"].values())
+    except (OSError, RuntimeError, AttributeError):  # a client that has lost its scheduler
+        raise _scheduler_gone(client) from None
+
+
+def _scheduler_gone(client: Any) -> EngineError:
+    return EngineError(
+        f"the Dask scheduler at {_address(client)} is gone: start it again; "
+        "the same command takes the run up again"
+    )
+
+
+def _address(client: Any) -> str:
+    return str(getattr(client.scheduler, "address", None) or "its address")
+
+
+# --- connecting -----------------------------------------------------------------------------------
+
+
+def connect(
+    scheduler: str, needs: Needs, description: Mapping[str, Any] | None = None
+) -> DaskEngine:
     """Use a scheduler that runs already.
+
+    Parameters
+    ----------
+    scheduler : str
+        Its address (``tcp://``, ``tls://`` with the certificates of Dask's configuration, ...), or
+        the file that it wrote (``dask scheduler --scheduler-file``).
+    needs : Needs
+        What a worker must have.
+    description : mapping, optional
+        ``resources`` and ``wait_seconds``.
 
     Raises
     ------
     SpecError
         If nobody answers at the address.
+    EngineError
+        If there is no worker, or none that can do the tasks.
     """
+    description = _check_keys(description or {}, {"resources", "wait_seconds"})
+    with _opening() as closing:
+        client = _reach(scheduler)
+        closing.callback(client.close)
+        return _make_ready(client, closing, needs, description)
+
+
+def _reach(scheduler: str) -> Any:
+    where = {"address": scheduler}
+    if "://" not in scheduler and (Path(scheduler).is_file() or scheduler.endswith(".json")):
+        if not Path(scheduler).is_file():
+            raise SpecError(f"scheduler file {scheduler} is not there: check --scheduler")
+        where = {"scheduler_file": scheduler}
     try:
-        with dask.config.set(SETTINGS):
-            client = Client(address, set_as_default=False, timeout="20s")
-    except (OSError, ValueError) as error:
+        return Client(**where, set_as_default=False, timeout=REACH_SECONDS)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise SpecError(
-            f"no Dask scheduler answers at {address}: {error}; check --scheduler"
+            f"no Dask scheduler answers at {scheduler}: {_line(error)}; check --scheduler"
         ) from None
-    return DaskEngine(client, resources=_gpu_resources(client))
 
 
-def start_local(workers: int, environment: Mapping[str, str]) -> DaskEngine:
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def start_local(workers: int, needs: Needs) -> DaskEngine:
     """Start one process of one thread for each worker on this machine.
 
     Parameters
     ----------
     workers : int
         Number of processes.
-    environment : mapping
-        Variables for the workers, set before they import anything (the allocator's, for one).
+    needs : Needs
+        What a worker must have; its variables are set before it imports anything.
     """
     return start_cluster(
         {
@@ -204,45 +384,64 @@ def start_local(workers: int, environment: Mapping[str, str]) -> DaskEngine:
                 "dashboard_address": "127.0.0.1:0",
                 "memory_limit": None,
                 "silence_logs": 40,
-                "env": dict(environment),
+                "env": dict(needs.environment),
             },
         },
-        environment,
+        needs,
     )
 
 
-def start_cluster(
-    description: Mapping[str, Any], environment: Mapping[str, str] | None = None
-) -> DaskEngine:
+def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
     """Start a cluster of any class.
 
     Parameters
     ----------
     description : mapping
-        ``cluster_class`` (dotted name), ``cluster_kwargs`` and ``adapt_kwargs``.
-    environment : mapping, optional
-        Variables that workers on this machine have from their first instruction on: a nanny sets its
-        ``env`` in a worker that runs already, too late for the C library's allocator.
+        ``cluster_class`` (dotted name), ``cluster_kwargs``, ``adapt_kwargs``, ``resources`` that a task
+        asks for, and ``wait_seconds``, the time to wait for a worker.
+    needs : Needs
+        What a worker must have. Those on this machine have its variables from their first instruction
+        on: a nanny sets its ``env`` in a worker that runs already, too late for the C library's allocator.
 
     Raises
     ------
     SpecError
         If the class cannot be imported or refuses its arguments.
+    EngineError
+        If no worker comes.
     """
-    known = {"cluster_class", "cluster_kwargs", "adapt_kwargs"}
+    description = _check_keys(
+        description,
+        {"cluster_class", "cluster_kwargs", "adapt_kwargs", "resources", "wait_seconds"},
+    )
+    environment = {**ONE_THREAD, **needs.environment}
+    with _opening({"distributed.nanny.pre-spawn-environ": environment}) as closing:
+        closing.callback(ScriptGuard().close)
+        cluster = _make_cluster(description)
+        closing.callback(cluster.close)
+        client = Client(cluster, set_as_default=False)
+        closing.callback(lambda: client.close())
+        # A heartbeat that is under way when the scheduler leaves is no error of the run.
+        closing.callback(_hush, client)
+        revive = partial(_restart, cluster) if isinstance(cluster, LocalCluster) else nothing
+        return _make_ready(client, closing, needs, description, revive)
+
+
+@contextmanager
+def _opening(settings: Mapping[str, Any] | None = None) -> Iterator[ExitStack]:
+    """Give a stack to close what is opened by, in Dask's settings; closed at once on an error."""
+    with ExitStack() as opening:
+        closing = opening.enter_context(ExitStack())
+        # As long as the engine lives: an adaptive cluster makes workers, by these, at any time.
+        closing.enter_context(dask.config.set({**SETTINGS, **(settings or {})}))
+        yield closing
+        opening.pop_all()
+
+
+def _check_keys(description: Mapping[str, Any], known: set[str]) -> Mapping[str, Any]:
     if extra := set(description) - known:
         raise SpecError(f"cluster has unknown keys {sorted(extra)}; allowed are {sorted(known)}")
-    early = {"distributed.nanny.pre-spawn-environ": dict(environment or {})}
-    with ExitStack() as undo, dask.config.set({**SETTINGS, **early}):
-        guard = ScriptGuard()
-        undo.callback(guard.close)
-        cluster = _make_cluster(description)
-        if adapt := description.get("adapt_kwargs"):
-            cluster.adapt(**adapt)
-        client = Client(cluster, set_as_default=False)
-        undo.pop_all()
-    client.wait_for_workers(1, timeout=300)
-    return DaskEngine(client, cluster, _gpu_resources(client), guard)
+    return description
 
 
 def _make_cluster(description: Mapping[str, Any]) -> Any:
@@ -254,13 +453,100 @@ def _make_cluster(description: Mapping[str, Any]) -> Any:
             if name == "distributed.LocalCluster"
             else getattr(importlib.import_module(module), attribute)
         )
-        return kind(**description.get("cluster_kwargs", {}))
-    except (ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        cluster = kind(**(description.get("cluster_kwargs") or {}))
+    except (ImportError, AttributeError, RuntimeError, TypeError, ValueError, OSError) as error:
         raise SpecError(
-            f"cluster {name} cannot be started: {error}; check cluster_class and cluster_kwargs"
+            f"cluster {name} cannot be started: {_line(error)}; check cluster_class and cluster_kwargs"
         ) from None
+    if description.get("adapt_kwargs"):
+        _adapt(cluster, description["adapt_kwargs"])
+    return cluster
 
 
-def _gpu_resources(client: Any) -> dict[str, float] | None:
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+def _adapt(cluster: Any, options: Mapping[str, Any]) -> None:
+    try:
+        if unknown := set(options) - ADAPT_KEYS:
+            raise TypeError(f"unknown {sorted(unknown)}, known are {sorted(ADAPT_KEYS)}")
+        cluster.adapt(**options)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        cluster.close()
+        raise SpecError(f"cluster cannot adapt: {_line(error)}; check adapt_kwargs") from None
+
+
+def _restart(cluster: Any) -> None:
+    """Start all workers anew; a nanny whose worker dies as it begins has given up."""
+    count = len(cluster.worker_spec)
+    cluster.scale(0)
+    cluster.scale(count)
+
+
+def _hush(client: Any) -> None:
+    if client.status == "running":
+        with suppress(OSError, TimeoutError):
+            client.run(_fall_silent, on_error="ignore")
+
+
+def _fall_silent() -> None:
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+
+
+def _make_ready(
+    client: Any,
+    closing: ExitStack,
+    needs: Needs,
+    description: Mapping[str, Any],
+    revive: Callable[[], object] = nothing,
+) -> DaskEngine:
+    """Wait for a worker, prepare all that come, and see that they suffice."""
+    setup = WorkerSetup(needs)
+    try:
+        client.register_plugin(setup)
+    except EngineError:
+        raise
+    except Exception as error:  # whatever went wrong in a worker comes back as it is
+        raise EngineError(
+            f"Dask workers at {_address(client)} cannot be made ready: {type(error).__name__}: {_line(error)}; "
+            "install fcnpipe on them"
+        ) from None
+    closing.callback(_unregister, client, setup.name)
+    demand = _find_demand(client, description)
+    _check_memory(_list_workers(client), needs)
+    return DaskEngine(client, closing, demand, revive)
+
+
+def _unregister(client: Any, name: str) -> None:
+    if client.status == "running":
+        with suppress(OSError, TimeoutError, ValueError):
+            client.unregister_worker_plugin(name)
+
+
+def _find_demand(client: Any, description: Mapping[str, Any]) -> Demand:
+    """Give what tasks ask for, once there is a worker that offers it."""
+    adapt = description.get("adapt_kwargs") or {}
+    most = int(adapt.get("maximum") or adapt.get("maximum_jobs") or 0)
+    demand = Demand(
+        description.get("resources"), float(description.get("wait_seconds", WAIT_SECONDS)), most
+    )
+    if adapt and not adapt.get("minimum") and not adapt.get("minimum_jobs"):
+        return demand  # the first worker comes when there are tasks
+    begun = time.monotonic()
+    while not _has_worker(client, demand, begun):
+        time.sleep(0.1)
+    if demand.resources is None:
+        return Demand(_gpu_resources(_list_workers(client)), demand.wait_seconds, most)
+    return demand
+
+
+def _gpu_resources(workers: list[dict[str, Any]]) -> dict[str, float] | None:
     return {"GPU": 1} if workers and all("GPU" in w.get("resources", {}) for w in workers) else None
+
+
+def _check_memory(workers: list[dict[str, Any]], needs: Needs) -> None:
+    """Refuse workers that the plan does not fit into, before the first pixel."""
+    for worker in workers:
+        limit = worker.get("memory_limit")
+        if limit and limit < needs.memory_bytes:
+            raise EngineError(
+                f"Dask worker {worker.get('name')} may take {limit / 2**30:.2f} GiB, a tile needs "
+                f"{needs.memory_bytes / 2**30:.2f}: use a smaller --tile or --window, or give workers more"
+            )

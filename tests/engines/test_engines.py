@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing import spawn
 from pathlib import Path
@@ -12,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from fcnpipe.engines import SerialEngine, ThreadsEngine, open_engine
-from fcnpipe.engines.base import Engine
-from fcnpipe.engines.dask import WORKER, ScriptGuard, start_cluster, start_local
-from fcnpipe.errors import SpecError
+from fcnpipe.engines.base import Engine, Needs
+from fcnpipe.engines.dask import WORKER, ScriptGuard, start_local
 from fcnpipe.records import TaskReport
 from fcnpipe.spec import make_spec
 from fcnpipe.testing.engines import EngineTests
@@ -37,7 +37,7 @@ class TestThreads(EngineTests):
 class TestDask(EngineTests):
     @pytest.fixture
     def engine(self) -> Iterator[Engine]:
-        engine = start_local(1, {"FCNPIPE_TEST": "1"})
+        engine = start_local(1, Needs({"FCNPIPE_TEST": "1"}))
         yield engine
         engine.close()
 
@@ -45,12 +45,13 @@ class TestDask(EngineTests):
 def die(name: str) -> TaskReport:
     """Kill the worker for one name, answer for the others; set before anything is imported."""
     if name == "poison":
+        time.sleep(1)  # as long as a tile lives at least: a worker is known to its nanny by then
         os.kill(os.getpid(), signal.SIGKILL)
     return TaskReport("die", name, facts={"setting": os.environ.get("FCNPIPE_TEST")})
 
 
 def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
-    engine = start_local(1, {"FCNPIPE_TEST": "1"})
+    engine = start_local(1, Needs({"FCNPIPE_TEST": "1"}))
     try:
         reports = {r.name: r for r in engine.run(die, ["a", "poison", "b", "c", "d", "e", "f"])}
     finally:
@@ -63,12 +64,13 @@ UNGUARDED = """
 import sys
 from pathlib import Path
 
+from fcnpipe.engines.base import Needs
 from fcnpipe.engines.dask import start_local
 from tests.engines.test_engines import die
 
 with Path(sys.argv[1]).open("a") as file:
     file.write("ran ")
-engine = start_local(1, {"FCNPIPE_TEST": "1"})
+engine = start_local(1, Needs({"FCNPIPE_TEST": "1"}))
 print(sorted(report.name for report in engine.run(die, ["a", "poison", "b"]) if not report.error))
 engine.close()
 """
@@ -96,29 +98,17 @@ def test_other_processes_are_told_of_the_script() -> None:
 
 
 @pytest.mark.parametrize(
-    ("description", "message"),
-    [
-        ({"cluster_class": "no.such.Cluster"}, "cannot be started"),
-        ({"cluster_klass": "x"}, "unknown keys"),
-    ],
-)
-def test_a_wrong_cluster_is_one_clear_line(description: dict[str, str], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        start_cluster(description)
-
-
-@pytest.mark.parametrize(
     ("engine", "workers", "kind"),
     [("serial", 4, SerialEngine), ("threads", 1, SerialEngine), ("threads", 2, ThreadsEngine)],
 )
 def test_the_spec_chooses_the_engine(engine: str, workers: int, kind: type) -> None:
-    opened = open_engine(make_spec(image=("a",), out="o", engine=engine, workers=workers), {})
+    opened = open_engine(make_spec(image=("a",), out="o", engine=engine, workers=workers), Needs())
     assert isinstance(opened, kind)
     opened.close()
 
 
 def test_workers_say_nothing_of_a_scheduler_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = start_local(1, {})
+    engine = start_local(1, Needs())
     levels = []
 
     def look() -> int:

@@ -1,0 +1,89 @@
+"""Real Dask schedulers and workers, each a process of its own, on free ports of the loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+QUIET = {"DASK_LOGGING__DISTRIBUTED": "error"}
+
+
+def start(
+    program: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *arguments]
+    return subprocess.Popen(
+        command, env={**os.environ, **QUIET, **(environment or {})}, start_new_session=True
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+
+
+@contextmanager
+def running(
+    program: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    process = start(program, *arguments, environment=environment)
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+@contextmanager
+def scheduler(folder: Path, *arguments: str, **options: Mapping[str, str]) -> Iterator[Path]:
+    """Give the file that a scheduler wrote."""
+    file = folder / "scheduler.json"
+    with running(
+        *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
+        *("--scheduler-file", str(file), *arguments),
+        **options,
+    ) as process:
+        wait_for(lambda: address_in(file), process)
+        yield file
+
+
+@contextmanager
+def workers(
+    file: Path, count: int, *arguments: str, **options: Mapping[str, str]
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start workers of one thread that know a scheduler by its file."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                running(
+                    *("worker", "--scheduler-file", str(file), "--nthreads", "1"),
+                    *("--no-dashboard", "--host", "127.0.0.1", *arguments),
+                    **options,
+                )
+            )
+            for _ in range(count)
+        ]
+
+
+def address_in(file: Path) -> str:
+    """Give the address in a scheduler's file; empty while it is not there or not whole."""
+    try:
+        return str(json.loads(file.read_text())["address"])
+    except (OSError, ValueError):
+        return ""
+
+
+def wait_for(ready: object, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    assert callable(ready)
+    end = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, "it has ended"
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)

@@ -1,0 +1,260 @@
+"""Dask as it is met in the wild: real schedulers and workers that come late, leave, and lack things."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import dask
+import pytest
+
+from fcnpipe.engines.base import Needs
+from fcnpipe.engines.dask import DaskEngine, connect, start_cluster
+from fcnpipe.engines.gpu import GpuCluster, list_devices
+from fcnpipe.errors import EngineError, SpecError
+from fcnpipe.records import TaskReport
+from tests.engines import processes
+
+
+def note() -> None:
+    """Leave a trace in the process."""
+    os.environ["FCNPIPE_PREPARED"] = f"{os.getpid()}"
+
+
+NEEDS = Needs({"FCNPIPE_TEST": "1"}, note)
+LOCAL = {
+    "n_workers": 1,
+    "threads_per_worker": 1,
+    "dashboard_address": "127.0.0.1:0",
+    "memory_limit": None,
+}
+TOLD = ("FCNPIPE_PREPARED", "FCNPIPE_TEST", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+def tell(name: str) -> TaskReport:
+    """Say who did it, and what the worker was given."""
+    time.sleep(0.05)
+    facts = {name: os.environ.get(name) for name in TOLD}
+    return TaskReport("tell", name, facts={**facts, "pid": str(os.getpid())})
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with processes.scheduler(tmp_path_factory.mktemp("scheduler")) as file:
+        yield file
+
+
+@pytest.fixture(scope="module")
+def worker(scheduler: Path) -> Iterator[Path]:
+    """One worker that stays, with something to offer and little memory."""
+    with processes.workers(scheduler, 1, "--resources", "GPU=1", "--memory-limit", "1GiB"):
+        yield scheduler
+
+
+def names(count: int) -> list[str]:
+    return [f"r000c{i:03d}" for i in range(count)]
+
+
+def pids(reports: list[TaskReport]) -> set[str]:
+    return {report.facts["pid"] for report in reports}
+
+
+# --- workers that come and go ---------------------------------------------------------------------
+
+
+def test_no_worker_at_all_is_one_clear_line(scheduler: Path) -> None:
+    with pytest.raises(EngineError, match=r"no Dask worker has come .* for 1 s: start workers"):
+        connect(str(scheduler), NEEDS, {"wait_seconds": 1})
+
+
+def test_workers_whose_lifetime_ends_lose_nothing(scheduler: Path) -> None:
+    options = ("--lifetime", "4s", "--lifetime-stagger", "1s", "--lifetime-restart")
+    with processes.workers(scheduler, 2, *options):
+        engine = connect(processes.address_in(scheduler), NEEDS)
+        reports = []
+        for report in engine.run(tell, names(5000)):
+            reports.append(report)
+            if len(pids(reports)) > 3:
+                break
+        engine.close()
+    assert len(pids(reports)) > 3, "nobody was replaced"
+    assert not [report.error for report in reports if report.error]
+    assert len({report.name for report in reports}) == len(reports)
+
+
+def test_a_run_whose_workers_have_all_left_ends(scheduler: Path) -> None:
+    with processes.workers(scheduler, 1) as (process,):
+        engine = connect(str(scheduler), NEEDS)
+        engine._demand = replace(engine._demand, wait_seconds=1)
+        reports = engine.run(tell, names(2000))
+        next(reports)
+        processes.stop(process)
+        with pytest.raises(EngineError, match=r"no Dask worker has come .* for 1 s"):
+            list(reports)
+        engine.close()
+
+
+def test_a_worker_that_joins_late_is_prepared_and_works(worker: Path) -> None:
+    engine = connect(str(worker), NEEDS)
+    assert engine._demand.resources == {"GPU": 1}
+    reports = engine.run(tell, names(5000))
+    done = [next(reports) for _ in range(5)]
+    assert len(pids(done)) == 1
+    with processes.workers(worker, 1, "--resources", "GPU=1"):
+        for report in reports:
+            done.append(report)
+            if len(pids(done)) == 2:
+                break
+        engine.close()
+    assert len(pids(done)) == 2
+    for report in done:
+        assert report.facts["FCNPIPE_PREPARED"] == report.facts["pid"]
+        assert report.facts["FCNPIPE_TEST"] == report.facts["OMP_NUM_THREADS"] == "1"
+
+
+def fail() -> None:
+    raise ModuleNotFoundError("No module named 'fcnpipe'")
+
+
+def test_workers_that_cannot_do_it_are_refused_in_seconds(worker: Path) -> None:
+    connect(str(worker), NEEDS).close()
+    with pytest.raises(EngineError, match=r"none of 1 Dask worker.* offers {'TAPE': 1}"):
+        connect(str(worker), NEEDS, {"resources": {"TAPE": 1}, "wait_seconds": 1})
+    with pytest.raises(EngineError, match=r"may take 1\.00 GiB, a tile needs 2\.00"):
+        connect(str(worker), Needs(memory_bytes=2 * 2**30))
+    with pytest.raises(EngineError, match="ModuleNotFoundError: No module named 'fcnpipe'"):
+        connect(str(worker), Needs(prepare=fail))
+
+
+@pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9", "nonsense", "no.json"])
+def test_a_wrong_scheduler_is_one_clear_line(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcnpipe.engines.dask.REACH_SECONDS", 1)
+    with pytest.raises(SpecError, match="check --scheduler") as told:
+        connect(where, NEEDS)
+    assert "\n" not in str(told.value)
+
+
+# --- clusters of our own --------------------------------------------------------------------------
+
+
+def test_an_adaptive_cluster_grows_from_nothing() -> None:
+    engine = start_cluster(
+        {
+            "cluster_kwargs": {**LOCAL, "n_workers": 0},
+            "adapt_kwargs": {"maximum": 2, "interval": "200ms", "target_duration": "100ms"},
+        },
+        NEEDS,
+    )
+    try:
+        reports = list(engine.run(tell, names(200)))
+    finally:
+        engine.close()
+    assert len(pids(reports)) == 2
+    assert {report.facts["FCNPIPE_TEST"] for report in reports} == {"1"}
+
+
+def test_each_gpu_has_a_process_that_sees_it_alone() -> None:
+    engine = start_cluster(
+        {
+            "cluster_class": "fcnpipe.engines.gpu.GpuCluster",
+            "cluster_kwargs": {"devices": [3, "GPU-5ebe"], "threads_per_worker": 1},
+        },
+        NEEDS,
+    )
+    try:
+        assert engine._demand.resources == {"GPU": 1}
+        seen = [
+            (r.facts["pid"], r.facts["CUDA_VISIBLE_DEVICES"]) for r in engine.run(tell, names(40))
+        ]
+    finally:
+        engine.close()
+    assert {device for _, device in seen} == {"3", "GPU-5ebe"}
+    assert len(set(seen)) == 2
+
+
+def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, GPU-5ebe")
+    assert list_devices() == ["1", "GPU-5ebe"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SpecError, match="no GPU is to be seen"):
+        GpuCluster()
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"cluster_class": "no.such.Cluster"}, "cannot be started: No module named 'no'"),
+        ({"cluster_class": "dask_kubernetes.operator.KubeCluster"}, "cannot be started: No module"),
+        ({"cluster_class": "distributed.SpecCluster", "cluster_kwargs": {"x": 1}}, "argument 'x'"),
+        ({"cluster_kwargs": {**LOCAL, "dashbord": None}}, "check cluster_kwargs"),
+        ({"cluster_klass": "x"}, "unknown keys"),
+        ({"cluster_kwargs": {**LOCAL, "n_workers": 0}, "adapt_kwargs": {"m": 2}}, "cannot adapt"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_wrong_cluster_is_one_clear_line(description: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message) as told:
+        start_cluster(description, NEEDS)
+    assert "\n" not in str(told.value)
+
+
+# --- encrypted ------------------------------------------------------------------------------------
+
+
+def write_authority(folder: Path) -> tuple[str, str]:
+    """Make a certificate that vouches for itself and for the loopback, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fcnpipe test")])
+    now = datetime.datetime.now(datetime.UTC)
+    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(host, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (folder / "ca.pem").write_bytes(pem)
+    (folder / "own.pem").write_bytes(secret + pem)
+    return str(folder / "ca.pem"), str(folder / "own.pem")
+
+
+def test_tls_with_the_certificates_of_dasks_configuration(tmp_path: Path) -> None:
+    ca, own = write_authority(tmp_path)
+    settings = {
+        "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": ca,
+        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
+        "DASK_DISTRIBUTED__COMM__TLS__SCHEDULER__CERT": own,
+        "DASK_DISTRIBUTED__COMM__TLS__WORKER__CERT": own,
+    }
+    encrypted = ("--protocol", "tls")
+    with (
+        processes.scheduler(tmp_path, *encrypted, environment=settings) as file,
+        processes.workers(file, 1, *encrypted, environment=settings),
+    ):
+        address = processes.address_in(file)
+        assert address.startswith("tls://")
+        with pytest.raises(SpecError, match="TLS"):
+            connect(address, NEEDS)
+        with dask.config.set(
+            {"distributed.comm.tls.ca-file": ca, "distributed.comm.tls.client.cert": own}
+        ):
+            engine: DaskEngine = connect(address, NEEDS)
+            assert len(list(engine.run(tell, names(5)))) == 5
+            engine.close()
