@@ -113,7 +113,9 @@ class RunSpec(BaseModel):
     scheduler: str | None = Field(None, description="Address of a running Dask scheduler.")
     workers: int | None = Field(None, ge=1, description="Workers; one for each core if not given.")
     cluster: dict[str, Any] | None = Field(
-        None, description="cluster_class, cluster_kwargs, adapt_kwargs."
+        None,
+        description="cluster_class, cluster_kwargs, adapt_kwargs, resources, wait_seconds; for a "
+        "scheduler the last two.",
     )
     memory_limit: float | None = Field(
         None, gt=0, description="GiB a process may take; the machine's share if not given."

@@ -57,6 +57,8 @@ profiler that wakes a hundred times a second, health checks at fifty) is slowed 
 """
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 """Dask says so too, but in the very setting that takes our variables."""
+DEMAND_KEYS = {"resources", "wait_seconds"}
+CLUSTER_KEYS = {"cluster_class", "cluster_kwargs", "adapt_kwargs", *DEMAND_KEYS}
 ADAPT_KEYS = {
     *("minimum", "maximum", "minimum_jobs", "maximum_jobs", "minimum_cores", "maximum_cores"),
     *("minimum_memory", "maximum_memory", "interval", "wait_count", "target_duration"),
@@ -155,7 +157,7 @@ class DaskEngine:
         revive: Callable[[], object] = nothing,
     ) -> None:
         self._client, self._closing = client, closing
-        self._demand, self._revive = demand, revive
+        self.demand, self._revive = demand, revive
         self._counted, self._threads = float("-inf"), 1
 
     @property
@@ -193,7 +195,7 @@ class DaskEngine:
 
     def _width(self) -> int:
         """Give how many tasks to have in flight: enough for all workers, and for more to be asked for."""
-        return 2 * max(self.workers, self._demand.most) + 2
+        return 2 * max(self.workers, self.demand.most) + 2
 
     def _stream(
         self, task: Task, names: Iterable[str], width: Callable[[], int]
@@ -215,7 +217,7 @@ class DaskEngine:
 
     def _submit(self, task: Task, name: str, token: str) -> Any:
         return self._client.submit(
-            task, name, key=(token, name), pure=False, resources=self._demand.resources
+            task, name, key=(token, name), pure=False, resources=self.demand.resources
         )
 
     def _await(self, ended: SimpleQueue[Any]) -> Any:
@@ -224,7 +226,7 @@ class DaskEngine:
         while True:
             with suppress(Empty):
                 return ended.get(timeout=LOOK_SECONDS)
-            if _has_worker(self._client, self._demand, seen):
+            if _has_worker(self._client, self.demand, seen):
                 seen, revive = time.monotonic(), self._revive
             elif time.monotonic() - seen > REVIVE_SECONDS:
                 revive()
@@ -340,7 +342,7 @@ def connect(
     EngineError
         If there is no worker, or none that can do the tasks.
     """
-    description = _check_keys(description or {}, {"resources", "wait_seconds"})
+    description = _check_keys(description or {}, DEMAND_KEYS)
     with _opening() as closing:
         client = _reach(scheduler)
         closing.callback(client.close)
@@ -410,10 +412,7 @@ def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
     EngineError
         If no worker comes.
     """
-    description = _check_keys(
-        description,
-        {"cluster_class", "cluster_kwargs", "adapt_kwargs", "resources", "wait_seconds"},
-    )
+    description = _check_keys(description, CLUSTER_KEYS)
     environment = {**ONE_THREAD, **needs.environment}
     with _opening({"distributed.nanny.pre-spawn-environ": environment}) as closing:
         closing.callback(ScriptGuard().close)

@@ -18,7 +18,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from fcnpipe.engines import Needs
 from fcnpipe.engines import dask as engine
+from fcnpipe.engines.gpu import GpuCluster
 from fcnpipe.spec import load_spec
 from tests.deploy.commands import DEPLOY, documents, load, pods
 
@@ -223,6 +225,8 @@ def allowed(kind: str) -> set[str]:
     """Give the arguments of a cluster class, with those that it hands on."""
     if kind == "distributed.LocalCluster":
         return parameters(distributed.LocalCluster, distributed.Nanny, distributed.Worker)
+    if kind == "fcnpipe.engines.gpu.GpuCluster":
+        return parameters(GpuCluster) | allowed("distributed.LocalCluster")
     if kind == "dask_jobqueue.SLURMCluster":
         jobqueue = pytest.importorskip("dask_jobqueue")
         from dask_jobqueue.core import Job
@@ -235,7 +239,7 @@ def allowed(kind: str) -> set[str]:
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("cluster-*.yaml")), ids=lambda p: p.name)
 def test_a_cluster_file_has_arguments_of_its_class(path: Path) -> None:
     description = yaml.safe_load(path.read_text())
-    assert set(description) <= {"cluster_class", "cluster_kwargs", "adapt_kwargs"}
+    assert set(description) <= engine.CLUSTER_KEYS
     assert set(description["cluster_kwargs"]) <= allowed(description["cluster_class"]) - {
         "self",
         "kwargs",
@@ -253,14 +257,22 @@ def test_kubecluster_is_as_it_was_written_down() -> None:
     assert parameters(operator.KubeCluster) - {"self", "kwargs"} == set(KUBECLUSTER.split())
 
 
-@pytest.mark.parametrize("name", ["cluster-local.yaml", "cluster-gpu.yaml"])
-def test_a_local_cluster_starts_as_described(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "few", "threads", "resources"),
+    [
+        ("cluster-local.yaml", {"n_workers": 1}, 1, None),
+        ("cluster-gpu.yaml", {"devices": ["0"]}, 2, {"GPU": 1}),
+    ],
+)
+def test_a_local_cluster_starts_as_described(
+    name: str, few: dict[str, Any], threads: int, resources: dict[str, float] | None
+) -> None:
     description = load(name)
-    description["cluster_kwargs"]["n_workers"] = 1
-    started = engine.start_cluster(description)
+    description["cluster_kwargs"] |= few
+    started = engine.start_cluster(description, Needs())
     try:
-        assert started.workers == 1
-        assert started._resources == ({"GPU": 1} if "gpu" in name else None)
+        assert started.workers == threads
+        assert started.demand.resources == resources
     finally:
         started.close()
 

@@ -90,7 +90,7 @@ def test_workers_whose_lifetime_ends_lose_nothing(scheduler: Path) -> None:
 def test_a_run_whose_workers_have_all_left_ends(scheduler: Path) -> None:
     with processes.workers(scheduler, 1) as (process,):
         engine = connect(str(scheduler), NEEDS)
-        engine._demand = replace(engine._demand, wait_seconds=1)
+        engine.demand = replace(engine.demand, wait_seconds=1)
         reports = engine.run(tell, names(2000))
         next(reports)
         processes.stop(process)
@@ -101,7 +101,7 @@ def test_a_run_whose_workers_have_all_left_ends(scheduler: Path) -> None:
 
 def test_a_worker_that_joins_late_is_prepared_and_works(worker: Path) -> None:
     engine = connect(str(worker), NEEDS)
-    assert engine._demand.resources == {"GPU": 1}
+    assert engine.demand.resources == {"GPU": 1}
     reports = engine.run(tell, names(5000))
     done = [next(reports) for _ in range(5)]
     assert len(pids(done)) == 1
@@ -150,8 +150,12 @@ def test_an_adaptive_cluster_grows_from_nothing() -> None:
         },
         NEEDS,
     )
+    reports = []
     try:
-        reports = list(engine.run(tell, names(200)))
+        for report in engine.run(tell, names(5000)):
+            reports.append(report)
+            if len(pids(reports)) == 2:
+                break
     finally:
         engine.close()
     assert len(pids(reports)) == 2
@@ -167,7 +171,7 @@ def test_each_gpu_has_a_process_that_sees_it_alone() -> None:
         NEEDS,
     )
     try:
-        assert engine._demand.resources == {"GPU": 1}
+        assert engine.demand.resources == {"GPU": 1}
         seen = [
             (r.facts["pid"], r.facts["CUDA_VISIBLE_DEVICES"]) for r in engine.run(tell, names(40))
         ]
@@ -191,7 +195,7 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch
         ({"cluster_class": "no.such.Cluster"}, "cannot be started: No module named 'no'"),
         ({"cluster_class": "dask_kubernetes.operator.KubeCluster"}, "cannot be started: No module"),
         ({"cluster_class": "distributed.SpecCluster", "cluster_kwargs": {"x": 1}}, "argument 'x'"),
-        ({"cluster_kwargs": {**LOCAL, "dashbord": None}}, "check cluster_kwargs"),
+        ({"cluster_kwargs": {**LOCAL, "dashbord": None}}, "and cluster_kwargs"),
         ({"cluster_klass": "x"}, "unknown keys"),
         ({"cluster_kwargs": {**LOCAL, "n_workers": 0}, "adapt_kwargs": {"m": 2}}, "cannot adapt"),
     ],
