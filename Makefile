@@ -20,7 +20,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fcnpipe needs Python 3.11 or newer: make env PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dask,prefect,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dask,prefect,remote,test]'
 	@touch $@
 
 demo: env
@@ -42,7 +42,7 @@ bench: env
 # After a change of pyproject.toml: the newest versions that fit, for constraints.txt.
 pin:
 	rm -rf build/pin && $(PYTHON) -m venv build/pin
-	build/pin/bin/python -m pip install --quiet -e '.[dask,prefect,test]'
+	build/pin/bin/python -m pip install --quiet -e '.[dask,prefect,remote,test]'
 	echo '# The versions that the suite ran with; "make env" installs these. After a change of pyproject.toml: make pin.' > constraints.txt
 	build/pin/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' >> constraints.txt
 

@@ -27,8 +27,9 @@ from astropy.io import fits
 
 from fcnpipe.errors import InputError, StoreError
 from fcnpipe.export.base import written_whole
-from fcnpipe.images.base import hash_file, is_remote, open_bytes
+from fcnpipe.images.base import hash_file, open_bytes
 from fcnpipe.manifest import safe_stem, short_digest
+from fcnpipe.remote import is_remote
 
 PATTERNS = ("*.fits", "*.fits.gz", "*.fits.fz", "*.fits.bz2", "*.fit", "*.fts", "*.fz")
 """Names of the files to look for, in any case."""

@@ -5,7 +5,8 @@
     FcnpipeError
     ├── SpecError        (ValueError)    an option, or options that do not go together
     ├── InputError       (OSError)       an image, weight or mask that cannot be read or does not fit
-    │   └── InputChanged                 one that became another while it was read
+    │   ├── InputChanged                 one that became another while it was read
+    │   └── InputUnreachable             one behind a URL that its server does not give
     ├── ModelError       (ValueError)    a model file, or a network that cannot be tiled exactly
     ├── PlanError        (ValueError)    a run that cannot fit the machine or the store
     ├── EngineError      (RuntimeError)  workers that do not come, cannot do the tasks, or have left
@@ -39,6 +40,10 @@ class InputError(FcnpipeError, OSError):
 
 class InputChanged(InputError):
     """An input became another file while a run was reading it."""
+
+
+class InputUnreachable(InputError):
+    """An input behind a URL is not given to us: nothing is known of its pixels."""
 
 
 class ModelError(FcnpipeError, ValueError):

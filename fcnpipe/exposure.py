@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fcnpipe import background, images, pixels
 from fcnpipe.background import Background, Cells
-from fcnpipe.errors import InputChanged, InputError
+from fcnpipe.errors import InputChanged, InputError, InputUnreachable
 from fcnpipe.geometry import Box, TileGrid
 from fcnpipe.records import ImageInfo, PixelFlag
 from fcnpipe.spec import RunSpec
@@ -24,6 +24,8 @@ Float = NDArray[np.float32]
 SAMPLES = 4
 """Boxes along each axis from which the noise of the bands is estimated."""
 SAMPLE_EDGE = 192
+WHOLLY = (InputChanged, InputUnreachable)
+"""Errors after which no part of an input counts as missing: another try may read all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,8 @@ class Exposure:
         """
         try:
             return self.read_patch(box, sky), []
+        except WHOLLY:
+            raise
         except OSError:
             return self._read_pieces(box, sky, list(grid.inside(box)))
 
@@ -190,6 +194,8 @@ class Exposure:
         for piece in pieces:
             try:
                 part = self.read_patch(piece, sky)
+            except WHOLLY:
+                raise
             except OSError:
                 missing.append(piece)
                 continue
@@ -203,6 +209,8 @@ class Exposure:
         """Read the bands as they are, (bands, h, w); NaN where a part cannot be read."""
         try:
             return np.stack([self.image.read(box, band) for band in range(self.bands)])
+        except WHOLLY:
+            raise
         except OSError:
             pieces = list(grid.inside(box))
         bands = np.full((self.bands, *box.shape), np.nan, np.float32)
@@ -266,6 +274,8 @@ class Exposure:
         for box in _samples(self.frame):
             try:
                 values = self.image.read(box, band)
+            except WHOLLY:
+                raise
             except OSError:  # its tile will be named
                 continue
             cells = background.measure_cells(values, ~np.isfinite(values), SAMPLE_EDGE)

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fcnpipe.errors import SpecError
+from fcnpipe.remote import check_url
 
 RUNTIME_OPTIONS = frozenset(
     {
@@ -156,6 +157,8 @@ def make_spec(**options: Any) -> RunSpec:
         spec = RunSpec(**options)
     except ValidationError as error:
         raise SpecError(_explain(error)) from None
+    for path in (*spec.image, spec.out, spec.weight, spec.mask, spec.prior):
+        check_url(path or "")
     if spec.stride is not None and spec.halo is None:
         raise SpecError(f"option stride={spec.stride}: it goes with a halo: give both, or neither")
     return spec

@@ -31,10 +31,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from fcnpipe import arrivals
 from fcnpipe.arrivals import Log, Stamp
 from fcnpipe.errors import SpecError
-from fcnpipe.images.base import is_remote
 from fcnpipe.manifest import Row, list_entries, safe_stem, short_digest
 from fcnpipe.options import with_run_options
 from fcnpipe.plan import Command
+from fcnpipe.remote import is_remote
 from flows.artifacts import ROWS_SHOWN
 from flows.batch import Order, run_each
 from flows.command import run_by_hand

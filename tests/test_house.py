@@ -124,7 +124,7 @@ def test_environment_and_pyproject_agree() -> None:
     *listed, last = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     wanted = [
         CONDA_NAMES.get(package(r), package(r)) + r[len(package(r)) :]
-        for r in requirements("dask", "prefect", "test")
+        for r in requirements("dask", "prefect", "remote", "test")
     ]
     assert [*listed, *last["pip"]] == [f"python{project()['requires-python']}", "pip", *wanted]
 
@@ -133,7 +133,7 @@ def test_constraints_pin_all_that_is_asked_for() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {normal(line.partition("==")[0]) for line in lines if "==" in line}
     assert all("==" in line and "+" not in line for line in lines if line and line[0] != "#")
-    assert {normal(package(r)) for r in requirements("dask", "prefect", "test")} <= pinned
+    assert {normal(package(r)) for r in requirements("dask", "prefect", "remote", "test")} <= pinned
 
 
 def test_what_is_imported_is_asked_for_and_the_other_way_round() -> None:

@@ -25,6 +25,7 @@ from fcnpipe.images.base import (
     peek,
     say_shape,
     stack_readers,
+    stamp,
     trace,
 )
 
@@ -140,6 +141,7 @@ def _open_reader(path: str, hdu: int | str | None) -> Reader:
         if module.recognises(path):
             reader: Reader = module.open_reader(path, hdu)
             return reader
+    stamp(path)  # says it better of an object that is missing or closed to us
     raise InputError(
         f"{path} is no image that can be read (it starts with {peek(path, 8)!r}): "
         "give FITS, zarr, TIFF, PNG, JPEG or npy"

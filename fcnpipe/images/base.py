@@ -22,20 +22,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, BinaryIO, Protocol, cast
 
-import fsspec
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from fcnpipe.errors import InputError
+from fcnpipe import remote
+from fcnpipe.errors import InputChanged, InputError, InputUnreachable
 from fcnpipe.geometry import Box
 from fcnpipe.records import ImageInfo
+from fcnpipe.remote import Stamp, is_remote
 
 Float = NDArray[np.float32]
 PathLike = str | os.PathLike[str]
+Version = tuple[int, int] | Stamp
+"""Size and time of change of a local file, or what a server says of an object."""
 
 STRIP = 128
 """Rows that are scaled at a time, so that the float64 intermediate stays in the cache."""
@@ -45,6 +48,8 @@ CHUNKS_IN_FLIGHT = 10
 _READ_BYTES = 1 << 20
 _PART_BYTES = 32 << 20
 _FILTERS = threading.RLock()
+ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+"""Names of what describes an array or a group of them."""
 DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError, zlib.error)
 """What libraries raise when they meet a broken file."""
 _STRUCTURE = re.compile(
@@ -429,23 +434,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is a URL for fsspec."""
-    return "://" in path
-
-
 def locate(path: PathLike) -> str:
     """Give the absolute local path, or the URL: workers may run in another folder.
 
     Raises
     ------
+    SpecError
+        If a URL carries a password or a signature.
     InputError
         If a local path does not exist or cannot be read.
     """
     text = os.fspath(path).removeprefix("file://")
     if is_remote(text):
-        _check_protocol(text)
-        return text
+        return remote.check_url(text)
     text = os.path.abspath(os.path.expanduser(text))
     if not os.path.exists(text):
         raise InputError(f"{text} does not exist: check the path")
@@ -454,30 +455,55 @@ def locate(path: PathLike) -> str:
     return text
 
 
-def _check_protocol(url: str) -> None:
-    try:
-        fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{url} cannot be reached: {first_line(error)}; or copy it here") from None
+def damaged(error: BaseException, message: str) -> InputError:
+    """Give the error of a file that cannot be read; what a server said is told as it is."""
+    if isinstance(error, remote.Changed):
+        return InputChanged(str(error))
+    return (
+        InputUnreachable(str(error))
+        if isinstance(error, remote.RemoteError)
+        else InputError(message)
+    )
 
 
-def open_bytes(path: str) -> BinaryIO:
-    """Open a local file or a URL for reading bytes."""
-    system, name = fsspec.core.url_to_fs(path)
-    return cast(BinaryIO, system.open(name, "rb"))
+def open_bytes(path: str, when: Version | None = None) -> BinaryIO:
+    """Open a local file or a URL, as it was when it had this stamp, for reading bytes."""
+    if is_remote(path):
+        file = remote.RemoteFile(path, when if isinstance(when, Stamp) else None)
+        return cast(BinaryIO, file)
+    return open(path, "rb")
 
 
 def peek(path: str, count: int = 16) -> bytes:
-    """Give the first bytes of a file; none of a folder or of what cannot be opened."""
+    """Give the first bytes of a file; none of a folder or of what cannot be opened.
+
+    Raises
+    ------
+    InputError
+        If a server does not answer.
+    """
     try:
         with open_bytes(path) as handle:
             return handle.read(count)
-    except (OSError, ImportError, ValueError):
+    except remote.Unreachable as error:
+        raise InputUnreachable(str(error)) from None
+    except OSError:
         return b""
 
 
-def stamp(path: str) -> tuple[int, int]:
-    """Give size and time of change (ns) of a local file: a rewritten file is opened anew."""
+def stamp(path: str) -> Version:
+    """Give what changes when a file is rewritten: size and time (ns), or the server's stamp.
+
+    Raises
+    ------
+    InputError
+        If there is no such object, or its server does not answer.
+    """
+    if is_remote(path):
+        try:
+            return remote.look(path)
+        except remote.RemoteError as error:
+            raise InputUnreachable(str(error)) from None
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
@@ -505,8 +531,17 @@ def trace(path: str, thorough: bool = False) -> str:
 
 
 def _ask_version(url: str) -> str:
-    system, name = fsspec.core.url_to_fs(url)
-    return str(system.ukey(name))
+    """Give the stamp of an object, or of all below a URL; of a web server's, that of its metadata."""
+    try:
+        return str(remote.look(url))
+    except remote.Missing:
+        return _hash(str(_look_below(url)).encode())
+
+
+def _look_below(url: str) -> dict[str, Stamp]:
+    if remote.knows_lists(url):
+        return remote.list_objects(url)
+    return remote.look_at_all(url, ZARR_METADATA)
 
 
 def _trace_folder(path: str) -> str:
@@ -522,30 +557,73 @@ def _trace_file(path: str) -> str:
     return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
-def hash_file(path: str, start: int = 0, stop: int | None = None, prefix: str = "") -> str:
+def size_of(path: str, when: Version) -> int:
+    """Give the length of a file in bytes; of an object, as it was when it was opened."""
+    return when.size_bytes if isinstance(when, Stamp) else os.path.getsize(path)
+
+
+def digest_file(
+    path: str, when: Version, extent: tuple[int, int] | None = None, prefix: str = ""
+) -> str:
+    """Hexadecimal digest of a file or of part of it, from start to stop.
+
+    Notes
+    -----
+    Of an object, what the server says names its content (ETag or generation) with size and date;
+    the content itself where the server says nothing.
+    """
+    if isinstance(when, Stamp) and when.names_content:
+        return new_digest(f"{prefix}{when}{extent}").hexdigest()
+    start, stop = extent or (0, None)
+    return hash_file(path, start, stop, prefix, when)
+
+
+def hash_file(
+    path: str,
+    start: int = 0,
+    stop: int | None = None,
+    prefix: str = "",
+    when: Version | None = None,
+) -> str:
     """Hexadecimal blake2b of ``prefix`` and of the digests of a file's parts, from start to stop.
 
     Each part is :data:`_PART_BYTES` long, so that all cores can work on a large file.
     """
     if stop is None:
-        with open_bytes(path) as handle:
-            stop = handle.seek(0, os.SEEK_END)
+        stop = size_of(path, stamp(path) if when is None else when)
     digest = new_digest(prefix)
     cuts = range(start, stop, _PART_BYTES)
+    ends = [min(cut + _PART_BYTES, stop) for cut in cuts]
     with ThreadPoolExecutor(max(1, min(len(cuts), os.cpu_count() or 1))) as pool:
-        for part in pool.map(lambda cut: _hash_part(path, cut, min(cut + _PART_BYTES, stop)), cuts):
+        for part in pool.map(partial(_hash_part, path, when), cuts, ends):
             digest.update(part)
     return digest.hexdigest()
 
 
-def _hash_part(path: str, start: int, stop: int) -> bytes:
+def _hash_part(path: str, when: Version | None, start: int, stop: int) -> bytes:
     digest = new_digest()
-    with open_bytes(path) as handle:
+    with open_bytes(path, when) as handle:
         handle.seek(start)
         while start < stop and (block := handle.read(min(stop - start, _READ_BYTES))):
             digest.update(block)
             start += len(block)
     return digest.digest()
+
+
+def read_rows(path: str, when: Stamp, start: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Give bytes of an object that lie as rows: (rows, bytes).
+
+    Parameters
+    ----------
+    path, when
+        The object, and its stamp.
+    start : int
+        First byte of the first row.
+    shape : (int, int, int)
+        Number of rows, bytes of each, and bytes from one to the next.
+    """
+    count, wanted, step = shape
+    return np.ascontiguousarray(remote.read_rows(path, when, start, wanted, step, count))
 
 
 def new_digest(prefix: str = "") -> hashlib.blake2b:

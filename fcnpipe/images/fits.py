@@ -3,6 +3,7 @@
 ::
 
     plain       memory map of the rows of the box -> byte swap, BSCALE, BZERO, BLANK -> float32
+                (behind a URL: the rows of the box, fetched side by side)
     compressed  box -> cells (whole compression tiles) -> decoded once, the last ones kept -> box
     packed      unpacked once to a temporary file, then as above
 
@@ -39,18 +40,23 @@ from fcnpipe.images.base import (
     DAMAGE,
     Reader,
     Scaling,
+    Version,
     band_index,
+    damaged,
+    digest_file,
     first_line,
     fold_axes,
-    hash_file,
-    is_remote,
     is_structure,
     number_bands,
+    open_bytes,
     peek,
     quiet,
+    read_rows,
+    size_of,
     stamp,
 )
 from fcnpipe.records import ImageInfo
+from fcnpipe.remote import Stamp
 
 CACHE_BYTES = 256 << 20
 """Decoded cells that a process keeps: a row of 1,100-px boxes of an image 60,000 px wide."""
@@ -75,12 +81,12 @@ def recognises(path: str) -> bool:
     if start == _MAGIC:
         return True
     opener = _OPENERS.get(start[:2])
-    return opener is not None and not is_remote(path) and _peek_packed(opener, path) == _MAGIC
+    return opener is not None and _peek_packed(opener, path) == _MAGIC
 
 
 def _peek_packed(opener: Any, path: str) -> bytes:
     try:
-        with opener(path) as handle:
+        with open_bytes(path) as source, opener(source) as handle:
             return cast(bytes, handle.read(len(_MAGIC)))
     except DAMAGE:
         return b""
@@ -115,15 +121,15 @@ class FitsFile:
     ----------
     path : str
         Absolute path or URL.
-    stamp : (int, int)
-        Size in bytes and time of change in ns; zeros for a URL.
+    stamp : (int, int) or Stamp
+        Size in bytes and time of change in ns; what the server says for a URL.
     unpacked : str
         Temporary file with the unpacked bytes, written by the process that opened the image;
         empty if the file is not packed.
     """
 
     path: str
-    stamp: tuple[int, int]
+    stamp: Version
     unpacked: str = ""
 
     def locate(self) -> str:
@@ -132,41 +138,51 @@ class FitsFile:
             return self.path
         return self.unpacked if os.path.exists(self.unpacked) else _unpack(self.path, self.stamp)
 
+    @property
+    def version(self) -> Version:
+        """Stamp of the plain bytes."""
+        return stamp(self.locate()) if self.unpacked else self.stamp
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the plain bytes."""
+        return size_of(self.locate(), self.version)
+
 
 def _describe_file(path: str) -> FitsFile:
-    if is_remote(path):
-        return FitsFile(path, (0, 0))
-    packed = peek(path, 2) in _OPENERS
-    return FitsFile(path, stamp(path), _unpack(path, stamp(path)) if packed else "")
+    when = stamp(path)
+    return FitsFile(path, when, _unpack(path, when) if peek(path, 2) in _OPENERS else "")
 
 
 _UNPACKING = threading.Lock()
-_UNPACKED: OrderedDict[tuple[str, tuple[int, int], int], str] = OrderedDict()
+_UNPACKED: OrderedDict[tuple[str, Version, int], str] = OrderedDict()
 
 
-def _unpack(path: str, when: tuple[int, int]) -> str:
+def _unpack(path: str, when: Version) -> str:
     """Give a temporary file with the unpacked bytes, written once in a process."""
     key = (path, when, os.getpid())
     with _UNPACKING:
         if not os.path.exists(_UNPACKED.get(key, "")):
-            _UNPACKED[key] = _write_unpacked(path)
+            _UNPACKED[key] = _write_unpacked(path, when)
         while len(_UNPACKED) > UNPACKED_FILES:
             _remove_folder(_UNPACKED.popitem(last=False)[1], os.getpid())
         return _UNPACKED[key]
 
 
-def _write_unpacked(path: str) -> str:
+def _write_unpacked(path: str, when: Version) -> str:
     folder = tempfile.mkdtemp(prefix="fcnpipe-")
     target = os.path.join(folder, "unpacked.fits")
     atexit.register(_remove_folder, target, os.getpid())
+    opener = _OPENERS[peek(path, 2)]
     try:
-        with _OPENERS[peek(path, 2)](path, "rb") as source, open(target, "wb") as sink:
+        with open_bytes(path, when) as packed, opener(packed) as source, open(target, "wb") as sink:
             shutil.copyfileobj(cast(BinaryIO, source), sink, 1 << 20)
     except DAMAGE as error:
         _remove_folder(target, os.getpid())
-        raise InputError(
+        raise damaged(
+            error,
             f"{path} cannot be unpacked to {folder}: {first_line(error)}; check that the file is "
-            "whole and the disk has room (TMPDIR names another folder), or unpack it yourself"
+            "whole and the disk has room (TMPDIR names another folder), or unpack it yourself",
         ) from None
     return target
 
@@ -187,16 +203,17 @@ def _opened(file: FitsFile) -> Iterator[fits.HDUList]:
 
 
 def _open_hdus(file: FitsFile) -> fits.HDUList:
-    remote = {"use_fsspec": True} if is_remote(file.path) else {}
     try:
-        return fits.open(file.locate(), memmap=False, lazy_load_hdus=True, **remote)
+        plain, when = file.locate(), file.version
+        source = open_bytes(plain, when) if isinstance(when, Stamp) else plain
+        return fits.open(source, memmap=False, lazy_load_hdus=True)
     except DAMAGE as error:
         raise _damaged(file.path, error) from None
 
 
 def _damaged(path: str, error: BaseException) -> InputError:
     reason = first_line(error)
-    return InputError(f"{path} cannot be read as FITS: {reason}; if truncated, copy it again")
+    return damaged(error, f"{path} cannot be read as FITS: {reason}; if truncated, copy it again")
 
 
 # ---------------------------------------------------------------- choice of the HDU
@@ -263,7 +280,7 @@ def _make_reader(file: FitsFile, hdus: fits.HDUList, index: int) -> Reader:
     )
     place = hdu.fileinfo()
     extent = Extent(place["hdrLoc"], place["datLoc"], place["datLoc"] + place["datSpan"])
-    if isinstance(hdu, fits.CompImageHDU) or is_remote(file.path):
+    if isinstance(hdu, fits.CompImageHDU):
         _check_length(file, extent.stop - 2879, name)
         return SectionReader(file, index, shape, _choose_cell(hdu, folded), extent, info)
     size = dtype.itemsize * int(np.prod(folded))
@@ -300,12 +317,10 @@ def _is_inherited(card: fits.Card, header: fits.Header) -> bool:
 
 
 def _check_length(file: FitsFile, needed: int, name: str) -> None:
-    if is_remote(file.path):
-        return
-    size = os.path.getsize(file.locate())
-    if size < needed:
+    if file.size_bytes < needed:
         raise InputError(
-            f"{name} needs {needed} bytes but the file ends at {size}: truncated; copy it again"
+            f"{name} needs {needed} bytes but the file ends at {file.size_bytes}: truncated; "
+            "copy it again"
         )
 
 
@@ -346,18 +361,32 @@ class PlainReader:
         return 1 << 22
 
     def cut(self, box: Box, band: int) -> NDArray[Any]:
-        """Give a view into a fresh map of the rows of the box."""
-        _, height, width = self.info.shape
+        """Give a view into a fresh map of the rows of the box, or fetch it row by row."""
         if box.size == 0:
             return np.empty(box.shape, self.dtype)
-        start = (band * height + box.y0) * width * np.dtype(self.dtype).itemsize
         try:
-            rows = np.memmap(
-                self.file.locate(), self.dtype, "r", self.extent.data + start, (box.shape[0], width)
-            )
+            if isinstance(self.file.version, Stamp):
+                return self._fetch(self.file.version, box, band)
+            return self._map(box, band)
         except (OSError, ValueError) as error:
             raise _damaged(self.file.path, error) from None
-        return rows[:, box.x0 : box.x1]
+
+    def _map(self, box: Box, band: int) -> NDArray[Any]:
+        start = self._place(band, box.y0, 0)
+        shape = box.shape[0], self.info.shape[2]
+        return np.memmap(self.file.locate(), self.dtype, "r", start, shape)[:, box.x0 : box.x1]
+
+    def _fetch(self, when: Stamp, box: Box, band: int) -> NDArray[Any]:
+        item = np.dtype(self.dtype).itemsize
+        shape = box.shape[0], box.shape[1] * item, self.info.shape[2] * item
+        start = self._place(band, box.y0, box.x0)
+        return read_rows(self.file.path, when, start, shape).view(self.dtype)
+
+    def _place(self, band: int, y: int, x: int) -> int:
+        """Give where a pixel begins in the file, bytes."""
+        _, height, width = self.info.shape
+        pixel = (band * height + y) * width + x
+        return self.extent.data + pixel * np.dtype(self.dtype).itemsize
 
     def digest(self) -> str:
         """Digest of header, data and inherited cards."""
@@ -366,7 +395,7 @@ class PlainReader:
 
 @dataclass(frozen=True, slots=True)
 class SectionReader:
-    """An image that is read through ``.section`` of astropy: tile-compressed, or behind a URL.
+    """An image that is read through ``.section`` of astropy: tile-compressed.
 
     Attributes
     ----------
@@ -409,7 +438,8 @@ class SectionReader:
 
 
 def _digest_unit(file: FitsFile, extent: Extent, info: ImageInfo) -> str:
-    return hash_file(file.locate(), extent.header, extent.stop, "".join(info.cards))
+    place = extent.header, extent.stop
+    return digest_file(file.locate(), file.version, place, "".join(info.cards))
 
 
 def _choose_cell(hdu: Any, shape: tuple[int, int, int]) -> tuple[int, int]:

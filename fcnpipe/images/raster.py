@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import tifffile
@@ -29,17 +29,22 @@ from fcnpipe.images.base import (
     DAMAGE,
     Reader,
     Scaling,
+    Version,
     check_real,
+    damaged,
+    digest_file,
     first_line,
     fold_axes,
-    hash_file,
-    is_remote,
     number_bands,
+    open_bytes,
     peek,
     quiet,
+    read_rows,
+    size_of,
     stamp,
 )
 from fcnpipe.records import ImageInfo
+from fcnpipe.remote import Stamp
 
 WHOLE_PIXELS = 1 << 28
 """Largest image that is decoded whole, px."""
@@ -57,8 +62,8 @@ _COLOURS = ("red", "green", "blue")
 
 
 def recognises(path: str) -> bool:
-    """Whether a local file starts as one of these formats does."""
-    return not is_remote(path) and peek(path).startswith((_NPY, _PNG, _JPEG, *_TIFF))
+    """Whether a file starts as one of these formats does."""
+    return peek(path).startswith((_NPY, _PNG, _JPEG, *_TIFF))
 
 
 def open_reader(path: str, hdu: int | str | None) -> Reader:
@@ -88,7 +93,8 @@ def _choose_opener(start: bytes) -> Callable[[str, int | str | None], Reader]:
 
 
 def _damaged(path: str, error: BaseException) -> InputError:
-    return InputError(f"{path} cannot be read: {first_line(error)}; if truncated, copy it again")
+    reason = first_line(error)
+    return damaged(error, f"{path} cannot be read: {reason}; if truncated, copy it again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,10 @@ class Axes:
         index[self.y : self.y + 2] = box.slices
         return tuple(index)
 
+    def lead(self, band: int) -> tuple[int, ...]:
+        """Give the index of a band along the axes in front of y."""
+        return tuple(band if axis == self.band else 0 for axis in range(self.y))
+
 
 def _plain_axes(shape: tuple[int, ...], name: str) -> Axes:
     """Give axes of (..., band, y, x)."""
@@ -153,6 +163,7 @@ class MappedReader:
     """
 
     path: str
+    stamp: Version
     offset: int
     dtype: str
     order: str
@@ -167,31 +178,52 @@ class MappedReader:
 
     def cut(self, box: Box, band: int) -> NDArray[Any]:
         """Give a view into a fresh map: pages once read must not stay in the worker's account."""
-        order = cast(Any, self.order)
         try:
-            array = np.memmap(self.path, self.dtype, "r", self.offset, self.axes.shape, order)
+            if isinstance(self.stamp, Stamp):
+                return self._fetch(self.stamp, box, band)
+            return self._map()[self.axes.index(box, band)]
         except (OSError, ValueError) as error:
             raise _damaged(self.path, error) from None
-        return array[self.axes.index(box, band)]
+
+    def _map(self) -> NDArray[Any]:
+        order = cast(Any, self.order)
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.axes.shape, order)
+
+    def _fetch(self, when: Stamp, box: Box, band: int) -> NDArray[Any]:
+        """Read the rows of the box, with all that lies between two pixels of a row."""
+        y, shape = self.axes.y, self.axes.shape
+        depth = math.prod(shape[y + 2 :])
+        item = np.dtype(self.dtype).itemsize * depth
+        plane = int(np.ravel_multi_index(self.axes.lead(band), shape[:y])) if y else 0
+        first = (plane * shape[y] + box.y0) * shape[y + 1] + box.x0
+        rows = box.shape[0], box.shape[1] * item, shape[y + 1] * item
+        data = read_rows(self.path, when, self.offset + first * item, rows)
+        values = data.view(self.dtype).reshape(*box.shape, depth)
+        return values[:, :, band if self.axes.band > y else 0]
 
     def digest(self) -> str:
         """Digest of the file."""
-        return hash_file(self.path)
+        return digest_file(self.path, self.stamp)
 
 
 def _open_npy(path: str, _: int | str | None) -> Reader:
-    with open(path, "rb") as handle:
+    when = stamp(path)
+    with open_bytes(path, when) as handle:
         major, _minor = np.lib.format.read_magic(handle)
         shape, fortran, dtype = _NPY_HEADERS[major](handle)
         offset = handle.tell()
     axes = _plain_axes(shape, path)
     info = _make_info(axes, dtype, path)
-    _check_length(path, offset + math.prod(shape) * dtype.itemsize)
-    return MappedReader(path, offset, dtype.str, "F" if fortran else "C", axes, info)
+    _check_length(path, when, offset + math.prod(shape) * dtype.itemsize)
+    if fortran and isinstance(when, Stamp):
+        raise InputError(
+            f"{path} is in Fortran order, which only a local file may be: copy it here"
+        )
+    return MappedReader(path, when, offset, dtype.str, "F" if fortran else "C", axes, info)
 
 
-def _check_length(path: str, needed: int) -> None:
-    size = os.path.getsize(path)
+def _check_length(path: str, when: Version, needed: int) -> None:
+    size = size_of(path, when)
     if size < needed:
         raise InputError(
             f"{path} needs {needed} bytes but ends at {size}: it is truncated; copy it again"
@@ -202,18 +234,19 @@ def _check_length(path: str, needed: int) -> None:
 
 
 def _open_tiff(path: str, hdu: int | str | None) -> Reader:
-    with tifffile.TiffFile(path) as tiff:
+    when = stamp(path)
+    with open_bytes(path, when) as file, tifffile.TiffFile(file) as tiff:
         number = _series_number(path, tiff, hdu)
         series: Any = tiff.series[number]
         axes = _tiff_axes(series, path)
         info, scaling = _make_info(axes, series.dtype, path), Scaling(blank=_nodata(series))
-        _check_length(path, _tiff_end(series))
+        _check_length(path, when, _tiff_end(series))
         if series.dataoffset is not None and len(series.levels) == 1:
             dtype = series.dtype.newbyteorder(tiff.byteorder).str
-            return MappedReader(path, series.dataoffset, dtype, "C", axes, info, scaling)
+            return MappedReader(path, when, series.dataoffset, dtype, "C", axes, info, scaling)
         chunk = math.prod(series.keyframe.chunks) * series.dtype.itemsize
     overhead = min(2 * CHUNKS_IN_FLIGHT * chunk, 2 * series.nbytes)
-    return TiffReader(path, stamp(path), number, axes, overhead, info, scaling)
+    return TiffReader(path, when, number, axes, overhead, info, scaling)
 
 
 def _series_number(path: str, tiff: tifffile.TiffFile, hdu: int | str | None) -> int:
@@ -266,7 +299,7 @@ class TiffReader:
     """A compressed or tiled TIFF series, decoded chunk by chunk."""
 
     path: str
-    stamp: tuple[int, int]
+    stamp: Version
     series: int
     axes: Axes
     overhead_bytes: int
@@ -283,23 +316,29 @@ class TiffReader:
 
     def digest(self) -> str:
         """Digest of the file."""
-        return hash_file(self.path)
+        return digest_file(self.path, self.stamp)
 
 
 class _Series:
     """An open TIFF series, closed when nobody holds it any more."""
 
-    def __init__(self, path: str, number: int) -> None:
-        tiff = tifffile.TiffFile(path)
-        self._finalizer = weakref.finalize(self, tiff.close)
+    def __init__(self, path: str, when: Version, number: int) -> None:
+        file = open_bytes(path, when)
+        tiff = tifffile.TiffFile(file)
+        self._finalizer = weakref.finalize(self, _close, tiff, file)
         store: Any = tiff.series[number].aszarr(level=0)
         self.array: Any = zarr.open_array(store, mode="r")
 
 
+def _close(tiff: tifffile.TiffFile, file: BinaryIO) -> None:
+    tiff.close()
+    file.close()
+
+
 @lru_cache(maxsize=16)
-def _open_series(path: str, when: tuple[int, int], number: int, process: int) -> _Series:
+def _open_series(path: str, when: Version, number: int, process: int) -> _Series:
     with quiet():
-        return _Series(path, number)
+        return _Series(path, when, number)
 
 
 # ---------------------------------------------------------------- images that are decoded whole
@@ -310,7 +349,7 @@ class SmallReader:
     """A PNG or JPEG, decoded whole once in a process."""
 
     path: str
-    stamp: tuple[int, int]
+    stamp: Version
     axes: Axes
     info: ImageInfo
     scaling: Scaling = AS_STORED
@@ -329,22 +368,23 @@ class SmallReader:
 
     def digest(self) -> str:
         """Digest of the file."""
-        return hash_file(self.path)
+        return digest_file(self.path, self.stamp)
 
 
 def _open_small(path: str, _: int | str | None) -> Reader:
     _check_depth(path)
-    with Pillow.open(path) as image:
+    when = stamp(path)
+    with open_bytes(path, when) as file, Pillow.open(file) as image:
         width, height = image.size
     if width * height > WHOLE_PIXELS:
         raise InputError(
             f"{path} has {height} x {width} px, but PNG and JPEG are decoded whole and may have "
             f"{WHOLE_PIXELS} px at most: convert it to tiled TIFF or zarr"
         )
-    values = _decode(path, stamp(path))
+    values = _decode(path, when)
     grey = values.ndim == 2
     axes = Axes(values.shape, 0, -1 if grey else 2, 1 if grey else values.shape[2])
-    return SmallReader(path, stamp(path), axes, _make_info(axes, values.dtype, path))
+    return SmallReader(path, when, axes, _make_info(axes, values.dtype, path))
 
 
 def _check_depth(path: str) -> None:
@@ -364,8 +404,8 @@ _PLAIN_MODES = {"LA": "L", "La": "L"} | dict.fromkeys(
 
 
 @lru_cache(maxsize=4)
-def _decode(path: str, when: tuple[int, int]) -> NDArray[Any]:
+def _decode(path: str, when: Version) -> NDArray[Any]:
     """Give (h, w) or (h, w, 3) of the stored values; colour maps are resolved, alpha dropped."""
-    with quiet(), Pillow.open(path) as image:
+    with quiet(), open_bytes(path, when) as file, Pillow.open(file) as image:
         plain = _PLAIN_MODES.get(image.mode)
         return np.asarray(image.convert(plain) if plain else image)

@@ -13,14 +13,15 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any, cast
 
-import fsspec
 import numpy as np
 import zarr
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from fcnpipe import remote
 from fcnpipe.errors import InputError
 from fcnpipe.geometry import Box
 from fcnpipe.images.base import (
@@ -30,20 +31,25 @@ from fcnpipe.images.base import (
     Scaling,
     band_index,
     check_real,
+    damaged,
     first_line,
     fold_axes,
     is_structure,
     new_digest,
     number_bands,
+    open_bytes,
     pad_card,
     peek,
     quiet,
 )
 from fcnpipe.records import ImageInfo
+from fcnpipe.remote import Stamp, is_remote
+from fcnpipe.remote.chunks import open_chunks
 
 Node = zarr.Array[Any] | zarr.Group
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
+_OWN_METADATA = ("zarr.json", ".zarray", ".zattrs")
 _CARD_KEYS = ("fits_cards", "wcs", "cards", "header")
 _READ_BYTES = 1 << 20
 _DEPTH = 4
@@ -65,16 +71,21 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
     """
     with quiet():
         try:
-            root = zarr.open(path, mode="r")
+            root = zarr.open(_store(path), mode="r")
         except DAMAGE as error:
             raise _damaged(path, error) from None
         member = "" if hdu is None else str(hdu).strip("/")
         return _make_reader(path, root, _find_array(path, root, member))
 
 
+def _store(path: str) -> Any:
+    return open_chunks(path) if is_remote(path) else path
+
+
 def _damaged(path: str, error: BaseException) -> InputError:
-    return InputError(
-        f"{path} cannot be read as zarr: {first_line(error)}; check that the copy is complete"
+    reason = first_line(error)
+    return damaged(
+        error, f"{path} cannot be read as zarr: {reason}; check that the copy is complete"
     )
 
 
@@ -281,18 +292,42 @@ class ZarrReader:
         return (*band_index(self.shape, band), *box.slices)
 
     def digest(self) -> str:
-        """Digest of all stored objects of the array, metadata and chunks, and of the cards."""
-        system, root = fsspec.core.url_to_fs(_join(self.path.rstrip("/"), self.member))
+        """Digest of all stored objects of the array, metadata and chunks, and of the cards.
+
+        Notes
+        -----
+        Of an object behind a URL, what the server says names its content, where it says so.
+        """
+        place = f"{self.path.rstrip('/')}/{self.member}".rstrip("/")
         digest = new_digest("".join(self.info.cards))
-        for name in sorted(system.find(root)):
-            digest.update(name.removeprefix(root).encode() + b"\0")
-            _update(digest, system, name)
+        try:
+            for name, when in self._list(place).items():
+                digest.update(f"/{name}".encode() + b"\0")
+                _update(digest, f"{place}/{name}", when)
+        except DAMAGE as error:
+            raise _damaged(self.path, error) from None
         return digest.hexdigest()
 
+    def _list(self, place: str) -> dict[str, Stamp]:
+        """Give the stored objects; a web server has no list of them."""
+        if remote.knows_lists(place):
+            return remote.list_objects(place)
+        array = _open_array(self.path, self.member, self.token, os.getpid())
+        return remote.look_at_all(place, [*_OWN_METADATA, *_chunk_names(array)])
 
-def _update(digest: Any, system: Any, name: str) -> None:
-    digest.update(system.size(name).to_bytes(8, "little"))
-    with system.open(name, "rb") as handle:
+
+def _chunk_names(array: zarr.Array[Any]) -> Iterator[str]:
+    stored = array.shards or array.chunks
+    counts = (range(-(-n // step)) for n, step in zip(array.shape, stored, strict=True))
+    return (array.metadata.encode_chunk_key(place) for place in product(*counts))
+
+
+def _update(digest: Any, file: str, when: Stamp) -> None:
+    if when.names_content:
+        digest.update(str(when).encode())
+        return
+    digest.update(when.size_bytes.to_bytes(8, "little"))
+    with open_bytes(file) as handle:
         while block := handle.read(_READ_BYTES):
             digest.update(block)
 
@@ -300,4 +335,4 @@ def _update(digest: Any, system: Any, name: str) -> None:
 @lru_cache(maxsize=16)
 def _open_array(path: str, member: str, token: str, process: int) -> zarr.Array[Any]:
     with quiet():
-        return zarr.open_array(path, path=member, mode="r")
+        return zarr.open_array(_store(path), path=member, mode="r")

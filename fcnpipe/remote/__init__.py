@@ -1,0 +1,44 @@
+"""Objects behind URLs: https, S3, GCS and whatever else fsspec knows, read by range and put whole.
+
+::
+
+    url --> connect --> fetch ranges --> every answer is held against the object's stamp
+                          ^   |
+                          +---+  what may pass (lost connection, 5xx) is tried again, with pauses
+
+No connection is kept in a record: fsspec holds one for each process and server, so that everything
+here is safe to pickle and to fork. Credentials come from the environment and from config files; a URL
+that carries one is refused.
+"""
+
+from __future__ import annotations
+
+from fcnpipe.remote.errors import (
+    Changed,
+    Forbidden,
+    Missing,
+    RemoteError,
+    Unreachable,
+)
+from fcnpipe.remote.files import RemoteFile
+from fcnpipe.remote.objects import list_objects, look_at_all
+from fcnpipe.remote.ranges import Stamp, look, read, read_rows
+from fcnpipe.remote.urls import check_url, is_remote, knows_lists
+
+__all__ = [
+    "Changed",
+    "Forbidden",
+    "Missing",
+    "RemoteError",
+    "RemoteFile",
+    "Stamp",
+    "Unreachable",
+    "check_url",
+    "is_remote",
+    "knows_lists",
+    "list_objects",
+    "look",
+    "look_at_all",
+    "read",
+    "read_rows",
+]

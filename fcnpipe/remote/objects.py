@@ -1,0 +1,65 @@
+"""Many objects under one prefix: which there are, and what tells them from later ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from fsspec import asyn
+
+from fcnpipe.remote.errors import Missing
+from fcnpipe.remote.patience import patiently
+from fcnpipe.remote.ranges import IN_FLIGHT, Stamp, ask_stamp
+from fcnpipe.remote.urls import connect
+
+
+def list_objects(place: str) -> dict[str, Stamp]:
+    """Give all objects below a URL or folder, by their path below it, in order.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer, or knows no lists (https).
+    """
+    system, root = connect(place.rstrip("/"))
+    found: dict[str, Any] = asyn.sync(
+        asyn.get_loop(), patiently, place, partial(_find, system, root)
+    )
+    return {
+        name.removeprefix(root).lstrip("/"): _read_stamp(about)
+        for name, about in sorted(found.items())
+    }
+
+
+def look_at_all(place: str, names: Iterable[str]) -> dict[str, Stamp]:
+    """Give those of some objects below a URL that are there; asks for each one."""
+    urls = {name: f"{place.rstrip('/')}/{name}" for name in sorted(names)}
+    found = asyn.sync(asyn.get_loop(), _look_at_all, list(urls.values()))
+    return {name: stamp for name, stamp in zip(urls, found, strict=True) if stamp is not None}
+
+
+async def _look_at_all(urls: list[str]) -> list[Stamp | None]:
+    free = asyncio.Semaphore(IN_FLIGHT)
+
+    async def look_at(url: str) -> Stamp | None:
+        async with free:
+            try:
+                return await ask_stamp(url)
+            except Missing:
+                return None
+
+    return await asyncio.gather(*map(look_at, urls))
+
+
+async def _find(system: Any, root: str) -> dict[str, Any]:
+    if system.async_impl:
+        return dict(await system._find(root, detail=True))
+    return dict(system.find(root, detail=True))
+
+
+def _read_stamp(about: dict[str, Any]) -> Stamp:
+    etag = about.get("generation") or about.get("ETag") or ""
+    modified = about.get("LastModified") or about.get("updated") or ""
+    return Stamp(int(about["size"]), str(etag), str(modified))

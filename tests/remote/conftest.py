@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import asyncio
+import http.client
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fsspec
+import pytest
+from zarr.core.sync import _get_loop
+
+from fcnpipe.remote import patience
+from tests.remote.servers import (
+    CREDENTIALS,
+    KEY,
+    Cloud,
+    Site,
+    Traffic,
+    proxy_server,
+    s3_server,
+    web_server,
+)
+
+
+@dataclass
+class Bucket:
+    """A bucket behind a proxy that counts, and that can be told to fail."""
+
+    name: str
+    port: int
+    behind: int
+    traffic: Traffic
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+    def put(self, name: str, data: bytes) -> str:
+        fsspec.filesystem("s3").pipe_file(f"{self.name}/{name}", data)
+        return f"{self.url}/{name}"
+
+    def put_folder(self, folder: Path, name: str) -> None:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+    def put_behind(self, name: str, data: bytes) -> None:
+        """Put an object past the proxy, which may be waiting for it."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
+        signature = f"AWS4-HMAC-SHA256 Credential={KEY}/20260101/us-east-1/s3/aws4_request"
+        connection.request("PUT", f"/{self.name}/{name}", data, {"Authorization": signature})
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def s3_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    """An S3 server with one bucket; nobody is told of it."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with s3_server(log) as port, proxy_server(port) as (front, traffic):
+        bucket = Bucket("sky", front, port, traffic)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in bucket.environment.items():
+                patch.setenv(name, value)
+            fsspec.filesystem("s3").mkdir(bucket.name)
+        yield bucket
+    hang_up("s3")
+
+
+def hang_up(protocol: str) -> None:
+    """Close the connections that fsspec and zarr keep as long as the process lives."""
+    kind = fsspec.get_filesystem_class(protocol)
+    for system in kind._cache.values():
+        session = getattr(system, "_s3" if protocol == "s3" else "_session", None)
+        if session is not None:
+            finish = session.__aexit__(None, None, None)
+            loop = _get_loop() if system.asynchronous else system.loop
+            asyncio.run_coroutine_threadsafe(finish, loop).result(60)
+    kind.clear_instance_cache()
+
+
+@pytest.fixture
+def bucket(s3_service: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """The bucket, in the environment of a user who has access; nothing is to go wrong."""
+    for name, value in s3_service.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_service.traffic.clear()
+    yield s3_service
+    s3_service.traffic.clear()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Site]]:
+    (tmp_path / "site").mkdir()
+    with web_server(tmp_path / "site") as found:
+        yield found
+    hang_up("http")
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Site]]:
+    """A bucket behind gs://, and its folder."""
+    (tmp_path / "cloud" / "sky").mkdir(parents=True)
+    with web_server(tmp_path / "cloud", Cloud) as (url, site):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks a server by gRPC
+        monkeypatch.setattr(fsspec.config, "conf", {"gs": {"token": "anon"}})
+        yield "gs://sky", site
+    hang_up("gs")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try as often as ever, but wait for almost no time between."""
+    monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.01, 0.02, 0.03, 0.04))
