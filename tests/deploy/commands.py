@@ -20,7 +20,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-GUIDES = ("README.md", "deploy/README.md")
+GUIDES = ("README.md", "deploy/README.md", "docs/operations.md")
 PLAIN = {
     *(
         "cd",
