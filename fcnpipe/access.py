@@ -18,7 +18,7 @@ from xarray.indexes import CoordinateTransformIndex
 from fcnpipe import export
 from fcnpipe.catalogue import sky_coordinates, wcs_of
 from fcnpipe.errors import SpecError
-from fcnpipe.stores import ZarrStore
+from fcnpipe.stores import ZarrStore, open_store
 
 CUTOUT = ("label", "probability", "flags", "science")
 """Maps of a cutout, where the store has them."""
@@ -30,7 +30,7 @@ def open(path: str | Path) -> Segmentation:
     Parameters
     ----------
     path : path
-        OUT.zarr.
+        OUT.zarr, or its URL.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def open(path: str | Path) -> Segmentation:
     StoreError
         If there is no store at ``path``.
     """
-    return Segmentation(ZarrStore.open(path))
+    return Segmentation(open_store(path))
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Segmentation:
     @cached_property
     def tree(self) -> xr.DataTree:
         """Everything, as plain ``xarray.open_datatree`` gives it."""
-        return xr.open_datatree(self.store.path, engine="zarr")
+        return xr.open_datatree(self.store.location, engine="zarr")
 
     @cached_property
     def image(self) -> xr.Dataset:

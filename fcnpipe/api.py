@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcnpipe import run
+from fcnpipe import delivery
 from fcnpipe.run import Observer, Prediction, Result
 from fcnpipe.spec import RunSpec, load_spec, make_spec
 
@@ -45,7 +45,7 @@ def segment(
     FcnpipeError
         One line: value, limit, mend.
     """
-    return run.segment(_make_spec(image, out, config, options), observer)
+    return delivery.segment(_make_spec(image, out, config, options), observer)
 
 
 def predict(
@@ -80,7 +80,7 @@ def predict(
     FcnpipeError
         One line: value, limit, mend.
     """
-    return run.predict(_make_spec(image, out, config, options), observer)
+    return delivery.predict(_make_spec(image, out, config, options), observer)
 
 
 def _make_spec(

@@ -157,12 +157,12 @@ def start(
 @with_run_options
 def segment(options: dict[str, Any]) -> None:
     """Find, separate and catalogue the sources of an image; the same command again resumes."""
-    from fcnpipe import run
+    from fcnpipe import delivery
     from fcnpipe.progress import watch
 
     spec = complete_spec(options, "fcnpipe segment IMAGE... OUT.zarr")
     with watch(spec.quiet) as progress:
-        result = run.segment(spec, progress)
+        result = delivery.segment(spec, progress)
     if not spec.quiet:
         typer.echo(
             f"{result.path}: {result.sources} sources in {result.seconds:.1f} s, "
@@ -174,12 +174,12 @@ def segment(options: dict[str, Any]) -> None:
 @partial(with_run_options, left_out=SOURCE_OPTIONS)
 def predict(options: dict[str, Any]) -> None:
     """Store what a model gives of an image: restored images, components, probabilities."""
-    from fcnpipe import run
+    from fcnpipe import delivery
     from fcnpipe.progress import watch
 
     spec = complete_spec(options, "fcnpipe predict IMAGE... OUT.zarr --model MODEL")
     with watch(spec.quiet) as progress:
-        result = run.predict(spec, progress)
+        result = delivery.predict(spec, progress)
     if not spec.quiet:
         typer.echo(f"{result.path}: {', '.join(result.outputs)} in {result.seconds:.1f} s")
 
@@ -188,10 +188,11 @@ def predict(options: dict[str, Any]) -> None:
 @with_run_options
 def plan(options: dict[str, Any]) -> None:
     """Show tiles, bytes and memory of a run; refuse what segment would; read no pixel."""
+    from fcnpipe.delivery import list_scratch
     from fcnpipe.plan import make_plan
 
     spec = complete_spec({"out": "out.zarr", **options}, "fcnpipe plan IMAGE... [OUT.zarr]")
-    _print_rows(make_plan(spec).lines())
+    _print_rows([*make_plan(spec).lines(), *list_scratch(spec)])
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -200,9 +201,9 @@ def plan(options: dict[str, Any]) -> None:
 @app.command()
 def info(store: StorePath) -> None:
     """Show what a store holds and what it was made from."""
-    from fcnpipe.stores import ZarrStore
+    from fcnpipe.stores import open_store
 
-    found = ZarrStore.open(store)
+    found = open_store(store)
     layout, attributes = found.layout, found.attrs
     rows = [
         ("status", attributes.get("status", "unknown")),
@@ -224,9 +225,9 @@ def info(store: StorePath) -> None:
 @app.command()
 def verify(store: StorePath) -> None:
     """Check that labels, catalogue and ledger of a store agree, or outputs and their checksums."""
-    from fcnpipe.stores import ZarrStore
+    from fcnpipe.stores import open_store
 
-    found = ZarrStore.open(store).verify()
+    found = open_store(store).verify()
     if not found.ok:
         raise VerificationError(
             f"{store} contradicts itself: {'; '.join(found.problems)}; segment it again"
@@ -284,9 +285,9 @@ def evaluate(
 ) -> None:
     """Compare the labels of a store with the truth of its simulated field."""
     from fcnpipe import fields
-    from fcnpipe.stores import ZarrStore
+    from fcnpipe.stores import open_store
 
-    found = ZarrStore.open(store)
+    found = open_store(store)
     _print_rows(fields.compare(found.read("label", found.layout.grid.frame), field))
 
 

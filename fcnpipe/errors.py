@@ -7,6 +7,7 @@
     ├── InputError       (OSError)       an image, weight or mask that cannot be read or does not fit
     │   ├── InputChanged                 one that became another while it was read
     │   └── InputUnreachable             one behind a URL that its server does not give
+    ├── RemoteError      (OSError)       an object behind a URL; see fcnpipe.remote.errors
     ├── ModelError       (ValueError)    a model file, or a network that cannot be tiled exactly
     ├── PlanError        (ValueError)    a run that cannot fit the machine or the store
     ├── EngineError      (RuntimeError)  workers that do not come, cannot do the tasks, or have left

@@ -145,6 +145,7 @@ METAVARS = {
     "scheduler": "ADDRESS",
     "memory_limit": "GIB",
     "tile_timeout": "SECONDS",
+    "scratch": "FOLDER",
 }
 _PLACED = ("image", "out")
 _PATHS = inspect.Parameter(

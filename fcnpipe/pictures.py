@@ -6,7 +6,6 @@ import base64
 import io
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -63,7 +62,7 @@ def as_url(png: bytes) -> str:
 
 
 def _last_plane(store: ZarrStore, name: str) -> NDArray[np.float32]:
-    values = np.asarray(zarr.open_array(store.path / "background" / name, mode="r")[:], np.float32)
+    values = store.read_mesh(name)
     plane: NDArray[np.float32] = values.reshape(-1, *values.shape[-2:])[-1]
     return plane
 

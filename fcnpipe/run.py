@@ -430,6 +430,13 @@ def _forget(job: Job, tasks: Iterable[str]) -> None:
             work.forget(job, task)
 
 
+def identify(spec: RunSpec, command: Command) -> RunIdentity:
+    """Give what decides the bytes of a run's result; takes the digests of its inputs."""
+    model = networks.load_model(spec.model, spec.fwhm, spec.declared)
+    spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
+    return _identify(spec, Exposure(spec), model, command)
+
+
 def _identify(
     spec: RunSpec, exposure: Exposure, model: networks.Model, command: Command
 ) -> RunIdentity:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fcnpipe.addresses import check_url
 from fcnpipe.errors import SpecError
-from fcnpipe.remote import check_url
 
 RUNTIME_OPTIONS = frozenset(
     {
@@ -23,6 +23,7 @@ RUNTIME_OPTIONS = frozenset(
         "tile_timeout",
         "cluster",
         "out",
+        "scratch",
     }
 )
 """Options that change how a run is done, never what it gives; left out of the run key."""
@@ -125,6 +126,10 @@ class RunSpec(BaseModel):
         None,
         gt=0,
         description="Seconds for a task on a tile, then it has failed; no limit if not given.",
+    )
+    scratch: str | None = Field(
+        None,
+        description="Folder where a store is made whose OUT is a URL; the current one if not given.",
     )
     overwrite: bool = Field(False, description="Start afresh, whatever OUT holds.")
     quiet: bool = Field(False, description="No progress, errors only.")

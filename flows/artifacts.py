@@ -16,11 +16,12 @@ from prefect.artifacts import (
 )
 
 from fcnpipe import pictures
+from fcnpipe.delivery import locate_catalogue
 from fcnpipe.plan import Plan
 from fcnpipe.progress import Tally, describe_failure
 from fcnpipe.records import TaskReport
 from fcnpipe.spec import RunSpec
-from fcnpipe.stores import ZarrStore, parquet_path
+from fcnpipe.stores import open_store
 
 UPDATE_EVERY_SECONDS = 2.0
 """Least time between two updates of a progress artifact: each is a call to the server."""
@@ -99,13 +100,13 @@ class Account:
 
     def finish(self) -> None:
         """Take down what the finished store holds."""
-        store = ZarrStore.open(self.spec.out)
+        store = open_store(self.spec.out)
         self.tiles = len(store.layout.grid)
         self.facts = {"path": self.spec.out, "tiles": self.tiles, "found": self.found}
         if store.has_sources:
             self.facts |= {
                 "sources": store.n_sources,
-                "catalogue": str(parquet_path(self.spec.out)),
+                "catalogue": locate_catalogue(self.spec.out),
             }
         else:
             self.facts["outputs"] = [output.name for output in store.layout.maps]
@@ -143,7 +144,7 @@ def show_pictures(out: str) -> None:
     The run has landed: a picture that cannot be drawn is a warning, not a failure.
     """
     try:
-        store = ZarrStore.open(out)
+        store = open_store(out)
         sky, words = pictures.picture_sky(store)
         preview = pictures.picture_result(store)
     except Exception as error:

@@ -13,7 +13,7 @@ from prefect.runtime import flow_run, task_run
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
-from fcnpipe import run
+from fcnpipe import delivery, run
 from fcnpipe.errors import FcnpipeError, TilesFailed
 from fcnpipe.plan import Command
 from fcnpipe.spec import RunSpec
@@ -52,13 +52,9 @@ def carry_out(spec: RunSpec, command: Command, patience: Patience) -> dict[str, 
     """
     account = Account(spec)
     try:
-        with run.open_session(spec, command) as session:
-            if session is not None:
-                account.begin(session.job.plan)
-                for stage in session.stages:
-                    call = _stage_call(session, stage, account, patience.retries)
-                    perform(stage.name, call, patience)
-                perform("finish", lambda: run.finish(session), patience)
+        with delivery.delivered(spec, command) as local:
+            if local is not None:
+                _carry_out(local, command, patience, account)
         account.finish()
     except TilesFailed as error:
         account.failed = error.names
@@ -66,6 +62,17 @@ def carry_out(spec: RunSpec, command: Command, patience: Patience) -> dict[str, 
     finally:
         account.publish()
     return account.facts
+
+
+def _carry_out(spec: RunSpec, command: Command, patience: Patience, account: Account) -> None:
+    with run.open_session(spec, command) as session:
+        if session is None:
+            return
+        account.begin(session.job.plan)
+        for stage in session.stages:
+            call = _stage_call(session, stage, account, patience.retries)
+            perform(stage.name, call, patience)
+        perform("finish", lambda: run.finish(session), patience)
 
 
 def perform(name: str, call: Callable[[], Any], patience: Patience) -> None:

@@ -13,6 +13,7 @@ that carries one is refused.
 
 from __future__ import annotations
 
+from fcnpipe.addresses import check_url, is_remote, knows_lists
 from fcnpipe.remote.errors import (
     Changed,
     Forbidden,
@@ -23,7 +24,6 @@ from fcnpipe.remote.errors import (
 from fcnpipe.remote.files import RemoteFile
 from fcnpipe.remote.objects import list_objects, look_at_all
 from fcnpipe.remote.ranges import Stamp, look, read, read_rows
-from fcnpipe.remote.urls import check_url, is_remote, knows_lists
 
 __all__ = [
     "Changed",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 
+from fcnpipe.errors import FcnpipeError
+
 PASSING_STATUS = (408, 425, 429)
 """HTTP answers below 500 that may be another one soon."""
 _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError)
@@ -13,7 +15,7 @@ _CLIENTS = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "urllib3")
 _LASTING_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "InvalidURL")
 
 
-class RemoteError(OSError):
+class RemoteError(FcnpipeError, OSError):
     """An object cannot be read or written; the message is one line with the mend."""
 
 

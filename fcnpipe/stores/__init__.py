@@ -20,12 +20,14 @@ from fcnpipe.stores.lifecycle import (
     partial_path,
     prepare,
 )
+from fcnpipe.stores.published import PublishedStore, open_store
 from fcnpipe.stores.zarr import ZarrStore
 
 __all__ = [
     "STAGES",
     "Columns",
     "Layout",
+    "PublishedStore",
     "RunIdentity",
     "ScienceReader",
     "State",
@@ -35,6 +37,7 @@ __all__ = [
     "check_owner",
     "discard",
     "hold",
+    "open_store",
     "parquet_path",
     "partial_path",
     "prepare",

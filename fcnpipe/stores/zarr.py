@@ -200,6 +200,11 @@ class ZarrStore:
         """Check that labels, catalogue and ledger agree, tile by tile."""
         return verify_store(self)
 
+    @property
+    def location(self) -> Any:
+        """What zarr and xarray open to read it."""
+        return self.path
+
     # -- what it is ----------------------------------------------------------------------
 
     @property

@@ -273,6 +273,28 @@ class Cloud(Web):
             "generation": str(about.st_mtime_ns), "updated": made, "timeCreated": made,
         }  # fmt: skip
 
+    def take(self) -> None:
+        """Put an object that comes with its name in one message of two parts."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        place = urlsplit(self.path)
+        bucket = place.path.partition("/b/")[2].partition("/")[0]
+        _, about, content = body.split(b"\n\n", 2)
+        key = json.loads(about.partition(b"\n--")[0])["name"]
+        path = self.site.folder / bucket / key
+        if "ifGenerationMatch=0" in place.query and path.exists():
+            self.answer(412, {"Content-Length": "0"}, b"")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.rpartition(b"\n--")[0])
+        self.send(self.facts(bucket, key))
+
+    def drop(self) -> None:
+        _, _, rest = unquote(urlsplit(self.path).path).partition("/storage/v1/b/")
+        bucket, _, key = rest.partition("/o/")
+        path = self.site.folder / bucket / key
+        self.answer(204 if path.exists() else 404, {"Content-Length": "0"}, b"")
+        path.unlink(missing_ok=True)
+
     def send(self, answer: dict[str, Any] | None) -> None:
         fault = self.traffic.begin(self.command, self.path)
         if fault:
@@ -283,6 +305,7 @@ class Cloud(Web):
         self.answer(200 if answer else 404, headers, body)
 
     do_GET = do_HEAD = give
+    do_POST, do_DELETE = take, drop
 
 
 @contextmanager

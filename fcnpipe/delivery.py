@@ -1,0 +1,352 @@
+"""Runs whose output lies behind a URL: made on disk, then taken there, the root's metadata last.
+
+::
+
+    claim OUT.zarr.partial --> run in SCRATCH, a store on disk like any other, with all its laws
+        --> the old root goes --> files, 8 at a time, each noted when it has landed
+        --> list: sizes, nothing missing, nothing left over --> OUT.zarr/zarr.json --> clear up
+
+Whoever reads OUT.zarr sees no store before its last object is there, and then a whole one. The
+claim is one object that the server lets only one run make; it names the run, and stays when that
+is killed: the same command in the same place takes it up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from fcnpipe import remote, run
+from fcnpipe.errors import SpecError, StoreError
+from fcnpipe.plan import Command
+from fcnpipe.remote import uploads
+from fcnpipe.run import Observer, Prediction, Result
+from fcnpipe.spec import RunSpec
+from fcnpipe.stores import open_store, parquet_path, partial_path
+from fcnpipe.stores.base import load_identity, load_layout
+from fcnpipe.stores.hierarchy import create_array, ledger_spec
+from fcnpipe.stores.lifecycle import consolidate, hold, read_attributes
+
+ROOT = "zarr.json"
+LANDED = ".landed"
+"""File in the finished store on disk: names of what is there already. It goes with that store."""
+
+
+def segment(spec: RunSpec, observer: Observer | None = None) -> Result:
+    """Do as :func:`fcnpipe.run.segment`, wherever the output lies."""
+    with delivered(spec, "segment") as local:
+        result = run.segment(local, observer) if local is not None else None
+    if result is None:
+        store = open_store(spec.out)
+        return Result(spec.out, locate_catalogue(spec.out), store.n_sources, 0.0, resumed=True)
+    if local is spec:
+        return result
+    return replace(result, path=spec.out, catalogue=locate_catalogue(spec.out))
+
+
+def predict(spec: RunSpec, observer: Observer | None = None) -> Prediction:
+    """Do as :func:`fcnpipe.run.predict`, wherever the output lies."""
+    with delivered(spec, "predict") as local:
+        result = run.predict(local, observer) if local is not None else None
+    if result is None:
+        outputs = tuple(output.name for output in open_store(spec.out).layout.maps)
+        return Prediction(spec.out, outputs, 0.0, resumed=True)
+    return replace(result, path=spec.out)
+
+
+@contextmanager
+def delivered(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
+    """Give the spec of the run on disk, and take its store to the output at the end.
+
+    Yields
+    ------
+    RunSpec or None
+        The same where the output is on disk; None if the finished result of this very run lies
+        behind the URL.
+
+    Raises
+    ------
+    SpecError, StoreError
+        If the URL cannot be written, or belongs to another run.
+    RemoteError
+        If its server does not do what is needed.
+    """
+    if not remote.is_remote(spec.out):
+        yield spec
+        return
+    target = Target(_check_writable(spec.out), locate_scratch(spec))
+    if not spec.overwrite and target.is_finished(spec, command):
+        target.clear()
+        yield None
+        return
+    target.claim(spec.overwrite)
+    try:
+        yield spec.model_copy(update={"out": str(target.local)})
+    except BaseException:
+        target.withdraw()
+        raise
+    with hold(target.local):
+        target.deliver()
+    target.clear()
+
+
+def locate_scratch(spec: RunSpec) -> Path:
+    """Give where the store of an output behind a URL is made: SCRATCH/NAME-DIGEST.zarr."""
+    url = spec.out.rstrip("/")
+    name = url.rpartition("/")[2].removesuffix(".zarr")
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return Path(spec.scratch or ".").absolute() / f"{name}-{digest}.zarr"
+
+
+def list_scratch(spec: RunSpec) -> list[tuple[str, str]]:
+    """Give (what, how much) rows for people on what a run needs beside its output."""
+    if not remote.is_remote(spec.out):
+        return []
+    folder = locate_scratch(spec).parent
+    return [("scratch", f"{folder}: the whole store lies there until it is in {spec.out}")]
+
+
+def locate_catalogue(out: str) -> str:
+    """Give where the catalogue of a run lies as parquet, beside its store.
+
+    Examples
+    --------
+    >>> locate_catalogue("s3://bucket/field.zarr"), locate_catalogue("field.zarr")
+    ('s3://bucket/field.parquet', 'field.parquet')
+    """
+    if not remote.is_remote(out):
+        return str(parquet_path(out))
+    return f"{out.rstrip('/').removesuffix('.zarr')}.parquet"
+
+
+def _check_writable(url: str) -> str:
+    if not remote.knows_lists(url):
+        raise SpecError(f"{url} cannot be written: give an output on disk, s3:// or gs://")
+    return url.rstrip("/")
+
+
+@dataclass(frozen=True)
+class Target:
+    """An output behind a URL, and where it is made.
+
+    Attributes
+    ----------
+    url : str
+        OUT.zarr.
+    local : Path
+        The store on disk.
+    """
+
+    url: str
+    local: Path
+
+    # -- whose it is ---------------------------------------------------------------------
+
+    def is_finished(self, spec: RunSpec, command: Command) -> bool:
+        """Whether the result of this very run lies there.
+
+        Raises
+        ------
+        StoreError
+            If another one does, or something else.
+        """
+        attributes = self._read_root()
+        if attributes is None:
+            return False
+        found, wanted = load_identity(attributes), run.identify(spec, command)
+        if found.key != wanted.key:
+            differences = ", ".join(wanted.differences(found))
+            raise StoreError(
+                f"{self.url} belongs to another run, it differs in {differences}; "
+                "choose another output, or start afresh with --overwrite"
+            )
+        return True
+
+    def claim(self, overwrite: bool) -> None:
+        """Keep other runs away from the URL, until it is cleared up.
+
+        Raises
+        ------
+        StoreError
+            If another run has it, or something lies there that is no store of ours.
+        """
+        owner = self._read_owner()
+        if owner is not None and owner.get("token") == self._read_token():
+            return
+        if self._read_root() is None and owner is None:
+            self._check_empty()
+        mine = {
+            "token": self._make_token(),
+            "host": socket.gethostname(),
+            "folder": str(self.local.parent),
+        }
+        data = json.dumps(mine).encode()
+        if overwrite:
+            uploads.put(self._claim_url, data)
+        elif not uploads.put_new(self._claim_url, data):
+            self.check_owner()
+
+    def check_owner(self) -> None:
+        """Make sure that the URL is still ours.
+
+        Raises
+        ------
+        StoreError
+            If another run has it.
+        """
+        owner = self._read_owner() or {}
+        if owner.get("token") == self._read_token():
+            return
+        who = f" ({owner['folder']} on {owner['host']})" if owner else ""
+        raise StoreError(
+            f"{self.url} is being written by another run{who}: wait for it, take it up there, "
+            "or take the output away from it with --overwrite"
+        )
+
+    @property
+    def _claim_url(self) -> str:
+        return f"{self.url}.partial"
+
+    @property
+    def _token_file(self) -> Path:
+        return self.local.with_name(f"{self.local.name}.claim")
+
+    def _read_token(self) -> str:
+        return self._token_file.read_text() if self._token_file.exists() else ""
+
+    def _make_token(self) -> str:
+        self.local.parent.mkdir(parents=True, exist_ok=True)
+        if not self._read_token():
+            self._token_file.write_text(uuid.uuid4().hex)
+        return self._read_token()
+
+    def _read_owner(self) -> dict[str, Any] | None:
+        data = uploads.get(self._claim_url)
+        return None if data is None else dict(json.loads(data))
+
+    def _read_root(self) -> dict[str, Any] | None:
+        """Give the attributes of the store there; None if there is none."""
+        data = uploads.get(f"{self.url}/{ROOT}")
+        if data is None:
+            return None
+        try:
+            attributes = json.loads(data)["attributes"]
+            assert "run_key" in attributes
+        except (ValueError, KeyError, TypeError, AssertionError):
+            raise self._not_ours() from None
+        return dict(attributes)
+
+    def _check_empty(self) -> None:
+        if remote.list_objects(self.url):
+            raise self._not_ours()
+
+    def _not_ours(self) -> StoreError:
+        return StoreError(f"{self.url} exists and is no fcnpipe store: choose another output")
+
+    # -- taking it there -----------------------------------------------------------------
+
+    def deliver(self) -> None:
+        """Put the finished store there, from where an earlier try has got to.
+
+        Raises
+        ------
+        StoreError
+            If another run has taken the URL, or objects have gone lost.
+        RemoteError
+            If the server does not take it.
+        """
+        self.check_owner()
+        shrink_ledger(self.local)
+        uploads.remove([f"{self.url}/{ROOT}"])  # from here on there is no store, until all is there
+        landed = self._read_landed()
+        with self._landed_file.open("a") as log:
+
+            def note(name: str) -> None:
+                log.write(f"{name}\n")
+                log.flush()
+
+            uploads.put_files(self.url, _others(self._files(), landed), note)
+        self._check_landed()
+        if parquet_path(self.local).exists():
+            file = parquet_path(self.local)
+            uploads.put_files(*_split(locate_catalogue(self.url), file), landed=lambda name: None)
+        self.check_owner()
+        uploads.put(f"{self.url}/{ROOT}", (self.local / ROOT).read_bytes())
+
+    def withdraw(self) -> None:
+        """Give the URL free if the run has left nothing that it could be taken up from."""
+        if not self.local.exists() and not partial_path(self.local).exists():
+            self.clear()
+
+    def clear(self) -> None:
+        """Remove the store on disk, and give the URL free."""
+        shutil.rmtree(self.local, ignore_errors=True)
+        parquet_path(self.local).unlink(missing_ok=True)
+        if (self._read_owner() or {}).get("token") == self._read_token():
+            uploads.remove([self._claim_url])
+        self._token_file.unlink(missing_ok=True)
+
+    @property
+    def _landed_file(self) -> Path:
+        return self.local / LANDED
+
+    def _read_landed(self) -> set[str]:
+        return (
+            set(self._landed_file.read_text().split("\n")) if self._landed_file.exists() else set()
+        )
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        """Give name and file of all but the root's metadata."""
+        for folder, _, names in os.walk(self.local):
+            for name in names:
+                path = Path(folder, name)
+                if path not in (self.local / ROOT, self._landed_file):
+                    yield path.relative_to(self.local).as_posix(), path
+
+    def _check_landed(self) -> None:
+        """Hold what is there against what was put, and remove what an earlier store has left."""
+        there = remote.list_objects(self.url)
+        here = {name: path.stat().st_size for name, path in self._files()}
+        uploads.remove(f"{self.url}/{name}" for name in there if name not in here)
+        lost = [n for n, size in here.items() if n not in there or there[n].size_bytes != size]
+        if lost:
+            self._landed_file.unlink()
+            raise StoreError(
+                f"{self.url}/{lost[0]} is not there as it was put, nor are {len(lost) - 1} more: "
+                "run the same command again"
+            )
+
+
+def _others(files: Iterator[tuple[str, Path]], landed: set[str]) -> Iterator[tuple[str, Path]]:
+    return ((name, path) for name, path in files if name not in landed)
+
+
+def _split(url: str, file: Path) -> tuple[str, list[tuple[str, Path]]]:
+    place, _, name = url.rpartition("/")
+    return place, [(name, file)]
+
+
+def shrink_ledger(path: Path) -> None:
+    """Write the ledger of a finished store, in which every mark is set, as one chunk.
+
+    Notes
+    -----
+    On disk it is a file for each tile and stage, which costs a request each behind a URL.
+    """
+    spec = ledger_spec(load_layout(read_attributes(path)["layout"]))
+    shutil.rmtree(path / "ledger", ignore_errors=True)
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    create_array(root, "ledger", replace(spec, chunks=spec.shape))[...] = np.uint8(1)
+    consolidate(path, {})

@@ -1,0 +1,212 @@
+"""Outputs behind URLs: whole or not there, one run at a time, the bytes of a store on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+from astropy.io import fits
+
+import fcnpipe
+from fcnpipe.errors import FcnpipeError, StoreError
+from tests.integration.scenes import read_all, write_field
+from tests.remote.conftest import Bucket
+from tests.remote.servers import SECRET, TOKEN, Site, now_and_then
+
+OPTIONS = {"model": "none", "window": 128, "tile": 128, "quiet": True}
+SETTINGS = ["--model", "none", "--window", "128", "--tile", "128", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_field(tmp_path_factory.mktemp("field") / "field.fits", (200, 320))
+
+
+@pytest.fixture(scope="module")
+def reference(field: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "out.zarr"
+    fcnpipe.segment(field, out, **OPTIONS)
+    return out
+
+
+@pytest.fixture
+def out(bucket: Bucket, tmp_path: Path) -> str:
+    return f"{bucket.url}/{tmp_path.name}/out.zarr"
+
+
+def segment(field: Path, out: str, scratch: Path, **options: object) -> fcnpipe.Result:
+    return fcnpipe.segment(field, out, scratch=str(scratch), **(OPTIONS | options))
+
+
+def command(field: Path | str, out: str, scratch: Path, *more: str) -> list[str]:
+    given = ["segment", str(field), out, "--scratch", str(scratch), *SETTINGS, *more]
+    return [sys.executable, "-m", "fcnpipe", *given]
+
+
+def fetch(out: str, folder: Path) -> dict[str, bytes]:
+    """What lies behind the URL and beside it, as `read_all` gives it."""
+    system, name = fsspec.core.url_to_fs(out)
+    system.invalidate_cache()
+    for path in system.find(name):
+        target = folder / "there.zarr" / path.removeprefix(f"{name}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(system.cat_file(path))
+    (folder / "there.parquet").write_bytes(system.cat_file(name.replace(".zarr", ".parquet")))
+    return read_all(folder / "there.zarr")
+
+
+def assert_same(found: dict[str, bytes], reference: Path) -> None:
+    """All but the ledger, which is one object instead of many, and the root's metadata with it."""
+    wanted = read_all(reference)
+
+    def cut(files: dict[str, bytes]) -> dict[str, bytes]:
+        return {
+            n: data for n, data in files.items() if not n.startswith("ledger/") and n != "zarr.json"
+        }
+
+    assert cut(found).keys() == cut(wanted).keys()
+    assert [name for name in cut(found) if found[name] != wanted[name]] == []
+    ours, theirs = (json.loads(files["zarr.json"]) for files in (found, wanted))
+    assert ours["attributes"] == theirs["attributes"]
+    assert ours["attributes"]["status"] == "complete"
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_store_is_taken_there_whatever_the_server_does(
+    field: Path, reference: Path, bucket: Bucket, out: str, tmp_path: Path
+) -> None:
+    bucket.traffic.fault = now_and_then("503", "drop", "500")
+    result = segment(field, out, tmp_path / "scratch")
+    assert bucket.traffic.faults > 20
+    written = [path for method, path in bucket.traffic.requests if method == "PUT"]
+    bucket.traffic.clear()
+    assert (result.path, result.catalogue) == (out, out.replace(".zarr", ".parquet"))
+    assert_same(fetch(out, tmp_path), reference)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert written[-1].endswith("out.zarr/zarr.json")
+    read_where_it_lies(out, reference, tmp_path)
+    again = segment(field, out, tmp_path / "elsewhere")
+    assert (again.resumed, again.sources) == (True, result.sources)
+
+
+def read_where_it_lies(out: str, reference: Path, tmp_path: Path) -> None:
+    found, wanted = fcnpipe.open(out), fcnpipe.open(reference)
+    xr.testing.assert_identical(found.sources.load(), wanted.sources.load())
+    xr.testing.assert_identical(found.cutout(label=3).load(), wanted.cutout(label=3).load())
+    plain = xr.open_zarr(out, group="image/0", storage_options={"use_listings_cache": False})
+    np.testing.assert_array_equal(plain.label, wanted.image.label)
+    assert found.store.verify().ok
+    found.export(tmp_path / "labels.fits", "labels")
+    wanted.export(tmp_path / "wanted.fits", "labels")
+    same = fits.FITSDiff(tmp_path / "labels.fits", tmp_path / "wanted.fits", ignore_keywords=["*"])
+    assert same.identical
+    done = subprocess.run(
+        [sys.executable, "-m", "fcnpipe", "info", out], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "complete" in done.stdout) == (0, True), done.stderr
+
+
+def test_another_run_is_refused_and_overwrite_leaves_nothing_of_the_old_one(
+    field: Path, bucket: Bucket, out: str, tmp_path: Path
+) -> None:
+    segment(field, out, tmp_path / "scratch", tile=256)
+    with pytest.raises(StoreError, match=r"belongs to another run, it differs in option thresh"):
+        segment(field, out, tmp_path / "scratch", thresh=7.0)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    segment(field, out, tmp_path / "scratch", thresh=7.0, overwrite=True)
+    segment(field, str(tmp_path / "local.zarr"), tmp_path, thresh=7.0)
+    assert_same(fetch(out, tmp_path), tmp_path / "local.zarr")
+
+
+def test_what_is_no_store_of_ours_stays(
+    field: Path, bucket: Bucket, out: str, tmp_path: Path
+) -> None:
+    place = out.removeprefix(f"{bucket.url}/")
+    for name in ("zarr.json", "notes.txt"):
+        bucket.put(f"{place}/{name}", b"{}")
+        for overwrite in (False, True):
+            with pytest.raises(StoreError, match="is no fcnpipe store: choose another output"):
+                segment(field, out, tmp_path / "scratch", overwrite=overwrite)
+        fsspec.filesystem("s3").rm_file(f"{bucket.name}/{place}/{name}")
+
+
+def test_a_killed_run_is_taken_up_and_nobody_sees_half_of_it(
+    field: Path, reference: Path, bucket: Bucket, out: str, tmp_path: Path
+) -> None:
+    """Killed while it uploads; no secret is in what it said, in what it left, and in the store."""
+    scratch, log = tmp_path / "scratch", tmp_path / "log"
+    words = [word for word in command(field, out, scratch) if word != "--quiet"]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(words, stdout=sink, stderr=sink)
+        while sum(method == "PUT" for method, _ in bucket.traffic.requests) < 30:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert_no_secret(tmp_path)
+    with pytest.raises(StoreError, match="is no fcnpipe store"):
+        fcnpipe.open(out)
+    with pytest.raises(StoreError, match=r"is being written by another run .*scratch on"):
+        segment(field, out, tmp_path / "elsewhere")
+    bucket.traffic.clear()
+    segment(field, out, scratch)
+    sent = sum(method == "PUT" for method, _ in bucket.traffic.requests)
+    assert_same(fetch(out, tmp_path), reference)
+    assert sent < len(read_all(reference)) - 5 * 6 - 15  # what had landed is not sent again
+    assert list(scratch.iterdir()) == []
+    assert_no_secret(tmp_path)
+
+
+def assert_no_secret(folder: Path) -> None:
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert len(kept) > 50
+    for secret in (SECRET, TOKEN):
+        assert [path for path, data in kept.items() if secret.encode() in data] == []
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_run_whose_output_was_taken_away_ends_without_a_store(
+    field: Path, bucket: Bucket, out: str, tmp_path: Path
+) -> None:
+    """Somebody takes the claim over while files are on their way."""
+
+    def take_away(method: str, path: str) -> str:
+        if len(bucket.traffic.requests) == 60:
+            claim = f"{out.removeprefix(bucket.url + '/')}.partial"
+            bucket.put_behind(claim, b'{"token": "x", "host": "far", "folder": "/away"}')
+        return ""
+
+    bucket.traffic.fault = take_away
+    with pytest.raises(StoreError, match=r"is being written by another run \(/away on far\)"):
+        segment(field, out, tmp_path / "scratch")
+    with pytest.raises(StoreError, match="is no fcnpipe store"):
+        fcnpipe.open(out)
+
+
+def test_a_run_that_is_refused_leaves_no_claim(bucket: Bucket, out: str, tmp_path: Path) -> None:
+    with pytest.raises(FcnpipeError, match=r"nope\.fits does not exist"):
+        segment(tmp_path / "nope.fits", out, tmp_path / "scratch")
+    assert fsspec.filesystem("s3").find(out.rpartition("/")[0]) == []
+
+
+def test_google_takes_stores_too(
+    field: Path, reference: Path, cloud: tuple[str, Site], tmp_path: Path
+) -> None:
+    out = f"{cloud[0]}/out.zarr"
+    (cloud[1].folder / "sky" / "out.zarr.partial").write_text('{"host": "far", "folder": "/away"}')
+    with pytest.raises(StoreError, match=r"is being written by another run \(/away on far\)"):
+        segment(field, out, tmp_path / "scratch")
+    segment(field, out, tmp_path / "scratch", overwrite=True)
+    assert_same(fetch(out, tmp_path), reference)
+
+
+def test_a_web_server_is_no_output(field: Path, web: tuple[str, Site], tmp_path: Path) -> None:
+    with pytest.raises(FcnpipeError, match="cannot be written: give an output on disk, s3:// or"):
+        segment(field, f"{web[0]}/out.zarr", tmp_path)
