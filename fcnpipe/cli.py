@@ -38,6 +38,8 @@ from fcnpipe.spec import SOURCE_OPTIONS, make_spec
 INTERRUPTED = 130
 USAGE = 2
 _INTERRUPTION = "interrupted; the same command takes the run up again"
+SHOWN = 20
+"""Damages that are listed."""
 LEAST_SIDE = 64
 """Least height and width of a simulated field, px."""
 
@@ -223,10 +225,28 @@ def info(store: StorePath) -> None:
 
 
 @app.command()
-def verify(store: StorePath) -> None:
-    """Check that labels, catalogue and ledger of a store agree, or outputs and their checksums."""
+def verify(
+    store: StorePath,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read and decode all of it, and compare checksums.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="As --deep, and make anew what is damaged.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Check that labels, catalogue and ledger of a store agree, and maps and their checksums.
+
+    A repair needs the image and the model where they were; the network runs on damaged tiles alone.
+    """
     from fcnpipe.stores import open_store
 
+    if repair:
+        _repair(store, quiet)
+    if damage := [*open_store(store).find_damage()] if deep or repair else []:
+        raise VerificationError(
+            f"{store} is damaged: {_list(damage)}; 'fcnpipe verify --repair {store}' makes it anew"
+        )
     found = open_store(store).verify()
     if not found.ok:
         raise VerificationError(
@@ -235,6 +255,22 @@ def verify(store: StorePath) -> None:
     typer.echo(
         f"{store}: {found.sources} sources, {found.tiles} tiles and {found.pixels} pixels agree"
     )
+
+
+def _repair(store: str, quiet: bool) -> None:
+    from fcnpipe import run
+    from fcnpipe.progress import watch
+
+    with watch(quiet) as progress:
+        mended = run.repair(store, progress)
+    if mended:
+        typer.echo(f"{store}: mended {_list(mended)}")
+
+
+def _list(things: Sequence[object]) -> str:
+    """Give the first few in words."""
+    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+    return "; ".join(map(str, things[:SHOWN])) + more
 
 
 @app.command()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fcnpipe import networks, pixels
 from fcnpipe.deadline import check_wanted
 from fcnpipe.exposure import Exposure, InputTrace, Sky, unpack_sky
-from fcnpipe.geometry import Tile, parse_tile_name
+from fcnpipe.geometry import Box, Tile, parse_tile_name
 from fcnpipe.plan import Plan
 from fcnpipe.spec import RunSpec
 from fcnpipe.stitch import MILLION, Criterion
@@ -22,6 +22,9 @@ from fcnpipe.stores import ZarrStore, check_owner
 _T = TypeVar("_T")
 ALL = "all"
 """Name of the one task of a step that is not done tile by tile."""
+
+CRC = "crc-"
+"""Before the name of a map: its checksum among the facts of a task."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -164,6 +167,17 @@ class Job:
     def _make_predictor(self) -> networks.Predictor:
         networks.tune_allocator()
         return self.model.predictor(self.spec.device, self.spec.precision, threads=1)
+
+    def write_maps(self, core: Box, maps: Arrays) -> dict[str, float]:
+        """Write maps of a tile; give their checksums as facts of the task."""
+        return {CRC + what: self.store.write_tile(what, core, v) for what, v in maps.items()}
+
+    def read_checksums(self, task: str, name: str) -> dict[str, int]:
+        """Give the checksums that a task left; none if it has not been done."""
+        if not self.store.has_arrays(f"facts-{task}", name):
+            return {}
+        facts = self.store.get_arrays(f"facts-{task}", name)
+        return {k.removeprefix(CRC): int(v) for k, v in facts.items() if k.startswith(CRC)}
 
     def tile(self, name: str) -> Tile:
         """Give the tile of this name."""

@@ -12,33 +12,38 @@ be killed at any moment: the next one asks the ledger what is there and does the
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fcnpipe import __version__, engines, errors, networks, work
-from fcnpipe.errors import InputChanged, InputError, ModelError, SpecError, TilesFailed
+from fcnpipe.errors import InputChanged, InputError, ModelError, SpecError, StoreError, TilesFailed
 from fcnpipe.exposure import Exposure, trace_inputs
 from fcnpipe.geometry import list_levels
 from fcnpipe.job import ALL, Job, resolve_criteria
 from fcnpipe.plan import Command, Plan, check_disk, make_plan
 from fcnpipe.records import TaskReport
-from fcnpipe.spec import RunSpec
+from fcnpipe.spec import RunSpec, make_spec
 from fcnpipe.stages.publication import list_pyramid
 from fcnpipe.stores import (
     STAGES,
+    Damage,
     Layout,
     RunIdentity,
+    State,
     ZarrStore,
     discard,
     hold,
+    open_store,
     parquet_path,
+    partial_path,
     prepare,
 )
 
@@ -147,6 +152,8 @@ class Stage:
 
 
 ONE = (ALL,)
+Adoption = Callable[[Job], None]
+"""Takes over what is good of a finished store."""
 
 
 @dataclass(frozen=True)
@@ -211,9 +218,72 @@ def predict(spec: RunSpec, observer: Observer | None = None) -> Prediction:
     return Prediction(spec.out, outputs, time.perf_counter() - begun, resumed)
 
 
-def _perform(spec: RunSpec, command: Command, observer: Observer | None) -> bool:
+def repair(out: str, observer: Observer | None = None, **options: Any) -> tuple[Damage, ...]:
+    """Make a published store again what it was, from the image and from what is not damaged.
+
+    Parameters
+    ----------
+    out : str
+        OUT.zarr.
+    observer : Observer, optional
+        Is told how far the run is.
+    **options
+        Of how it is run, as on the command line: ``engine``, ``workers``, ...
+
+    Returns
+    -------
+    tuple of Damage
+        What was damaged, and is not any more.
+
+    Raises
+    ------
+    FcnpipeError
+        If the image or the model is not there, or is another one.
+
+    Notes
+    -----
+    The run is begun again in OUT.zarr.partial, where the network has been on every tile whose maps
+    are whole: these are taken over. All else is made of them anew, and is the same as it does not
+    depend on when it is made. OUT.zarr stays until then.
+    """
+    old = open_store(out)
+    damage = tuple(old.find_damage())
+    if damage:
+        spec, command = _read_spec(old, options)
+        _perform(spec, command, observer, partial(_adopt, old, damage))
+    return damage
+
+
+def _read_spec(store: ZarrStore, options: Mapping[str, Any]) -> tuple[RunSpec, Command]:
+    """Give the spec of the run that made a store."""
+    attributes = store.attrs
+    science = json.loads(attributes["spec"])
+    command: Command = "predict" if science.pop("command") == "predict" else "segment"
+    files = {name: attributes[name] for name in ("weight", "mask", "prior") if name in attributes}
+    made = {
+        "image": tuple(attributes["input"]),
+        "out": str(store.path),
+        "tile": store.layout.edge[0],
+    }
+    return make_spec(**science, **files, **made, **options), command
+
+
+def _adopt(old: ZarrStore, damage: Iterable[Damage], job: Job) -> None:
+    """Take over what the network has given for the tiles of a store that are whole."""
+    names = [*(o.name for o in job.plan.maps), "flags"]
+    names += [] if job.plan.maps else ["probability", "elevation"]
+    names += ["science"] if job.plan.maps and job.spec.keep_image else []
+    lost = [d.tile for d in damage if d.place in {f"image/0/{name}" for name in names}]
+    whole = () if None in lost else (t.name for t in job.plan.tiles if t not in lost)
+    for name in work.remaining(job, "predict", whole):
+        work.adopt_prediction(job, old, name, names)
+
+
+def _perform(
+    spec: RunSpec, command: Command, observer: Observer | None, adopt: Adoption | None = None
+) -> bool:
     """Run all stages; give whether an earlier run was taken up, or found finished."""
-    with open_session(spec, command) as session:
+    with open_session(spec, command, adopt) as session:
         if session is None:
             return True
         for stage in session.stages:
@@ -223,8 +293,20 @@ def _perform(spec: RunSpec, command: Command, observer: Observer | None) -> bool
 
 
 @contextmanager
-def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Session | None]:
+def open_session(
+    spec: RunSpec, command: Command = "segment", adopt: Adoption | None = None
+) -> Iterator[Session | None]:
     """Check everything, take up or begin the store, and start the engine.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    command : {"segment", "predict"}
+        What is wanted of it.
+    adopt : callable, optional
+        A finished store of this very run is begun again; is called with the job to take over what
+        is good of it.
 
     Yields
     ------
@@ -240,7 +322,7 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
     # What auto means here is part of the run key: a resume elsewhere must not change it.
     spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
     identity = _identify(spec, exposure, model, command)
-    state = prepare(spec.out, identity, spec.overwrite)
+    state = _prepare(spec, identity, adopt)
     if state == "complete":
         yield None
         return
@@ -249,12 +331,12 @@ def open_session(spec: RunSpec, command: Command = "segment") -> Iterator[Sessio
         plan = make_plan(spec, store.layout.edge[0], command)
     else:
         layout = _lay_out(plan, exposure, model, spec)
-        store = ZarrStore.create(
-            spec.out, layout, identity, _attributes(spec, exposure, plan, model), spec.overwrite
-        )
+        attributes = _attributes(spec, exposure, plan, model)
+        replaces = spec.overwrite or adopt is not None
+        store = ZarrStore.create(spec.out, layout, identity, attributes, replaces)
     job = Job(spec, plan, criteria, str(store.path), uuid.uuid4().hex, inputs)
     with hold(store.path, job.nonce), _withdrawn(store):
-        _take_back(job)
+        _settle(job, state, adopt)
         engine = engines.open_engine(spec, _list_needs(plan))
         try:
             yield Session(job, engine, resumed=state == "resume")
@@ -275,6 +357,27 @@ def _withdrawn(store: ZarrStore) -> Iterator[None]:
 
 def _list_needs(plan: Plan) -> engines.Needs:
     return engines.Needs(networks.worker_environment(), networks.tune_allocator, plan.memory_bytes)
+
+
+def _prepare(spec: RunSpec, identity: RunIdentity, adopt: Adoption | None) -> State:
+    """Say what lies at the output; what is to be mended is begun again."""
+    state = prepare(spec.out, identity, spec.overwrite)
+    if state != "complete" or adopt is None:
+        return state
+    if partial_path(spec.out).exists():
+        raise StoreError(
+            f"{partial_path(spec.out)} is a run that was to replace {spec.out}: finish it, or remove it"
+        )
+    return "fresh"
+
+
+def _settle(job: Job, state: State, adopt: Adoption | None) -> None:
+    """Settle what is done already: what is good of an earlier run, and nothing else."""
+    if state == "resume":
+        _distrust(job)
+    if adopt is not None:
+        adopt(job)
+    _take_back(job)
 
 
 def list_stages(job: Job) -> tuple[Stage, ...]:
@@ -410,13 +513,35 @@ def _check_inputs(job: Job) -> None:
         raise
 
 
+def _distrust(job: Job) -> None:
+    """Take back what is said to be done and is not there: a disk that lost power may lose files.
+
+    Notes
+    -----
+    Looks at the length of each map, not at all of it: that is for the check before a store is
+    published, which is made anew, as is all that is small. What the check finds wrong is done again
+    when the run is taken up next.
+    """
+    job.store.restore_frame(pyramid=job.store.has_arrays("done-create_pyramid", ALL))
+    if work.drop_broken_records(job):
+        _forget(job, (*work.SKY, *work.AFTER_PREDICT))
+    for task in work.list_with_maps(job):
+        if damaged := work.list_damaged(job, task):
+            work.forget_tiles(job, task, damaged)
+            _forget(job, work.list_followers(task))
+    levels = list_pyramid(job)
+    if not all(work.is_built(job, node) for nodes in levels for node in nodes):
+        _forget(job, work.list_followers("measure"))
+    _forget(job, work.SMALL)
+
+
 def _take_back(job: Job) -> None:
     """Take back what was finished without some tiles, so that it is done again with them."""
     if job.store.attrs["status"] != "incomplete":
         return
     again: tuple[str, ...] = work.AFTER_PREDICT
     if job.store.pending("background"):  # the sky of all tiles hangs together
-        again = ("weigh_bands", "measure_cells", "fit_sky", "predict", *again)
+        again = (*work.SKY, "predict", *again)
     _forget(job, again)
     job.store.reopen()
 
@@ -471,6 +596,7 @@ def _attributes(
         "title": f"{what} of {names}",
         "source": f"fcnpipe {__version__}",
         "input": list(spec.image),
+        **{k: v for k in ("weight", "mask", "prior") if (v := getattr(spec, k))},
         "model": spec.model,
         "tiling": _vouch(model.header),
         "unit": exposure.info.unit,

@@ -14,10 +14,12 @@ from functools import partial
 import numpy as np
 
 from fcnpipe.deadline import call_within
-from fcnpipe.geometry import parse_tile_name
-from fcnpipe.job import ALL, Job
+from fcnpipe.geometry import Node, parse_tile_name
+from fcnpipe.job import ALL, CRC, Job
 from fcnpipe.records import TaskReport
 from fcnpipe.stages import measurement, prediction, publication, separation, sky
+from fcnpipe.stores import ZarrStore
+from fcnpipe.stores.pyramid import level_grid
 
 Task = Callable[[Job, str], dict[str, float]]
 
@@ -53,6 +55,12 @@ LEDGER = {
 """Tasks that are done tile by tile, and the stage under which the ledger keeps them."""
 TOLERANT = frozenset({"measure_cells", "predict"})
 """Tasks without which, for some tiles, the rest of the image can still be finished."""
+SKY = ("weigh_bands", "measure_cells", "fit_sky")
+"""Tasks before that."""
+SMALL = ("fit_sky", "write_catalogue", "tabulate", "check_tile", "check_sums", "prepare_parquet")
+"""Tasks that write no maps and take little time."""
+WITH_MAPS = ("predict", "separate", "label")
+"""Tasks that write maps, in their order."""
 AFTER_PREDICT = (
     "separate", "join", "settle", "select", "label", "measure", "write_catalogue", "create_pyramid", "build_level",
     "check_tile", "check_sums", "prepare_parquet", "tabulate"
@@ -61,8 +69,8 @@ AFTER_PREDICT = (
 FATAL = frozenset({"StoreError", "InputChanged"})
 """Errors that are not a tile's own: no other tile can be done either."""
 TRACES = {
-    "measure_cells": ("cells",),
-    "predict": ("facts-predict", "failed-predict", "checksum"),
+    "measure_cells": ("cells", "failed-measure_cells"),
+    "predict": ("facts-predict", "failed-predict"),
     "separate": ("settlement", "graph"),
     "settle": ("verdicts",),
     "select": ("labels", "selection"),
@@ -120,10 +128,12 @@ def _do(job: Job, task: str, name: str) -> dict[str, float]:
 
 
 def _go_without(job: Job, task: str, name: str, error: Exception) -> Exception:
-    """Leave a tile out that cannot be predicted; give the error, or one that came on top."""
+    """Note why a tile is left out, where it can be; give the error, or one that came on top."""
     try:
         if task == "predict":
-            prediction.leave_out(job, name, _explain(error))
+            prediction.leave_out(job, name)
+        if task in TOLERANT:
+            job.store.put_arrays(f"failed-{task}", name, {"reason": np.asarray(_explain(error))})
     except Exception as worse:
         return worse
     return error
@@ -144,10 +154,13 @@ def count_pixels(job: Job, task: str, names: Iterable[str]) -> int:
 
 
 def list_failures(job: Job) -> list[str]:
-    """Give the tiles that could not be predicted, with the reason; not those beside them."""
-    done = set(job.store.list_arrays("facts-predict"))
-    failed = [tile.name for tile in job.store.pending("predict") if tile.name not in done]
-    return [f"{name} ({_reason(job, name)})" for name in failed]
+    """Give the tiles that could not be done, with the reason; not those beside them."""
+    failed: dict[str, str] = {}
+    for task in ("predict", "measure_cells"):
+        done = set(job.store.list_arrays(f"facts-{task}"))
+        pending = (tile.name for tile in job.store.pending(LEDGER[task]))
+        failed |= {name: _reason(job, task, name) for name in pending if name not in done}
+    return [f"{name} ({reason})" for name, reason in sorted(failed.items())]
 
 
 def is_whole(job: Job) -> bool:
@@ -155,10 +168,78 @@ def is_whole(job: Job) -> bool:
     return not job.store.pending("background") and not job.store.pending("predict")
 
 
-def _reason(job: Job, name: str) -> str:
-    if not job.store.has_arrays("failed-predict", name):
+def _reason(job: Job, task: str, name: str) -> str:
+    if not job.store.has_arrays(f"failed-{task}", name):
         return "lost with its worker"
-    return str(job.store.get_arrays("failed-predict", name)["reason"])
+    return str(job.store.get_arrays(f"failed-{task}", name)["reason"])
+
+
+def list_with_maps(job: Job) -> list[str]:
+    """Give the tasks of a run that write maps, in their order."""
+    return [task for task in WITH_MAPS if LEDGER[task] in job.store.layout.stages]
+
+
+def adopt_prediction(job: Job, old: ZarrStore, name: str, maps: Iterable[str]) -> None:
+    """Take over what another store of this run has of a tile, and vouch for it."""
+    tile = job.tile(name)
+    facts = {CRC + what: float(job.store.adopt_tile(old, what, tile)) for what in maps}
+    _vouch(job, "predict", name, {"seconds": 0.0, **facts})
+
+
+def list_damaged(job: Job, task: str) -> list[str]:
+    """Give the tiles for which a task is done, and its maps are not there or not whole."""
+    done = job.store.done(LEDGER[task])
+    names = (tile.name for tile in job.plan.tiles if done[tile.row, tile.column])
+    return [name for name in names if not _has_landed(job, task, name)]
+
+
+def _has_landed(job: Job, task: str, name: str) -> bool:
+    core, written = job.tile(name).core, job.read_checksums(task, name)
+    if _was_spoilt(job, name):
+        found = {what: job.store.checksum(what, core) for what in written}
+        return bool(written) and found == written
+    return bool(written) and all(
+        job.store.is_whole(what, core, checksum) for what, checksum in written.items()
+    )
+
+
+def _was_spoilt(job: Job, name: str) -> bool:
+    """Whether the last check found something wrong with a tile, maps that are not what was written."""
+    if not job.store.has_arrays("checks", name):
+        return False
+    return job.store.get_arrays("checks", name)["problems"].size > 0
+
+
+def is_built(job: Job, node: Node) -> bool:
+    """Whether the maps of a tile of the pyramid are whole, if it is said to be done."""
+    if not job.store.has_arrays("done-build_level", node.name):
+        return True
+    tile = level_grid(job.store.layout, node.level).tile(node.row, node.column)
+    facts = job.store.get_arrays("done-build_level", node.name)
+    return all(
+        job.store.is_whole(name, tile.core, int(facts[CRC + name]), node.level)
+        for name in job.store.list_maps(node.level)
+        if CRC + name in facts
+    )
+
+
+def list_followers(task: str) -> tuple[str, ...]:
+    """Give the tasks that are done after one, and on what it gives."""
+    chain = ("predict", *AFTER_PREDICT)
+    return chain[chain.index(task) + 1 :]
+
+
+def drop_broken_records(job: Job) -> bool:
+    """Remove scratch records that were not written to their end; give whether there were any."""
+    broken = job.store.drop_broken_arrays()
+    forget_tiles(job, "predict", [name for stage, name in broken if stage == "facts-predict"])
+    return bool(broken)
+
+
+def forget_tiles(job: Job, task: str, names: Iterable[str]) -> None:
+    """Undo a task for some tiles."""
+    for name in names:
+        job.store.unmark_tile(LEDGER[task], job.tile(name))
 
 
 def forget(job: Job, task: str) -> None:
@@ -170,10 +251,11 @@ def forget(job: Job, task: str) -> None:
 
 
 def _vouch(job: Job, task: str, name: str, facts: dict[str, float]) -> None:
+    arrays = {k: np.asarray(v) for k, v in facts.items()}
     if task not in LEDGER:
-        job.store.put_arrays(f"done-{task}", name, {})
+        job.store.put_arrays(f"done-{task}", name, arrays)
         return
-    job.store.put_arrays(f"facts-{task}", name, {k: np.asarray(v) for k, v in facts.items()})
+    job.store.put_arrays(f"facts-{task}", name, arrays)
     if not facts.get("gaps"):
         job.store.mark(LEDGER[task], job.tile(name))
 

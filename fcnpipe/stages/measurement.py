@@ -35,14 +35,14 @@ def label(job: Job, name: str) -> Facts:
     tile, table = job.tile(name), job.store.get_arrays("labels", name)
     segments = job.store.read("segments", tile.core)
     labels = table["label"][segments]
-    job.store.write_tile("label", tile.core, labels)
+    maps = {"label": labels}
     if job.spec.keep_image:
-        science = job.exposure.read_bands(tile.core, job.plan.tiles)
-        job.store.write_tile("science", tile.core, science)
+        maps["science"] = job.exposure.read_bands(tile.core, job.plan.tiles)
+    checksums = job.write_maps(tile.core, maps)
     sums = _sum_up(job, tile.core, labels, table)
     for owner, part in _share_out(job, sums):
         job.store.put_arrays(f"sums/{owner}", name, part.to_arrays())
-    return {"sources": len(sums)}
+    return {"sources": len(sums), **checksums}
 
 
 def measure(job: Job, name: str) -> Facts:

@@ -16,7 +16,6 @@ from fcnpipe.job import Arrays, Job
 from fcnpipe.networks.base import Output
 from fcnpipe.plan import Plan
 from fcnpipe.records import PixelFlag
-from fcnpipe.stores.verification import NEVER, checksum
 
 Facts = dict[str, float]
 
@@ -31,15 +30,12 @@ def predict(job: Job, name: str) -> Facts:
     """
     core = job.tile(name).core
     flags, maps, gaps = _look(job, job.tile(name))
-    for what, values in maps.items():
-        job.store.write_tile(what, core, values)
-    job.store.write_tile("flags", core, flags)
-    _keep_checksum(job, name, checksum([*(maps[o.name] for o in job.plan.maps), flags]))
-    return {"bad_pixels": int(np.count_nonzero(flags & pixels.BAD)), "gaps": gaps}
+    bad = int(np.count_nonzero(flags & pixels.BAD))
+    return {"bad_pixels": bad, "gaps": gaps, **job.write_maps(core, maps | {"flags": flags})}
 
 
-def leave_out(job: Job, name: str, reason: str) -> None:
-    """Store the pixels of a tile that cannot be read or computed as no data, and why.
+def leave_out(job: Job, name: str) -> None:
+    """Store the pixels of a tile that cannot be read or computed as no data.
 
     Notes
     -----
@@ -47,14 +43,6 @@ def leave_out(job: Job, name: str, reason: str) -> None:
     """
     core = job.tile(name).core
     job.store.write_tile("flags", core, np.full(core.shape, int(PixelFlag.NO_DATA), np.uint8))
-    _keep_checksum(job, name, NEVER)
-    job.store.put_arrays("failed-predict", name, {"reason": np.asarray(reason)})
-
-
-def _keep_checksum(job: Job, name: str, value: int) -> None:
-    """Keep that by which outputs are known again when they are read back."""
-    if job.plan.maps:
-        job.store.put_arrays("checksum", name, {"value": np.asarray(value)})
 
 
 def list_windows(plan: Plan, tile: Tile) -> Iterator[Box]:

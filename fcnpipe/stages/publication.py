@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from fcnpipe import catalogue
 from fcnpipe.geometry import Node, Tile, parse_node_name, parse_tile_name
-from fcnpipe.job import ALL, Arrays, Job
+from fcnpipe.job import ALL, CRC, Arrays, Job
 from fcnpipe.stores.base import TileCheck
 from fcnpipe.stores.lifecycle import refuse_problems
 from fcnpipe.stores.pyramid import level_count, level_grid
-from fcnpipe.stores.verification import NEVER
 
 Facts = dict[str, float]
 FACTS = ("facts-measure_cells", "facts-predict", "facts-separate", "facts-label", "facts-measure")
@@ -40,19 +39,23 @@ def build_level(job: Job, name: str) -> Facts:
     """Write one tile of a level of the pyramid from the level below."""
     node = parse_node_name(name)
     tile = level_grid(job.store.layout, node.level).tile(node.row, node.column)
-    job.store.build_level(
+    checksums = job.store.build_level(
         node.level, tile, lambda box: job.exposure.read_bands(box, job.plan.tiles)
     )
-    return {}
+    return {CRC + name: checksum for name, checksum in checksums.items()}
 
 
 def check_tile(job: Job, name: str) -> Facts:
     """Read the maps of a tile back from disk: count the pixels of labels, compare checksums."""
-    check = job.store.check_tile(job.tile(name))
-    problems = np.array(check.problems, dtype=np.str_)
-    job.store.put_arrays(
-        "checks", name, {"labels": check.labels, "counts": check.counts, "problems": problems}
-    )
+    written = job.read_checksums("predict", name) | job.read_checksums("label", name)
+    check = job.store.check_tile(job.tile(name), written)
+    found: Arrays = {
+        "labels": check.labels,
+        "counts": check.counts,
+        "problems": np.array(check.problems, dtype=np.str_),
+        **{CRC + what: np.asarray(value) for what, value in check.checksums.items()},
+    }
+    job.store.put_arrays("checks", name, found)
     return {}
 
 
@@ -64,13 +67,36 @@ def check_sums(job: Job, name: str) -> Facts:
     VerificationError
         If the store contradicts itself: it is not published.
     """
-    refuse_problems(job.store.path, job.store.check_sums(_read_checks(job)))
+    tables = _make_tables(job, 0)
+    refuse_problems(job.store.path, job.store.check_sums(_read_checks(job, tables)))
+    job.store.write_checksums(0, tables)
+    for level, nodes in enumerate(list_pyramid(job), 1):
+        tables = _make_tables(job, level)
+        for node in nodes:
+            _fill_in(tables, node, job.store.get_arrays("done-build_level", node.name))
+        job.store.write_checksums(level, tables)
     return {}
 
 
-def _read_checks(job: Job) -> Iterator[TileCheck]:
+Tables = dict[str, NDArray[np.uint32]]
+"""Checksum of each shard, by the name of the map."""
+
+
+def _make_tables(job: Job, level: int) -> Tables:
+    counts = level_grid(job.store.layout, level).counts
+    return {name: np.zeros(counts, np.uint32) for name in job.store.list_maps(level)}
+
+
+def _fill_in(tables: Tables, place: Tile | Node, facts: Arrays) -> None:
+    for name, table in tables.items():
+        table[place.row, place.column] = facts.get(CRC + name, 0)
+
+
+def _read_checks(job: Job, tables: Tables) -> Iterator[TileCheck]:
+    """Give what was found in each tile, and put its checksums down."""
     for tile in job.plan.tiles:
         found = job.store.get_arrays("checks", tile.name)
+        _fill_in(tables, tile, found)
         yield TileCheck(found["labels"], found["counts"], tuple(found["problems"].tolist()))
 
 
@@ -97,7 +123,7 @@ def write_catalogue(job: Job, name: str) -> Facts:
 
 def tabulate(job: Job, name: str) -> Facts:
     """Write the table of tiles of a run that finds no sources."""
-    job.store.write_tiles(_describe_tiles(job) | _gather_checksums(job))
+    job.store.write_tiles(_describe_tiles(job))
     return {}
 
 
@@ -149,15 +175,6 @@ def _count_sources(job: Job) -> Table:
         facts = job.store.get_arrays("facts-measure", tile.name)
         n_sources[tile.row, tile.column] = int(facts["sources"])
     return {"n_sources": (n_sources, {"long_name": "sources whose peak lies in the tile"})}
-
-
-def _gather_checksums(job: Job) -> Table:
-    checksums = np.full(job.plan.tiles.counts, NEVER, np.int64)
-    for name in job.store.list_arrays("checksum"):
-        found = job.store.get_arrays("checksum", name)
-        checksums[parse_tile_name(name)] = int(found["value"])
-    text = f"CRC-32 of the outputs, in order, and the flags; {NEVER} = never written"
-    return {"checksum": (checksums, {"long_name": text})}
 
 
 def _status(job: Job) -> NDArray[np.uint8]:

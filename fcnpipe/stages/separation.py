@@ -31,10 +31,10 @@ def separate(job: Job, name: str) -> Facts:
     found = Watershed(job.criteria.branch).separate(
         elevation, foreground, core, job.plan.shape, weights
     )
-    job.store.write_tile("segments", core, found.segments)
+    checksums = job.write_maps(core, {"segments": found.segments})
     job.store.put_arrays("settlement", name, found.settlement.to_arrays())
     job.store.put_arrays("graph", name, found.graph.to_arrays())
-    return {"segments": int(found.segments.max(initial=0))}
+    return {"segments": int(found.segments.max(initial=0)), **checksums}
 
 
 def join(job: Job, name: str) -> Facts:

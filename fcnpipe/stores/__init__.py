@@ -12,20 +12,16 @@ from fcnpipe.stores.base import (
     Store,
     Verification,
 )
-from fcnpipe.stores.lifecycle import (
-    check_owner,
-    discard,
-    hold,
-    parquet_path,
-    partial_path,
-    prepare,
-)
+from fcnpipe.stores.damage import Damage
+from fcnpipe.stores.lifecycle import check_owner, discard, hold, partial_path, prepare
+from fcnpipe.stores.parquet import parquet_path
 from fcnpipe.stores.published import PublishedStore, open_store
 from fcnpipe.stores.zarr import ZarrStore
 
 __all__ = [
     "STAGES",
     "Columns",
+    "Damage",
     "Layout",
     "PublishedStore",
     "RunIdentity",

@@ -240,11 +240,14 @@ class TileCheck:
         Pixels of each.
     problems : tuple of str
         What contradicts the catalogue in this tile alone, one line each.
+    checksums : dict
+        CRC-32C of the shard of each map of the tile.
     """
 
     labels: NDArray[np.int32]
     counts: NDArray[np.int64]
     problems: tuple[str, ...] = ()
+    checksums: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +312,8 @@ class Store(Protocol):
         """Shapes and names."""
         ...
 
-    def write_tile(self, name: str, box: Box, data: NDArray[Any]) -> None:
-        """Write one core of one array; anything but exactly one core is a StoreError."""
+    def write_tile(self, name: str, box: Box, data: NDArray[Any]) -> int:
+        """Write one core of one array, give its checksum; anything but one core is a StoreError."""
         ...
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from fcnpipe.errors import StoreError, VerificationError
 from fcnpipe.stores.base import RunIdentity, State, load_identity
+from fcnpipe.stores.damage import CHECKSUMS, seal
 from fcnpipe.stores.hierarchy import SCRATCH
-from fcnpipe.stores.parquet import write_parquet
+from fcnpipe.stores.parquet import parquet_path, write_parquet
 from fcnpipe.stores.scratch import TEMPORARY, storing, written_whole
 from fcnpipe.stores.verification import find_gaps, find_problems
 
@@ -51,18 +52,6 @@ def partial_path(out: str | Path) -> Path:
 def final_path(partial: Path) -> Path:
     """Give OUT.zarr of OUT.zarr.partial; a finished store's own path is given back."""
     return partial.with_name(partial.name.removesuffix(".partial"))
-
-
-def parquet_path(out: str | Path) -> Path:
-    """Give where the catalogue lies beside the store.
-
-    Examples
-    --------
-    >>> parquet_path("field.zarr").name, parquet_path("field").name
-    ('field.parquet', 'field.parquet')
-    """
-    out = Path(out)
-    return out.with_suffix(".parquet") if out.suffix == ".zarr" else Path(f"{out}.parquet")
 
 
 def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> State:
@@ -248,9 +237,16 @@ def publish_store(store: ZarrStore, overwrite: bool = False, checked: bool = Fal
         if store.has_sources and not (checked and _leftover(parquet_path(out)).exists()):
             prepare_parquet(store)
         _sweep(store.path)
+        _write_checksums(store.path)
         consolidate(store.path, {"status": "complete"})
     _finish(store.path)
     return out
+
+
+def _write_checksums(path: Path) -> None:
+    """Write the checksums of all that is no map; those of the maps are there."""
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"crc32c": seal(path)}}
+    _write_json(path / CHECKSUMS / "zarr.json", group)
 
 
 def refuse_problems(path: Path, problems: list[str]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fcnpipe.stores.scratch import written_whole
 
 if TYPE_CHECKING:
@@ -31,6 +34,44 @@ def write_parquet(store: ZarrStore, path: Path) -> None:
     ):
         for block in store.source_blocks():
             writer.write_table(pa.table(block, schema=schema))
+
+
+def find_difference(store: ZarrStore) -> str:
+    """Say how the parquet file beside a store differs from its catalogue; empty if it does not."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = parquet_path(store.path)
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows != store.n_sources:
+                return f"{path.name} has {file.metadata.num_rows} rows, not {store.n_sources}"
+            blocks = enumerate(store.source_blocks()) if store.n_sources else ()
+            wrong = {
+                name
+                for number, block in blocks
+                for name, values in block.items()
+                if not _equal(file.read_row_group(number, [name])[name].to_numpy(), values)
+            }
+    except (OSError, pa.ArrowException) as error:
+        return f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0]}"
+    return f"{path.name} differs in {', '.join(sorted(wrong))}" if wrong else ""
+
+
+def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+def parquet_path(out: str | Path) -> Path:
+    """Give where the catalogue lies beside the store.
+
+    Examples
+    --------
+    >>> parquet_path("field.zarr").name, parquet_path("field").name
+    ('field.parquet', 'field.parquet')
+    """
+    out = Path(out)
+    return out.with_suffix(".parquet") if out.suffix == ".zarr" else Path(f"{out}.parquet")
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -14,7 +16,9 @@ from numpy.typing import NDArray
 from fcnpipe import remote
 from fcnpipe.errors import StoreError
 from fcnpipe.geometry import Box
+from fcnpipe.remote import uploads
 from fcnpipe.remote.chunks import open_chunks
+from fcnpipe.stores.damage import Damage
 from fcnpipe.stores.zarr import ZarrStore
 
 
@@ -94,8 +98,14 @@ class PublishedStore(ZarrStore):
         """Give (tile_y, tile_x) bool: which tiles are marked."""
         return np.asarray(self._array("ledger")[self._stage(stage)], bool)
 
+    def find_damage(self) -> Iterator[Damage]:
+        """Refuse: the bytes are looked at where they are near."""
+        raise StoreError(
+            f"{self.url} is behind a URL: copy it to a disk, look deep and repair it there"
+        )
+
     def _map(self, name: str) -> Any:
-        return _Map(self._array(name))
+        return _Map(self._array(name), f"{self.url}/{name}")
 
     def _array(self, name: str) -> zarr.Array[Any]:
         try:
@@ -119,7 +129,17 @@ class _Map:
     """A map that zarr reads."""
 
     array: zarr.Array[Any]
+    url: str
 
     def read(self, box: Box) -> NDArray[Any]:
         """Give the values of a box, (..., h, w)."""
         return np.asarray(self.array[(..., *box.slices)])
+
+    def checksum(self, box: Box) -> int:
+        """Give the CRC-32C of the object that is a core, 0 if there is none."""
+        height, width = (
+            self.array.chunks[-2:] if self.array.shards is None else self.array.shards[-2:]
+        )
+        place = *(0 for _ in self.array.shape[:-2]), box.y0 // height, box.x0 // width
+        key = self.array.metadata.encode_chunk_key(place)
+        return int(google_crc32c.value(uploads.get(f"{self.url}/{key}") or b""))

@@ -83,12 +83,16 @@ def _transforms(level: int, lead: int) -> list[dict[str, Any]]:
     ]
 
 
-def build_level(store: ZarrStore, level: int, tile: Tile, science: ScienceReader | None) -> None:
-    """Write one shard of every map of a level from the level below."""
+def build_level(
+    store: ZarrStore, level: int, tile: Tile, science: ScienceReader | None
+) -> dict[str, int]:
+    """Write one shard of every map of a level from the level below; give their checksums."""
+    checksums = {}
     for name, shrink in shrinkers(store.layout).items():
         if store.has(f"image/{level}/{name}"):
             data = _shrink_tile(store, level, tile, _reader(store, name, level, science), shrink)
-            store.write_level_tile(name, level, tile.core, data)
+            checksums[name] = store.write_level_tile(name, level, tile.core, data)
+    return checksums
 
 
 def _reader(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,14 @@ def get_record(
         raise KeyError(f"no scratch record {path}")
     with np.load(path, allow_pickle=False) as file:
         return {key: file[key] for key in (file.files if only is None else only)}
+
+
+def drop_broken_records(scratch: Path) -> list[tuple[str, str]]:
+    """Remove records that do not end as they should; give the folder and name of each."""
+    broken = [file for file in scratch.rglob("*.npz") if not zipfile.is_zipfile(file)]
+    for file in broken:
+        file.unlink()
+    return [(file.parent.relative_to(scratch).as_posix(), file.stem) for file in broken]
 
 
 def list_records(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial, reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ from fcnpipe.geometry import Box
 from fcnpipe.stores.scratch import written_whole
 
 ZSTD_LEVEL = 1
+NO_FILE = 0
+"""Checksum of a shard that is all fill value, of which there is no file."""
 _LEFT_OUT = np.iinfo(np.uint64).max
 _CRC_BYTES = 4
+_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,8 @@ class ShardedMap:
     dtype: np.dtype[Any]
     fill: float
 
-    def write(self, box: Box, data: NDArray[Any]) -> None:
-        """Write one shard, whole or not at all.
+    def write(self, box: Box, data: NDArray[Any]) -> int:
+        """Write one shard, whole or not at all; give the CRC-32C of its file, 0 if it has none.
 
         Parameters
         ----------
@@ -76,13 +80,36 @@ class ShardedMap:
                 chunks.append(Zstd(ZSTD_LEVEL).encode(block))
                 index[place] = offset, len(chunks[-1])
                 offset += len(chunks[-1])
-        path = self._file(box.y0 // self.shard[0], box.x0 // self.shard[1])
+        path = self.file(box)
         if not chunks:
             path.unlink(missing_ok=True)
-            return
+            return NO_FILE
         table = index.astype("<u8").tobytes()
+        parts = [*chunks, table, _checksum(table)]
         with written_whole(path) as temporary, temporary.open("wb") as file:
-            file.writelines([*chunks, table, _checksum(table)])
+            file.writelines(parts)
+        return reduce(google_crc32c.extend, parts, 0)
+
+    def checksum(self, box: Box) -> int:
+        """Give the CRC-32C of the file of a shard as it lies on disk now, 0 if there is none."""
+        return add_file(NO_FILE, self.file(box))
+
+    def is_whole(self, box: Box) -> bool:
+        """Whether the file of a shard is as long as its index says; reads the index alone."""
+        path = self.file(box)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            index = self._read_index(file, path)
+            stored = index[index[..., 0] != _LEFT_OUT]
+            end = int(stored.sum(axis=-1).max(initial=0)) + 16 * index[..., 0].size + _CRC_BYTES
+            return os.fstat(file).st_size == end
+        except StoreError:
+            return False
+        finally:
+            os.close(file)
 
     def read(self, box: Box) -> NDArray[Any]:
         """Give the values of a box, (..., h, w).
@@ -106,6 +133,10 @@ class ShardedMap:
     def _counts(self) -> tuple[int, ...]:
         """Chunks of a shard along each axis."""
         return (*self.lead, self.shard[0] // self.chunk[0], self.shard[1] // self.chunk[1])
+
+    def file(self, box: Box) -> Path:
+        """Give where the shard of a box lies, if it is not all fill value."""
+        return self._file(box.y0 // self.shard[0], box.x0 // self.shard[1])
 
     def _file(self, row: int, column: int) -> Path:
         return self.path.joinpath("c", *("0" for _ in self.lead), str(row), str(column))
@@ -165,6 +196,17 @@ class ShardedMap:
             raise _damaged(path) from None
 
 
+def add_file(checksum: int, path: Path) -> int:
+    """Go on with a CRC-32C over the bytes of a file; one that is missing has none."""
+    try:
+        with path.open("rb") as file:
+            return reduce(
+                google_crc32c.extend, iter(partial(file.read, _READ_BYTES), b""), checksum
+            )
+    except FileNotFoundError:
+        return checksum
+
+
 def _steps(start: int, stop: int, step: int) -> range:
     """Give the numbers of the steps that [start, stop) touches."""
     return range(start // step, -(-stop // step))
@@ -175,4 +217,7 @@ def _checksum(table: bytes) -> bytes:
 
 
 def _damaged(path: Path) -> StoreError:
-    return StoreError(f"shard {path} is damaged: run again with --overwrite")
+    return StoreError(
+        f"shard {path} is damaged: 'fcnpipe verify --repair' mends a finished store, "
+        "the same command again an unfinished one"
+    )

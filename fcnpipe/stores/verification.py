@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +17,13 @@ from numpy.typing import NDArray
 
 from fcnpipe.geometry import Box, Tile
 from fcnpipe.stores.base import ROW_CHUNK, TileCheck, Verification
+from fcnpipe.stores.scratch import storing
 
 if TYPE_CHECKING:
     from fcnpipe.stores.zarr import ZarrStore
 
 SHOWN = 5
 """Names that a problem lists."""
-NEVER = -1
-"""Checksum of a tile that was never written."""
 
 
 def verify_store(store: ZarrStore) -> Verification:
@@ -53,7 +54,15 @@ def find_problems(store: ZarrStore) -> list[str]:
     """
     if not store.layout.maps and not store.has_sources:
         return ["the catalogue is missing: resume the run"]
-    checks = (check_tile(store, tile) for tile in store.layout.grid)
+    written = store.read_checksums(0)
+    checks = (
+        check_tile(
+            store,
+            tile,
+            {name: int(table[tile.row, tile.column]) for name, table in written.items()},
+        )
+        for tile in store.layout.grid
+    )
     return [*find_gaps(store), *check_sums(store, checks)]
 
 
@@ -76,18 +85,26 @@ def _rows_out_of_order(store: ZarrStore) -> Iterator[str]:
         start, last = start + len(labels), int(ids[-1]) if len(ids) else last
 
 
-def check_tile(store: ZarrStore, tile: Tile) -> TileCheck:
-    """Count the pixels of each label of a tile, as they are on disk, and look at its peaks.
+def check_tile(store: ZarrStore, tile: Tile, written: Mapping[str, int]) -> TileCheck:
+    """Compare the checksums of a tile's maps on disk with those taken as they were written.
 
-    Where outputs are stored as they are: compare their checksum with the one taken as they were
-    written.
+    Where sources were found: count the pixels of each label too, and look at its peaks.
 
     Notes
     -----
-    Needs the catalogue, of which it reads the rows of the tile's band, or the table of tiles.
+    Needs the catalogue, of which it reads the rows of the tile's band.
     """
+    wrong = [name for name, known in written.items() if store.checksum(name, tile.core) != known]
+    if wrong:
+        problem = f"{', '.join(wrong)} of {tile.name} is not what was written"
+        return TileCheck(np.zeros(0, np.int32), np.zeros(0, np.int64), (problem,))
+    found = _check_labels(store, tile)
+    return replace(found, checksums=written)
+
+
+def _check_labels(store: ZarrStore, tile: Tile) -> TileCheck:
     if store.layout.maps:
-        return TileCheck(np.zeros(0, np.int32), np.zeros(0, np.int64), _wrong_outputs(store, tile))
+        return TileCheck(np.zeros(0, np.int32), np.zeros(0, np.int64))
     labels = store.read("label", tile.core)
     names, counts = count_pixels(labels)
     known = (names > 0) & (names <= store.n_sources)
@@ -113,30 +130,14 @@ def check_sums(store: ZarrStore, checks: Iterable[TileCheck]) -> Iterator[str]:
             yield from check.problems
         return
     yield from _rows_out_of_order(store)
-    with tempfile.TemporaryFile() as file:
-        file.truncate(8 * (store.n_sources + 1))
+    with tempfile.TemporaryFile() as file, storing(Path(tempfile.gettempdir())):
+        # All of it at once: a memory map of a file that the disk has no room for kills the process.
+        os.posix_fallocate(file.fileno(), 0, 8 * (store.n_sources + 1))
         areas = np.memmap(file, np.int64, "r+", shape=(store.n_sources + 1,))
         for check in checks:
             yield from check.problems
             areas[check.labels] += check.counts
         yield from _wrong_areas(store, areas)
-
-
-def checksum(maps: Iterable[NDArray[Any]]) -> int:
-    """Give the CRC-32 of arrays, one after the other, as they are in memory."""
-    total = 0
-    for values in maps:
-        total = zlib.crc32(np.ascontiguousarray(values).data, total)
-    return total
-
-
-def _wrong_outputs(store: ZarrStore, tile: Tile) -> tuple[str, ...]:
-    """Compare a tile's outputs and flags on disk with what was written; a failed tile has none."""
-    written = int(store.read_tiles("checksum")[tile.row, tile.column])
-    names = [*(output.name for output in store.layout.maps), "flags"]
-    if written == NEVER or written == checksum(store.read(name, tile.core) for name in names):
-        return ()
-    return (f"outputs of {tile.name} are not what was written",)
 
 
 def count_pixels(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

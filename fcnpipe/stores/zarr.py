@@ -33,12 +33,14 @@ from fcnpipe.stores.base import (
     load_identity,
     load_layout,
 )
+from fcnpipe.stores.damage import CHECKSUMS, Damage, find_damage, restore_frame
 from fcnpipe.stores.hierarchy import (
     SCRATCH,
     ArraySpec,
     create_array,
     create_hierarchy,
     fill_array,
+    image_specs,
     store_values,
 )
 from fcnpipe.stores.lifecycle import (
@@ -51,7 +53,14 @@ from fcnpipe.stores.lifecycle import (
     set_attributes,
 )
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
-from fcnpipe.stores.scratch import get_record, list_records, put_record, storing
+from fcnpipe.stores.scratch import (
+    drop_broken_records,
+    get_record,
+    list_records,
+    put_record,
+    storing,
+    written_whole,
+)
 from fcnpipe.stores.shards import ShardedMap
 from fcnpipe.stores.verification import check_sums, check_tile, verify_store
 
@@ -75,7 +84,7 @@ class ZarrStore:
     >>> store = ZarrStore.create(
     ...     Path(tempfile.mkdtemp()) / "out.zarr", layout, RunIdentity("i", "m", "1"))
     >>> tile = layout.grid.tile(1, 0)
-    >>> store.write_tile("label", tile.core, np.ones(tile.core.shape, np.int32))
+    >>> checksum = store.write_tile("label", tile.core, np.ones(tile.core.shape, np.int32))
     >>> store.mark("label", tile)
     >>> store.done("label").ravel()
     array([False,  True])
@@ -183,9 +192,17 @@ class ZarrStore:
         with storing(self.path):
             set_attributes(self.path, {"status": "partial", FAILED: []})
 
-    def check_tile(self, tile: Tile) -> TileCheck:
-        """Read a tile's maps back and hold them against what is known; see `check_sums`."""
-        return check_tile(self, tile)
+    def check_tile(self, tile: Tile, written: Mapping[str, int] | None = None) -> TileCheck:
+        """Read a tile's maps back and hold them against what is known; see `check_sums`.
+
+        Parameters
+        ----------
+        tile : Tile
+            The tile.
+        written : dict, optional
+            Checksum of each map as it was written.
+        """
+        return check_tile(self, tile, written or {})
 
     def check_sums(self, checks: Iterable[TileCheck]) -> list[str]:
         """Give the contradictions of all tiles, and between them and the catalogue, one line each."""
@@ -199,6 +216,15 @@ class ZarrStore:
     def verify(self) -> Verification:
         """Check that labels, catalogue and ledger agree, tile by tile."""
         return verify_store(self)
+
+    def find_damage(self) -> Iterator[Damage]:
+        """Read and decode everything, and give what is not as it was written."""
+        return find_damage(self)
+
+    def restore_frame(self, pyramid: bool) -> None:
+        """Put back what is lost of metadata and coordinates, those of the pyramid if it is there."""
+        with storing(self.path):
+            restore_frame(self.path, self.layout, pyramid)
 
     @property
     def location(self) -> Any:
@@ -235,7 +261,7 @@ class ZarrStore:
 
     # -- images --------------------------------------------------------------------------
 
-    def write_tile(self, name: str, box: Box, data: NDArray[Any]) -> None:
+    def write_tile(self, name: str, box: Box, data: NDArray[Any]) -> int:
         """Write one core of one array at full size.
 
         Parameters
@@ -248,24 +274,52 @@ class ZarrStore:
         data : (h, w) or (n, h, w) ndarray
             Of the array's dtype.
 
+        Returns
+        -------
+        int
+            CRC-32C of the file; 0 if all is fill value, then there is none.
+
         Raises
         ------
         StoreError
             If the box is not one core, or the disk refuses.
         """
         check_core(self.layout.grid, box)
-        self._write_core(self._place(name), box, data)
+        return self._write_core(self._place(name), box, data)
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
         """Give a box of an array, leading axes whole, as it is stored (no scaling)."""
         return self._map(self._place(name, level)).read(box)
 
-    def _write_core(self, place: str, box: Box, data: NDArray[Any]) -> None:
+    def checksum(self, name: str, box: Box, level: int = 0) -> int:
+        """Give the CRC-32C of the file of a core as it lies on disk now, 0 if there is none."""
+        return self._map(self._place(name, level)).checksum(box)
+
+    def is_whole(self, name: str, box: Box, written: int, level: int = 0) -> bool:
+        """Whether the file of a core is there, if there should be one, and as long as it says."""
+        return not written or self._map(self._place(name, level)).is_whole(box)
+
+    def list_maps(self, level: int) -> list[str]:
+        """Give the names of the maps of a level."""
+        specs = image_specs(self.layout, level)
+        kept = level > 0 or self.layout.keep_image
+        return [name for name in specs if name != "science" or kept]
+
+    def adopt_tile(self, other: ZarrStore, name: str, tile: Tile) -> int:
+        """Take a map of a tile from another store of the same layout; give its checksum."""
+        there, here = (s._map(s._place(name)).file(tile.core) for s in (other, self))
+        with storing(self.path):
+            if there.exists():
+                here.parent.mkdir(parents=True, exist_ok=True)
+                _link(there, here)
+        return self.checksum(name, tile.core)
+
+    def _write_core(self, place: str, box: Box, data: NDArray[Any]) -> int:
         target = self._map(place)
         assert data.dtype == target.dtype, (place, data.dtype, target.dtype)
         assert data.shape == (*target.lead, *box.shape), (place, data.shape, box)
         with storing(self.path):
-            target.write(box, data)
+            return target.write(box, data)
 
     # -- ledger --------------------------------------------------------------------------
 
@@ -277,6 +331,11 @@ class ZarrStore:
     def unmark(self, stage: str) -> None:
         """Forget what is done of a stage, so that it is done again."""
         shutil.rmtree(self._ledger_folder(stage), ignore_errors=True)
+
+    def unmark_tile(self, stage: str, tile: Tile) -> None:
+        """Forget that a stage is done for a tile."""
+        mark = self._ledger_folder(stage) / str(tile.row) / str(tile.column)
+        mark.unlink(missing_ok=True)
 
     def done(self, stage: str) -> NDArray[np.bool_]:
         """Give (tile_y, tile_x) bool: which tiles are marked.
@@ -330,6 +389,10 @@ class ZarrStore:
         """Remove all scratch records of a stage."""
         shutil.rmtree(self.path / SCRATCH / stage, ignore_errors=True)
 
+    def drop_broken_arrays(self) -> list[tuple[str, str]]:
+        """Remove scratch records that were not written to their end; give stage and name of each."""
+        return drop_broken_records(self.path / SCRATCH)
+
     def list_arrays(self, stage: str) -> list[str]:
         """Give the sorted names of a stage's scratch records."""
         return list_records(self.path / SCRATCH / stage)
@@ -358,6 +421,22 @@ class ZarrStore:
     def read_tiles(self, name: str) -> NDArray[Any]:
         """Give a column of the table of tiles, (tile_y, tile_x)."""
         return np.asarray(self._array(f"tiles/{name}")[...])
+
+    def write_checksums(self, level: int, tables: Mapping[str, NDArray[np.uint32]]) -> None:
+        """Write the CRC-32C of the shards of each map of a level, (shard_y, shard_x)."""
+        with storing(self.path):
+            if not self.has(CHECKSUMS):
+                zarr.create_group(self.path / CHECKSUMS, zarr_format=3)
+            group = self._fresh_group(
+                f"{CHECKSUMS}/{level}", {"title": f"CRC-32C of each shard of image/{level}"}
+            )
+            for name, values in tables.items():
+                store_values(group, name, values, ("shard_y", "shard_x"), {})
+
+    def read_checksums(self, level: int) -> dict[str, NDArray[np.uint32]]:
+        """Give what `write_checksums` wrote; nothing if that was never done."""
+        names = [n for n in self.list_maps(level) if self.has(f"{CHECKSUMS}/{level}/{n}")]
+        return {n: np.asarray(self._array(f"{CHECKSUMS}/{level}/{n}")[...]) for n in names}
 
     def write_sources(self, blocks: Iterable[Columns], count: int) -> None:
         """Write the catalogue, block of rows by block of rows, in order of label.
@@ -466,8 +545,10 @@ class ZarrStore:
         """Give the shards of a level, each to be built by one `build_level` call."""
         return list(level_grid(self.layout, level))
 
-    def build_level(self, level: int, tile: Tile, science: ScienceReader | None = None) -> None:
-        """Write one shard of a level from the level below, which must be whole.
+    def build_level(
+        self, level: int, tile: Tile, science: ScienceReader | None = None
+    ) -> dict[str, int]:
+        """Write one shard of each map of a level from the level below; give their checksums.
 
         Parameters
         ----------
@@ -479,12 +560,12 @@ class ZarrStore:
             Reads the full-size image, for level 1 of a store that does not keep it.
         """
         with storing(self.path):
-            build_level(self, level, tile, science)
+            return build_level(self, level, tile, science)
 
-    def write_level_tile(self, name: str, level: int, box: Box, data: NDArray[Any]) -> None:
+    def write_level_tile(self, name: str, level: int, box: Box, data: NDArray[Any]) -> int:
         """Write one shard of one map of a level; anything but exactly one is a StoreError."""
         check_core(level_grid(self.layout, level), box)
-        self._write_core(self._place(name, level), box, data)
+        return self._write_core(self._place(name, level), box, data)
 
     def write_pyramid(self, science: ScienceReader | None = None) -> None:
         """Build the whole pyramid, level by level, in bounded memory."""
@@ -529,6 +610,15 @@ class ZarrStore:
 def _open_array(path: Path, stamp: tuple[int, int]) -> zarr.Array[Any]:
     # The stamp tells an array from another that was later made at the same place.
     return zarr.open_array(path, mode="r+", zarr_format=3)
+
+
+def _link(there: Path, here: Path) -> None:
+    """Give a file a second name, or a copy where there are no such names."""
+    with written_whole(here) as temporary:
+        try:
+            os.link(there, temporary)
+        except OSError:
+            shutil.copyfile(there, temporary)
 
 
 def _scan_ledger(folder: Path) -> Iterator[tuple[int, int]]:

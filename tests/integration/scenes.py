@@ -39,13 +39,13 @@ def read_all(out: Path) -> dict[str, bytes]:
 
 
 def content(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a store, except how long the tiles took."""
+    """Every array of a store, except those that have a place for each tile."""
     tree = xr.open_datatree(path, engine="zarr", decode_cf=False)
     return {
         f"{node.path}/{name}": variable.values
         for node in tree.subtree
         for name, variable in node.to_dataset(inherit=False).variables.items()
-        if not node.path.startswith("/tiles")
+        if not node.path.startswith(("/tiles", "/checksums"))
     }
 
 

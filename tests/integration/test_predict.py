@@ -119,7 +119,7 @@ def test_each_output_is_an_array(field: Path, mixed: Path, tmp_path: Path) -> No
         assert image[output.name].attrs["role"] == output.role
         assert image[output.name].attrs["long_name"]
     assert set(image) == {*result.outputs, "flags", "wcs"}
-    assert set(tree.children) == {"image", "background", "tiles"}
+    assert set(tree.children) == {"image", "background", "tiles", "checksums"}
     assert tree.attrs["status"] == "complete"
     assert not (tmp_path / "out.parquet").exists()
     total = image.star.values.astype(int) + image.galaxy.values
@@ -479,7 +479,7 @@ def test_what_changes_on_disk_is_found(
     spec = make_spec(
         image=(str(field),), out=str(out), model=str(mixed), window=64, tile=64, engine="serial"
     )
-    with pytest.raises(VerificationError, match="outputs of r000c001 are not what was written"):
+    with pytest.raises(VerificationError, match="clean of r000c001 is not what was written"):
         run.predict(spec, Spoiler())
     assert not out.exists()
     run.predict(spec.model_copy(update={"overwrite": True}))
@@ -488,9 +488,7 @@ def test_what_changes_on_disk_is_found(
     told = capsys.readouterr().out
     assert all(f"{output.role}, " in told for output in OUTPUTS)
     spoil(ZarrStore.open(out))
-    assert ZarrStore.open(out).verify().problems == (
-        "outputs of r000c001 are not what was written",
-    )
+    assert ZarrStore.open(out).verify().problems == ("clean of r000c001 is not what was written",)
 
 
 def test_a_catalogue_goes_with_the_store_it_describes(
