@@ -84,6 +84,8 @@ class SceneSpec:
     """Probability of a globular cluster."""
     big: Range = (0.0, 14.0)
     """Number of large structured galaxies a scene of 0.4 Mpix."""
+    slim: Range = (0.0, 30.0)
+    """Number of bright galaxies seen nearly edge-on a scene of 0.4 Mpix."""
     sky: Sky = field(default_factory=Sky)
     """Sky, noise and artefacts."""
 
@@ -103,7 +105,9 @@ KINDS: dict[str, SceneSpec] = {
         snr=(2.0, 1e4),
         paired=(0.0, 0.2),
     ),
-    "cluster": SceneSpec(name="cluster", cluster=1.0, galaxies_per_mpix=(1000.0, 5000.0)),
+    "cluster": SceneSpec(
+        name="cluster", cluster=1.0, galaxies_per_mpix=(1000.0, 5000.0), paired=(0.1, 0.5)
+    ),
     "globular": SceneSpec(
         name="globular", globular=1.0, psfs=_ALL, fwhm_px=(2.0, 5.0), galaxies_per_mpix=(10, 300)
     ),
@@ -120,6 +124,7 @@ KINDS: dict[str, SceneSpec] = {
         stars_per_mpix=(0.01, 0.3),
         galaxies_per_mpix=(0.01, 0.3),
         big=(0, 0),
+        slim=(0, 0),
         cluster=0.0,
     ),
     "wide": SceneSpec(name="wide"),
@@ -271,6 +276,9 @@ def list_sources(
     for _ in range(rng.poisson(rng.uniform(*spec.big) * mpix / 0.4)):
         radius, snr = _log_uniform(rng, (4.0, 60.0)), _log_uniform(rng, (60.0, 5000.0))
         sources.append(_structured(rng, places.next(), snr, radius, psf))
+    for _ in range(rng.poisson(rng.uniform(*spec.slim) * mpix / 0.4)):
+        radius, snr = _log_uniform(rng, (2.0, 9.0)), _log_uniform(rng, (20.0, 2000.0))
+        sources.append(_slim(rng, places.next(), snr, radius, psf))
     if rng.random() < spec.cluster:
         sources += _cluster(rng, shape, psf)
     if rng.random() < spec.globular:
@@ -366,6 +374,25 @@ def _structured(
     )
     first = replace(plain.components[0], index=float(rng.choice([0.7, 1.0, 1.0, 1.4])))
     return replace(plain, kind=STRUCTURED, components=(first, *plain.components[1:]), arms=arms)
+
+
+def _slim(
+    rng: np.random.Generator, place: tuple[float, float], snr: float, radius: float, psf: Psf
+) -> Source:
+    """A disk seen nearly edge-on: a bar of even light, which is still one source."""
+    ratio, angle = float(rng.uniform(0.1, 0.5)), float(rng.uniform(0, np.pi))
+    flux = _flux(snr, radius, ratio, psf)
+    disk = Component(flux, float(rng.choice([0.5, 0.5, 0.7, 1.0])), radius, ratio, angle)
+    if rng.random() < 0.4:
+        return Source(*place, flux, GALAXY, (disk,))
+    arms = Arms(
+        count=0,
+        clumps=float(rng.uniform(0.05, 0.4)),
+        grain=_log_uniform(rng, (0.15, 0.5)),
+        lane=float(rng.choice([0.0, 0.0, rng.uniform(0.1, 0.5)])),
+        seed=int(rng.integers(2**31)),
+    )
+    return Source(*place, flux, STRUCTURED, (disk,), arms)
 
 
 def _cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list[Source]:
