@@ -48,12 +48,14 @@ SETTINGS = {
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.tick.limit": "60s",
     "distributed.admin.system-monitor.interval": "2s",
+    "distributed.admin.low-level-log-length": 100,
     "distributed.scheduler.active-memory-manager.start": False,
 }
 """A poison tile may kill two workers, not the run.
 
 Tiles take seconds and their workers use every core, so what looks after tasks of milliseconds (a
-profiler that wakes a hundred times a second, health checks at fifty) is slowed down or off.
+profiler that wakes a hundred times a second, health checks at fifty) is slowed down or off. Dask's logs
+of the last thousand transitions and messages would be most of what a driver grows by with its tiles.
 """
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 """Dask says so too, but in the very setting that takes our variables."""
