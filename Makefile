@@ -1,6 +1,7 @@
 # make env    .venv with all that tests and demo need        make check   style, types, floors, doctests
 # make test   the whole suite                                make bench   measure; see benchmarks/
 # make demo   a simulated field through the whole pipeline
+# make audit  compare constraints.txt with the published advisories; needs a network
 #
 # A bare machine with python3 (>= 3.11), pip and make is enough. Packages come from wherever pip is
 # configured to look, in the versions of constraints.txt.
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= out
 
-.PHONY: env demo test check bench pin clean
+.PHONY: env demo test check bench audit pin clean
 .DEFAULT_GOAL := env
 
 env: $(STAMP)
@@ -38,6 +39,16 @@ check: env
 
 bench: env
 	$(BIN)/python -m benchmarks
+
+audit:
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit \
+	    && build/audit/bin/python -m pip install --quiet pip-audit 2>build/audit/log; } \
+	    || { echo 'audit: pip-audit cannot be installed here: run it where there is a network' >&2; exit 2; }
+	@build/audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt >build/audit/report 2>build/audit/log; \
+	    code=$$?; cat build/audit/report; test $$code = 0 && tail -n 1 build/audit/log; \
+	    test $$code = 0 || test -s build/audit/report \
+	    || { echo 'audit: the advisories cannot be reached (build/audit/log): run it where there is a network' >&2; exit 2; }; \
+	    exit $$code
 
 # After a change of pyproject.toml: the newest versions that fit, for constraints.txt.
 pin:

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 import yaml
 from astropy.table import Table
 
+from fcnpipe.addresses import check_url
 from fcnpipe.errors import SpecError
 from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
@@ -43,6 +44,8 @@ MANIFESTS = (".yaml", ".yml")
 PATHS = ("image", "weight", "mask", "prior")
 """Options that name a file beside the file that they stand in."""
 
+_NOT_OF_TABLES = {"cluster", "scheduler", "scratch"}
+"""Options that start programs or choose machines; catalogues have columns of such names."""
 _MAGIC = re.compile(r"[*?\[]")
 _SUFFIXES = re.compile(r"(\.(fits?|fts|fz|gz|bz2|ome|tiff?|png|jpe?g|npy|zarr))+$", re.IGNORECASE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
@@ -194,13 +197,23 @@ def _read_table(path: str, column: str) -> Iterator[Options]:
     rows = _load_rows(path)
     if rows and column not in rows[0]:
         raise SpecError(f"{path} has no column {column!r}, only {', '.join(rows[0])}: name one")
-    known = set(RunSpec.model_fields) - {"image"}
+    known = set(RunSpec.model_fields) - {"image"} - _NOT_OF_TABLES
     for number, row in enumerate(rows, 1):
         image = row[column]
         if not isinstance(image, str) or not image:
             raise SpecError(f"{path}: row {number} has no image in column {column!r}")
         own = {name: value for name, value in row.items() if name in known and not _is_empty(value)}
+        _check_inside(own.get("out", ""), f"{path}: row {number}")
         yield from _match({"image": image, **own}, _parent(path))
+
+
+def _check_inside(out: Any, where: str) -> None:
+    """Refuse a store outside the folder of the results: a table may come from anywhere."""
+    if "://" in str(out) or os.path.isabs(str(out)) or ".." in Path(str(out)).parts:
+        raise SpecError(
+            f"{where}: out {out!r} leaves the folder of the results: give a name in it, "
+            "or name the store in a YAML file"
+        )
 
 
 def _load_rows(path: str) -> list[Options]:
@@ -233,6 +246,8 @@ def _match(options: Options, base: str) -> Iterator[Options]:
         raise SpecError(f"{options!r} names no image: add 'image: PATH'")
     options = options | {name: _join(base, options[name]) for name in PATHS if options.get(name)}
     image = options["image"]
+    for path in [image] if isinstance(image, str) else image:
+        check_url(str(path))
     if not isinstance(image, str):
         yield options | {"image": tuple(image)}
     elif not _MAGIC.search(image) or os.path.exists(split_name(image)[0]):

@@ -162,7 +162,8 @@ def make_spec(**options: Any) -> RunSpec:
         spec = RunSpec(**options)
     except ValidationError as error:
         raise SpecError(_explain(error)) from None
-    for path in (*spec.image, spec.out, spec.weight, spec.mask, spec.prior):
+    named = (*spec.image, spec.out, spec.weight, spec.mask, spec.prior, spec.scheduler)
+    for path in named:
         check_url(path or "")
     if spec.stride is not None and spec.halo is None:
         raise SpecError(f"option stride={spec.stride}: it goes with a halo: give both, or neither")

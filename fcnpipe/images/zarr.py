@@ -72,10 +72,12 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
     with quiet():
         try:
             root = zarr.open(_store(path), mode="r")
+            member = _find_array(path, root, "" if hdu is None else str(hdu).strip("/"))
+        except InputError:
+            raise
         except DAMAGE as error:
             raise _damaged(path, error) from None
-        member = "" if hdu is None else str(hdu).strip("/")
-        return _make_reader(path, root, _find_array(path, root, member))
+        return _make_reader(path, root, member)
 
 
 def _store(path: str) -> Any:

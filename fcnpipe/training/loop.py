@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcnpipe.errors import SpecError, TrainingError
+from fcnpipe.errors import InputError, SpecError, TrainingError
 from fcnpipe.networks import Bundle, load_model
 from fcnpipe.networks.allocator import tune_allocator
 from fcnpipe.networks.bundle import architecture
@@ -163,9 +164,26 @@ def _weights_of(name: str) -> dict[str, Tensor]:
     return model.module().state_dict()
 
 
+def load_stored(path: Path, device: str = "cpu") -> Any:
+    """Weights and numbers that a training has left.
+
+    Raises
+    ------
+    InputError
+        If the file is broken, or a pickle of anything else, which could run any code.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location=device)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError, ValueError):
+        raise InputError(
+            f"{path} does not hold weights and numbers only, so it is not read: "
+            "train into another folder, or again with --no-resume"
+        ) from None
+
+
 def _resume(recipe: Recipe, path: Path) -> State:
     state = start(recipe)
-    stored = torch.load(path, weights_only=True, map_location=recipe.device)
+    stored = load_stored(path, recipe.device)
     state.network.load_state_dict(stored["network"])
     state.optimizer.load_state_dict(stored["optimizer"])
     state.averaged, state.step = stored["averaged"], stored["step"]

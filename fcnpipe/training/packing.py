@@ -17,7 +17,7 @@ from fcnpipe.networks.certificate import describe
 from fcnpipe.networks.integers import fits, measure_ranges
 from fcnpipe.networks.unet import UNet
 from fcnpipe.training import drawn
-from fcnpipe.training.loop import make_network
+from fcnpipe.training.loop import load_stored, make_network
 from fcnpipe.training.recipe import Recipe, make_recipe
 from fcnpipe.training.stream import simulate_example
 
@@ -69,7 +69,7 @@ def pack(
     given = facts.pop("recipe")
     recipe = make_recipe(given, str(folder / "best.json"))
     network = make_network(recipe)
-    network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    network.load_state_dict(load_stored(folder / "best.pt"))
     validation, scaling = facts.pop("validation", None), facts.pop("scaling", {})
     usual, shares = _list_usual(recipe)
     header = describe(

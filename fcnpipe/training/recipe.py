@@ -122,9 +122,13 @@ def load_recipe(path: Path) -> Recipe:
     Raises
     ------
     SpecError
-        When the file names something that a recipe does not have, or a value cannot be.
+        When the file cannot be read, names something that a recipe does not have, or a value cannot be.
     """
-    return make_recipe(yaml.safe_load(path.read_text()) or {}, str(path))
+    try:
+        given = yaml.safe_load(path.read_text()) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SpecError(f"recipe {path} cannot be read: {str(error).splitlines()[0]}") from None
+    return make_recipe(given, str(path))
 
 
 def make_recipe(given: dict[str, Any], where: str) -> Recipe:
@@ -158,6 +162,10 @@ def _make(kind: type[Any], given: dict[str, Any], where: str) -> Any:
 
 
 def _check(recipe: Recipe, where: str) -> None:
+    if Path(str(recipe.name)).name != str(recipe.name):
+        raise SpecError(
+            f"{where}: name {recipe.name!r}: the model file is called so: give it without folders"
+        )
     choices = {"precision": ("fp32", "bf16"), "device": ("cpu", "cuda")}
     for name, possible in choices.items():
         value = getattr(recipe, name)

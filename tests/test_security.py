@@ -1,0 +1,303 @@
+"""Attacks: files that would run code, names that would be paths, open ports, secrets that would stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import zarr
+from astropy.io import fits
+
+from fcnpipe import cli
+from fcnpipe.errors import InputError, ModelError, SpecError
+from fcnpipe.images import open_image, open_plane
+from fcnpipe.manifest import list_entries
+from fcnpipe.networks import list_models, load_model
+from fcnpipe.networks.base import Output, Scaling, list_maps
+from fcnpipe.networks.bundle import save_model
+from fcnpipe.networks.certificate import describe
+from fcnpipe.networks.unet import UNet
+from fcnpipe.training.loop import load_recipe, load_stored
+from fcnpipe.training.pairs import Pairs, read_pairs
+from fcnpipe.training.recipe import make_recipe
+
+EVIL = "../../evil"
+SECRET = "a-secret/that+must=not+be/kept"
+LISTEN = psutil.CONN_LISTEN
+ROOT = Path(__file__).parents[1]
+LOOPBACK = {"127.0.0.1", "::1"}
+
+
+class Bomb:
+    """Makes the folder ``boom`` when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, ("boom",)
+
+
+PICKLE = pickle.dumps(Bomb())
+
+
+@pytest.fixture(autouse=True)
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder two levels down, so that what climbs out of it is found; nothing has gone off in it."""
+    folder = tmp_path / "outer" / "room"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    fits.writeto("sky.fits", values)
+    return folder
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command says that is refused, in one line, before anything went off or was written."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    said = capsys.readouterr().err
+    assert left.value.code == 2, said
+    assert len(said.splitlines()) == 1
+    assert not Path("boom").exists()
+    assert not Path("out.zarr").exists()
+    return said
+
+
+def assert_nothing_outside(room: Path) -> None:
+    beside = {p.name for place in (room.parent, room.parents[1]) for p in place.iterdir()}
+    assert beside == {"outer", "room"}
+
+
+# --- files that would run code --------------------------------------------------------------------
+
+
+def write_zarr(path: Path, **metadata: object) -> None:
+    plain = {"zarr_format": 2, "shape": [64, 64], "chunks": [64, 64], "dtype": "<f4", "order": "C"}
+    absent = {"compressor": None, "filters": None, "fill_value": 0}
+    path.mkdir()
+    (path / ".zarray").write_text(json.dumps(plain | absent | metadata))
+    (path / "0.0").write_bytes(PICKLE)
+
+
+UNPICKLE = {"id": "pickle", "protocol": 5}
+DELTA = {"id": "delta", "dtype": "<f4"}
+IMAGES: dict[str, Callable[[Path], object]] = {
+    "objects.npy": lambda path: np.save(path, np.array([[Bomb()]]), allow_pickle=True),
+    "objects.npz": lambda path: np.savez(path, np.array([[Bomb()]])),
+    "pickle.npy": lambda path: path.write_bytes(PICKLE),
+    "pickle.fits": lambda path: path.write_bytes(PICKLE),
+    "weights.pt": lambda path: torch.save(Bomb(), path),
+    "objects.zarr": lambda path: write_zarr(path, dtype="|O", filters=[UNPICKLE]),
+    "text.zarr": lambda path: write_zarr(path, dtype="|O", filters=[{"id": "vlen-utf8"}, UNPICKLE]),
+    "filter.zarr": lambda path: write_zarr(path, filters=[DELTA, UNPICKLE]),
+    "compressor.zarr": lambda path: write_zarr(path, compressor=UNPICKLE),
+}
+MODELS: dict[str, Callable[[Path], object]] = {
+    "net.pt": lambda path: torch.save(Bomb(), path),
+    "pickle.safetensors": lambda path: path.write_bytes(PICKLE),
+    "archive.safetensors": lambda path: torch.save(Bomb(), path),
+    "pickle.pt2": lambda path: path.write_bytes(PICKLE),
+    "archive.pt2": lambda path: torch.save(Bomb(), path),
+}
+
+
+def test_the_bomb_goes_off() -> None:
+    """Else nothing below would mean anything."""
+    pickle.loads(PICKLE)
+    assert Path("boom").is_dir()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_no_image_mask_weight_or_prior_runs_code(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    IMAGES[name](Path(name))
+    command = ("segment", "--quiet", "--model", "none")
+    refusal(capsys, *command, name, "out.zarr")
+    for option in ("--mask", "--weight"):
+        refusal(capsys, *command, "sky.fits", "out.zarr", option, name)
+    with pytest.raises(InputError):
+        open_plane(name, None, (64, 64), "prior")
+    assert not Path("boom").exists()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_model_runs_code(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    MODELS[name](Path(name))
+    refusal(capsys, "segment", "--quiet", "sky.fits", "out.zarr", "--model", name)
+    refusal(capsys, "models", "show", name)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_no_training_pair_runs_code(name: str) -> None:
+    IMAGES[name](Path(name))
+    pairs = Pairs(name, name, train="0", choose="1")
+    with pytest.raises(InputError):
+        read_pairs(pairs, "0", Scaling())
+    assert not Path("boom").exists()
+
+
+def test_no_checkpoint_runs_code() -> None:
+    torch.save({"network": Bomb()}, "checkpoint.pt")
+    with pytest.raises(InputError, match="weights and numbers only"):
+        load_stored(Path("checkpoint.pt"))
+    assert not Path("boom").exists()
+
+
+TAG = "!!python/object/apply:os.mkdir [boom]"
+
+
+def test_no_table_recipe_or_configuration_runs_code(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("survey.yaml").write_text(f"images: {TAG}\n")
+    Path("survey.ecsv").write_text(
+        f"# %ECSV 1.0\n# ---\n# datatype:\n# - {{name: image, datatype: string}}\n# meta: {TAG}\nimage\nx.fits\n"
+    )
+    for name in ("survey.yaml", "survey.ecsv"):
+        with pytest.raises(SpecError, match="cannot be read"):
+            list_entries(name, "out")
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_recipe(Path("survey.yaml"))
+    refusal(capsys, "segment", "sky.fits", "out.zarr", "--config", "survey.yaml")
+
+
+def test_a_table_starts_no_program() -> None:
+    """A YAML file may name the class of a cluster, as the command line may; a catalogue may not."""
+    cluster = {"cluster_class": "subprocess.Popen", "cluster_kwargs": {"args": ["mkdir", "boom"]}}
+    row = {"image": "x.fits", "cluster": cluster, "scheduler": "tcp://h:1", "scratch": "/x"}
+    pq.write_table(pa.Table.from_pylist([row]), "survey.parquet")
+    (entry,) = list_entries("survey.parquet", "out")
+    assert entry.options.keys() == {"image", "out"}
+
+
+# --- names that would be paths --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", [EVIL, "/evil.zarr", "s3://bucket/evil.zarr", "a/../../evil"])
+def test_a_table_names_no_store_elsewhere(out: str) -> None:
+    Path("survey.csv").write_text(f"image,out\nx.fits,{out}\n")
+    with pytest.raises(SpecError, match="leaves the folder"):
+        list_entries("survey.csv", "out")
+
+
+def test_images_are_not_named_out_of_the_folder(room: Path) -> None:
+    names = [f"{EVIL}.fits", "/a/..", "..", "https://h/x/..", f"sky.fits[{EVIL}]"]
+    for entry in list_entries([{"image": name} for name in names], "out"):
+        place = Path(entry.out).resolve()
+        assert place.parent == room / "out", entry.name
+
+
+def run(*arguments: str) -> None:
+    cli.app(arguments, standalone_mode=False)
+
+
+def test_names_in_headers_are_no_paths(room: Path) -> None:
+    """Cards travel into the store and its exports, and stay cards."""
+    header = fits.Header({name: EVIL for name in ("EXTNAME", "OBJECT", "FILENAME")})
+    Path("in").mkdir()
+    fits.writeto("in/sky.fits", fits.getdata("sky.fits"), header)
+    run("segment", "--quiet", "--model", "none", f"in/sky.fits[{EVIL}]", "in/out.zarr")
+    run("export", "in/out.zarr", "in/labels.fits", "--what", "labels")
+    written = fits.getheader("in/labels.fits")
+    assert (written["OBJECT"], written["EXTNAME"]) == (EVIL, "LABEL")
+    assert sorted(os.listdir("in")) == ["labels.fits", "out.parquet", "out.zarr", "sky.fits"]
+    assert_nothing_outside(room)
+
+
+def test_a_zarr_image_lies_in_its_store() -> None:
+    zarr.save_array("evil", np.ones((64, 64), np.float32))
+    group = zarr.open_group("a/b/image.zarr", mode="w")
+    group.attrs["ome"] = {"multiscales": [{"datasets": [{"path": f"{EVIL}/../evil"}]}]}
+    with pytest.raises(InputError, match="invalid"):
+        open_image("a/b/image.zarr")
+
+
+def test_names_in_models_are_no_paths(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = UNet(1, 1, base=2, depth=1).eval()
+    header = describe(network, EVIL, (Output(name="source", role="source"),), {"source": 1.0})
+    save_model("net.safetensors", network, header)
+    run("models", "show", "net.safetensors")
+    assert EVIL in capsys.readouterr().out
+    assert EVIL not in list_models()
+    assert_nothing_outside(room)
+    wrong = header.model_copy(update={"outputs": (Output(name=EVIL, role="source"),)})
+    with pytest.raises(ModelError, match="cannot be stored under this name"):
+        list_maps(wrong)
+    strange = header.model_copy(update={"architecture": "../../evil"})
+    with pytest.raises(ModelError, match="is not one of"):
+        save_model("other.safetensors", network, strange)
+    with pytest.raises(ModelError, match="neither"):
+        load_model(EVIL)
+
+
+def test_a_recipe_names_no_file_elsewhere() -> None:
+    """The model file of a training has the name of its recipe."""
+    with pytest.raises(SpecError, match="without folders"):
+        make_recipe({"name": EVIL}, "recipe.yaml")
+
+
+# --- ports and secrets ----------------------------------------------------------------------------
+
+
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """Where a process and those that it started wait for others."""
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                found |= {tuple(c.laddr) for c in one.net_connections() if c.status == LISTEN}
+    return found
+
+
+def test_a_run_listens_to_this_machine_only_and_keeps_no_secret(room: Path) -> None:
+    """A temporary Prefect server, and a Dask scheduler, its dashboard, a nanny and a worker."""
+    command = (sys.executable, "-m", "flows.segment", "sky.fits", "out.zarr", "--model", "none")
+    secrets = {"AWS_SECRET_ACCESS_KEY": SECRET, "POSTGRES_PASSWORD": SECRET}
+    environment = {
+        **os.environ,
+        **secrets,
+        "PYTHONPATH": str(ROOT),
+        "PREFECT_HOME": str(room / "home"),
+    }
+    seen: set[tuple[str, int]] = set()
+    with open("log", "wb") as log:
+        done = subprocess.Popen(
+            [*command, "--engine", "dask", "--workers", "1"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+        while done.poll() is None:
+            seen |= listening(psutil.Process(done.pid))
+            time.sleep(0.05)
+    assert done.returncode == 0, Path("log").read_text()
+    assert len(seen) >= 5, seen
+    assert {host for host, _ in seen} <= LOOPBACK
+    kept = [p for p in room.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
+    assert kept == []
+
+
+@pytest.mark.parametrize("option", ["--scheduler", "--mask", "--weight"])
+def test_a_password_is_not_repeated(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = "tcp" if option == "--scheduler" else "https"
+    url = f"{kind}://astronomer:sesame@127.0.0.1:1/x"
+    said = refusal(capsys, "segment", "sky.fits", "out.zarr", "--model", "none", option, url)
+    assert "sesame" not in said
+    assert "carries a user or password" in said
+
+
+@pytest.mark.parametrize("url", ["https://a:sesame@h/x.fits", "https://h/x.fits?token=sesame"])
+def test_a_survey_lists_no_secret(url: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        list_entries([{"image": url}], "out")
+    assert "sesame" not in str(refused.value)
