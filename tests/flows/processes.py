@@ -225,7 +225,7 @@ def start_server(folder: Path, database: str | None = None, port: int | None = N
     port = port or free_port()
     database = database or f"sqlite+aiosqlite:///{folder}/prefect.db"
     environment = _environment(folder) | {"PREFECT_API_DATABASE_CONNECTION_URL": database}
-    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
+    command = ["server", "start", "--port", str(port), "--no-ui"]
     process = _start_prefect("server", command, environment, folder)
     made = Server(process, port, folder, database)
     with _stopped_on_error(process):

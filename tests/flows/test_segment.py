@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("prefect")
 
 import numpy as np
+import psutil
 from astropy.io import fits
 from PIL import Image
 from prefect import State
@@ -34,6 +35,7 @@ from flows.artifacts import Account
 from flows.command import run_by_hand
 from flows.predict import predict
 from flows.stages import Patience
+from tests.flows.processes import Server
 from tests.flows.records import MARKS, artifacts_of, runs_of
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +79,12 @@ def picture_of(artifact: Artifact) -> Image.Image:
 
 
 # --- the pipeline itself --------------------------------------------------------------------------
+
+
+def test_the_server_listens_to_this_machine_only_if_nothing_is_said(server: Server) -> None:
+    main = psutil.Process(server.process.popen.pid)
+    found = [c for p in (main, *main.children(recursive=True)) for c in p.net_connections()]
+    assert {c.laddr[0] for c in found if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
 
 
 def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
