@@ -15,6 +15,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,7 @@ SETTINGS = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.tick.limit": "60s",
+    "distributed.worker.preload": ["fcnpipe.engines.interruption"],
     "distributed.admin.system-monitor.interval": "2s",
     "distributed.admin.low-level-log-length": 100,
     "distributed.scheduler.active-memory-manager.start": False,
@@ -184,12 +186,13 @@ class DaskEngine:
         lost are tried once more, each alone: only the one that kills is reported.
         """
         lost: list[str] = []
-        for report in self._stream(task, names, self._width):
-            if report.error.startswith(LOST):
-                lost.append(report.name)
-            else:
-                yield report
-        yield from self._stream(task, lost, lambda: 1)
+        with _talking(self._client):
+            for report in self._stream(task, names, self._width):
+                if report.error.startswith(LOST):
+                    lost.append(report.name)
+                else:
+                    yield report
+            yield from self._stream(task, lost, lambda: 1)
 
     def close(self) -> None:
         """Disconnect, and stop the cluster if it is ours."""
@@ -308,7 +311,20 @@ def _list_workers(client: Any) -> list[dict[str, Any]]:
         raise _scheduler_gone(client) from None
 
 
+@contextmanager
+def _talking(client: Any) -> Iterator[None]:
+    """Turn what a client raises whose scheduler goes in the middle of a call into one clear line."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except (OSError, CancelledError):
+        raise _scheduler_gone(client) from None
+
+
 def _scheduler_gone(client: Any) -> EngineError:
+    # The client tries to reach it again, and would tell all about how that ends.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     return EngineError(
         f"the Dask scheduler at {_address(client)} is gone: start it again; "
         "the same command takes the run up again"
@@ -387,7 +403,7 @@ def start_local(workers: int, needs: Needs) -> DaskEngine:
                 "threads_per_worker": 1,
                 "dashboard_address": "127.0.0.1:0",
                 "memory_limit": None,
-                "silence_logs": 40,
+                "silence_logs": logging.CRITICAL,
                 "env": dict(needs.environment),
             },
         },

@@ -1,0 +1,58 @@
+"""Whatever befalls a run, at three moments: what it says, and whether the bytes are the same after all.
+
+Each line is real processes: a run, the fault, the same run again, and every file compared with those of a
+run that nothing befell (but for the seconds that a tile took). The moments are the first stage, the
+network, and the last stage that works tile by tile.
+
+    python -m benchmarks.faults                      # all of it, a quarter of an hour on two cores
+    python -m benchmarks.faults --only disk --moments middle,late
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.integration.faults import FAULTS, MOMENTS, Case, Fault, befall, run_undisturbed
+from tests.integration.scenes import write_field
+
+SHAPE = (500, 600)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="Faults whose name has this in it.")
+    parser.add_argument("--moments", default=",".join(MOMENTS), help=f"Of {','.join(MOMENTS)}.")
+    options = parser.parse_args()
+    moments = options.moments.split(",")
+    if unknown := set(moments) - MOMENTS.keys():
+        parser.error(f"no moments {sorted(unknown)}: give some of {','.join(MOMENTS)}")
+    faults = {name: fault for name, fault in FAULTS.items() if options.only in name}
+    with tempfile.TemporaryDirectory() as folder:
+        run_all(Path(folder), faults, moments)
+
+
+def run_all(folder: Path, faults: dict[str, Fault], moments: list[str]) -> None:
+    field = write_field(folder / "field.fits", SHAPE)
+    undisturbed = run_undisturbed(folder, field)
+    print(f"| fault | the run | {' | '.join(moments)} |\n|---|---|{'---|' * len(moments)}")
+    for number, (name, fault) in enumerate(faults.items()):
+        said, cells = "", []
+        for moment in moments:
+            case = Case(folder / f"{number}-{moment}", field, moment)
+            case.folder.mkdir()
+            begun = time.monotonic()
+            try:
+                said, different = befall(fault, case, undisturbed)
+                cells.append(f"differs in {different}" if different else "identical")
+            except AssertionError as error:
+                cells.append(f"LOST: {error}")
+            print(f"{name}, {moment}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+        print(f"| {name} | {said} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
