@@ -12,6 +12,7 @@
     ├── PlanError        (ValueError)    a run that cannot fit the machine or the store
     ├── EngineError      (RuntimeError)  workers that do not come, cannot do the tasks, or have left
     ├── StoreError       (OSError)       an output that exists, differs or cannot be written
+    │   └── ShardDamaged                 a file of it that is not what was written
     ├── TrainingError    (RuntimeError)  a training that has run away
     ├── VerificationError (ValueError)   a store whose contents contradict each other
     ├── TilesFailed      (RuntimeError)  some tiles failed; the rest has landed
@@ -23,6 +24,7 @@ A message is one line with the value, the limit and the mend.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class FcnpipeError(Exception):
@@ -61,6 +63,22 @@ class EngineError(FcnpipeError, RuntimeError):
 
 class StoreError(FcnpipeError, OSError):
     """The output exists, belongs to another run, or cannot be written."""
+
+
+class ShardDamaged(StoreError):
+    """A file of a store cannot be decoded.
+
+    Parameters
+    ----------
+    message : str
+        Which, and the mend.
+    path : Path, optional
+        The file.
+    """
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        self.path = path
+        super().__init__(message)
 
 
 class TrainingError(FcnpipeError, RuntimeError):

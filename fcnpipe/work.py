@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from fcnpipe.deadline import call_within
+from fcnpipe.errors import ShardDamaged
 from fcnpipe.geometry import Node, parse_tile_name
 from fcnpipe.job import ALL, CRC, Job
 from fcnpipe.records import TaskReport
@@ -66,7 +67,7 @@ AFTER_PREDICT = (
     "check_tile", "check_sums", "prepare_parquet", "tabulate"
 )  # fmt: skip
 """Tasks that are done again when a missing tile has come in."""
-FATAL = frozenset({"StoreError", "InputChanged"})
+FATAL = frozenset({"StoreError", "ShardDamaged", "InputChanged"})
 """Errors that are not a tile's own: no other tile can be done either."""
 TRACES = {
     "measure_cells": ("cells", "failed-measure_cells"),
@@ -121,7 +122,12 @@ def _do_in_time(job: Job, task: str, name: str) -> dict[str, float]:
 
 def _do(job: Job, task: str, name: str) -> dict[str, float]:
     begun = time.perf_counter()
-    facts = TASKS[task](job, name)
+    try:
+        facts = TASKS[task](job, name)
+    except ShardDamaged as error:
+        if error.path:  # what is not there is made anew when the run is taken up
+            error.path.unlink(missing_ok=True)
+        raise
     job.check_inputs()
     _vouch(job, task, name, facts | {"seconds": time.perf_counter() - begun})
     return facts

@@ -26,7 +26,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from fcnpipe.errors import StoreError
+from fcnpipe.errors import ShardDamaged
 from fcnpipe.geometry import Box
 from fcnpipe.stores.scratch import written_whole
 
@@ -106,7 +106,7 @@ class ShardedMap:
             stored = index[index[..., 0] != _LEFT_OUT]
             end = int(stored.sum(axis=-1).max(initial=0)) + 16 * index[..., 0].size + _CRC_BYTES
             return os.fstat(file).st_size == end
-        except StoreError:
+        except ShardDamaged:
             return False
         finally:
             os.close(file)
@@ -216,8 +216,9 @@ def _checksum(table: bytes) -> bytes:
     return int(google_crc32c.value(table)).to_bytes(_CRC_BYTES, "little")
 
 
-def _damaged(path: Path) -> StoreError:
-    return StoreError(
+def _damaged(path: Path) -> ShardDamaged:
+    return ShardDamaged(
         f"shard {path} is damaged: 'fcnpipe verify --repair' mends a finished store, "
-        "the same command again an unfinished one"
+        "the same command again an unfinished one",
+        path,
     )
