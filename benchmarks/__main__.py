@@ -8,6 +8,7 @@ SMALL = (
     ["benchmarks.ciresan", "--patches", "2", "--edge", "16", "--maps", "4", "--rounds", "1"],
     ["benchmarks.full_width", "pang"],
     ["benchmarks.losses", "--steps", "5", "--tests", "5"],
+    ["benchmarks.faults", "--only", "clock", "--moments", "middle"],
     ["benchmarks.scheduling", "--tiles", "200"],
     ["benchmarks.restoration", "--images", "2"],
     ["benchmarks.bulge_disk", "--stamps", "4"],

@@ -223,9 +223,9 @@ def interrupted(case: Case, number: int, engine: str) -> str:
 
 def tile_hangs(case: Case, engine: str) -> str:
     """A task on a tile hangs: it is abandoned and named, the rest lands."""
-    with case.run("hang", "--engine", engine, "--tile-timeout", "10") as run:
+    with case.run("hang", "--engine", engine, "--tile-timeout", "6") as run:
         code, said = run.finish()
-    return _named(code, said, "not done after 10 s")
+    return _named(code, said, "not done after 6 s")
 
 
 def memory_runs_out(case: Case, engine: str) -> str:
@@ -313,11 +313,11 @@ def fill(file: Path) -> None:
 def read_only(folder: Path) -> Iterator[None]:
     """Let nobody write into a folder."""
     if os.path.ismount(folder):
-        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        wait_for(lambda: _remount("ro", folder))  # refused while a file is being written
         try:
             yield
         finally:
-            subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+            assert _remount("rw", folder)
         return
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for path in folders:
@@ -329,13 +329,18 @@ def read_only(folder: Path) -> Iterator[None]:
             path.chmod(0o755)
 
 
+def _remount(how: str, folder: Path) -> bool:
+    command = ["mount", "-o", f"remount,{how}", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def input_changes(case: Case) -> str:
     """The image is written anew while it is read: not published, and not taken up with another."""
     before = case.field.read_bytes()
     try:
         with case.run("wait", "--engine", "threads") as run:
             case.wait_for_moment(run)
-            case.field.write_bytes(before[:-100_000] + bytes(100_000))
+            overwrite(case.field)
             case.go_on()
             code, said = run.finish()
         assert code == 2, said
@@ -349,6 +354,13 @@ def input_changes(case: Case) -> str:
     finally:
         case.field.write_bytes(before)
     return "exit 2, names the file; refused until it is put back"
+
+
+def overwrite(file: Path) -> None:
+    """Write other bytes into a file, in its place: one that is cut short ends who has it mapped."""
+    with file.open("r+b") as image:
+        image.seek(-100_000, os.SEEK_END)
+        image.write(bytes(100_000))
 
 
 def shards_lost(case: Case) -> str:

@@ -13,7 +13,6 @@ MOMENT = {
     "SIGKILL of the Dask scheduler": "middle",
     "SIGTERM, threads": "early",
     "Ctrl-C, dask": "middle",
-    "Ctrl-C, serial": "late",
     "hanging tile, threads": "late",
     "no memory for a tile, threads": "early",
     "Dask workers killed for memory": "middle",
@@ -21,10 +20,12 @@ MOMENT = {
     "read-only disk": "middle",
     "image changes": "late",
     "lost shards of a killed run": "middle",
-    "two runs at once": "middle",
     "clock jumps": "middle",
 }
-"""One of each kind, and when it strikes; ``python -m benchmarks.faults`` tries all at all moments."""
+"""One of each kind, and when it strikes; ``python -m benchmarks.faults`` tries all at all moments.
+
+Two runs at once are in test_crash.
+"""
 
 
 @pytest.fixture(scope="module")

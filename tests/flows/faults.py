@@ -1,0 +1,67 @@
+"""Faults of Prefect's own processes, in the manner of `tests.integration.faults`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from functools import partial
+
+import psutil
+
+from tests.flows import processes
+from tests.integration.faults import SETTINGS, Case, Fault, Run
+
+
+def server_killed(case: Case, server: processes.Server) -> str:
+    """SIGKILL of the server while a flow runs; it is started again, as systemd would."""
+    flags = [f for n, v in SETTINGS.items() for f in (f"--{n}", str(v))]
+    command = [sys.executable, "-m", "flows.segment", str(case.field), str(case.out), *flags]
+    case.out.parent.mkdir()
+    environment = server.environment | case.environment("wait")
+    run = Run([*command, "--quiet"], environment | {"PREFECT_API_URL": server.url})
+    try:
+        case.wait_for_moment(run)
+        server.process.kill()
+        case.go_on()
+        server.restart()
+        code, said = run.finish()
+    finally:
+        run.end()
+    assert (code, said) == (0, "")
+    return "goes on when the server is there again, exit 0"
+
+
+def worker_killed(case: Case, server: processes.Server) -> str:
+    """SIGKILL of the worker that has started a flow run: the process of that ends with it."""
+    deploy = ("deploy", "--prefect-file", "deploy/prefect.yaml", "--name", "segment")
+    environment = case.environment("wait")
+    extra = {name: environment[name] for name in ("FCNPIPE_FAULT", "PYTHONPATH")}
+    case.out.parent.mkdir()
+    with processes.worker(server, "fcnpipe", "mortal", extra) as worker:
+        server.prefect("--no-prompt", *deploy)
+        spec = {**SETTINGS, "image": [str(case.field)], "out": str(case.out)}
+        parameters = json.dumps({"spec": spec})
+        server.prefect("deployment", "run", "segment/segment", "--params", parameters)
+        processes.wait_until((case.folder / "reached").exists, "the moment has come")
+        flow = int((case.folder / "reached").read_text())
+        worker.kill_alone()
+        case.go_on()
+        processes.wait_until(lambda: not runs(flow), "the flow run has ended with its worker")
+    return "ends with its worker; the same run again does the rest"
+
+
+def runs(number: int) -> bool:
+    """Whether there is a process of this number that has not ended."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+NAMES = ("SIGKILL of the Prefect server", "SIGKILL of the Prefect worker")
+
+
+def list_faults(server: processes.Server) -> dict[str, Fault]:
+    """Give the faults of Prefect's processes by name."""
+    faults = partial(server_killed, server=server), partial(worker_killed, server=server)
+    return dict(zip(NAMES, faults, strict=True))

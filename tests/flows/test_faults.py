@@ -1,0 +1,32 @@
+"""A Prefect server or worker that is killed: the image comes out, byte for byte the same."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("prefect")
+
+from tests.flows import processes
+from tests.flows.faults import list_faults
+from tests.flows.records import MARKS
+from tests.integration.faults import Case, befall, run_undisturbed
+from tests.integration.scenes import write_field
+
+pytestmark = MARKS
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_field(tmp_path_factory.mktemp("field") / "field.fits", (300, 400))
+
+
+@pytest.mark.parametrize("who", ["server", "worker"])
+def test_a_process_of_prefect_is_killed(
+    server: processes.Server, field: Path, tmp_path: Path, who: str
+) -> None:
+    undisturbed = run_undisturbed(tmp_path, field)
+    case = Case(tmp_path, field, "middle")
+    fault = list_faults(server)[f"SIGKILL of the Prefect {who}"]
+    said, different = befall(fault, case, undisturbed)
+    assert said
+    assert different == []
