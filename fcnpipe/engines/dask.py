@@ -27,6 +27,7 @@ from typing import Any
 
 import dask
 import distributed
+from distributed.comm.core import CommClosedError
 
 from fcnpipe import __version__
 from fcnpipe.engines.base import Needs, Task, nothing
@@ -373,12 +374,25 @@ def _reach(scheduler: str) -> Any:
         if not Path(scheduler).is_file():
             raise SpecError(f"scheduler file {scheduler} is not there: check --scheduler")
         where = {"scheduler_file": scheduler}
+    client = Client.__new__(Client)  # there, too, when it cannot be started
     try:
-        return Client(**where, set_as_default=False, timeout=REACH_SECONDS)
+        client.__init__(**where, set_as_default=False, timeout=REACH_SECONDS)
+        return client
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        _abandon(client)
         raise SpecError(
             f"no Dask scheduler answers at {scheduler}: {_line(error)}; check --scheduler"
         ) from None
+
+
+def _abandon(client: Any) -> None:
+    """Close a client that has not started.
+
+    Left to the garbage collector it closes itself wherever that comes by: within Dask's lock of its
+    event loops, which a cluster takes as it starts, that is for ever.
+    """
+    with suppress(Exception):
+        client.close(timeout=1)
 
 
 def _line(error: Exception) -> str:
@@ -517,7 +531,7 @@ def _make_ready(
     """Wait for a worker, prepare all that come, and see that they suffice."""
     setup = WorkerSetup(needs)
     try:
-        client.register_plugin(setup)
+        _register(client, setup)
     except EngineError:
         raise
     except Exception as error:  # whatever went wrong in a worker comes back as it is
@@ -529,6 +543,14 @@ def _make_ready(
     demand = _find_demand(client, description)
     _check_memory(_list_workers(client), needs)
     return DaskEngine(client, closing, demand, revive)
+
+
+def _register(client: Any, plugin: Any) -> None:
+    """Prepare all workers; once more if one has left while it was prepared."""
+    try:
+        client.register_plugin(plugin)
+    except CommClosedError:
+        client.register_plugin(plugin)
 
 
 def _unregister(client: Any, name: str) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import ipaddress
 import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import dask
 import pytest
+from distributed.utils import LoopRunner
 
 from fcnpipe.engines.base import Needs
 from fcnpipe.engines.dask import DaskEngine, connect, start_cluster
@@ -137,6 +141,22 @@ def test_a_wrong_scheduler_is_one_clear_line(where: str, monkeypatch: pytest.Mon
     with pytest.raises(SpecError, match="check --scheduler") as told:
         connect(where, NEEDS)
     assert "\n" not in str(told.value)
+
+
+def test_a_client_that_could_not_start_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may come by within this lock, for which a client that closes waits."""
+    monkeypatch.setattr("fcnpipe.engines.dask.REACH_SECONDS", 1)
+    gc.disable()
+    try:
+        with suppress(SpecError):
+            connect("nonsense", NEEDS)
+        collecting = threading.Thread(target=gc.collect, daemon=True)
+        with LoopRunner._lock:
+            collecting.start()
+            collecting.join(5)
+            assert not collecting.is_alive()
+    finally:
+        gc.enable()
 
 
 # --- clusters of our own --------------------------------------------------------------------------
