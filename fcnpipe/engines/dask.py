@@ -49,7 +49,6 @@ SETTINGS = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.tick.limit": "60s",
-    "distributed.worker.preload": ["fcnpipe.engines.interruption"],
     "distributed.admin.system-monitor.interval": "2s",
     "distributed.admin.low-level-log-length": 100,
     "distributed.scheduler.active-memory-manager.start": False,
@@ -445,8 +444,11 @@ def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
         If no worker comes.
     """
     description = _check_keys(description, CLUSTER_KEYS)
-    environment = {**ONE_THREAD, **needs.environment}
-    with _opening({"distributed.nanny.pre-spawn-environ": environment}) as closing:
+    settings = {
+        "distributed.nanny.pre-spawn-environ": {**ONE_THREAD, **needs.environment},
+        "distributed.worker.preload": ["fcnpipe.engines.interruption"],
+    }
+    with _opening(settings) as closing:
         closing.callback(ScriptGuard().close)
         cluster = _make_cluster(description)
         closing.callback(cluster.close)
