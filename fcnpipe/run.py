@@ -467,22 +467,18 @@ def _run_step(session: Session, step: Step, names: list[str], observer: Observer
     failed = []
     call = partial(work.perform_either, session.job, step.task, step.beside or step.task)
     for report in session.engine.run(call, names):
-        observer.report(report)
-        if report.kind in work.FATAL:
+        if _is_of_the_run(report):
             raise getattr(errors, report.kind)(report.error)
+        observer.report(report)
         if report.error:
             failed.append(report)
     if failed and step.task not in work.TOLERANT:
-        _give_up(step, failed)
+        raise TilesFailed([f"{r.name} ({r.stage or step.task}: {r.error})" for r in failed])
 
 
-def _give_up(step: Step, failed: list[TaskReport]) -> None:
-    kind = getattr(errors, failed[0].kind, None)
-    if failed[0].name == ALL and kind is not None:
-        raise kind(failed[0].error)
-    raise TilesFailed(
-        [f"{report.name} ({report.stage or step.task}: {report.error})" for report in failed]
-    )
+def _is_of_the_run(report: TaskReport) -> bool:
+    """Whether the error of a task is that of the whole run, which is said once, at the end."""
+    return report.kind in work.FATAL or (report.name == ALL and hasattr(errors, report.kind))
 
 
 def finish(session: Session) -> None:

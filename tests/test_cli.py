@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fcnpipe import cli, options, run
@@ -213,3 +214,12 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_image_that_cannot_be_used_is_said_once(invoke: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "flat.npy", np.ones((70, 70), "f4"))
+    arguments = (str(tmp_path / "flat.npy"), str(tmp_path / "o.zarr"), "--model", "none")
+    code, _, error = invoke("segment", *arguments, "--engine", "serial")
+    assert code == 2
+    assert error.startswith("fcnpipe: ")
+    assert error.count("has no noise") == error.count("\n") == 1
