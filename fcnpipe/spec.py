@@ -37,7 +37,7 @@ class RunSpec(BaseModel):
     ``None`` means "what the model's header, or the image, says".
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image: tuple[str, ...] = Field(
         description="Image file(s); several files are the bands of one image."
@@ -165,6 +165,8 @@ def make_spec(**options: Any) -> RunSpec:
     named = (*spec.image, spec.out, spec.weight, spec.mask, spec.prior, spec.scheduler)
     for path in named:
         check_url(path or "")
+    if Path(spec.out).name in ("", ".."):
+        raise SpecError(f"option out={spec.out!r}: it names no store: give OUT.zarr")
     if spec.stride is not None and spec.halo is None:
         raise SpecError(f"option stride={spec.stride}: it goes with a halo: give both, or neither")
     return spec

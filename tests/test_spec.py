@@ -18,6 +18,19 @@ def test_an_unknown_option_is_named() -> None:
         make_spec(image=("a.fits",), out="o.zarr", windw=512)
 
 
+@pytest.mark.parametrize("name", ["thresh", "satur_level", "gain", "mag_zeropoint", "fwhm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused(name: str, value: float) -> None:
+    with pytest.raises(SpecError, match=rf"option {name}={value}: "):
+        make_spec(image=("a.fits",), out="o.zarr", **{name: value})
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "x/.."])
+def test_an_output_without_a_name_is_refused(out: str) -> None:
+    with pytest.raises(SpecError, match="names no store"):
+        make_spec(image=("a.fits",), out=out)
+
+
 def test_how_a_run_is_done_is_no_part_of_its_science() -> None:
     one = make_spec(image=("a.fits",), out="o.zarr", engine="serial", tile=512, window=512)
     two = make_spec(
