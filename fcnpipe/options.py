@@ -22,7 +22,7 @@ from fcnpipe.spec import RunSpec, make_spec, read_options
 PANELS = {
     "Image": ("hdu", "weight", "weight_type", "mask", "mask_bits", "prior", "satur_level", "gain"),
     "Network": ("model", "halo", "stride", "window", "thresh", "fwhm", "device", "precision"),
-    "Sources": ("minarea", "mincont", "dynamics", "minpeak", "mag_zeropoint"),
+    "Sources": ("minarea", "mincont", "dynamics", "mag_zeropoint"),
     "Background": ("back_size", "back_filter"),
     "Running": (
         "tile",
