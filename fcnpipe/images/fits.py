@@ -2,13 +2,10 @@
 
 ::
 
-    plain       memory map of the rows of the box -> byte swap, BSCALE, BZERO, BLANK -> float32
+    plain       the rows of the box, a strip at a time -> byte swap, BSCALE, BZERO, BLANK -> float32
                 (behind a URL: the rows of the box, fetched side by side)
     compressed  box -> cells (whole compression tiles) -> decoded once, the last ones kept -> box
     packed      unpacked once to a temporary file, then as above
-
-A plain image is mapped anew for every box: the map of a whole file would count every page ever
-touched as memory of the worker.
 """
 
 from __future__ import annotations
@@ -357,30 +354,21 @@ class PlainReader:
 
     @property
     def overhead_bytes(self) -> int:
-        """One strip of float64; the mapped pages belong to the file."""
+        """One strip as it is stored and one of float64; of an object, the box as it is stored."""
         return 1 << 22
 
-    def cut(self, box: Box, band: int) -> NDArray[Any]:
-        """Give a view into a fresh map of the rows of the box, or fetch it row by row."""
-        if box.size == 0:
-            return np.empty(box.shape, self.dtype)
-        try:
-            if isinstance(self.file.version, Stamp):
-                return self._fetch(self.file.version, box, band)
-            return self._map(box, band)
-        except (OSError, ValueError) as error:
-            raise _damaged(self.file.path, error) from None
-
-    def _map(self, box: Box, band: int) -> NDArray[Any]:
-        start = self._place(band, box.y0, 0)
-        shape = box.shape[0], self.info.shape[2]
-        return np.memmap(self.file.locate(), self.dtype, "r", start, shape)[:, box.x0 : box.x1]
-
-    def _fetch(self, when: Stamp, box: Box, band: int) -> NDArray[Any]:
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+        """Read the rows of the box."""
         item = np.dtype(self.dtype).itemsize
         shape = box.shape[0], box.shape[1] * item, self.info.shape[2] * item
         start = self._place(band, box.y0, box.x0)
-        return read_rows(self.file.path, when, start, shape).view(self.dtype)
+        if box.size == 0:
+            return
+        try:
+            for rows in read_rows(self.file.locate(), self.file.version, start, shape):
+                yield rows.view(self.dtype)
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(self.file.path, error) from None
 
     def _place(self, band: int, y: int, x: int) -> int:
         """Give where a pixel begins in the file, bytes."""
@@ -421,7 +409,7 @@ class SectionReader:
         cell = 8 * self.cell[0] * self.cell[1]
         return min(CACHE_BYTES, 8 * int(np.prod(self.info.shape))) + 4 * cell
 
-    def cut(self, box: Box, band: int) -> NDArray[Any]:
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Put a box together from decoded cells."""
         grid = TileGrid(self.info.shape[1:], self.cell)
         values: NDArray[Any] | None = None
@@ -430,7 +418,8 @@ class SectionReader:
             if values is None:
                 values = np.empty(box.shape, pixels.dtype)
             values[part.within(box)] = pixels
-        return np.empty(box.shape, np.float32) if values is None else values
+        if values is not None:
+            yield values
 
     def digest(self) -> str:
         """Digest of header, compressed data and inherited cards."""

@@ -1,7 +1,7 @@
 """TIFF, PNG, JPEG and npy: stored values, colours as bands, an alpha channel left out.
 
 The first row of the file is y = 0. Tiled or stripped TIFF is decoded chunk by chunk, uncompressed
-TIFF and npy are mapped; PNG and JPEG cannot be cut and are decoded whole, up to
+TIFF and npy are read by rows; PNG and JPEG cannot be cut and are decoded whole, up to
 :data:`WHOLE_PIXELS`.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -44,7 +44,6 @@ from fcnpipe.images.base import (
     stamp,
 )
 from fcnpipe.records import ImageInfo
-from fcnpipe.remote import Stamp
 
 WHOLE_PIXELS = 1 << 28
 """Largest image that is decoded whole, px."""
@@ -129,9 +128,9 @@ class Axes:
         index[self.y : self.y + 2] = box.slices
         return tuple(index)
 
-    def lead(self, band: int) -> tuple[int, ...]:
-        """Give the index of a band along the axes in front of y."""
-        return tuple(band if axis == self.band else 0 for axis in range(self.y))
+    def first(self, band: int) -> tuple[int, ...]:
+        """Give the index of the first pixel of a band."""
+        return tuple(band if axis == self.band else 0 for axis in range(len(self.shape)))
 
 
 def _plain_axes(shape: tuple[int, ...], name: str) -> Axes:
@@ -147,11 +146,11 @@ def _make_info(axes: Axes, dtype: np.dtype[Any], name: str) -> ImageInfo:
     return ImageInfo(axes.image_shape, dtype.newbyteorder("=").name, bands=names)
 
 
-# ---------------------------------------------------------------- arrays that are mapped
+# ---------------------------------------------------------------- arrays that lie there as they are
 
 
 @dataclass(frozen=True, slots=True)
-class MappedReader:
+class RawReader:
     """An array that lies in its file as it is: npy, uncompressed TIFF.
 
     Attributes
@@ -173,37 +172,43 @@ class MappedReader:
 
     @property
     def overhead_bytes(self) -> int:
-        """One strip of float64; the mapped pages belong to the file."""
+        """One strip as it is stored and one of float64; of an object, the box as it is stored."""
         return 1 << 22
 
-    def cut(self, box: Box, band: int) -> NDArray[Any]:
-        """Give a view into a fresh map: pages once read must not stay in the worker's account."""
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+        """Read the rows of the box, or its columns where these lie together."""
+        if box.size == 0:
+            return
         try:
-            if isinstance(self.stamp, Stamp):
-                return self._fetch(self.stamp, box, band)
-            return self._map()[self.axes.index(box, band)]
-        except (OSError, ValueError) as error:
+            if self.order == "C":
+                yield from self._read(box, band, self.axes.shape, self.axes.y)
+                return
+            lying = Box(box.x0, box.y0, box.x1, box.y1)
+            strips = self._read(
+                lying, band, self.axes.shape[::-1], len(self.axes.shape) - 2 - self.axes.y
+            )
+            yield np.concatenate([strip.copy() for strip in strips]).T
+        except (OSError, ValueError, EOFError) as error:
             raise _damaged(self.path, error) from None
 
-    def _map(self) -> NDArray[Any]:
-        order = cast(Any, self.order)
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.axes.shape, order)
-
-    def _fetch(self, when: Stamp, box: Box, band: int) -> NDArray[Any]:
-        """Read the rows of the box, with all that lies between two pixels of a row."""
-        y, shape = self.axes.y, self.axes.shape
+    def _read(self, box: Box, band: int, shape: tuple[int, ...], y: int) -> Iterator[NDArray[Any]]:
+        """Read strips with all that lies between two pixels of a row, and pick the band."""
+        index = self.axes.first(band)[:: 1 if self.order == "C" else -1]
+        plane, which = _ravel(index[:y], shape[:y]), _ravel(index[y + 2 :], shape[y + 2 :])
         depth = math.prod(shape[y + 2 :])
         item = np.dtype(self.dtype).itemsize * depth
-        plane = int(np.ravel_multi_index(self.axes.lead(band), shape[:y])) if y else 0
-        first = (plane * shape[y] + box.y0) * shape[y + 1] + box.x0
+        start = self.offset + ((plane * shape[y] + box.y0) * shape[y + 1] + box.x0) * item
         rows = box.shape[0], box.shape[1] * item, shape[y + 1] * item
-        data = read_rows(self.path, when, self.offset + first * item, rows)
-        values = data.view(self.dtype).reshape(*box.shape, depth)
-        return values[:, :, band if self.axes.band > y else 0]
+        for strip in read_rows(self.path, self.stamp, start, rows):
+            yield strip.view(self.dtype).reshape(len(strip), box.shape[1], depth)[:, :, which]
 
     def digest(self) -> str:
         """Digest of the file."""
         return digest_file(self.path, self.stamp)
+
+
+def _ravel(index: Sequence[int], shape: Sequence[int]) -> int:
+    return int(np.ravel_multi_index(tuple(index), tuple(shape))) if shape else 0
 
 
 def _open_npy(path: str, _: int | str | None) -> Reader:
@@ -215,11 +220,7 @@ def _open_npy(path: str, _: int | str | None) -> Reader:
     axes = _plain_axes(shape, path)
     info = _make_info(axes, dtype, path)
     _check_length(path, when, offset + math.prod(shape) * dtype.itemsize)
-    if fortran and isinstance(when, Stamp):
-        raise InputError(
-            f"{path} is in Fortran order, which only a local file may be: copy it here"
-        )
-    return MappedReader(path, when, offset, dtype.str, "F" if fortran else "C", axes, info)
+    return RawReader(path, when, offset, dtype.str, "F" if fortran else "C", axes, info)
 
 
 def _check_length(path: str, when: Version, needed: int) -> None:
@@ -243,7 +244,7 @@ def _open_tiff(path: str, hdu: int | str | None) -> Reader:
         _check_length(path, when, _tiff_end(series))
         if series.dataoffset is not None and len(series.levels) == 1:
             dtype = series.dtype.newbyteorder(tiff.byteorder).str
-            return MappedReader(path, when, series.dataoffset, dtype, "C", axes, info, scaling)
+            return RawReader(path, when, series.dataoffset, dtype, "C", axes, info, scaling)
         chunk = math.prod(series.keyframe.chunks) * series.dtype.itemsize
     overhead = min(2 * CHUNKS_IN_FLIGHT * chunk, 2 * series.nbytes)
     return TiffReader(path, when, number, axes, overhead, info, scaling)
@@ -306,11 +307,11 @@ class TiffReader:
     info: ImageInfo
     scaling: Scaling
 
-    def cut(self, box: Box, band: int) -> NDArray[Any]:
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Give the stored numbers; zarr reads one box after another."""
         try:
             opened = _open_series(self.path, self.stamp, self.series, os.getpid())
-            return np.asarray(opened.array[self.axes.index(box, band)])
+            yield np.asarray(opened.array[self.axes.index(box, band)])
         except DAMAGE as error:
             raise _damaged(self.path, error) from None
 
@@ -359,10 +360,10 @@ class SmallReader:
         """The decoded image, and its parts while they are put together."""
         return 2 * math.prod(self.axes.shape) * np.dtype(self.info.dtype).itemsize
 
-    def cut(self, box: Box, band: int) -> NDArray[Any]:
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Give a view of the decoded image."""
         try:
-            return _decode(self.path, self.stamp)[self.axes.index(box, band)]
+            yield _decode(self.path, self.stamp)[self.axes.index(box, band)]
         except (*DAMAGE, SyntaxError) as error:
             raise _damaged(self.path, error) from None
 

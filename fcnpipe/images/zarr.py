@@ -282,11 +282,11 @@ class ZarrReader:
     info: ImageInfo
     scaling: Scaling
 
-    def cut(self, box: Box, band: int) -> NDArray[Any]:
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Give the stored numbers; zarr reads safely from several threads."""
         try:
             array = _open_array(self.path, self.member, self.token, os.getpid())
-            return np.asarray(array[self._index(box, band)])
+            yield np.asarray(array[self._index(box, band)])
         except DAMAGE as error:
             raise _damaged(self.path, error) from None
 

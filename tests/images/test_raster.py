@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def palette(folder: Path) -> Made:
 ALPHA = np.concatenate([COLOURS, COLOURS[..., :1]], axis=2)
 PLANES = np.moveaxis(COLOURS, 2, 0)
 FLAVOURS: dict[str, Callable[[Path], Made]] = {
-    "tiff-mapped": tiff(FLOATS, FLOATS),
+    "tiff-plain": tiff(FLOATS, FLOATS),
     "tiff-big-endian": tiff(GREY, GREY, byteorder=">"),
     "tiff-tiled": tiff(FLOATS, FLOATS, tile=(16, 32)),
     "tiff-zip": tiff(GREY, GREY, tile=(32, 16), compression="zlib"),
@@ -170,7 +171,16 @@ def test_a_picture_too_large_to_decode(tmp_path: Path, monkeypatch: pytest.Monke
         images.open_image(path)
 
 
-@pytest.mark.parametrize("flavour", ["tiff-mapped", "tiff-zip", "png-8", "jpeg", "npy"])
+@pytest.mark.parametrize("flavour", ["tiff-plain", "npy", "npy-fortran"])
+def test_a_file_that_shrinks_later(tmp_path: Path, flavour: str) -> None:
+    path, _ = FLAVOURS[flavour](tmp_path)
+    image = images.open_image(path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(InputError, match="it ends before byte"):
+        image.read(Box(0, 0, *image.info.shape[1:]))
+
+
+@pytest.mark.parametrize("flavour", ["tiff-plain", "tiff-zip", "png-8", "jpeg", "npy"])
 def test_truncation_is_reported(tmp_path: Path, flavour: str) -> None:
     path, _ = FLAVOURS[flavour](tmp_path)
     with path.open("r+b") as handle:

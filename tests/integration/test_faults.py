@@ -18,7 +18,7 @@ MOMENT = {
     "Dask workers killed for memory": "middle",
     "full disk": "late",
     "read-only disk": "middle",
-    "image changes": "late",
+    "image cut short": "late",
     "lost shards of a killed run": "middle",
     "clock jumps": "middle",
 }
