@@ -799,40 +799,47 @@ def _solve_natural(values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _evaluate(coefficients, rows, columns, limits, out):  # type: ignore[no-untyped-def]
-    line = np.empty(coefficients.shape[1], np.float64)
+    """Go down column by column of the mesh: along a row, the runs are too short to be quick."""
     first, weights = columns
-    for y in range(out.shape[0]):
-        _blend_rows(coefficients, rows[0][y], rows[1][:, y], line)
-        x = 0
-        while x < out.shape[1]:
-            stop = x + 1
-            while stop < out.shape[1] and first[stop] == first[x]:
-                stop += 1
-            w0, w1 = weights[0, x:stop], weights[1, x:stop]
-            w2, w3 = weights[2, x:stop], weights[3, x:stop]
-            four = line[first[x] : first[x] + 4]
-            _evaluate_run(four, (w0, w1, w2, w3), limits, out[y, x:stop])
-            x = stop
-
-
-@njit(cache=True, nogil=True)
-def _blend_rows(coefficients, j, weights, line):  # type: ignore[no-untyped-def]
-    for x in range(line.size):
-        line[x] = (
-            weights[0] * coefficients[j, x]
-            + weights[1] * coefficients[j + 1, x]
-            + weights[2] * coefficients[j + 2, x]
-            + weights[3] * coefficients[j + 3, x]
+    lines = _blend_rows(coefficients, rows, first[0], first[-1] + 4)
+    start = 0
+    for end in np.append(np.flatnonzero(np.diff(first)) + 1, len(first)):
+        run = (
+            weights[0, start:end],
+            weights[1, start:end],
+            weights[2, start:end],
+            weights[3, start:end],
         )
+        _evaluate_runs(lines, first[start] - first[0], run, limits, out[:, start:end])
+        start = end
 
 
 @njit(cache=True, nogil=True)
-def _evaluate_run(four, weights, limits, out):  # type: ignore[no-untyped-def]
-    """Evaluate the pixels between two nodes, which share their coefficients."""
-    a, b, c, d = four[0], four[1], four[2], four[3]
+def _blend_rows(coefficients, rows, low, high):  # type: ignore[no-untyped-def]
+    """Give, for each row of pixels, its coefficients along x: those from ``low`` to ``high``."""
+    first, weights = rows
+    lines = np.empty((len(first), high - low), np.float64)
+    for y in range(len(first)):
+        j = first[y]
+        for x in range(low, high):
+            lines[y, x - low] = (
+                weights[0, y] * coefficients[j, x]
+                + weights[1, y] * coefficients[j + 1, x]
+                + weights[2, y] * coefficients[j + 2, x]
+                + weights[3, y] * coefficients[j + 3, x]
+            )
+    return lines
+
+
+@njit(cache=True, nogil=True)
+def _evaluate_runs(lines, place, weights, limits, out):  # type: ignore[no-untyped-def]
+    """Evaluate the pixels between two nodes, which share their four coefficients in each row."""
     w0, w1, w2, w3 = weights
     low, high = limits
-    for x in range(out.size):
-        value = w0[x] * a + w1[x] * b + w2[x] * c + w3[x] * d
-        value = low if value < low else value
-        out[x] = high if value > high else value
+    for y in range(out.shape[0]):
+        a, b, c, d = lines[y, place], lines[y, place + 1], lines[y, place + 2], lines[y, place + 3]
+        row = out[y]
+        for x in range(len(w0)):
+            value = w0[x] * a + w1[x] * b + w2[x] * c + w3[x] * d
+            value = low if value < low else value
+            row[x] = high if value > high else value
