@@ -203,6 +203,24 @@ class Region:
     box: Box
     shape: tuple[int, int]
 
+    def cut(self, box: Box) -> Region:
+        """Give the part inside a box; the same memory."""
+        part, place = self.box.clip(box), self.box.clip(box).within(self.box)
+        maps = (self.image[place], self.noise[place], self.labels[place], self.flags[place])
+        return Region(*maps, part, self.shape)
+
+
+def join_regions(parts: Sequence[Region], box: Box) -> Region:
+    """Put together the region of a box from parts that cover it."""
+    image, noise = np.empty(box.shape, np.float32), np.empty(box.shape, np.float32)
+    labels, flags = np.empty(box.shape, np.int32), np.empty(box.shape, np.uint8)
+    whole = Region(image, noise, labels, flags, box, parts[0].shape)
+    for part in parts:
+        place = part.box.within(box)
+        whole.image[place], whole.noise[place] = part.image, part.noise
+        whole.labels[place], whole.flags[place] = part.labels, part.flags
+    return whole
+
 
 # --- fixed point ---
 
@@ -1026,19 +1044,20 @@ def _check_region(region: Region, boxes: NDArray[np.int64]) -> None:
 def _field(region: Region) -> _Field:
     image = np.ascontiguousarray(region.image, np.float32)
     noise = np.ascontiguousarray(region.noise, np.float32)
-    owner = np.array(region.labels, np.int32, order="C")
-    _disown(owner, image, noise, np.ascontiguousarray(region.flags, np.uint8))
+    labels = np.ascontiguousarray(region.labels, np.int32)
+    owner = np.empty(labels.shape, np.int32)
+    _own(labels, np.ascontiguousarray(region.flags, np.uint8), image, noise, owner)
     return _Field(image, noise, owner, region.box.y0, region.box.x0)
 
 
 @njit(cache=True, nogil=True)
-def _disown(owner, image, noise, flags):  # type: ignore[no-untyped-def]
-    """Mark the pixels that cannot be used."""
+def _own(labels, flags, image, noise, owner):  # type: ignore[no-untyped-def]
+    """Say whose each pixel is, and which cannot be used."""
     for y in range(owner.shape[0]):
         for x in range(owner.shape[1]):
             good = np.isfinite(image[y, x]) and np.isfinite(noise[y, x])
-            if (flags[y, x] & _BAD) != 0 or not good:
-                owner[y, x] = _UNUSABLE
+            bad = (flags[y, x] & _BAD) != 0 or not good
+            owner[y, x] = _UNUSABLE if bad else labels[y, x]
 
 
 def _scratch(edge: int) -> _Scratch:
@@ -1075,7 +1094,7 @@ def _measure_one(field, rules, scratch, source, limits, out):  # type: ignore[no
     box = _box_around(centre, _ellipse_extent(source, wide), limits)
     if not _holds(field, box):
         return np.int32(_TOO_SMALL)
-    kron = _kron_radius(field, source, box, wide)
+    kron = _kron_radius(field, scratch, source, box, wide)
     out[2] = kron
     if not np.isfinite(kron):
         return np.int32(_INCOMPLETE)
@@ -1184,19 +1203,35 @@ def _mend(field, source, place, box):  # type: ignore[no-untyped-def]
 def _repair(field, scratch, source, box, part):  # type: ignore[no-untyped-def]
     """Copy a part of a box; neighbours' and bad pixels are replaced by their mirror in the box."""
     for y in range(part[0], part[2]):
-        owner, image = field.owner[y - field.y0], field.image[y - field.y0]
-        value = scratch.value[y - box[0]]
-        for x in range(part[1], part[3]):
-            whose = owner[x - field.x0]
-            if whose == 0 or whose == source.label:
-                value[x - box[1]] = image[x - field.x0]
-            else:
-                i, j, state = _mend(field, source, (y, x), box)
-                value[x - box[1]] = field.image[i, j] if state & _LOST == 0 else 0.0
+        value = scratch.value[y - box[0], part[1] - box[1] : part[3] - box[1]]
+        _mend_row(field, source, (y, part[1]), box, value)
 
 
 @njit(cache=True, nogil=True)
-def _kron_radius(field, source, box, scale):  # type: ignore[no-untyped-def]
+def _mend_row(field, source, place, box, value):  # type: ignore[no-untyped-def]
+    """Fill ``value`` with a row of pixels from a place on, mended; 0 where one is lost.
+
+    Most rows have no pixel to be mended: to look first, and then copy, takes half as long.
+    """
+    y, x0 = place
+    row, start = y - field.y0, x0 - field.x0
+    owner = field.owner[row, start : start + len(value)]
+    image = field.image[row, start : start + len(value)]
+    foreign = 0
+    for x in range(len(value)):
+        foreign += (owner[x] != 0) & (owner[x] != source.label)
+    for x in range(len(value)):
+        value[x] = image[x]
+    if foreign == 0:
+        return
+    for x in range(len(value)):
+        if owner[x] != 0 and owner[x] != source.label:
+            i, j, state = _mend(field, source, (y, x0 + x), box)
+            value[x] = field.image[i, j] if state & _LOST == 0 else 0.0
+
+
+@njit(cache=True, nogil=True)
+def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped-def]
     """Give the first moment of the elliptical radius, in semi-axes; NaN beyond ``KRON_EXTENT``."""
     y0, x0, y1, x1 = box
     form, limit = (source.cxx, source.cxy, source.cyy), scale * scale
@@ -1204,15 +1239,17 @@ def _kron_radius(field, source, box, scale):  # type: ignore[no-untyped-def]
     for y in range(y0, y1):
         dy = y - source.y
         first, end = _clip_span(_span(form, dy, limit, 1.0), source.x, x0, x1)
-        for x in range(first, end):
-            dx = x - source.x
+        n = max(end - first, 0)
+        mass, radius = scratch.wave[:n], scratch.inside[:n]
+        _mend_row(field, source, (y, first), box, mass)
+        for k in range(n):
+            dx = first + k - source.x
             r2 = source.cxx * dx * dx + source.cxy * dx * dy + source.cyy * dy * dy
-            if r2 <= limit:
-                i, j, state = _mend(field, source, (y, x), box)
-                if state & _LOST == 0:
-                    value = np.float64(field.image[i, j])
-                    moment += value * np.sqrt(max(r2, 0.0))
-                    total += value
+            radius[k] = np.sqrt(max(r2, 0.0))
+            mass[k] = mass[k] if r2 <= limit else 0.0
+        for k in range(n):
+            moment += mass[k] * radius[k]
+            total += mass[k]
     if moment <= 0 or total <= 0:
         return KRON_LEAST
     return np.nan if moment / total > KRON_EXTENT else max(moment / total, KRON_LEAST)
@@ -1496,15 +1533,17 @@ def _sort_by_ring(scratch, source, box, part, most):  # type: ignore[no-untyped-
     rings = min(int(np.sqrt((y1 - y0) ** 2 + (x1 - x0) ** 2)) + 2, most)
     ring[: rings + 2] = 0
     inside[: rings + 1] = 0.0
-    place = 0
+    width = x1 - x0
     for y in range(y0, y1):
-        for x in range(x0, x1):
-            k = int(np.sqrt((x - source.x) ** 2 + (y - source.y) ** 2))
-            number[place] = k
-            place += 1
+        numbers = number[(y - y0) * width : (y - y0 + 1) * width]
+        for j in range(width):
+            numbers[j] = int(np.sqrt((x0 + j - source.x) ** 2 + (y - source.y) ** 2))
+        values = scratch.value[y - box[0], x0 - box[1] : x1 - box[1]]
+        for j in range(width):
+            k = numbers[j]
             if k < rings:
                 ring[k + 2] += 1
-                inside[k + 1] += scratch.value[y - box[0], x - box[1]]
+                inside[k + 1] += values[j]
     for k in range(1, rings + 1):
         ring[k + 1] += ring[k]
         inside[k] += inside[k - 1]

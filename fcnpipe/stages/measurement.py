@@ -20,14 +20,15 @@ from fcnpipe import measure as measuring
 from fcnpipe.geometry import Box
 from fcnpipe.job import Arrays, Job
 from fcnpipe.measure import Columns, Pixels, Region, Sums
-from fcnpipe.pixels import BAD
 from fcnpipe.records import SourceFlag
 
 Facts = dict[str, float]
 VARIANCE_STEPS = 256
 """Unit of fixed-point variances, in squared units of flux; the sky's variance is 2**20 or more."""
 MARGIN = 64
-"""Pixels around a tile that are read for its apertures; a wider aperture is read by itself."""
+"""Pixels around a tile that are read for its apertures; for a wider one the rest is read."""
+USUAL_REACH = 7.0
+"""Semi-axes beyond which few apertures look: tried first, since all that might be is much more."""
 
 
 def label(job: Job, name: str) -> Facts:
@@ -116,18 +117,46 @@ def _divided(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
 
 def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
     """Measure all sources of a tile: most from one region, those that reach further one by one."""
-    near = job.tile(name).core.grow(MARGIN).clip(job.plan.frame)
-    measured, done = measuring.measure_near(columns, _read_region(job, near))
+    near = _read_region(job, job.tile(name).core.grow(MARGIN).clip(job.plan.frame))
+    measured, done = measuring.measure_near(columns, near)
     for row in np.flatnonzero(~done):
         one = {what: values[row : row + 1] for what, values in columns.items()}
-        box = Box(*measuring.aperture_boxes(one, job.plan.shape)[0].tolist())
-        for what, values in measuring.measure_apertures(one, _read_region(job, box)).items():
+        for what, values in _measure_far(job, near, one).items():
             measured[what][row] = values[0]
     return measured
 
 
+def _measure_far(job: Job, near: Region, one: Columns) -> Columns:
+    """Measure a source that looks beyond the region of its tile."""
+    usual = min(USUAL_REACH * float(one["semimajor_axis"][0]), measuring.RADIUS_CAP)
+    box = _reach(job, one, usual)
+    measured, done = measuring.measure_near(one, _widen(job, near, box))
+    if done[0]:
+        return measured
+    box = _reach(job, one, measuring.RADIUS_CAP)
+    return measuring.measure_apertures(one, _widen(job, near, box))
+
+
+def _reach(job: Job, one: Columns, cap: float) -> Box:
+    return Box(*measuring.aperture_boxes(one, job.plan.shape, cap)[0].tolist())
+
+
+def _widen(job: Job, near: Region, box: Box) -> Region:
+    """Give the region of a box, of which only what is not there already is read."""
+    known = box.clip(near.box)
+    if not known.size:
+        return _read_region(job, box)
+    around = (
+        Box(box.y0, box.x0, known.y0, box.x1),
+        Box(known.y1, box.x0, box.y1, box.x1),
+        Box(known.y0, box.x0, known.y1, known.x0),
+        Box(known.y0, known.x1, known.y1, box.x1),
+    )
+    parts = [near.cut(box), *(_read_region(job, part) for part in around if part.size)]
+    return measuring.join_regions(parts, box)
+
+
 def _read_region(job: Job, box: Box) -> Region:
     patch = job.exposure.read_patches(box, job.sky, job.plan.tiles)[0]
-    flags = job.store.read("flags", box)
-    image = np.where((flags & BAD) != 0, np.float32(np.nan), patch.residual[-1])
-    return Region(image, patch.noise[-1], job.store.read("label", box), flags, box, job.plan.shape)
+    flags, labels = job.store.read("flags", box), job.store.read("label", box)
+    return Region(patch.residual[-1], patch.noise[-1], labels, flags, box, job.plan.shape)
