@@ -299,7 +299,7 @@ def check_labels(parts: Iterable[NDArray[Any]], count: int) -> None:
 
 
 def _contradiction(what: str) -> VerificationError:
-    return VerificationError(f"the catalogue has {what}: run again with --overwrite")
+    return VerificationError(f"the catalogue has {what}: remove OUT.zarr.partial and run again")
 
 
 # --- the sky ---

@@ -93,7 +93,9 @@ def delivered(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
         return
     target.claim(spec.overwrite)
     try:
-        yield spec.model_copy(update={"out": str(target.local)})
+        # What waits on disk to be taken there is of this run, unless the inputs are others now.
+        afresh = spec.overwrite and not target.holds(spec, command)
+        yield spec.model_copy(update={"out": str(target.local), "overwrite": afresh})
     except BaseException:
         target.withdraw()
         raise
@@ -173,6 +175,11 @@ class Target:
                 "choose another output, or start afresh with --overwrite"
             )
         return True
+
+    def holds(self, spec: RunSpec, command: Command) -> bool:
+        """Whether the finished store of this very run is on disk still."""
+        found = read_attributes(self.local)
+        return "run_key" in found and found["run_key"] == run.identify(spec, command).key
 
     def claim(self, overwrite: bool) -> None:
         """Keep other runs away from the URL, until it is cleared up.

@@ -131,7 +131,10 @@ class RunSpec(BaseModel):
         None,
         description="Folder where a store is made whose OUT is a URL; the current one if not given.",
     )
-    overwrite: bool = Field(False, description="Start afresh, whatever OUT holds.")
+    overwrite: bool = Field(
+        False,
+        description="Start afresh, whatever OUT holds; the same again takes up what that has left.",
+    )
     quiet: bool = Field(False, description="No progress, errors only.")
 
     @property

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fcnpipe.stores.zarr import ZarrStore
 
 OVERWRITE_MARK = "overwrite"
-"""Scratch file that remembers the user's consent to replace OUT.zarr."""
+"""Scratch file that remembers the user's consent to replace OUT.zarr, and that the run began afresh."""
 
 OWNER = "owner.json"
 """Scratch file that names the run to which a partial store belongs."""
@@ -64,7 +64,8 @@ def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> 
     identity : RunIdentity
         What the run is made from.
     overwrite : bool
-        Whether to start afresh. An existing OUT.zarr stays until the new one is whole.
+        Whether to start afresh. An existing OUT.zarr stays until the new one is whole. What this
+        very run has begun afresh and left, it takes up.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> 
         if partial.exists():
             with hold(partial):
                 pass
-        if overwrite:
+        if overwrite and not _has_begun(partial, identity):
             _remove_all(partial, _leftover(parquet_path(out)))
             return "fresh"
         _finish(partial)
@@ -179,6 +180,13 @@ def _decide(out: Path, partial: Path, identity: RunIdentity) -> State:
         _refuse_another(out, identity)
         return "complete"
     return "fresh"
+
+
+def _has_begun(partial: Path, identity: RunIdentity) -> bool:
+    """Whether OUT.zarr.partial is what the same run with --overwrite has left."""
+    found = read_attributes(partial)
+    whole = found.get("run_key") == identity.key and found["status"] == "complete"
+    return whole or (partial.exists() and _consented(partial, identity))
 
 
 def _consented(partial: Path, identity: RunIdentity) -> bool:

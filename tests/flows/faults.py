@@ -6,9 +6,13 @@ import json
 import sys
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import psutil
 
+from fcnpipe.spec import RunSpec
+from fcnpipe.stores import partial_path
+from flows.segment import segment
 from tests.flows import processes
 from tests.integration.faults import SETTINGS, Case, Fault, Run
 
@@ -33,22 +37,35 @@ def server_killed(case: Case, server: processes.Server) -> str:
 
 
 def worker_killed(case: Case, server: processes.Server) -> str:
-    """SIGKILL of the worker that has started a flow run: the process of that ends with it."""
-    deploy = ("deploy", "--prefect-file", "deploy/prefect.yaml", "--name", "segment")
+    """SIGKILL of the worker that has started a flow run: the process of that ends with it.
+
+    With ``overwrite``, as `nightly` has it: the same again goes on, it does not begin once more.
+    """
+    deploy = ("deploy", "--prefect-file", "deploy/prefect.yaml", "--name", "nightly")
     environment = case.environment("wait")
     extra = {name: environment[name] for name in ("FCNPIPE_FAULT", "PYTHONPATH")}
     case.out.parent.mkdir()
     with processes.worker(server, "fcnpipe", "mortal", extra) as worker:
         server.prefect("--no-prompt", *deploy)
-        spec = {**SETTINGS, "image": [str(case.field)], "out": str(case.out)}
+        spec = {**SETTINGS, "image": [str(case.field)], "out": str(case.out), "overwrite": True}
         parameters = json.dumps({"spec": spec})
-        server.prefect("deployment", "run", "segment/segment", "--params", parameters)
+        server.prefect("deployment", "run", "segment/nightly", "--params", parameters)
         processes.wait_until((case.folder / "reached").exists, "the moment has come")
         flow = int((case.folder / "reached").read_text())
         worker.kill_alone()
         case.go_on()
         processes.wait_until(lambda: not runs(flow), "the flow run has ended with its worker")
+    done = list_marks(partial_path(case.out))
+    segment(RunSpec(**spec, quiet=True))
+    assert done.items() <= list_marks(case.out).items(), "it has begun once more"
     return "ends with its worker; the same run again does the rest"
+
+
+def list_marks(store: Path) -> dict[str, int]:
+    """Give when each mark of a store's ledger was set."""
+    folder = store / "ledger" / "c"
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
 def runs(number: int) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,18 +21,24 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_field(tmp_path_factory.mktemp("field") / "field.fits", (500, 600))
 
 
-def start(field: Path, out: Path, engine: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "fcnpipe", "segment", str(field), str(out), *SETTINGS]
+def start(field: Path, out: Path, engine: str, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "fcnpipe", "segment", str(field), str(out), *SETTINGS, *more]
     return subprocess.Popen(
         [*command, "--engine", engine, "--workers", "2"], start_new_session=True
     )
 
 
 @pytest.fixture(scope="module")
-def undisturbed(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def finished(field: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run that nothing befell."""
     out = tmp_path_factory.mktemp("undisturbed") / "out.zarr"
     assert start(field, out, "serial").wait(300) == 0
-    return read_all(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path) -> dict[str, bytes]:
+    return read_all(finished)
 
 
 def wait_for_marks(partial: Path, stage: int, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -45,7 +52,7 @@ def wait_for_marks(partial: Path, stage: int, count: int, process: subprocess.Po
 
 @pytest.mark.parametrize(
     ("engine", "stage", "count"),
-    [("serial", 0, 3), ("threads", 1, 7), ("serial", 2, 5), ("threads", 3, 9), ("dask", 1, 4)],
+    [("serial", 0, 3), ("serial", 2, 5), ("threads", 3, 9), ("dask", 1, 4)],
 )
 def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(
     field: Path, undisturbed: dict[str, bytes], tmp_path: Path, engine: str, stage: int, count: int
@@ -61,6 +68,32 @@ def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(
     assert again.keys() == undisturbed.keys()
     assert [name for name in again if again[name] != undisturbed[name]] == []
     assert not (tmp_path / "out.zarr.partial").exists()
+
+
+def test_what_overwrite_began_is_taken_up_by_the_same_command(
+    field: Path, finished: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """As a schedule gives it again after a kill; the old result stays until the new one is whole."""
+    out = tmp_path / "out.zarr"
+    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
+    process = start(field, out, "threads", "--overwrite")
+    wait_for_marks(tmp_path / "out.zarr.partial", 1, 7, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    done = marks(tmp_path / "out.zarr.partial")
+    assert len(done) >= 20 + 7
+    assert read_all(out).items() <= undisturbed.items()
+    assert start(field, out, "threads", "--overwrite").wait(300) == 0
+    assert done.items() <= marks(out).items()
+    assert read_all(out) == undisturbed
+
+
+def marks(store: Path) -> dict[str, int]:
+    """Give when each mark of the ledger was set."""
+    folder = store / "ledger" / "c"
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def test_many_kills_in_a_row(field: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:

@@ -212,6 +212,24 @@ def test_overwrite_starts_afresh(partial: ZarrStore) -> None:
     assert not store.done("label").any()
 
 
+def test_what_was_begun_afresh_is_taken_up(partial: ZarrStore) -> None:
+    """By the same command again, as a schedule gives it after a kill; not by that of another run."""
+    out = lifecycle.final_path(partial.path)
+    _, store = take_up(out, overwrite=True)
+    for tile in LAYOUT.grid:
+        do_tile(store, tile)
+    state, store = take_up(out, overwrite=True)
+    assert state == "resume"
+    assert store.done("label").all()
+    end_run(store)
+    out.rename(store.path)  # killed before the very last step
+    assert prepare(out, IDENTITY, overwrite=True) == "complete"
+    assert prepare(out, IDENTITY, overwrite=True) == "fresh"
+    take_up(out, overwrite=True)
+    assert prepare(out, RunIdentity("input", "new model", "1", {}), overwrite=True) == "fresh"
+    assert not store.path.exists()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("suffix", ["", ".partial"])
 def test_what_is_not_ours_is_never_touched(tmp_path: Path, suffix: str, overwrite: bool) -> None:
