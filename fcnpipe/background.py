@@ -122,6 +122,10 @@ class Background:
         """Give the sky, in image units, of the box of this shape with its corner at (y0, x0)."""
         return evaluate_spline(self.sky_coefficients, self.cell, y0, x0, shape)
 
+    def subtract_sky(self, values: Plane, y0: int, x0: int) -> None:
+        """Take the sky off the pixels of a box with its corner at (y0, x0), in place."""
+        subtract_spline(values, self.sky_coefficients, self.cell, y0, x0)
+
     def noise(self, y0: int, x0: int, shape: tuple[int, int]) -> Plane:
         """Give the noise of a box; > 0, unless the image is blank (NaN) or noiseless (0)."""
         coefficients, limits = self.noise_coefficients, self.noise_limits
@@ -367,8 +371,15 @@ def evaluate_spline(
     out = np.empty(shape, np.float32)
     rows = _weigh(y0, shape[0], cell, coefficients.shape[0])
     columns = _weigh(x0, shape[1], cell, coefficients.shape[1])
-    _evaluate(coefficients, rows, columns, limits, out)
+    _evaluate(coefficients, rows, columns, limits, out, False)
     return out
+
+
+def subtract_spline(values: Plane, coefficients: Coefficients, cell: int, y0: int, x0: int) -> None:
+    """Take a spline off a box of pixels in place: what :func:`evaluate_spline` gives, in one pass."""
+    rows = _weigh(y0, values.shape[0], cell, coefficients.shape[0])
+    columns = _weigh(x0, values.shape[1], cell, coefficients.shape[1])
+    _evaluate(coefficients, rows, columns, (-np.inf, np.inf), values, True)
 
 
 def _weigh(start: int, length: int, cell: int, n: int) -> tuple[NDArray[np.int64], Coefficients]:
@@ -798,19 +809,22 @@ def _solve_natural(values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _evaluate(coefficients, rows, columns, limits, out):  # type: ignore[no-untyped-def]
-    """Go down column by column of the mesh: along a row, the runs are too short to be quick."""
+def _evaluate(coefficients, rows, columns, limits, out, off):  # type: ignore[no-untyped-def]
+    """Fill in the spline, or take it ``off`` what is there.
+
+    Goes down column by column of the mesh: along a row, the runs are too short to be quick.
+    """
     first, weights = columns
     lines = _blend_rows(coefficients, rows, first[0], first[-1] + 4)
     start = 0
     for end in np.append(np.flatnonzero(np.diff(first)) + 1, len(first)):
-        run = (
-            weights[0, start:end],
-            weights[1, start:end],
-            weights[2, start:end],
-            weights[3, start:end],
-        )
-        _evaluate_runs(lines, first[start] - first[0], run, limits, out[:, start:end])
+        w0, w1 = weights[0, start:end], weights[1, start:end]
+        w2, w3 = weights[2, start:end], weights[3, start:end]
+        strip = lines[:, first[start] - first[0] : first[start] - first[0] + 4]
+        if off:
+            _subtract_runs(strip, (w0, w1, w2, w3), limits, start, out)
+        else:
+            _evaluate_runs(strip, (w0, w1, w2, w3), limits, start, out)
         start = end
 
 
@@ -832,14 +846,28 @@ def _blend_rows(coefficients, rows, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _evaluate_runs(lines, place, weights, limits, out):  # type: ignore[no-untyped-def]
+def _evaluate_runs(strip, weights, limits, start, out):  # type: ignore[no-untyped-def]
     """Evaluate the pixels between two nodes, which share their four coefficients in each row."""
     w0, w1, w2, w3 = weights
     low, high = limits
     for y in range(out.shape[0]):
-        a, b, c, d = lines[y, place], lines[y, place + 1], lines[y, place + 2], lines[y, place + 3]
-        row = out[y]
+        a, b, c, d = strip[y, 0], strip[y, 1], strip[y, 2], strip[y, 3]
+        row = out[y, start : start + len(w0)]
         for x in range(len(w0)):
             value = w0[x] * a + w1[x] * b + w2[x] * c + w3[x] * d
             value = low if value < low else value
             row[x] = high if value > high else value
+
+
+@njit(cache=True, nogil=True)
+def _subtract_runs(strip, weights, limits, start, out):  # type: ignore[no-untyped-def]
+    """Take off what `_evaluate_runs` would fill in."""
+    w0, w1, w2, w3 = weights
+    low, high = limits
+    for y in range(out.shape[0]):
+        a, b, c, d = strip[y, 0], strip[y, 1], strip[y, 2], strip[y, 3]
+        row = out[y, start : start + len(w0)]
+        for x in range(len(w0)):
+            value = w0[x] * a + w1[x] * b + w2[x] * c + w3[x] * d
+            value = low if value < low else value
+            row[x] -= np.float32(high if value > high else value)

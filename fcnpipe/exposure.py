@@ -163,7 +163,7 @@ class Exposure:
         noise = np.empty_like(values)
         weight = self._read_weight(box)
         for plane, mesh in enumerate(sky.planes):
-            values[plane] -= mesh.sky(box.y0, box.x0, box.shape)
+            mesh.subtract_sky(values[plane], box.y0, box.x0)
             noise[plane] = self._noise(mesh, box, weight, sky.scales[plane])
         return Patch(values, noise, flags)
 

@@ -25,6 +25,7 @@ from fcnpipe.background import (
     measure_weight,
     noise_from_weight,
     repair_cells,
+    subtract_spline,
     weight_scale,
 )
 from fcnpipe.errors import InputError, SpecError
@@ -482,3 +483,12 @@ def test_real_image_agrees_with_sep(name, extension):
     sky_off, noise_off = compare_with_sep(image)
     assert sky_off < 0.05
     assert noise_off < 0.02
+
+
+def test_sky_is_taken_off_as_it_is_evaluated():
+    rng = np.random.default_rng(11)
+    coefficients = fit_spline(rng.normal(SKY, NOISE, (5, 7)))
+    values = rng.normal(SKY, NOISE, (130, 150)).astype(np.float32)
+    expected = values - evaluate_spline(coefficients, 32, 17, 40, values.shape)
+    subtract_spline(values, coefficients, 32, 17, 40)
+    assert_array_equal(values, expected)
