@@ -327,6 +327,16 @@ def _add_flux(forest: Int32, weights: Int64, flux: Int64) -> None:
 
 
 @kernel
+def paint(segments: Int32, table: Int32) -> Int32:
+    """Give each pixel of a tile what a table has for its segment, (h, w)."""
+    painted = np.empty(segments.shape, np.int32)
+    for y in range(segments.shape[0]):
+        for x in range(segments.shape[1]):
+            painted[y, x] = table[segments[y, x]]
+    return painted
+
+
+@kernel
 def _paint(forest: Int32, table: Int32) -> Int32:
     """Give the core's segments."""
     segments = np.empty((forest.shape[0] - 2, forest.shape[1] - 2), np.int32)

@@ -21,6 +21,7 @@ from fcnpipe.geometry import Box
 from fcnpipe.job import Arrays, Job
 from fcnpipe.measure import Columns, Pixels, Region, Sums
 from fcnpipe.records import SourceFlag
+from fcnpipe.segment import paint
 
 Facts = dict[str, float]
 VARIANCE_STEPS = 256
@@ -35,8 +36,8 @@ def label(job: Job, name: str) -> Facts:
     """Write the labels of a tile and hand the sums over its pixels to the owners of the sources."""
     tile, table = job.tile(name), job.store.get_arrays("labels", name)
     segments = job.store.read("segments", tile.core)
-    labels = table["label"][segments]
-    maps = {"label": labels}
+    labels = paint(segments, table["label"])
+    maps: Arrays = {"label": labels}
     if job.spec.keep_image:
         maps["science"] = job.exposure.read_bands(tile.core, job.plan.tiles)
     checksums = job.write_maps(tile.core, maps)
