@@ -6,6 +6,7 @@ import datetime
 import gc
 import ipaddress
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -259,8 +260,19 @@ def write_authority(folder: Path) -> tuple[str, str]:
     return str(folder / "ca.pem"), str(folder / "own.pem")
 
 
+def refuse(address: str, ca: str, own: str) -> str:
+    """Give what is said of a scheduler that cannot be talked to with these certificates."""
+    given = {"distributed.comm.tls.ca-file": ca, "distributed.comm.tls.client.cert": own}
+    with dask.config.set(given), pytest.raises(SpecError) as told:
+        connect(address, NEEDS)
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
 def test_tls_with_the_certificates_of_dasks_configuration(tmp_path: Path) -> None:
     ca, own = write_authority(tmp_path)
+    (tmp_path / "strange").mkdir()
+    strange_ca, strange = write_authority(tmp_path / "strange")
     settings = {
         "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": ca,
         "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
@@ -276,6 +288,11 @@ def test_tls_with_the_certificates_of_dasks_configuration(tmp_path: Path) -> Non
         assert address.startswith("tls://")
         with pytest.raises(SpecError, match="TLS"):
             connect(address, NEEDS)
+        # Neither a scheduler that somebody else vouches for is trusted, nor is such a client.
+        for given in ((strange_ca, own), (ca, strange)):
+            said = refuse(address, *given)
+            assert said.startswith(f"no Dask scheduler answers at {address}: ")
+            assert re.search("certificate|UNKNOWN_CA", said), said
         with dask.config.set(
             {"distributed.comm.tls.ca-file": ca, "distributed.comm.tls.client.cert": own}
         ):
