@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from fcnpipe import networks, pixels
 from fcnpipe.deadline import check_wanted
+from fcnpipe.errors import ModelError
 from fcnpipe.exposure import Exposure, InputTrace, Sky, unpack_sky
 from fcnpipe.geometry import Box, Tile, parse_tile_name
 from fcnpipe.plan import Plan
@@ -94,6 +96,8 @@ class Job:
         from others on the same store.
     inputs : tuple of InputTrace
         The input files as they were when their digest was taken.
+    model_digest : str
+        Digest of the model that the run is of; whatever else lies under its name is refused.
     """
 
     spec: RunSpec
@@ -102,6 +106,7 @@ class Job:
     path: str
     nonce: str
     inputs: tuple[InputTrace, ...] = ()
+    model_digest: str = ""
 
     @property
     def store(self) -> ZarrStore:
@@ -138,16 +143,19 @@ class Job:
     @property
     def exposure(self) -> Exposure:
         """The image with its weight and mask."""
-        return _recall(self, "exposure", lambda: Exposure(self.spec))
+        return _recall(self.nonce, "exposure", lambda: Exposure(self.spec))
 
     @property
     def model(self) -> networks.Model:
-        """The model."""
-        return _recall(
-            self,
-            "model",
-            lambda: networks.load_model(self.spec.model, self.spec.fwhm, self.spec.declared),
-        )
+        """The model, loaded once in a process for all runs of it.
+
+        Raises
+        ------
+        ModelError
+            If it is not here, or another one is.
+        """
+        with _LOADING:
+            return _recall(self.model_digest or self.nonce, "model", self._load_model)
 
     @property
     def predictor(self) -> networks.Predictor:
@@ -157,12 +165,27 @@ class Job:
         -----
         One thread for each: the number of threads may change the last bits of a convolution.
         """
-        return _recall(self, "predictor", self._make_predictor)
+        what = f"predictor {self.spec.device} {self.spec.precision}"
+        with _LOADING:
+            return _recall(self.model_digest or self.nonce, what, self._make_predictor)
+
+    def load_network(self) -> None:
+        """Load the network before there is anything to do, and refuse another one."""
+        assert self.predictor
 
     @property
     def sky(self) -> Sky:
         """Sky and noise, once the background stage is through."""
-        return _recall(self, "sky", lambda: unpack_sky(self.store.get_arrays("sky", ALL)))
+        return _recall(self.nonce, "sky", lambda: unpack_sky(self.store.get_arrays("sky", ALL)))
+
+    def _load_model(self) -> networks.Model:
+        found = networks.load_model(self.spec.model, self.spec.fwhm, self.spec.declared)
+        if found.digest != (self.model_digest or found.digest):
+            raise ModelError(
+                f"model {Path(self.spec.model).absolute()} is another file here (digest {found.digest}) than "
+                f"the run began with ({self.model_digest}): put the same file everywhere, and leave it alone"
+            )
+        return found
 
     def _make_predictor(self) -> networks.Predictor:
         networks.tune_allocator()
@@ -184,14 +207,18 @@ class Job:
         return self.plan.tiles.tile(*parse_tile_name(name))
 
 
-@lru_cache(maxsize=2)
-def _memory(nonce: str) -> dict[str, Any]:
+_LOADING = threading.RLock()
+"""One thread of a process loads a model, the others wait for it."""
+
+
+@lru_cache(maxsize=4)
+def _memory(key: str) -> dict[str, Any]:
     return {}
 
 
-def _recall(job: Job, what: str, make: Callable[[], _T]) -> _T:
-    """Give what this process has opened for the job; two threads may open it twice, harmlessly."""
-    memory = _memory(job.nonce)
+def _recall(key: str, what: str, make: Callable[[], _T]) -> _T:
+    """Give what this process has opened for a job or a model; two threads may open it twice, harmlessly."""
+    memory = _memory(key)
     if what not in memory:
         memory[what] = make()
     found: _T = memory[what]

@@ -334,10 +334,10 @@ def open_session(
         attributes = _attributes(spec, exposure, plan, model)
         replaces = spec.overwrite or adopt is not None
         store = ZarrStore.create(spec.out, layout, identity, attributes, replaces)
-    job = Job(spec, plan, criteria, str(store.path), uuid.uuid4().hex, inputs)
+    job = Job(spec, plan, criteria, str(store.path), uuid.uuid4().hex, inputs, model.digest)
     with hold(store.path, job.nonce), _withdrawn(store):
         _settle(job, state, adopt)
-        engine = engines.open_engine(spec, _list_needs(plan))
+        engine = engines.open_engine(spec, _list_needs(job))
         try:
             yield Session(job, engine, resumed=state == "resume")
         finally:
@@ -355,8 +355,11 @@ def _withdrawn(store: ZarrStore) -> Iterator[None]:
         raise
 
 
-def _list_needs(plan: Plan) -> engines.Needs:
-    return engines.Needs(networks.worker_environment(), networks.tune_allocator, plan.memory_bytes)
+def _list_needs(job: Job) -> engines.Needs:
+    prepare: Callable[[], object] = networks.tune_allocator
+    if work.remaining(job, "predict", (tile.name for tile in job.plan.tiles)):
+        prepare = job.load_network
+    return engines.Needs(networks.worker_environment(), prepare, job.plan.memory_bytes)
 
 
 def _prepare(spec: RunSpec, identity: RunIdentity, adopt: Adoption | None) -> State:

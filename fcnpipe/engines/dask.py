@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import spawn
@@ -31,7 +31,7 @@ from distributed.comm.core import CommClosedError
 
 from fcnpipe import __version__
 from fcnpipe.engines.base import Needs, Task, nothing
-from fcnpipe.errors import EngineError, SpecError
+from fcnpipe.errors import EngineError, FcnpipeError, SpecError
 from fcnpipe.records import TaskReport
 
 # Distributed is annotated here and there only.
@@ -98,11 +98,14 @@ class Demand:
         How long to wait for a worker where there is none.
     most : int
         Workers that an adaptive cluster may grow to: it grows to what is asked of it.
+    setup : str
+        Name of what makes workers ready, under which those that cannot be say why.
     """
 
     resources: dict[str, float] | None = None
     wait_seconds: float = WAIT_SECONDS
     most: int = 0
+    setup: str = ""
 
     def is_met_by(self, worker: Mapping[str, Any]) -> bool:
         """Whether a worker, as the scheduler knows it, may be given a task."""
@@ -257,6 +260,9 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
     ----------
     needs : Needs
         Environment, and what is to be called.
+    known : iterable of str
+        Addresses of the workers that are there. What they lack is told to who asks; one that comes later
+        and lacks something leaves again, since it would be given tasks all the same.
 
     Notes
     -----
@@ -264,19 +270,35 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
     called sets the allocator by itself.
     """
 
-    def __init__(self, needs: Needs) -> None:
+    def __init__(self, needs: Needs, known: Iterable[str] = ()) -> None:
         self.name = f"fcnpipe-{uuid.uuid4().hex}"
-        self.version, self.needs = __version__, needs
+        self.version, self.needs, self.known = __version__, needs, frozenset(known)
 
     def setup(self, worker: Any) -> None:
+        """Make a worker ready, or say why it cannot be."""
+        try:
+            self._prepare()
+        except Exception as error:
+            kind = "" if isinstance(error, FcnpipeError) else f"{type(error).__name__}: "
+            reason = f"Dask worker {worker.name} cannot do this run's tasks: {kind}{_line(error)}"
+            if worker.address in self.known:
+                raise EngineError(reason) from None
+            self._turn_away(worker, reason)
+
+    def _prepare(self) -> None:
         """Refuse another version of fcnpipe, set the environment, make the call."""
         if self.version != __version__:
             raise EngineError(
-                f"worker {worker.address} has fcnpipe {__version__}, this run is of {self.version}: "
+                f"it has fcnpipe {__version__}, this run is of {self.version}: "
                 "install one version everywhere"
             )
         os.environ.update({**ONE_THREAD, **self.needs.environment})
         self.needs.prepare()
+
+    def _turn_away(self, worker: Any, reason: str) -> None:
+        logging.getLogger("distributed.worker").error(reason)
+        worker.log_event(self.name, reason)
+        worker.loop.add_callback(worker.close, nanny=True, reason=reason)
 
 
 def _has_worker(client: Any, demand: Demand, since: float) -> bool:
@@ -285,11 +307,14 @@ def _has_worker(client: Any, demand: Demand, since: float) -> bool:
     Raises
     ------
     EngineError
-        If there has been none since too long ago, or the scheduler does not answer.
+        If there has been none since too long ago, all that came were turned away, or the scheduler
+        does not answer.
     """
     workers = _list_workers(client)
     if any(map(demand.is_met_by, workers)):
         return True
+    if demand.setup and (refusals := client.get_events(demand.setup)):
+        raise EngineError(refusals[-1][1])
     limit = min(RESOURCE_SECONDS, demand.wait_seconds) if workers else demand.wait_seconds
     if time.monotonic() - since < limit:
         return False
@@ -531,7 +556,8 @@ def _make_ready(
     revive: Callable[[], object] = nothing,
 ) -> DaskEngine:
     """Wait for a worker, prepare all that come, and see that they suffice."""
-    setup = WorkerSetup(needs)
+    setup = WorkerSetup(needs, client.scheduler_info(n_workers=-1)["workers"])
+    closing.callback(_unregister, client, setup.name)
     try:
         _register(client, setup)
     except EngineError:
@@ -541,8 +567,7 @@ def _make_ready(
             f"Dask workers at {_address(client)} cannot be made ready: {type(error).__name__}: {_line(error)}; "
             "install fcnpipe on them"
         ) from None
-    closing.callback(_unregister, client, setup.name)
-    demand = _find_demand(client, description)
+    demand = _find_demand(client, description, setup.name)
     _check_memory(_list_workers(client), needs)
     return DaskEngine(client, closing, demand, revive)
 
@@ -561,20 +586,19 @@ def _unregister(client: Any, name: str) -> None:
             client.unregister_worker_plugin(name)
 
 
-def _find_demand(client: Any, description: Mapping[str, Any]) -> Demand:
+def _find_demand(client: Any, description: Mapping[str, Any], setup: str) -> Demand:
     """Give what tasks ask for, once there is a worker that offers it."""
     adapt = description.get("adapt_kwargs") or {}
     most = int(adapt.get("maximum") or adapt.get("maximum_jobs") or 0)
-    demand = Demand(
-        description.get("resources"), float(description.get("wait_seconds", WAIT_SECONDS)), most
-    )
+    wait_seconds = float(description.get("wait_seconds", WAIT_SECONDS))
+    demand = Demand(description.get("resources"), wait_seconds, most, setup)
     if adapt and not adapt.get("minimum") and not adapt.get("minimum_jobs"):
         return demand  # the first worker comes when there are tasks
     begun = time.monotonic()
     while not _has_worker(client, demand, begun):
         time.sleep(0.1)
     if demand.resources is None:
-        return Demand(_gpu_resources(_list_workers(client)), demand.wait_seconds, most)
+        return replace(demand, resources=_gpu_resources(_list_workers(client)))
     return demand
 
 

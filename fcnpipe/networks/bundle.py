@@ -71,13 +71,15 @@ class Bundle(StoredModel):
         Raises
         ------
         ModelError
-            If the weights are not those of the architecture.
+            If the weights are not those of the architecture, or of another file than the header.
         """
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        module = build(self.header)
-        _check_weights(module, load_file(self.path), self.path)
-        module.load_state_dict(load_file(self.path))
+        module, data = build(self.header), self.path.read_bytes()
+        self.check_digest(_hash(data))
+        weights = load(data)
+        _check_weights(module, weights, self.path)
+        module.load_state_dict(weights)
         return module.eval()
 
 
@@ -262,8 +264,11 @@ def _locate(name: str) -> Path:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return _hash(path.read_bytes())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _check_shapes(bundle: Bundle) -> None:

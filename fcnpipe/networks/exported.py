@@ -108,7 +108,9 @@ class Exported(StoredModel):
 
     def module(self) -> nn.Module:
         """Read the network, on the CPU."""
-        return read_network(self.path)
+        network = read_network(self.path)
+        self.check_digest(_digest(self.path))
+        return network
 
 
 def load_exported(path: Path, declared: tuple[int, int] | None = None) -> Exported:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fcnpipe.errors import ModelError
 from fcnpipe.networks.base import ModelHeader
 
 if TYPE_CHECKING:
@@ -55,6 +56,19 @@ class StoredModel:
     def bytes_per_pixel(self) -> int:
         """Peak memory of a forward pass for each pixel looked at, scratch included."""
         return SCRATCH * self.header.bytes_per_pixel
+
+    def check_digest(self, found: str) -> None:
+        """Refuse weights that are not those of the header.
+
+        Raises
+        ------
+        ModelError
+            If the file has changed since that was read.
+        """
+        if found != self.digest:
+            raise ModelError(
+                f"model {self.path} changed while it was read: run the same command again"
+            )
 
     def module(self) -> nn.Module:
         """Read the network with its weights, on the CPU, in evaluation mode."""

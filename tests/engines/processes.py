@@ -11,17 +11,25 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 QUIET = {"DASK_LOGGING__DISTRIBUTED": "error"}
 
 
 def start(
-    program: str, *arguments: str, environment: Mapping[str, str] | None = None
+    program: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
+    """Start a program of Dask's, in a folder; what it says goes to FOLDER/said."""
     command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *arguments]
-    return subprocess.Popen(
-        command, env={**os.environ, **QUIET, **(environment or {})}, start_new_session=True
-    )
+    settings = {**os.environ, **QUIET, **(environment or {})}
+    with ExitStack() as stack:
+        said = stack.enter_context((folder / "said").open("wb")) if folder else None
+        return subprocess.Popen(
+            command, env=settings, cwd=folder, stderr=said, start_new_session=True
+        )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -31,10 +39,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running(
-    program: str, *arguments: str, environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    process = start(program, *arguments, environment=environment)
+def running(program: str, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = start(program, *arguments, **options)
     try:
         yield process
     finally:
@@ -42,7 +48,7 @@ def running(
 
 
 @contextmanager
-def scheduler(folder: Path, *arguments: str, **options: Mapping[str, str]) -> Iterator[Path]:
+def scheduler(folder: Path, *arguments: str, **options: Any) -> Iterator[Path]:
     """Give the file that a scheduler wrote."""
     file = folder / "scheduler.json"
     with running(
@@ -56,7 +62,7 @@ def scheduler(folder: Path, *arguments: str, **options: Mapping[str, str]) -> It
 
 @contextmanager
 def workers(
-    file: Path, count: int, *arguments: str, **options: Mapping[str, str]
+    file: Path, count: int, *arguments: str, **options: Any
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start workers of one thread that know a scheduler by its file."""
     with ExitStack() as stack:

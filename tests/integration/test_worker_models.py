@@ -1,0 +1,105 @@
+"""Each Dask worker has the very model that a run began with, or no part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import distributed
+import pytest
+import torch
+
+from fcnpipe import networks, run
+from fcnpipe.errors import EngineError, ModelError
+from fcnpipe.job import Job
+from fcnpipe.networks.base import Output
+from fcnpipe.networks.certificate import describe
+from fcnpipe.networks.unet import UNet
+from fcnpipe.spec import RunSpec, make_spec
+from fcnpipe.stores import ZarrStore
+from tests.engines import processes
+from tests.integration.scenes import write_field
+
+NAME = "net.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an image and a model; the model's name means another file elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    write_field(tmp_path / "field.fits", (128, 310))
+    write_model(tmp_path / NAME, seed=1)
+    return tmp_path
+
+
+def write_model(path: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    network = UNet(1, 1, base=4, depth=1).eval()
+    header = describe(network, "net", (Output(name="source", role="source"),), {"source": 1.0})
+    networks.save_model(path, network, header)
+
+
+def spec(here: Path, **options: object) -> RunSpec:
+    given = {"model": NAME, "window": 128, "tile": 128, "quiet": True, "thresh": 0.5, **options}
+    return make_spec(image=(str(here / "field.fits"),), out=str(here / "out.zarr"), **given)
+
+
+@pytest.fixture
+def scheduler(here: Path) -> Iterator[Path]:
+    with processes.scheduler(here) as file:
+        yield file
+
+
+def wait_for_workers(scheduler: Path, count: int) -> None:
+    with distributed.Client(scheduler_file=str(scheduler), set_as_default=False) as client:
+        client.wait_for_workers(count, timeout=120)
+
+
+def test_a_worker_with_another_model_takes_no_part(here: Path, scheduler: Path) -> None:
+    """One that comes late leaves, one that is there ends the run before it begins; it loads once."""
+    late = here / "late"
+    late.mkdir()
+    write_model(late / NAME, seed=2)
+    with processes.workers(scheduler, 1, "--name", "early", folder=here):
+        wait_for_workers(scheduler, 1)
+        with run.open_session(spec(here, scheduler=str(scheduler))) as session:
+            assert session
+            (here / NAME).unlink()  # it is loaded
+            with processes.workers(scheduler, 1, "--name", "late", folder=late) as (worker,):
+                worker.wait(120)
+            said = (late / "said").read_text()
+            for stage in session.stages:
+                run.run_stage(session, stage, run.Silence())
+            run.finish(session)
+        assert ZarrStore.open(here / "out.zarr").verify().ok
+        (line,) = [line for line in said.splitlines() if "cannot do" in line]
+        assert "Dask worker late cannot do this run's tasks" in line
+        assert f"model {late / NAME} is another file here" in line
+        write_model(here / NAME, seed=1)
+        again = spec(here, scheduler=str(scheduler), overwrite=True)
+        with processes.workers(scheduler, 1, "--name", "wrong", folder=late):
+            wait_for_workers(scheduler, 2)
+            match = f"worker wrong cannot do.*{late / NAME} is another file"
+            with pytest.raises(EngineError, match=match), run.open_session(again):
+                pass
+
+
+def test_a_model_is_loaded_once_in_a_process(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run.open_session(spec(here, engine="serial")) as session:
+        assert session
+        jobs = [session.job, replace(session.job, nonce="another run")]
+        loaded = [job.predictor for job in jobs]
+        (here / NAME).unlink()
+        assert {id(job.predictor) for job in jobs} == {id(loaded[0])}
+        write_model(here / NAME, seed=2)
+        other: Job = replace(session.job, model_digest="0" * 32)
+        with pytest.raises(ModelError, match=f"model {here / NAME} is another file here"):
+            other.load_network()
+
+
+def test_weights_of_another_file_than_the_header_are_refused(here: Path) -> None:
+    model = networks.load_model(NAME)
+    write_model(here / NAME, seed=2)
+    with pytest.raises(ModelError, match="changed while it was read"):
+        model.predictor("cpu", "fp32")
