@@ -273,7 +273,8 @@ def _adopt(old: ZarrStore, damage: Iterable[Damage], job: Job) -> None:
     names = [*(o.name for o in job.plan.maps), "flags"]
     names += [] if job.plan.maps else ["probability", "elevation"]
     names += ["science"] if job.plan.maps and job.spec.keep_image else []
-    lost = [d.tile for d in damage if d.place in {f"image/0/{name}" for name in names}]
+    places = {f"{where}/0/{name}" for where in ("image", "checksums") for name in names}
+    lost = [d.tile for d in damage if d.place in places]
     whole = () if None in lost else (t.name for t in job.plan.tiles if t not in lost)
     for name in work.remaining(job, "predict", whole):
         work.adopt_prediction(job, old, name, names)
@@ -521,7 +522,8 @@ def _distrust(job: Job) -> None:
     published, which is made anew, as is all that is small. What the check finds wrong is done again
     when the run is taken up next.
     """
-    job.store.restore_frame(pyramid=job.store.has_arrays("done-create_pyramid", ALL))
+    pyramid = job.store.has_arrays("done-create_pyramid", ALL)
+    job.store.restore_frame(job.exposure.info.cards, pyramid)
     if work.drop_broken_records(job):
         _forget(job, (*work.SKY, *work.AFTER_PREDICT))
     for task in work.list_with_maps(job):

@@ -74,8 +74,17 @@ def seal(path: Path) -> dict[str, int]:
 def _is_sealed(path: Path, name: str) -> bool:
     if name.startswith((SCRATCH, *UNSEALED)):
         return False
-    node = json.loads((path / name / "zarr.json").read_text())
-    return node["node_type"] == "array" and "sharding_indexed" not in _codecs(node)
+    node = _read_node(path / name)
+    return node.get("node_type") == "array" and "sharding_indexed" not in _codecs(node)
+
+
+def _read_node(path: Path) -> dict[str, Any]:
+    """Give the metadata of a group or an array; empty if they are lost or cut short."""
+    try:
+        node = json.loads((path / "zarr.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return node if isinstance(node, dict) else {}
 
 
 def _codecs(node: dict[str, Any]) -> list[str]:
@@ -119,12 +128,15 @@ def find_damage(store: ZarrStore) -> Iterator[Damage]:
     Damage
         In order of place; none if the store is whole.
     """
-    yield from _damaged_metadata(store.path)
+    nodes = [*_damaged_metadata(store.path)]
+    yield from nodes
     for level in range(1 + store.level_count):
         for name in store.list_maps(level):
             yield from _damaged_shards(store, name, level)
     yield from _damaged_arrays(store)
     yield from (Damage("ledger", gap) for gap in find_gaps(store))
+    if any(damage.place.startswith("sources") for damage in nodes):
+        return  # what there is to compare with is lost itself
     if store.has_sources and (reason := find_difference(store)):
         yield Damage("parquet", reason)
 
@@ -133,25 +145,34 @@ def _damaged_metadata(path: Path) -> Iterator[Damage]:
     """Compare the metadata of each node with the copy in the root."""
     root = json.loads((path / "zarr.json").read_text())
     for name, copy in root.get("consolidated_metadata", {}).get("metadata", {}).items():
-        try:
-            node = json.loads((path / name / "zarr.json").read_text())
-        except (OSError, ValueError):
+        node = _read_node(path / name)
+        if not node:
             yield Damage(name, "has no metadata that can be read")
-            continue
-        if {**copy, "consolidated_metadata": None} != {**node, "consolidated_metadata": None}:
+        elif {**copy, "consolidated_metadata": None} != {**node, "consolidated_metadata": None}:
             yield Damage(name, "has other metadata than the root says")
 
 
 def _damaged_shards(store: ZarrStore, name: str, level: int) -> Iterator[Damage]:
     place = f"image/{level}/{name}"
-    if not store.has(place):
+    if not _read_node(store.path / place):
         yield Damage(place, "is missing")
         return
-    written = store.read_checksums(level).get(name)
+    table = f"{CHECKSUMS}/{level}/{name}"
+    written = _read_table(store.path / table)
+    if written is None and store.has(table):
+        yield Damage(table, "cannot be decoded")
     for tile in level_grid(store.layout, level):
         known = None if written is None else int(written[tile.row, tile.column])
         if reason := _find_fault(store, name, level, tile, known):
             yield Damage(place, reason, tile)
+
+
+def _read_table(path: Path) -> Any:
+    """Give an array, or none if it is not there as it was written."""
+    try:
+        return zarr.open_array(path, mode="r")[...]
+    except Exception:  # whatever a codec makes of what it cannot read
+        return None
 
 
 def _find_fault(store: ZarrStore, name: str, level: int, tile: Tile, known: int | None) -> str:
@@ -166,8 +187,7 @@ def _find_fault(store: ZarrStore, name: str, level: int, tile: Tile, known: int 
 
 
 def _damaged_arrays(store: ZarrStore) -> Iterator[Damage]:
-    group = store.path / CHECKSUMS / "zarr.json"
-    known = json.loads(group.read_text())["attributes"].get("crc32c", {}) if group.is_file() else {}
+    known = _read_node(store.path / CHECKSUMS).get("attributes", {}).get("crc32c", {})
     for name in known or seal(store.path):
         if reason := _find_fault_of_array(store.path / name, known.get(name)):
             yield Damage(name, reason)
@@ -176,8 +196,4 @@ def _damaged_arrays(store: ZarrStore) -> Iterator[Damage]:
 def _find_fault_of_array(path: Path, known: int | None) -> str:
     if known is not None and _checksum_array(path) != known:
         return "is not what was written"
-    try:
-        zarr.open_array(path, mode="r")[...]
-    except Exception:  # whatever a codec makes of what it cannot read
-        return "cannot be decoded"
-    return ""
+    return "cannot be decoded" if _read_table(path) is None else ""

@@ -19,7 +19,7 @@ from fcnpipe.geometry import Box
 from fcnpipe.remote import uploads
 from fcnpipe.remote.chunks import open_chunks
 from fcnpipe.stores.damage import Damage
-from fcnpipe.stores.zarr import ZarrStore
+from fcnpipe.stores.zarr import WCS, ZarrStore
 
 
 def open_store(path: str | Path) -> ZarrStore:
@@ -89,6 +89,9 @@ class PublishedStore(ZarrStore):
     def attrs(self) -> dict[str, Any]:
         """Attributes of the root group."""
         return dict(self.root.attrs)
+
+    def _read_cards(self) -> list[str]:
+        return [str(card) for card in self.root[WCS].attrs.get("fits_cards", [])]  # type: ignore[union-attr]
 
     def has(self, name: str) -> bool:
         """Whether an array or group such as ``image/0/science`` is there."""

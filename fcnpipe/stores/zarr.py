@@ -66,6 +66,7 @@ from fcnpipe.stores.verification import check_sums, check_tile, verify_store
 
 TITLE = "one row a source, in order of label"
 CONVENTIONS = "CF-1.12"
+WCS = "image/0/wcs"
 
 
 @dataclass(frozen=True)
@@ -221,10 +222,10 @@ class ZarrStore:
         """Read and decode everything, and give what is not as it was written."""
         return find_damage(self)
 
-    def restore_frame(self, pyramid: bool) -> None:
+    def restore_frame(self, cards: Sequence[str], pyramid: bool) -> None:
         """Put back what is lost of metadata and coordinates, those of the pyramid if it is there."""
         with storing(self.path):
-            restore_frame(self.path, self.layout, pyramid)
+            restore_frame(self.path, replace(self.layout, cards=tuple(cards)), pyramid)
 
     @property
     def location(self) -> Any:
@@ -242,8 +243,17 @@ class ZarrStore:
     @cached_property
     def layout(self) -> Layout:
         """Shapes and names."""
-        cards = self._array("image/0/wcs").attrs.get("fits_cards", [])
-        return load_layout(self.attrs["layout"], [str(card) for card in cards])  # type: ignore[union-attr]
+        return load_layout(self.attrs["layout"], self._read_cards())
+
+    def _read_cards(self) -> list[str]:
+        """Give the header cards from the root's copy, or from their place; none if both are lost."""
+        root = json.loads((self.path / "zarr.json").read_text())
+        copies = root.get("consolidated_metadata", {}).get("metadata", {})
+        try:
+            node = copies.get(WCS) or json.loads((self.path / WCS / "zarr.json").read_text())
+            return [str(card) for card in node["attributes"]["fits_cards"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     @property
     def identity(self) -> RunIdentity:

@@ -78,7 +78,8 @@ class Predictions(Silence):
         (delete, "image/1/science/c/0/1/1", "image/1/science r001c001 is missing", []),
         (flip, "background/sky/c/0/0", "background/sky is not what was written", []),
         (delete, "sources/kron_flux/c/0", "sources/kron_flux is not what was written", []),
-        (flip, "image/0/y/zarr.json", "image/0/y has", []),
+        (truncate, "sources/area/zarr.json", "sources/area has no metadata that can", []),
+        (delete, "image/0/wcs/zarr.json", "image/0/wcs has no metadata that can be read", []),
         (delete, "ledger/c/1/2/0", "ledger ", []),
         (flip, "../out.parquet", "parquet out.parquet", []),
         (delete, "../out.parquet", "parquet out.parquet cannot be read", []),
@@ -163,6 +164,7 @@ def perform_until(session: run.Session | None, done: str) -> None:
     [
         (truncate, "image/0/probability/c/0/1/1", "measure"),
         (delete, "image/0/elevation/c/1/2", "predict"),
+        (delete, "image/0/wcs/zarr.json", "predict"),
         (delete, ".scratch/segments/c/0/0", "separate"),
         (truncate, "image/0/label/c/0/1", "check_sums"),
         (delete, "image/1/label/c/0/0", "check_tile"),
