@@ -53,11 +53,11 @@ def write_field(path: Path, edge: int) -> None:
         {"SIMPLE": True, "BITPIX": -32, "NAXIS": 2, "NAXIS1": edge, "NAXIS2": edge}
     )
     stream = fits.StreamingHDU(path, header)
-    for _ in range(edge // PIECE):
+    for y in range(0, edge, PIECE):
         row = [
-            np.rot90(scenes[rng.integers(PIECES)], rng.integers(4)) for _ in range(edge // PIECE)
+            np.rot90(scenes[rng.integers(PIECES)], rng.integers(4)) for _ in range(0, edge, PIECE)
         ]
-        stream.write(np.hstack(row).astype(np.float32))
+        stream.write(np.hstack(row)[: edge - y, :edge].astype(np.float32))
     stream.close()
 
 

@@ -1654,3 +1654,7 @@ def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyp
     dx, dy, square = mx / total, my / total, sigma * sigma
     xx, xy, yy = xx / total - dx * dx, xy / total - dx * dy, yy / total - dy * dy
     return dx, dy, xx / square, xy / square, yy / square
+
+
+LAST_KERNEL: Any = _measure_all
+"""Of those of a run, the one that is called last."""

@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from fcnpipe import engines, images, networks
+from fcnpipe import engines, images, measure, networks
 from fcnpipe.errors import PlanError, StoreError
 from fcnpipe.geometry import Box, TileGrid, round_up
+from fcnpipe.memory import Load, PixelBytes, Projection, project, project_driver, weigh_pixel
 from fcnpipe.records import ImageInfo, OutputMap
 from fcnpipe.spec import RunSpec
 
@@ -24,10 +25,6 @@ CHUNK = 512
 """Inner chunk of the store, px; a tile that it does not divide takes the common divisor."""
 LEAST_CHUNK = 64
 DEFAULT_TILE = 2048
-PROCESS_BYTES = 550_000_000
-"""A worker with torch, numba's kernels and the store loaded, before any tile."""
-TILE_BYTES_PER_PIXEL = 110
-"""Peak of the stages that hold a whole tile: maps, forest, labels, image, noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +47,12 @@ class Plan:
         Edge of a cell of the background mesh, px.
     workers : int
         Tasks at the same time.
-    memory_bytes : int
-        Projected peak of one worker.
+    threads : int
+        Of these, in one process.
+    memory : Projection
+        What a process takes at most.
+    driver_bytes : int
+        What the process of the stages takes at most where workers of Dask have the tiles, else 0.
     disk_bytes : int
         Largest the output can get before compression.
     maps : tuple of OutputMap
@@ -67,7 +68,9 @@ class Plan:
     chunk: int
     cell: int
     workers: int
-    memory_bytes: int
+    threads: int
+    memory: Projection
+    driver_bytes: int
     disk_bytes: int
     maps: tuple[OutputMap, ...] = ()
 
@@ -97,6 +100,11 @@ class Plan:
         return TileGrid(self.shape, (self.cell, self.cell)).counts
 
     @property
+    def memory_bytes(self) -> int:
+        """Projected peak of a process that works on tiles, with all its tasks at the same time."""
+        return self.memory.of(self.threads)
+
+    @property
     def overhead(self) -> float:
         """Pixels that the network looks at for each pixel that it writes."""
         looked = sum(w.core.grow(self.halo).clip(self.canvas).size for w in self.windows)
@@ -118,12 +126,16 @@ class Plan:
             ("overhead", f"{self.overhead:.3f} px looked at for each px written"),
             ("storage", f"shards of {self.tile} px, chunks of {self.chunk} px"),
             ("background", f"mesh of {self.mesh[0]} x {self.mesh[1]} cells of {self.cell} px"),
-            (
-                "workers",
-                f"{self.workers}, {self.memory_bytes / 2**30:.2f} GiB each (projected peak)",
-            ),
+            ("workers", f"{self.workers}, {self.threads} in a process"),
+            ("memory", self._say_memory()),
             ("disk", f"{self.disk_bytes / 2**30:.2f} GiB at most, before compression"),
         ]
+
+    def _say_memory(self) -> str:
+        said = f"{self.memory_bytes / 2**30:.2f} GiB for each process (projected peak)"
+        if not self.driver_bytes:
+            return said
+        return f"{said}, {self.driver_bytes / 2**30:.2f} for the one that hands out the tiles"
 
 
 def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segment") -> Plan:
@@ -145,13 +157,18 @@ def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segmen
     PlanError
         If the tile does not fit the window or the store, or the run does not fit the machine.
     """
-    info = images.open_image(spec.image, spec.hdu).info
+    image = images.open_image(spec.image, spec.hdu)
+    info = image.info
     model = networks.load_model(spec.model, spec.fwhm, spec.declared)
     bands, height, width = info.shape
     maps = _list_maps(model.header, spec, info, command)
     edge = _tile_edge(spec.window, tile or spec.tile, (height, width))
     planes = bands + len(model.header.extra) + len(maps)
     _check_window(spec.window, model.stride)
+    dask = bool(spec.engine == "dask" or spec.scheduler or spec.cluster)
+    workers = spec.workers or (1 if spec.engine == "serial" and not dask else engines.cores())
+    load = _load(spec, model, edge, info.shape, planes)
+    tiles = len(TileGrid((height, width), (edge, edge)))
     plan = Plan(
         shape=(height, width),
         bands=bands,
@@ -161,8 +178,10 @@ def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segmen
         stride=model.stride,
         chunk=_chunk(edge),
         cell=spec.back_size,
-        workers=spec.workers or (1 if spec.engine == "serial" else engines.cores()),
-        memory_bytes=_memory(edge, spec.window, model, (height, width), planes),
+        workers=workers,
+        threads=min(_count_threads(spec, workers, dask), tiles),
+        memory=project(load, image.overhead_bytes, dask=dask, compiles=_must_compile()),
+        driver_bytes=project_driver(tiles, load.torch) if dask else 0,
         disk_bytes=height * width * (_bytes_stored(maps, model) + 4 * bands * spec.keep_image),
         maps=maps,
     )
@@ -239,22 +258,83 @@ def _chunk(tile: int) -> int:
     return chunk
 
 
-def _memory(
-    tile: int, window: int, model: networks.Model, shape: tuple[int, int], planes: int
-) -> int:
-    read = min(tile, shape[0]) + 2 * model.halo, min(tile, shape[1]) + 2 * model.halo
-    looked = min(window, shape[0]) + 2 * model.halo, min(window, shape[1]) + 2 * model.halo
-    network = looked[0] * looked[1] * model.bytes_per_pixel
-    return PROCESS_BYTES + network + read[0] * read[1] * (TILE_BYTES_PER_PIXEL + 8 * planes)
+def _count_threads(spec: RunSpec, workers: int, dask: bool) -> int:
+    """Give the tasks at the same time in one process, as far as it is said before it is there."""
+    if not dask:
+        return 1 if spec.engine == "serial" else workers
+    options = (spec.cluster or {}).get("cluster_kwargs") or {}
+    return int(options.get("threads_per_worker") or options.get("nthreads") or 1)
+
+
+def _load(
+    spec: RunSpec, model: networks.Model, tile: int, shape: tuple[int, int, int], planes: int
+) -> Load:
+    """Give what a task works on."""
+    rows, columns = (_looks(n, spec.window, model.halo, model.stride) for n in shape[1:])
+    alike = len(rows) == len(columns) == 1
+    return Load(
+        tile=_area(tile, 0, shape),
+        read=_area(tile, model.halo + FILL, shape),
+        window=max(rows) * max(columns),
+        planes=planes,
+        pixel_bytes=_pixel_bytes(model, spec, alike),
+        torch=not _is_filter(model),
+        weight=spec.weight is not None,
+        mask=spec.mask is not None,
+    )
+
+
+def _looks(length: int, window: int, halo: int, stride: int) -> set[int]:
+    """Give how far windows with their halo go along an axis: those at its ends less."""
+    end = round_up(length, stride)
+    cores = ((start, min(start + window, end)) for start in range(0, end, window))
+    return {min(stop + halo, end) - max(start - halo, 0) for start, stop in cores}
+
+
+def _area(edge: int, reach: int, shape: tuple[int, int, int]) -> int:
+    """Give the pixels of a square and what is around it, as far as the image goes."""
+    height, width = (min(edge + 2 * reach, length) for length in shape[1:])
+    return height * width
+
+
+def _pixel_bytes(model: networks.Model, spec: RunSpec, alike: bool) -> PixelBytes:
+    per_pixel = model.header.bytes_per_pixel
+    if _is_filter(model):
+        return PixelBytes(per_pixel)
+    return weigh_pixel(per_pixel, model.precision(spec.precision, spec.device), alike)
+
+
+def _is_filter(model: networks.Model) -> bool:
+    """Whether there is no network, only a matched filter."""
+    return model.header.architecture == "matched"
+
+
+def _must_compile() -> bool:
+    """Whether numba finds no kernels of an earlier run; those of measure are the last that a run needs."""
+    kernel, source = measure.LAST_KERNEL, Path(measure.__file__)
+    if not hasattr(kernel, "stats"):  # numba is told not to compile
+        return False
+    found = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.__name__}-*.nbi")
+    return not any(file.stat().st_mtime >= source.stat().st_mtime for file in found)
 
 
 def _check_memory(plan: Plan, spec: RunSpec) -> None:
-    limit = spec.memory_limit * 2**30 if spec.memory_limit else _machine_bytes() / plan.workers
-    if not spec.scheduler and plan.memory_bytes > limit:
+    if spec.scheduler or (spec.cluster and not spec.memory_limit):
+        return  # these machines are looked at when they are there
+    limit = spec.memory_limit * 2**30 if spec.memory_limit else _share(plan)
+    if plan.memory_bytes > limit:
         raise PlanError(
-            f"a worker would take {plan.memory_bytes / 2**30:.2f} GiB, above the limit of {limit / 2**30:.2f} GiB: "
-            f"use a smaller --tile (now {plan.tile}) or --window (now {plan.window}), or fewer --workers"
+            f"a process with {plan.threads} worker(s) would take {plan.memory_bytes / 2**30:.2f} GiB, above "
+            f"the limit of {limit / 2**30:.2f} GiB: use a smaller --tile (now {plan.tile}) or --window "
+            f"(now {plan.window}), or fewer --workers (now {plan.workers})"
         )
+
+
+def _share(plan: Plan) -> float:
+    """Give the part of this machine's memory that there is for a process."""
+    if not plan.driver_bytes:
+        return _machine_bytes()
+    return (_machine_bytes() - plan.driver_bytes) / plan.workers
 
 
 def _machine_bytes() -> float:

@@ -360,7 +360,8 @@ def _list_needs(job: Job) -> engines.Needs:
     prepare: Callable[[], object] = networks.tune_allocator
     if work.remaining(job, "predict", (tile.name for tile in job.plan.tiles)):
         prepare = job.load_network
-    return engines.Needs(networks.worker_environment(), prepare, job.plan.memory_bytes)
+    memory = job.plan.memory
+    return engines.Needs(networks.worker_environment(), prepare, memory.of(1), memory.task)
 
 
 def _prepare(spec: RunSpec, identity: RunIdentity, adopt: Adoption | None) -> State:

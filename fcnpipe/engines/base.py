@@ -26,13 +26,18 @@ class Needs:
         Variables, set before anything is imported where the process is ours to start.
     prepare : callable
         Is called once in each process, whenever it comes; picklable.
-    memory_bytes : int
-        What a process of one thread takes at most; 0 if unknown.
+    memory_bytes, task_bytes : int
+        What a process of one thread takes at most, and what each thread more; 0 if unknown.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[], object] = nothing
     memory_bytes: int = 0
+    task_bytes: int = 0
+
+    def bytes_for(self, threads: int) -> int:
+        """Give what a process of so many threads takes at most."""
+        return self.memory_bytes + (threads - 1) * self.task_bytes
 
 
 class Engine(Protocol):

@@ -609,9 +609,10 @@ def _gpu_resources(workers: list[dict[str, Any]]) -> dict[str, float] | None:
 def _check_memory(workers: list[dict[str, Any]], needs: Needs) -> None:
     """Refuse workers that the plan does not fit into, before the first pixel."""
     for worker in workers:
-        limit = worker.get("memory_limit")
-        if limit and limit < needs.memory_bytes:
+        limit, threads = worker.get("memory_limit"), worker.get("nthreads", 1)
+        if limit and limit < (needed := needs.bytes_for(threads)):
+            tiles = "a tile needs" if threads == 1 else f"{threads} tiles at a time need"
             raise EngineError(
-                f"Dask worker {worker.get('name')} may take {limit / 2**30:.2f} GiB, a tile needs "
-                f"{needs.memory_bytes / 2**30:.2f}: use a smaller --tile or --window, or give workers more"
+                f"Dask worker {worker.get('name')} may take {limit / 2**30:.2f} GiB, {tiles} "
+                f"{needed / 2**30:.2f}: use a smaller --tile or --window, or give workers more"
             )

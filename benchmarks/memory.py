@@ -1,0 +1,157 @@
+"""What the plan says a process takes, against what it took: real runs, each a command of its own.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --only threads
+
+Prints the high-water mark (VmHWM) of the processes of every run, of its workers the greatest, and what the
+plan projected. Fails if one took more than that, or less than 1 / 1.3 of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.whole_job import write_field
+from fcnpipe.plan import Plan, make_plan
+from fcnpipe.spec import make_spec
+
+MOST = 1.3
+LOOK_SECONDS = 0.05
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: edge of its image, px, how often that is given as a band, and its options."""
+
+    edge: int
+    options: dict[str, object]
+    bands: int = 1
+
+    @property
+    def name(self) -> str:
+        """Say what it is."""
+        told = " ".join(f"{key}={value}" for key, value in self.options.items() if key != "cluster")
+        return f"{self.edge} px" + f" x {self.bands} bands" * (self.bands > 1) + f" {told}"
+
+
+LOCAL = {"cluster_class": "distributed.LocalCluster"}
+ONE_PROCESS = {**LOCAL, "cluster_kwargs": {"n_workers": 1, "threads_per_worker": 2}}
+SERIAL, NONE = {"engine": "serial"}, {"engine": "serial", "model": "none"}
+CASES = (
+    *(Case(2048, {**NONE, "tile": tile, "window": 256}) for tile in (256, 1024)),
+    *(Case(4096, {**NONE, "tile": tile}) for tile in (2048, 4096)),
+    Case(4096, {**NONE, "tile": 2048, "window": 2048}),
+    Case(2048, {**NONE, "tile": 1024}, bands=3),
+    *(
+        Case(2048, {**SERIAL, "precision": precision, "window": window, "tile": 1024})
+        for precision in ("int8", "bf16", "fp32")
+        for window in (256, 512, 1024)
+    ),
+    *(
+        Case(edge, {**SERIAL, "precision": precision, "window": 2048, "tile": 2048})
+        for precision in ("int8", "bf16", "fp32")
+        for edge in (4096, 6144)
+    ),
+    Case(4096, {**SERIAL, "tile": 2048}),
+    Case(4096, {**SERIAL, "tile": 2048, "window": 256}),
+    Case(4096, {**SERIAL, "tile": 4096}),
+    Case(4096, {"engine": "threads", "workers": 2}),
+    Case(4096, {"engine": "threads", "workers": 2, "precision": "bf16"}),
+    Case(4096, {"engine": "threads", "workers": 2, "model": "none"}),
+    Case(2048, {"engine": "threads", "workers": 4, "window": 512, "tile": 512}),
+    Case(4096, {"engine": "dask", "workers": 2}),
+    Case(2048, {"engine": "dask", "workers": 2, "model": "none", "tile": 512, "window": 512}),
+    Case(4096, {"engine": "dask", "cluster": ONE_PROCESS}),
+)
+FEW = (
+    Case(1024, {**NONE, "tile": 512, "window": 512}),
+    Case(1024, {"engine": "threads", "workers": 2, "window": 256, "tile": 512}),
+)
+"""A small form of it."""
+
+
+def run_case(case: Case, folder: Path) -> tuple[Plan, list[int]]:
+    """Run a case as a command; give its plan, and the peak of its process and of each worker's."""
+    image, options = folder / f"{case.edge}.fits", folder / "options.yaml"
+    if not image.exists():
+        write_field(image, case.edge)
+    asked = {"image": [str(image)] * case.bands, "out": str(folder / "out.zarr"), **case.options}
+    options.write_text(json.dumps(asked))  # which is YAML too
+    command = ["segment", "--config", str(options), "--overwrite", "--quiet"]
+    plan = make_plan(make_spec(**asked))  # before kernels are compiled
+    return plan, watch([sys.executable, "-m", "fcnpipe", *command])
+
+
+def watch(command: list[str]) -> list[int]:
+    """Run a command; give the peak resident bytes of its process, then of those it started."""
+    running = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    first, peaks = psutil.Process(running.pid), {running.pid: 0}
+    while running.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            for process in (first, *first.children(recursive=True)):
+                peaks[process.pid] = max(peaks.get(process.pid, 0), read_peak(process.pid))
+        time.sleep(LOOK_SECONDS)
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
+    return [peak for peak in peaks.values() if peak > LEAST]
+
+
+LEAST = 64 * MIB
+"""What Python starts to look after its shared memory takes less, and has no part in the work."""
+
+
+def read_peak(pid: int) -> int:
+    """Give the most bytes that a process has had in memory; 0 if it is gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def compare(plan: Plan, peaks: list[int]) -> Iterator[tuple[str, int, int]]:
+    """Give each kind of process, what was projected of it, and what the greatest took."""
+    if plan.driver_bytes:
+        yield "driver", plan.driver_bytes, peaks[0]
+        yield "worker", plan.memory_bytes, max(peaks[1:])
+    else:
+        yield "process", plan.memory_bytes, peaks[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--few", action="store_true", help="a small form of it")
+    parser.add_argument("--only", default="", help="cases that have this in their name")
+    args = parser.parse_args()
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for case in FEW if args.few else CASES:
+            if args.only not in case.name:
+                continue
+            for what, projected, took in compare(*run_case(case, Path(folder))):
+                ratio = projected / took
+                wrong += not 1 <= ratio <= MOST
+                print(
+                    f"{case.name:60} {what:8}{projected / MIB:7.0f} /{took / MIB:6.0f} MiB = {ratio:.2f}"
+                    + "  WRONG" * (not 1 <= ratio <= MOST),
+                    flush=True,
+                )
+    print(f"{wrong} of them exceeded, or projected at more than {MOST} times what was taken")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""What Prefect and Dask cost: the flow on one Dask worker over the serial engine, as commands.
+
+    python -m benchmarks.overhead --edge 10000 --rounds 2 --cores 1
+
+Both are whole commands, from the start of the interpreter to its end, in turns, and may use the same
+cores. The flow has no server, so it starts a temporary one, and a cluster of one worker. The database is
+there, as after any first run; with --fresh it is made anew each time. Fails if the median excess is above
+5 % + 15 s, or if the labels differ in one byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.scaling import read_labels
+from benchmarks.whole_job import write_field
+
+BAR_PART, BAR_SECONDS = 0.05, 15.0
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+
+def time_command(module: str, *arguments: str, home: Path) -> float:
+    """Run a module as a command; give its seconds."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    begun = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", module, *arguments, "--overwrite", "--quiet"],
+        check=True,
+        env={**environment, **QUIET, "PREFECT_HOME": str(home)},
+    )
+    return time.perf_counter() - begun
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--edge", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--cores", type=int, default=1, help="that each command may use")
+    parser.add_argument("--fresh", action="store_true", help="make the database anew each time")
+    parser.add_argument("--image", type=Path, default=None, help="in place of a simulated one")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # children inherit it
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        image, serial, flow = (
+            args.image or folder / "field.fits",
+            folder / "s.zarr",
+            folder / "f.zarr",
+        )
+        if args.image is None:
+            write_field(image, args.edge)
+        rounds, small, home = [], folder / "small.fits", folder / "home"
+        write_field(small, 512)
+        time_command("flows.segment", str(small), str(flow), "--engine", "serial", home=home)
+        for number in range(args.rounds):
+            given = ("segment", str(image), str(serial), "--engine", "serial")
+            plain = time_command("fcnpipe", *given, home=home)
+            given = (str(image), str(flow), "--engine", "dask", "--workers", "1")
+            whole = time_command(
+                "flows.segment", *given, home=folder / f"{number}" if args.fresh else home
+            )
+            rounds.append((plain, whole))
+            print(f"serial {plain:.1f} s, Prefect and Dask {whole:.1f} s: {whole - plain:+.1f} s")
+        same = read_labels(serial) == read_labels(flow)
+    excess = statistics.median(whole - plain for plain, whole in rounds)
+    allowed = BAR_SECONDS + BAR_PART * statistics.median(plain for plain, _ in rounds)
+    print(f"median {excess:+.1f} s of {allowed:.1f} s; labels {'equal' if same else 'DIFFER'}")
+    return int(excess > allowed or not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

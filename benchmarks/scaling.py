@@ -1,0 +1,145 @@
+"""Two Dask workers of one thread each against one, on this machine: seconds of each step, and the labels.
+
+    python -m benchmarks.scaling --edge 12288 --rounds 3
+
+Both clusters stay up, one of them idle, and take turns; a first small run loads what workers load once.
+Counted are the steps that are done tile by tile. Fails below a median speed-up of 1.8, or if the labels
+of the two differ in one byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.whole_job import Stopwatch, write_field
+from fcnpipe import networks
+from fcnpipe.engines import Needs
+from fcnpipe.engines.dask import DaskEngine, start_local
+from fcnpipe.run import Session, Stage, finish, open_session, run_stage
+from fcnpipe.spec import make_spec
+from fcnpipe.work import LEDGER
+
+BAR = 1.8
+COUNTS = (1, 2)
+TILE_STEPS = (*LEDGER, "check_tile")
+"""Steps with a task for every tile."""
+
+
+class Clock(Stopwatch):
+    """Remembers for each step how long it took, and the processor seconds of the workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busy: dict[str, float] = {}
+
+    def sum_tiles(self) -> tuple[float, float]:
+        """Give the seconds of all steps that are done tile by tile, and the workers' in them."""
+        names = [name for name in self.seconds if name in TILE_STEPS]
+        return sum(self.seconds[n] for n in names), sum(self.busy[n] for n in names)
+
+
+def read_processors(engine: DaskEngine) -> float:
+    """Give the processor seconds of all workers so far."""
+    return float(sum(engine._client.run(time.process_time).values()))
+
+
+def run_steps(image: Path, out: Path, engine: DaskEngine, options: dict[str, object]) -> Clock:
+    """Make a store on an engine; give the seconds of each step."""
+    watch = Clock()
+    spec = make_spec(image=(str(image),), out=str(out), overwrite=True, engine="serial", **options)
+    with open_session(spec) as opened:
+        assert opened is not None
+        session = replace(opened, engine=engine)
+        for stage in split(session):
+            before = read_processors(engine)
+            run_stage(session, stage, watch)
+            watch.busy[stage.name] = read_processors(engine) - before
+        finish(session)
+    return watch
+
+
+def split(session: Session) -> Iterator[Stage]:
+    """Give each step as a stage of its own, under the name of its task."""
+    for stage in session.stages:
+        for step in stage.steps:
+            yield Stage(step.task, (step,))
+
+
+@contextmanager
+def clusters(counts: Sequence[int]) -> Iterator[dict[int, DaskEngine]]:
+    """Give an engine for each number of workers."""
+    needs = Needs(networks.worker_environment(), networks.tune_allocator)
+    with ExitStack() as closing:
+        engines: dict[int, DaskEngine] = {}
+        for count in counts:
+            engines[count] = start_local(count, needs)
+            closing.callback(engines[count].close)
+        yield engines
+
+
+def compare(rounds: list[dict[int, Clock]]) -> float:
+    """Print the median seconds of each step, and give the median speed-up of the tile steps."""
+    one, two = COUNTS
+    print(f"{'step':16}{'1 worker, s':>14}{'2 workers, s':>14}{'speed-up':>10}")
+    for name in rounds[0][one].seconds:
+        slow, fast = (statistics.median(r[n].seconds[name] for r in rounds) for n in COUNTS)
+        mark = "" if name in TILE_STEPS else "  not by tile"
+        print(f"{name:16}{slow:14.2f}{fast:14.2f}{slow / fast:10.2f}{mark}")
+    gains = []
+    for clocks in rounds:
+        (slow, alone), (fast, beside) = (clocks[n].sum_tiles() for n in COUNTS)
+        gains.append(slow / fast)
+        print(
+            f"tile steps: {slow:.1f} s, with two {fast:.1f} s: {gains[-1]:.2f}; processors {alone:.1f} s, "
+            f"with two {beside:.1f} s: the machine allows {two * alone / beside:.2f}"
+        )
+    return statistics.median(gains)
+
+
+def read_labels(out: Path) -> dict[str, bytes]:
+    """Give the files of the labels."""
+    folder = out / "image/0/label"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--edge", type=int, default=12288)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tile", type=int, default=2048)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--bar", type=float, default=BAR)
+    parser.add_argument("--image", type=Path, default=None, help="in place of a simulated one")
+    args = parser.parse_args()
+    options = {"model": args.model, "tile": args.tile, "window": min(args.tile, 1024)}
+    with tempfile.TemporaryDirectory() as name, clusters(COUNTS) as engines:
+        folder = Path(name)
+        image, small = args.image or folder / "field.fits", folder / "small.fits"
+        write_field(small, 2 * args.tile)
+        if args.image is None:
+            write_field(image, args.edge)
+        outs = {count: folder / f"{count}.zarr" for count in COUNTS}
+        rounds: list[dict[int, Clock]] = []
+        for count in COUNTS:
+            run_steps(small, outs[count], engines[count], options)
+        for number in range(args.rounds):
+            order = COUNTS if number % 2 == 0 else COUNTS[::-1]
+            rounds.append({n: run_steps(image, outs[n], engines[n], options) for n in order})
+        gain = compare(rounds)
+        one, two = (read_labels(out) for out in outs.values())
+    print(
+        f"median speed-up {gain:.2f} (bar {args.bar}); labels {'equal' if one == two else 'DIFFER'}"
+    )
+    return int(gain < args.bar or one != two)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
