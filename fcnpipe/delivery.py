@@ -37,7 +37,7 @@ from fcnpipe.spec import RunSpec
 from fcnpipe.stores import open_store, parquet_path, partial_path
 from fcnpipe.stores.base import load_identity, load_layout
 from fcnpipe.stores.hierarchy import create_array, ledger_spec
-from fcnpipe.stores.lifecycle import consolidate, hold, read_attributes
+from fcnpipe.stores.lifecycle import CLAIM, consolidate, hold, read_attributes
 
 ROOT = "zarr.json"
 LANDED = ".landed"
@@ -92,16 +92,17 @@ def delivered(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
         yield None
         return
     target.claim(spec.overwrite)
-    try:
-        # What waits on disk to be taken there is of this run, unless the inputs are others now.
-        afresh = spec.overwrite and not target.holds(spec, command)
-        yield spec.model_copy(update={"out": str(target.local), "overwrite": afresh})
-    except BaseException:
-        target.withdraw()
-        raise
-    with hold(target.local):
-        target.deliver()
-    target.clear()
+    with hold(target.token_file):  # as long as this process lives, whatever it is at
+        try:
+            # What waits on disk to be taken there is of this run, unless the inputs are others now.
+            afresh = spec.overwrite and not target.holds(spec, command)
+            yield spec.model_copy(update={"out": str(target.local), "overwrite": afresh})
+        except BaseException:
+            target.withdraw()
+            raise
+        with hold(target.local):
+            target.deliver()
+        target.clear()
 
 
 def locate_scratch(spec: RunSpec) -> Path:
@@ -227,16 +228,18 @@ class Target:
         return f"{self.url}.partial"
 
     @property
-    def _token_file(self) -> Path:
-        return self.local.with_name(f"{self.local.name}.claim")
+    def token_file(self) -> Path:
+        """File that says which claim is ours, and of what URL; locked while a run is at it."""
+        return self.local.with_name(f"{self.local.name}{CLAIM}")
 
     def _read_token(self) -> str:
-        return self._token_file.read_text() if self._token_file.exists() else ""
+        said = self.token_file.read_text() if self.token_file.exists() else ""
+        return said.partition("\n")[0]
 
     def _make_token(self) -> str:
         self.local.parent.mkdir(parents=True, exist_ok=True)
         if not self._read_token():
-            self._token_file.write_text(uuid.uuid4().hex)
+            self.token_file.write_text(f"{uuid.uuid4().hex}\n{self.url}\n")
         return self._read_token()
 
     def _read_owner(self) -> dict[str, Any] | None:
@@ -303,7 +306,7 @@ class Target:
         parquet_path(self.local).unlink(missing_ok=True)
         if (self._read_owner() or {}).get("token") == self._read_token():
             uploads.remove([self._claim_url])
-        self._token_file.unlink(missing_ok=True)
+        self.token_file.unlink(missing_ok=True)
 
     @property
     def _landed_file(self) -> Path:

@@ -8,15 +8,18 @@ finished   OUT.zarr.partial that only wants its name                  give it it
 replaced   .OUT.zarr.replaced, an old result whose successor is there  remove
 building   OUT.zarr.partial.HEX.new, a store that was never begun     remove
 catalogue  OUT.parquet.partial without a store to go with             remove
+claim      OUT.zarr.claim of a run of which nothing is left           remove, give the URL free
 temporary  a file that was being written, an image that was unpacked  remove
 lock       watch-*.lock that nobody holds                             remove
 =========  =========================================================  =======================
 
-A store that a run holds is kept, and so is all that has changed within an age.
+A store that a run holds is kept, with what it has unpacked and claimed, and so is all that has changed
+within an age.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -28,7 +31,20 @@ from pathlib import Path
 
 from fcnpipe.arrivals import alone
 from fcnpipe.errors import InputError, StoreError
-from fcnpipe.stores.lifecycle import final_path, finish_publishing, hold, read_attributes
+from fcnpipe.remote import uploads
+from fcnpipe.stores.lifecycle import (
+    CLAIM,
+    final_path,
+    finish_publishing,
+    hold,
+    partial_path,
+    read_attributes,
+)
+
+BRIEF = frozenset({"building", "catalogue", "temporary"})
+"""What a live run has without a lock, but not for long."""
+BRIEF_SECONDS = 3600.0
+"""Age below which it may be that of a live run, whatever age is asked for."""
 
 _BUILDING = re.compile(r".+\.partial\.[0-9a-f]{32}\.new")
 _REPLACED = re.compile(r"\.(.+)\.replaced")
@@ -77,7 +93,11 @@ def find_leftovers(folder: str, age_seconds: float) -> list[Leftover]:
         raise InputError(f"{folder} is no folder: name one where stores lie")
     now = time.time()
     found = (_weigh(kind, path, now) for kind, path in _walk(Path(folder)))
-    return [_judge(one) for one in found if one.age_seconds >= age_seconds]
+    return [_judge(one) for one in found if one.age_seconds >= _least_age(one.kind, age_seconds)]
+
+
+def _least_age(kind: str, age_seconds: float) -> float:
+    return max(age_seconds, BRIEF_SECONDS) if kind in BRIEF else age_seconds
 
 
 def clear(leftover: Leftover) -> None:
@@ -90,16 +110,35 @@ def clear(leftover: Leftover) -> None:
     """
     path = Path(leftover.path)
     with ExitStack() as stack:
-        if leftover.kind in ("partial", "finished"):
-            stack.enter_context(hold(path))
-        elif leftover.kind == "lock":
-            stack.enter_context(alone(path))
+        _hold(leftover.kind, path, stack)
         if leftover.action == "finish":
-            finish_publishing(path)
+            finish_publishing(_partial_of(path) if leftover.kind == "catalogue" else path)
+        elif leftover.kind == "claim":
+            _give_free(path)
         elif path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _hold(kind: str, path: Path, stack: ExitStack) -> None:
+    """Lock what a run that is alive has locked; refused if there is one."""
+    if kind == "lock":
+        stack.enter_context(alone(path))
+        return
+    claim = final_path(path).with_name(final_path(path).name + CLAIM)
+    for one in (claim, path):
+        if one.exists():
+            stack.enter_context(hold(one))
+
+
+def _give_free(claim: Path) -> None:
+    """Remove a claim and what it says behind its URL, unless that is another's by now."""
+    token, _, url = claim.read_text().strip().partition("\n")
+    owner = json.loads((uploads.get(f"{url}.partial") if url else None) or b"{}")
+    if token and owner.get("token") == token:
+        uploads.remove([f"{url}.partial"])
+    claim.unlink()
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -136,10 +175,19 @@ def _kind_of_file(path: Path) -> str:
     if _TEMPORARY.fullmatch(path.name):
         return "temporary"
     if path.name.endswith(".parquet.partial"):
-        stem = path.name.removesuffix(".parquet.partial")
-        stores = (path.with_name(f"{stem}{end}.partial") for end in (".zarr", ""))
-        return "" if any(store.exists() for store in stores) else "catalogue"
+        return "" if _partial_of(path).exists() else "catalogue"
+    if path.name.endswith(f".zarr{CLAIM}"):
+        store = path.with_name(path.name.removesuffix(CLAIM))
+        return "" if store.exists() or partial_path(store).exists() else "claim"
     return "lock" if _LOCK.fullmatch(path.name) else ""
+
+
+def _partial_of(catalogue: Path) -> Path:
+    """Give OUT.zarr.partial, or OUT.partial, of OUT.parquet.partial."""
+    stem = catalogue.name.removesuffix(".parquet.partial")
+    plain = catalogue.with_name(f"{stem}.partial")
+    there = plain.exists() or (plain.with_name(stem) / "zarr.json").exists()
+    return plain if there else catalogue.with_name(f"{stem}.zarr.partial")
 
 
 def _weigh(kind: str, path: Path, now: float) -> Leftover:
@@ -161,6 +209,7 @@ _REASONS = {
     "replaced": "its successor is there",
     "building": "never begun",
     "catalogue": "its store is gone",
+    "claim": "nothing is left of its run",
     "temporary": "its writer is gone",
     "lock": "nobody holds it",
 }
@@ -172,11 +221,11 @@ def _judge(found: Leftover) -> Leftover:
     if found.kind == "replaced":
         out = path.with_name(path.name.removeprefix(".").removesuffix(".replaced"))
         return found if out.exists() else _as(found, "keep", f"{out.name} is not there")
-    if found.kind not in ("partial", "finished", "lock"):
-        return found
+    if found.kind == "catalogue" and "run_key" in read_attributes(final_path(_partial_of(path))):
+        return _as(found, "finish", "its store has its name already")
     try:
-        with alone(path) if found.kind == "lock" else hold(path):
-            pass
+        with ExitStack() as stack:
+            _hold(found.kind, path, stack)
     except StoreError as error:
         return _as(found, "keep", str(error))
     if found.kind == "finished":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from fcnpipe import images
 from fcnpipe.arrivals import alone
 from fcnpipe.errors import InputError, StoreError
 from fcnpipe.stores.lifecycle import hold, set_attributes
@@ -47,8 +51,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(results: Path, tmp_path: Path) -> Path:
     """A copy of it in a folder below, all of it a month old."""
-    import shutil
-
     shutil.copytree(results, tmp_path / "deep")
     return tmp_path
 
@@ -170,6 +172,33 @@ def test_small_things(folder: Path) -> None:
     clear_all(folder)
     kept = {name.partition("/")[0] for name in others}
     assert names(deep) == kept | {"field.fits", "whole.zarr", "whole.parquet"}
+
+
+def test_what_a_live_run_has_beside_its_store_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim of a URL, with the store that it is for; an image that is unpacked; a catalogue."""
+    deep = folder / "deep"
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    (deep / "killed.zarr.claim").write_text("token\ns3://nowhere/killed.zarr\n")
+    (deep / "begun.zarr.claim").write_text("token\n")
+    shutil.move(deep / "whole.parquet", deep / "whole.parquet.partial")
+    with gzip.open(deep / "field.fits.gz", "wb") as packed:
+        packed.write((deep / "field.fits").read_bytes())
+    image = images.open_image(deep / "field.fits.gz")
+    unpacked = Path(image.readers[0].file.unpacked).parent  # type: ignore[attr-defined]
+    age(folder)
+    with hold(deep / "killed.zarr.claim"), hold(deep / "begun.zarr.claim"):
+        assert found(folder) == {
+            "killed.zarr.partial": "keep", "begun.zarr.claim": "keep", unpacked.name: "keep",
+            "whole.parquet.partial": "finish",
+        }  # fmt: skip
+    assert found(folder)["killed.zarr.partial"] == "remove"
+    clear_all(folder)
+    assert {"whole.parquet", "killed.zarr.claim"} <= names(deep)
+    assert not {"killed.zarr.partial", "begun.zarr.claim", "whole.parquet.partial"} & names(deep)
+    age(folder, days=0.01)
+    assert found(folder, 0) == {"killed.zarr.claim": "remove"}
 
 
 def test_what_comes_from_the_future_is_young(folder: Path) -> None:

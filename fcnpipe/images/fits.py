@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import bz2
+import fcntl
 import gzip
 import os
 import re
@@ -21,7 +22,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
@@ -153,6 +154,8 @@ def _describe_file(path: str) -> FitsFile:
 
 _UNPACKING = threading.Lock()
 _UNPACKED: OrderedDict[tuple[str, Version, int], str] = OrderedDict()
+_HELD: dict[str, int] = {}
+"""Temporary file -> handle of its folder, which is locked."""
 
 
 def _unpack(path: str, when: Version) -> str:
@@ -169,6 +172,7 @@ def _unpack(path: str, when: Version) -> str:
 def _write_unpacked(path: str, when: Version) -> str:
     folder = tempfile.mkdtemp(prefix="fcnpipe-")
     target = os.path.join(folder, "unpacked.fits")
+    _HELD[target] = _hold(folder)
     atexit.register(_remove_folder, target, os.getpid())
     opener = _OPENERS[peek(path, 2)]
     try:
@@ -184,8 +188,18 @@ def _write_unpacked(path: str, when: Version) -> str:
     return target
 
 
+def _hold(folder: str) -> int:
+    """Show, as long as this process lives, that a folder is in use."""
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
 def _remove_folder(file: str, owner: int) -> None:
     if os.getpid() == owner:
+        if file in _HELD:
+            os.close(_HELD.pop(file))
         shutil.rmtree(os.path.dirname(file), ignore_errors=True)
 
 

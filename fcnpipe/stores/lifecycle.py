@@ -39,6 +39,9 @@ OVERWRITE_MARK = "overwrite"
 OWNER = "owner.json"
 """Scratch file that names the run to which a partial store belongs."""
 
+CLAIM = ".claim"
+"""Suffix of the file beside a store that is to be taken behind a URL: locked by the run that makes it."""
+
 FAILED = "failed"
 """Root attribute of a partial store: names of the tiles that failed."""
 

@@ -15,6 +15,7 @@ import xarray as xr
 from astropy.io import fits
 
 import fcnpipe
+from fcnpipe import upkeep
 from fcnpipe.errors import FcnpipeError, StoreError
 from tests.integration.scenes import read_all, write_field
 from tests.remote.conftest import Bucket
@@ -162,6 +163,24 @@ def test_a_killed_run_is_taken_up_and_nobody_sees_half_of_it(
     assert sent < len(read_all(reference)) - 5 * 6 - 15  # what had landed is not sent again
     assert list(scratch.iterdir()) == []
     assert_no_secret(tmp_path)
+
+
+def test_a_claim_of_which_nothing_is_left_is_given_up(
+    bucket: Bucket, out: str, tmp_path: Path
+) -> None:
+    """By maintenance, and only while it is the same claim."""
+    mine, other = tmp_path / "mine.zarr.claim", tmp_path / "other.zarr.claim"
+    place = out.removeprefix(f"{bucket.url}/")
+    for file, token in ((mine, "a"), (other, "b")):
+        file.write_text(f"a\n{bucket.put(f'{place}-{token}', b'')}")
+        bucket.put(f"{place}-{token}.partial", json.dumps({"token": token}).encode())
+    for leftover in upkeep.find_leftovers(str(tmp_path), 0):
+        upkeep.clear(leftover)
+    assert list(tmp_path.iterdir()) == []
+    system = fsspec.filesystem("s3")
+    system.invalidate_cache()
+    assert not system.exists(f"{bucket.name}/{place}-a.partial")
+    assert system.exists(f"{bucket.name}/{place}-b.partial")
 
 
 def assert_no_secret(folder: Path) -> None:
