@@ -29,14 +29,16 @@ from fcnpipe import run
 from fcnpipe.errors import InputError, TilesFailed
 from fcnpipe.records import TaskReport
 from fcnpipe.spec import RunSpec
-from fcnpipe.stores import ZarrStore
+from fcnpipe.stores import ZarrStore, open_store
 from flows import segment as flow
 from flows.artifacts import Account
 from flows.command import run_by_hand
 from flows.predict import predict
 from flows.stages import Patience
-from tests.flows.processes import Server
+from tests.flows.processes import Server, wait_until
 from tests.flows.records import MARKS, artifacts_of, runs_of
+from tests.remote.conftest import Bucket
+from tests.remote.servers import KEY, SECRET, TOKEN
 
 ROOT = Path(__file__).parents[2]
 HASTY = Patience(retries=1, retry_delay_seconds=0)
@@ -108,14 +110,51 @@ def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
     assert [t.name for t in runs_of(again)[1]] == []
 
 
-def test_outputs_as_they_are(spec: RunSpec) -> None:
-    state: State[Any] = predict(spec.model_copy(update={"fwhm": 2.5}), HASTY, return_state=True)
+def test_outputs_as_they_are_and_no_credentials(
+    spec: RunSpec, bucket: Bucket, server: Server, tmp_path: Path
+) -> None:
+    """Image and output in a bucket: what opens it stays in the environment, whatever is told of the run."""
+    image = bucket.put("flow/field.fits", Path(spec.image[0]).read_bytes())
+    place = {"out": f"{bucket.url}/flow/out.zarr", "scratch": str(tmp_path / "scratch")}
+    spec = spec.model_copy(update={"image": (image,), "fwhm": 2.5, **place})
+    state: State[Any] = predict(spec, HASTY, return_state=True)
     found, tasks = runs_of(state)
     assert state.is_completed()
     assert [t.name for t in tasks] == ["background", "predict", "publish", "finish"]
-    outputs = [output.name for output in ZarrStore.open(spec.out).layout.maps]
+    outputs = [output.name for output in open_store(spec.out).layout.maps]
     assert state.result()["outputs"] == outputs
     assert [a.key for a in artifacts_of(found.id, "image")] == ["preview", "sky"]
+    wrong = spec.model_copy(update={"image": (f"{image}.gone",)})
+    broken: State[Any] = predict(wrong, HASTY, return_state=True)
+    assert "does not exist" in str(broken.message)
+    failed = runs_of(broken)[0]
+    logs = {"logs": {"flow_run_id": {"any_": [str(failed.id)]}}}
+    wait_until(lambda: server.call("POST", "/logs/filter", logs), "its log has come")
+    told = [tell_all(server, str(run)) for run in (found.id, failed.id)]
+    assert all("field.fits" in text for text in told)
+    stored = bucket.read_all("flow/")
+    assert len(stored) > 50
+    for secret in (KEY, SECRET, TOKEN):
+        assert not [text for text in told if secret in text]
+        assert not [name for name, data in stored.items() if secret.encode() in data]
+        assert secret not in server.process.log.read_text()
+
+
+def tell_all(server: Server, run: str) -> str:
+    """Give all that a server knows of a flow run: parameters, states, tasks, artifacts, logs, events."""
+    only = {"flow_runs": {"id": {"any_": [run]}}}
+    logs = {"logs": {"flow_run_id": {"any_": [run]}}}
+    about = {"filter": {"related": {"id": [f"prefect.flow-run.{run}"]}}}
+    answers = [
+        server.call("GET", f"/flow_runs/{run}"),
+        server.call("GET", f"/flow_run_states/?flow_run_id={run}"),
+        server.call("POST", "/task_runs/filter", only),
+        server.call("POST", "/artifacts/filter", only),
+        server.call("POST", "/logs/filter", logs),
+        server.call("POST", "/events/filter", about),
+    ]
+    assert None not in answers
+    return json.dumps(answers)
 
 
 def test_what_is_wrong_is_not_tried_again(spec: RunSpec) -> None:

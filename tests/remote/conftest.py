@@ -49,6 +49,12 @@ class Bucket:
             if path.is_file():
                 self.put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
+    def read_all(self, place: str) -> dict[str, bytes]:
+        """Give all objects below a place."""
+        system = fsspec.filesystem("s3")
+        system.invalidate_cache()
+        return {name: system.cat_file(name) for name in system.find(f"{self.name}/{place}")}
+
     def put_behind(self, name: str, data: bytes) -> None:
         """Put an object past the proxy, which may be waiting for it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
