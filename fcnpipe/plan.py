@@ -311,11 +311,12 @@ def _is_filter(model: networks.Model) -> bool:
 
 def _must_compile() -> bool:
     """Whether numba finds no kernels of an earlier run; those of measure are the last that a run needs."""
-    kernel, source = measure.LAST_KERNEL, Path(measure.__file__)
+    kernel = measure.LAST_KERNEL
     if not hasattr(kernel, "stats"):  # numba is told not to compile
         return False
-    found = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.__name__}-*.nbi")
-    return not any(file.stat().st_mtime >= source.stat().st_mtime for file in found)
+    line = kernel.py_func.__code__.co_firstlineno
+    found = Path(kernel.stats.cache_path).glob(f"measure.{kernel.__name__}-{line}.*.nbi")
+    return not any(found)
 
 
 def _check_memory(plan: Plan, spec: RunSpec) -> None:
