@@ -10,6 +10,8 @@ SMALL = (
     ["benchmarks.losses", "--steps", "5", "--tests", "5"],
     ["benchmarks.faults", "--only", "clock", "--moments", "middle"],
     ["benchmarks.scheduling", "--tiles", "200"],
+    ["benchmarks.memory", "--few"],
+    ["benchmarks.scaling", "--edge", "1024", "--tile", "512", "--rounds", "1", "--bar", "0"],
     ["benchmarks.restoration", "--images", "2"],
     ["benchmarks.bulge_disk", "--stamps", "4"],
     ["benchmarks.quality", "--side", "512", "--kinds", "ground"],
