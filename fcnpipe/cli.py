@@ -31,7 +31,7 @@ import typer
 
 from fcnpipe import __version__
 from fcnpipe.deadline import THREAD_PREFIX
-from fcnpipe.errors import FcnpipeError, ModelError, SpecError, VerificationError
+from fcnpipe.errors import FcnpipeError, ModelError, SpecError, StoreError, VerificationError
 from fcnpipe.options import collect_options, complete_spec, with_run_options
 from fcnpipe.spec import SOURCE_OPTIONS, make_spec
 
@@ -201,10 +201,18 @@ def plan(options: dict[str, Any]) -> None:
 
 
 @app.command()
-def info(store: StorePath) -> None:
+def info(
+    store: StorePath,
+    report: Annotated[
+        bool, typer.Option("--report", help="Show what the last run took instead, stage by stage.")
+    ] = False,
+) -> None:
     """Show what a store holds and what it was made from."""
     from fcnpipe.stores import open_store
 
+    if report:
+        _print_report(store)
+        return
     found = open_store(store)
     layout, attributes = found.layout, found.attrs
     rows = [
@@ -453,10 +461,39 @@ def _print_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print (what, how much) as a table without lines."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, title_justify="left", show_header=False, box=None)
     for name, value in rows:
-        table.add_row(f"[bold]{name}", value)
+        table.add_row(Text(name, style="bold"), Text(value))
+    Console().print(table)
+
+
+def _print_report(out: str) -> None:
+    from fcnpipe import page
+    from fcnpipe.delivery import locate_report, read_report
+
+    report = read_report(out)
+    if report is None:
+        raise StoreError(f"{locate_report(out)} is no report of a run: give the OUT of one")
+    _print_facts("run", page.list_facts(report))
+    _print_table("stages", page.COLUMNS, page.list_stages(report))
+    _print_table("slowest tiles", ("tile", "stage", "time", "process"), page.list_slowest(report))
+    if failures := page.list_failures(report):
+        _print_table("failed", ("task", "reason"), failures)
+
+
+def _print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of words as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for number, name in enumerate(head):
+        table.add_column(name, no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 

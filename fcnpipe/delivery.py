@@ -31,15 +31,18 @@ import zarr
 from fcnpipe import remote, run
 from fcnpipe.errors import SpecError, StoreError
 from fcnpipe.plan import Command
+from fcnpipe.recorder import place
 from fcnpipe.remote import uploads
+from fcnpipe.report import Report, load_report
 from fcnpipe.run import Observer, Prediction, Result
 from fcnpipe.spec import RunSpec
 from fcnpipe.stores import open_store, parquet_path, partial_path
 from fcnpipe.stores.base import load_identity, load_layout
 from fcnpipe.stores.hierarchy import create_array, ledger_spec
-from fcnpipe.stores.lifecycle import CLAIM, consolidate, hold, read_attributes
+from fcnpipe.stores.lifecycle import CLAIM, consolidate, hold, read_attributes, report_path
 
 ROOT = "zarr.json"
+REPORT_SUFFIXES = ("json", "html")
 LANDED = ".landed"
 """File in the finished store on disk: names of what is there already. It goes with that store."""
 
@@ -132,6 +135,28 @@ def locate_catalogue(out: str) -> str:
     if not remote.is_remote(out):
         return str(parquet_path(out))
     return f"{out.rstrip('/').removesuffix('.zarr')}.parquet"
+
+
+def locate_report(out: str, suffix: str = "json") -> str:
+    """Give where the account of a run lies, beside its store.
+
+    Examples
+    --------
+    >>> locate_report("s3://bucket/field.zarr"), locate_report("field.zarr", "html")
+    ('s3://bucket/field.report.json', 'field.report.html')
+    """
+    return f"{locate_catalogue(out).removesuffix('.parquet')}.report.{suffix}"
+
+
+def read_report(out: str) -> Report | None:
+    """Give the account of the last run that was to make a store; None if there is none."""
+    where = locate_report(out)
+    data = uploads.get(where) if remote.is_remote(out) else _read_file(Path(where))
+    return load_report(data) if data is not None else None
+
+
+def _read_file(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _check_writable(url: str) -> str:
@@ -290,10 +315,22 @@ class Target:
             uploads.put_files(self.url, _others(self._files(), landed), note)
         self._check_landed()
         if parquet_path(self.local).exists():
-            file = parquet_path(self.local)
-            uploads.put_files(*_split(locate_catalogue(self.url), file), landed=lambda name: None)
+            self._put_beside(locate_catalogue(self.url), parquet_path(self.local))
+        self._put_report()
         self.check_owner()
         uploads.put(f"{self.url}/{ROOT}", (self.local / ROOT).read_bytes())
+
+    def _put_report(self) -> None:
+        """Put the account of the run there, under the name that the output has there."""
+        account = read_report(str(self.local))
+        if account is not None:
+            place(account.model_copy(update={"out": self.url}), self.local)
+            for suffix in REPORT_SUFFIXES:
+                self._put_beside(locate_report(self.url, suffix), report_path(self.local, suffix))
+
+    def _put_beside(self, url: str, file: Path) -> None:
+        folder, _, name = url.rpartition("/")
+        uploads.put_files(folder, [(name, file)], landed=lambda name: None)
 
     def withdraw(self) -> None:
         """Give the URL free if the run has left nothing that it could be taken up from."""
@@ -304,6 +341,8 @@ class Target:
         """Remove the store on disk, and give the URL free."""
         shutil.rmtree(self.local, ignore_errors=True)
         parquet_path(self.local).unlink(missing_ok=True)
+        for suffix in REPORT_SUFFIXES:
+            report_path(self.local, suffix).unlink(missing_ok=True)
         if (self._read_owner() or {}).get("token") == self._read_token():
             uploads.remove([self._claim_url])
         self.token_file.unlink(missing_ok=True)
@@ -341,11 +380,6 @@ class Target:
 
 def _others(files: Iterator[tuple[str, Path]], landed: set[str]) -> Iterator[tuple[str, Path]]:
     return ((name, path) for name, path in files if name not in landed)
-
-
-def _split(url: str, file: Path) -> tuple[str, list[tuple[str, Path]]]:
-    place, _, name = url.rpartition("/")
-    return place, [(name, file)]
 
 
 def shrink_ledger(path: Path) -> None:

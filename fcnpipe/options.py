@@ -32,6 +32,7 @@ PANELS = {
         "cluster",
         "memory_limit",
         "tile_timeout",
+        "log_file",
     ),
 }
 """Headings of ``--help``; a field that is not named here stands under Output."""
@@ -146,6 +147,7 @@ METAVARS = {
     "memory_limit": "GIB",
     "tile_timeout": "SECONDS",
     "scratch": "FOLDER",
+    "log_file": "FILE",
 }
 _PLACED = ("image", "out")
 _PATHS = inspect.Parameter(

@@ -106,6 +106,8 @@ class TaskReport:
         Name of the error's class.
     facts : dict
         A few numbers for the summary (sources, bad pixels, ...).
+    worker, peak_bytes, read_bytes, written_bytes
+        See :class:`fcnpipe.meter.Reading`; empty and 0 of a task that was lost.
     """
 
     stage: str
@@ -115,3 +117,7 @@ class TaskReport:
     error: str = ""
     kind: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    worker: str = ""
+    peak_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +28,11 @@ from fcnpipe.errors import InputChanged, InputError, ModelError, SpecError, Stor
 from fcnpipe.exposure import Exposure, trace_inputs
 from fcnpipe.geometry import list_levels
 from fcnpipe.job import ALL, Job, resolve_criteria
+from fcnpipe.journal import Journal
 from fcnpipe.plan import Command, Plan, check_disk, make_plan
+from fcnpipe.recorder import Recorder, recording
 from fcnpipe.records import TaskReport
+from fcnpipe.report import begin_report
 from fcnpipe.spec import RunSpec, make_spec
 from fcnpipe.stages.publication import list_pyramid
 from fcnpipe.stores import (
@@ -75,6 +78,28 @@ class Silence:
 
     def end(self, stage: str, seconds: float) -> None:
         """Ignore it."""
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Several observers as one."""
+
+    observers: tuple[Observer, ...]
+
+    def start(self, stage: str, tasks: int, pixels: int) -> None:
+        """Tell each that a stage begins."""
+        for observer in self.observers:
+            observer.start(stage, tasks, pixels)
+
+    def report(self, report: TaskReport) -> None:
+        """Tell each that a task has ended."""
+        for observer in self.observers:
+            observer.report(report)
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Tell each that a stage has ended."""
+        for observer in self.observers:
+            observer.end(stage, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +183,12 @@ Adoption = Callable[[Job], None]
 
 @dataclass(frozen=True)
 class Session:
-    """A run in progress: the job that tasks need, and the engine that does them."""
+    """A run in progress: the job that tasks need, the engine that does them, and who takes it down."""
 
     job: Job
     engine: engines.Engine
     resumed: bool
+    recorder: Recorder
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -315,6 +341,29 @@ def open_session(
         None if the finished result of this very run is there already.
     """
     networks.tune_allocator()  # before there are threads
+    with Journal(spec.log_file) as journal:
+        begun = _begin(spec, command, adopt)
+        if begun is None:
+            journal.write("run finished", message=f"{spec.out} is there already")
+            yield None
+            return
+        job, state = begun
+        store = ZarrStore(Path(job.path))
+        with hold(store.path, job.nonce), _withdrawn(store):
+            account = begin_report(job.spec, job.plan, store, command)
+            recorder = Recorder(account, store, journal)
+            with recording(recorder, resumed=state == "resume"):
+                _settle(job, state, adopt)
+                engine = engines.open_engine(job.spec, _list_needs(job))
+                recorder.account.workers = engine.workers
+                try:
+                    yield Session(job, engine, state == "resume", recorder)
+                finally:
+                    engine.close()
+
+
+def _begin(spec: RunSpec, command: Command, adopt: Adoption | None) -> tuple[Job, State] | None:
+    """Check everything, and take up or begin the store; None if the result is there already."""
     plan = make_plan(spec, command=command)
     check_disk(plan, spec.out)
     inputs = trace_inputs(spec)  # before the digest is taken: what comes later is a change
@@ -325,8 +374,7 @@ def open_session(
     identity = _identify(spec, exposure, model, command)
     state = _prepare(spec, identity, adopt)
     if state == "complete":
-        yield None
-        return
+        return None
     if state == "resume":
         store = ZarrStore.resume(spec.out)
         plan = make_plan(spec, store.layout.edge[0], command)
@@ -335,14 +383,9 @@ def open_session(
         attributes = _attributes(spec, exposure, plan, model)
         replaces = spec.overwrite or adopt is not None
         store = ZarrStore.create(spec.out, layout, identity, attributes, replaces)
-    job = Job(spec, plan, criteria, str(store.path), uuid.uuid4().hex, inputs, model.digest)
-    with hold(store.path, job.nonce), _withdrawn(store):
-        _settle(job, state, adopt)
-        engine = engines.open_engine(spec, _list_needs(job))
-        try:
-            yield Session(job, engine, resumed=state == "resume")
-        finally:
-            engine.close()
+    nonce = uuid.uuid4().hex
+    job = Job(spec, plan, criteria, str(store.path), nonce, inputs, model.digest)
+    return job, state
 
 
 @contextmanager
@@ -457,10 +500,11 @@ def run_stage(session: Session, stage: Stage, observer: Observer) -> None:
     begun, job = time.perf_counter(), session.job
     todo = {step: _remaining(job, step) for step in stage.steps}
     size = sum(work.count_pixels(job, step.task, names) for step, names in todo.items())
-    observer.start(stage.name, sum(map(len, todo.values())), size)
+    audience = Audience((session.recorder, observer))
+    audience.start(stage.name, sum(map(len, todo.values())), size)
     for step, names in todo.items():
-        _run_step(session, step, names, observer)
-    observer.end(stage.name, time.perf_counter() - begun)
+        _run_step(session, step, names, audience)
+    audience.end(stage.name, time.perf_counter() - begun)
 
 
 def _remaining(job: Job, step: Step) -> list[str]:
@@ -471,14 +515,16 @@ def _remaining(job: Job, step: Step) -> list[str]:
 def _run_step(session: Session, step: Step, names: list[str], observer: Observer) -> None:
     failed = []
     call = partial(work.perform_either, session.job, step.task, step.beside or step.task)
-    for report in session.engine.run(call, names):
+    for given in session.engine.run(call, names):
+        report = replace(given, stage=given.stage or step.task)  # lost with its worker
         if _is_of_the_run(report):
+            session.recorder.report(report)
             raise getattr(errors, report.kind)(report.error)
         observer.report(report)
         if report.error:
             failed.append(report)
     if failed and step.task not in work.TOLERANT:
-        raise TilesFailed([f"{r.name} ({r.stage or step.task}: {r.error})" for r in failed])
+        raise TilesFailed([f"{r.name} ({r.stage}: {r.error})" for r in failed])
 
 
 def _is_of_the_run(report: TaskReport) -> bool:
@@ -502,7 +548,7 @@ def finish(session: Session) -> None:
         failed = work.list_failures(job)
         job.store.close_incomplete(failed)
         raise TilesFailed(failed)
-    job.store.publish(job.spec.overwrite, checked=True)
+    session.recorder.complete(job.store.publish(job.spec.overwrite, checked=True))
 
 
 def _check_inputs(job: Job) -> None:

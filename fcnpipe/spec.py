@@ -24,6 +24,7 @@ RUNTIME_OPTIONS = frozenset(
         "cluster",
         "out",
         "scratch",
+        "log_file",
     }
 )
 """Options that change how a run is done, never what it gives; left out of the run key."""
@@ -130,6 +131,9 @@ class RunSpec(BaseModel):
     scratch: str | None = Field(
         None,
         description="Folder where a store is made whose OUT is a URL; the current one if not given.",
+    )
+    log_file: str | None = Field(
+        None, description="File that a JSON line is added to for each event; none if not given."
     )
     overwrite: bool = Field(
         False,

@@ -3,7 +3,7 @@
 =========  =========================================================  =======================
 kind       what                                                       what is done
 =========  =========================================================  =======================
-partial    OUT.zarr.partial of a run that nobody takes up             remove
+partial    OUT.zarr.partial of a run that nobody takes up             remove, with its report
 finished   OUT.zarr.partial that only wants its name                  give it its name
 replaced   .OUT.zarr.replaced, an old result whose successor is there  remove
 building   OUT.zarr.partial.HEX.new, a store that was never begun     remove
@@ -34,6 +34,7 @@ from fcnpipe.errors import InputError, StoreError
 from fcnpipe.remote import uploads
 from fcnpipe.stores.lifecycle import (
     CLAIM,
+    discard,
     final_path,
     finish_publishing,
     hold,
@@ -115,6 +116,8 @@ def clear(leftover: Leftover) -> None:
             finish_publishing(_partial_of(path) if leftover.kind == "catalogue" else path)
         elif leftover.kind == "claim":
             _give_free(path)
+        elif leftover.kind == "partial":
+            discard(path)
         elif path.is_dir():
             shutil.rmtree(path)
         else:

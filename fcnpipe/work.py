@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
 
+from fcnpipe import meter
 from fcnpipe.deadline import call_within
 from fcnpipe.errors import ShardDamaged
 from fcnpipe.geometry import Node, parse_tile_name
@@ -104,8 +106,10 @@ def perform(job: Job, task: str, name: str) -> TaskReport:
         facts = _do_in_time(job, task, name)
     except Exception as error:  # one bad tile never takes the rest down
         seconds, found = time.perf_counter() - begun, _go_without(job, task, name, error)
-        return TaskReport(task, name, seconds, size, _explain(found), type(found).__name__)
-    return TaskReport(task, name, time.perf_counter() - begun, size, facts=facts)
+        report = TaskReport(task, name, seconds, size, _explain(found), type(found).__name__)
+    else:
+        report = TaskReport(task, name, time.perf_counter() - begun, size, facts=facts)
+    return replace(report, **asdict(meter.take_reading()))
 
 
 def perform_either(job: Job, task: str, beside: str, name: str) -> TaskReport:

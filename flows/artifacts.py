@@ -15,8 +15,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from fcnpipe import pictures
-from fcnpipe.delivery import locate_catalogue
+from fcnpipe import page, pictures
+from fcnpipe.delivery import locate_catalogue, read_report
+from fcnpipe.errors import FcnpipeError
 from fcnpipe.plan import Plan
 from fcnpipe.progress import Tally, describe_failure
 from fcnpipe.records import TaskReport
@@ -114,6 +115,7 @@ class Account:
     def publish(self) -> None:
         """Create the artifacts."""
         create_markdown_artifact(self.markdown(), key="result", description=self.spec.out)
+        show_report(self.spec.out)
         if self.failed:
             rows = [_split(name) for name in self.failed[:ROWS_SHOWN]]
             create_table_artifact(rows, key="failed-tiles", description=f"{len(self.failed)} tiles")
@@ -134,6 +136,17 @@ class Account:
         rows = [f"| {name} | {value} |" for name, value in facts.items()]
         names = [f"- {name}" for name in self.failed[:ROWS_SHOWN]]
         return "\n".join(["| | |", "|---|---|", *rows, "", *names, "", "```", *self.stages, "```"])
+
+
+def show_report(out: str) -> None:
+    """Create a Markdown artifact of what the run took, if it came so far that this was written."""
+    try:
+        report = read_report(out)
+    except (OSError, FcnpipeError) as error:
+        get_run_logger().warning(f"no report of {out}: {error}")
+        return
+    if report is not None:
+        create_markdown_artifact(page.as_markdown(report), key="report", description=out)
 
 
 def show_pictures(out: str) -> None:

@@ -209,7 +209,16 @@ def test_names_in_headers_are_no_paths(room: Path) -> None:
     run("export", "in/out.zarr", "in/labels.fits", "--what", "labels")
     written = fits.getheader("in/labels.fits")
     assert (written["OBJECT"], written["EXTNAME"]) == (EVIL, "LABEL")
-    assert sorted(os.listdir("in")) == ["labels.fits", "out.parquet", "out.zarr", "sky.fits"]
+    assert sorted(os.listdir("in")) == [
+        *(
+            "labels.fits",
+            "out.parquet",
+            "out.report.html",
+            "out.report.json",
+            "out.zarr",
+            "sky.fits",
+        )
+    ]
     assert_nothing_outside(room)
 
 

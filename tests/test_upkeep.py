@@ -85,7 +85,8 @@ def test_the_store_of_a_killed_run_goes_when_it_is_old(folder: Path) -> None:
     assert size <= one.size_bytes <= size + 4096
     assert 29 < one.age_seconds / DAY < 31
     clear(one)
-    assert names(folder / "deep") == {"field.fits", "whole.zarr", "whole.parquet"}
+    beside = {"whole.parquet", "whole.report.html", "whole.report.json"}
+    assert names(folder / "deep") == {"field.fits", "whole.zarr", *beside}
 
 
 def test_a_file_that_is_young_keeps_a_store(folder: Path) -> None:
@@ -170,8 +171,9 @@ def test_small_things(folder: Path) -> None:
     with alone(deep / "watch-incoming-1.json.lock"):
         assert found(folder)["watch-incoming-1.json.lock"] == "keep"
     clear_all(folder)
-    kept = {name.partition("/")[0] for name in others}
-    assert names(deep) == kept | {"field.fits", "whole.zarr", "whole.parquet"}
+    kept = {name.partition("/")[0] for name in others} - {"killed.parquet.partial"}
+    whole = {"whole.zarr", "whole.parquet", "whole.report.html", "whole.report.json"}
+    assert names(deep) == kept | whole | {"field.fits"}
 
 
 def test_what_a_live_run_has_beside_its_store_is_kept(

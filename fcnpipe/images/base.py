@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from fcnpipe import remote
 from fcnpipe.errors import InputChanged, InputError, InputUnreachable
 from fcnpipe.geometry import Box
+from fcnpipe.meter import count_read
 from fcnpipe.records import ImageInfo
 from fcnpipe.remote import Stamp, is_remote
 
@@ -286,6 +287,7 @@ def _cut(reader: Reader, box: Box, band: int) -> Iterator[tuple[slice, NDArray[A
     """Give each strip of a box and the rows where it belongs."""
     start = 0
     for stored in reader.cut(box, band):
+        count_read(stored.nbytes)
         yield slice(start, start + len(stored)), stored
         start += len(stored)
 

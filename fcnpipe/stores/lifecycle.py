@@ -57,6 +57,17 @@ def final_path(partial: Path) -> Path:
     return partial.with_name(partial.name.removesuffix(".partial"))
 
 
+def report_path(out: str | Path, suffix: str) -> Path:
+    """Give where the account of a run lies beside the store, as ``json`` or ``html``.
+
+    Examples
+    --------
+    >>> report_path("field.zarr", "html").name
+    'field.report.html'
+    """
+    return parquet_path(out).with_suffix(f".report.{suffix}")
+
+
 def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> State:
     """Say what is to be done at an output path, and clear it where that is agreed.
 
@@ -98,9 +109,12 @@ def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> 
 
 
 def discard(partial: Path) -> None:
-    """Remove OUT.zarr.partial, and the catalogue that waits beside it."""
+    """Remove OUT.zarr.partial, the catalogue that waits beside it, and the account of its run."""
+    out = final_path(partial)
     with storing(partial):
-        _remove_all(partial, _leftover(parquet_path(final_path(partial))))
+        _remove_all(partial, _leftover(parquet_path(out)))
+        if not out.exists():
+            _remove_all(report_path(out, "json"), report_path(out, "html"))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.errors import ShardDamaged
 from fcnpipe.geometry import Box
+from fcnpipe.meter import count_read, count_written
 from fcnpipe.stores.scratch import written_whole
 
 ZSTD_LEVEL = 1
@@ -88,6 +89,7 @@ class ShardedMap:
         parts = [*chunks, table, _checksum(table)]
         with written_whole(path) as temporary, temporary.open("wb") as file:
             file.writelines(parts)
+        count_written(sum(map(len, parts)))
         return reduce(google_crc32c.extend, parts, 0)
 
     def checksum(self, box: Box) -> int:
@@ -167,6 +169,7 @@ class ShardedMap:
                 if offset == _LEFT_OUT:
                     part[...] = self.fill
                 else:
+                    count_read(size)
                     part[...] = self._decode(os.pread(file, size, offset), path)[cut.within(box)]
         finally:
             os.close(file)

@@ -119,11 +119,12 @@ def test_a_scheduled_run_ends_in_a_store(deployed: processes.Server, tmp_path: P
     assert run.state
     assert run.state.is_completed(), run.state.message
     assert run.auto_scheduled
-    (result,) = artifacts_of(run.id, "markdown")
+    result, report = artifacts_of(run.id, "markdown")
     tree = xr.open_datatree(tmp_path / "field.zarr", engine="zarr")
     sources = tree["sources"].sizes["source"]
     assert sources == tree["image/0/label"].values.max() >= 7
     assert f"| sources | {sources} |" in result.data
+    assert f"| sources | {sources} |" in report.data
     assert [a.key for a in artifacts_of(run.id, "image")] == ["preview", "sky"]
     assert [a.data for a in artifacts_of(run.id, "progress")] == [100.0] * 8
 

@@ -96,9 +96,11 @@ def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
     assert found.name == "field"
     assert [t.name for t in tasks] == [*STAGES, "finish"]
     assert Path(spec.out).is_dir()
-    (table,) = artifacts_of(found.id, "markdown")
+    table, report = artifacts_of(found.id, "markdown")
     assert f"| sources | {ZarrStore.open(spec.out).n_sources} |" in table.data
     assert "| failed tiles | 0 |" in table.data
+    assert all(f"| {stage} |" in report.data for stage in STAGES)
+    assert "| status | complete |" in report.data
     assert [p.data for p in artifacts_of(found.id, "progress")] == [100.0] * len(STAGES)
     preview, sky = artifacts_of(found.id, "image")
     assert (preview.key, sky.key) == ("preview", "sky")

@@ -101,7 +101,8 @@ def test_damage_is_found_and_mended(
     assert watched.names == predicted
     mended, before = read_all(out), read_all(published)
     assert [n for n in before.keys() | mended.keys() if mended.get(n) != before.get(n)] == []
-    assert sorted(p.name for p in out.parent.iterdir()) == ["out.parquet", "out.zarr"]
+    names = ["out.parquet", "out.report.html", "out.report.json", "out.zarr"]
+    assert sorted(p.name for p in out.parent.iterdir()) == names
 
 
 def test_the_command_says_what_is_damaged_and_mends_it(

@@ -16,6 +16,7 @@ from astropy.io import fits
 
 import fcnpipe
 from fcnpipe import upkeep
+from fcnpipe.delivery import locate_report, read_report
 from fcnpipe.errors import FcnpipeError, StoreError
 from tests.integration.scenes import read_all, write_field
 from tests.remote.conftest import Bucket
@@ -93,8 +94,18 @@ def test_a_store_is_taken_there_whatever_the_server_does(
     assert list((tmp_path / "scratch").iterdir()) == []
     assert written[-1].endswith("out.zarr/zarr.json")
     read_where_it_lies(out, reference, tmp_path)
+    find_account(out)
     again = segment(field, out, tmp_path / "elsewhere")
     assert (again.resumed, again.sources) == (True, result.sources)
+
+
+def find_account(out: str) -> None:
+    """The account of the run lies beside the store, by the name that the store has there."""
+    report = read_report(out)
+    assert report is not None
+    assert (report.status, report.out) == ("complete", out)
+    page = fsspec.filesystem("s3").cat_file(locate_report(out, "html")).decode()
+    assert report.run_key in page
 
 
 def read_where_it_lies(out: str, reference: Path, tmp_path: Path) -> None:
