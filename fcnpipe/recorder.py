@@ -25,7 +25,7 @@ ALL = "all"
 
 
 class Recorder:
-    """An observer that takes down what it is told.
+    """An observer that takes down what it is told; that it cannot, it says once and lets the run go on.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ class Recorder:
         self._scratch = store.path / SCRATCH
         self._out = final_path(store.path)
         self._stage: StageSums | None = None
+        self._told = False
         self._seen = self._saved = time.monotonic()
         take_reading()  # what was read before, for the digests, belongs to no stage
 
@@ -100,6 +101,7 @@ class Recorder:
         """Take down how the session ends, unless it has completed the run."""
         if self.account.status != "complete":
             self.account.status, self.account.message = status, message
+            self._told = True  # the line that ends the run is enough
         self._let_time_pass()
         self._save()
         self._place()
@@ -158,7 +160,9 @@ class Recorder:
             yield
         except OSError as error:
             reason = error.strerror or error
-            warnings.warn(f"no report is written beside {self._out}: {reason}", stacklevel=3)
+            if not self._told:
+                warnings.warn(f"no report is written beside {self._out}: {reason}", stacklevel=3)
+            self._told = True
 
 
 @contextmanager

@@ -13,7 +13,6 @@ pytest.importorskip("prefect")
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.flows import processes
-from tests.remote.conftest import bucket, s3_service  # noqa: F401  fixtures
 
 
 @pytest.fixture(scope="session")

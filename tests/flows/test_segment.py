@@ -35,9 +35,9 @@ from flows.artifacts import Account
 from flows.command import run_by_hand
 from flows.predict import predict
 from flows.stages import Patience
+from tests.conftest import Bucket
 from tests.flows.processes import Server, wait_until
 from tests.flows.records import MARKS, artifacts_of, runs_of
-from tests.remote.conftest import Bucket
 from tests.remote.servers import KEY, SECRET, TOKEN
 
 ROOT = Path(__file__).parents[2]

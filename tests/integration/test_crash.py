@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,8 @@ def undisturbed(finished: Path) -> dict[str, bytes]:
 
 def wait_for_marks(partial: Path, stage: int, count: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until so many tiles of a stage are in the ledger, or the run is over."""
-    folder = partial / "ledger" / "c" / str(stage)
     while process.poll() is None:
-        if folder.is_dir() and sum(1 for p in folder.rglob("*") if p.is_file()) >= count:
+        if len(marks(partial, f"c/{stage}")) >= count:
             return
         time.sleep(0.005)
 
@@ -88,12 +88,14 @@ def test_what_overwrite_began_is_taken_up_by_the_same_command(
     assert read_all(out) == undisturbed
 
 
-def marks(store: Path) -> dict[str, int]:
-    """Give when each mark of the ledger was set."""
-    folder = store / "ledger" / "c"
-    return {
-        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()
-    }
+def marks(store: Path, below: str = "c") -> dict[str, int]:
+    """Give when each mark of the ledger was set; one that is being written is none."""
+    found = {}
+    for path in (store / "ledger" / below).rglob("*"):
+        with suppress(FileNotFoundError):  # it has its name meanwhile
+            if path.suffix != ".partial" and path.is_file():
+                found[str(path.relative_to(store))] = path.stat().st_mtime_ns
+    return found
 
 
 def test_many_kills_in_a_row(field: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:

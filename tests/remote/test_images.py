@@ -23,7 +23,7 @@ from fcnpipe.images import Image
 from fcnpipe.images import fits as fits_images
 from fcnpipe.remote import files, urls
 from fcnpipe.testing.images import ImageTests
-from tests.remote.conftest import Bucket
+from tests.conftest import Bucket
 from tests.remote.servers import Site, now_and_then
 
 RNG = np.random.default_rng(4)

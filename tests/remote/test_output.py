@@ -18,8 +18,8 @@ import fcnpipe
 from fcnpipe import upkeep
 from fcnpipe.delivery import locate_report, read_report
 from fcnpipe.errors import FcnpipeError, StoreError
+from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
-from tests.remote.conftest import Bucket
 from tests.remote.servers import SECRET, TOKEN, Site, now_and_then
 
 OPTIONS = {"model": "none", "window": 128, "tile": 128, "quiet": True}

@@ -13,8 +13,8 @@ from astropy.io import fits
 
 import fcnpipe
 from fcnpipe.errors import InputChanged, TilesFailed
+from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
-from tests.remote.conftest import Bucket
 from tests.remote.servers import Site, now_and_then
 
 OPTIONS = {"model": "none", "window": 128, "tile": 128, "quiet": True}
