@@ -102,6 +102,7 @@ def run_model(field: Field, model: Model) -> Labels:
         probability >= level(threshold_of(model.header), PROBABILITY_TOP),
         Criterion(dynamics=height, minarea=defaults.minarea),
         minpeak=level(defaults.minpeak, ELEVATION_TOP),
+        broad=defaults.broad,
     )
     return label
 

@@ -38,11 +38,12 @@ from fcnpipe.training.scenes import draw
 from fcnpipe.training.skies import Sky as SceneSky
 from fcnpipe.training.targets import make_truth
 
-FLOORS, HEATS = (0.5, 0.52, 0.55), (0.4, 0.45)
+FLOORS, HEATS = (0.55,), (0.4, 0.45)
 THRESHOLDS = (0.3, 0.35)
-DYNAMICS = (0.045, 0.06, 0.075)
-PEAKS = (0.15, 0.16, 0.165, 0.17)
-AREAS = (4, 5)
+DYNAMICS = (0.06, 0.075, 0.09)
+PEAKS = (0.18, 0.2, 0.22)
+AREAS = (5, 6)
+BROAD = (14, 17, 20, 25)
 STRUCTURED = "structured"
 NOISE = "blank"
 PAIRED = ("ground", "hst", "cluster")
@@ -60,6 +61,7 @@ class Options:
     dynamics: float
     minpeak: float
     minarea: int
+    broad: int
 
 
 Trial = tuple[float, Options, float, dict[str, list[Result]]]
@@ -84,7 +86,7 @@ class Sky:
         criterion = Criterion(level(options.dynamics, ELEVATION_TOP), options.minarea)
         peak = level(options.minpeak, ELEVATION_TOP)
         steps = quantise_elevation(elevation.astype(np.float32))
-        return separate_whole(steps, mask, criterion, minpeak=peak)[0]
+        return separate_whole(steps, mask, criterion, minpeak=peak, broad=options.broad)[0]
 
 
 def draw_structured(seed: int, side: int) -> Field:
@@ -156,7 +158,7 @@ def main() -> None:
     kinds = (*KINDS, STRUCTURED)
     SKIES.extend(look(kind, seed, given.side, model) for seed in seeds for kind in kinds)
     SKIES.extend(look(NOISE, seed, 2 * given.side, model) for seed in seeds)
-    grid = itertools.product(FLOORS, HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS)
+    grid = itertools.product(FLOORS, HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS, BROAD)
     with multiprocessing.get_context("fork").Pool() as pool:  # which has the skies already
         tried = list(pool.imap(try_options, (Options(*point) for point in grid)))
     for cost, options, false, results in sorted(tried, key=lambda t: t[0])[:10]:

@@ -45,6 +45,8 @@ class Criteria:
         What a branch needs to stay a source of its own.
     minarea, minpeak : int
         What a source needs: pixels, and elevation of its peak.
+    broad : int or None
+        Pixels from which it needs no ``minpeak``.
     """
 
     on_elevation: bool
@@ -52,6 +54,7 @@ class Criteria:
     branch: Criterion
     minarea: int
     minpeak: int
+    broad: int | None = None
 
 
 def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
@@ -74,6 +77,7 @@ def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
         Criterion(pixels.level(dynamics, pixels.ELEVATION_TOP), minarea, round(mincont * MILLION)),
         minarea,
         pixels.level(usual.minpeak, pixels.ELEVATION_TOP),
+        usual.broad,
     )
 
 

@@ -114,16 +114,17 @@ def separate_whole(
     criterion: Criterion,
     weights: Int64 | None = None,
     minpeak: int = 0,
+    broad: int | None = None,
 ) -> tuple[Int32, Selection]:
     """Give the label image and the sources of an image that fits into memory.
 
-    Parameters are those of `separate`, `minpeak` that of `fcnpipe.stitch.select`; the area filter
-    is ``criterion.minarea``. Row i of the selection has label i + 1.
+    Parameters are those of `separate`, and `minpeak` and `broad` of `fcnpipe.stitch.select`; the
+    area filter is ``criterion.minarea``. Row i of the selection has label i + 1.
     """
     frame = Box(0, 0, *mask.shape)
     leaf = separate(elevation, mask, frame, mask.shape, criterion, weights)
     table = tabulate(leaf.settlement, NO_VERDICTS, criterion)
-    selection = select([table], criterion.minarea, minpeak)
+    selection = select([table], criterion.minarea, minpeak, broad)
     return relabel(table, selection)[leaf.segments], selection
 
 

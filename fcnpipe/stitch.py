@@ -353,8 +353,10 @@ def tabulate(settlement: Settlement, verdicts: Verdicts, criterion: Criterion) -
     return _pile([background, rows])
 
 
-def select(tables: Iterable[SourceTable], minarea: int = 1, minpeak: int = 0) -> Selection:
-    """Give the sources with enough pixels and a high enough peak, over all tiles.
+def select(
+    tables: Iterable[SourceTable], minarea: int = 1, minpeak: int = 0, broad: int | None = None
+) -> Selection:
+    """Give the sources with enough pixels, and a high enough peak if they are small, over all tiles.
 
     Tables are read one at a time; memory grows with the number of sources only.
 
@@ -366,6 +368,8 @@ def select(tables: Iterable[SourceTable], minarea: int = 1, minpeak: int = 0) ->
         Least pixels of a source.
     minpeak : int
         Least elevation of its peak.
+    broad : int, optional
+        Pixels from which a source needs no ``minpeak``: what is that large and faint is no noise.
     """
     sums, fresh = np.zeros((0, 4), np.int64), [np.zeros((0, 4), np.int64)]
     for table in tables:
@@ -373,7 +377,10 @@ def select(tables: Iterable[SourceTable], minarea: int = 1, minpeak: int = 0) ->
         if sum(map(len, fresh)) > len(sums):  # so each row is summed a few times, not once a tile
             sums, fresh = _sum_rows(np.concatenate([sums, *fresh])), []
     sums = _sum_rows(np.concatenate([sums, *fresh]))
-    source, footprint, area, peak = sums[(sums[:, 2] >= minarea) & (sums[:, 3] >= minpeak)].T
+    stays = (sums[:, 2] >= minarea) & (sums[:, 3] >= minpeak)
+    if broad is not None:
+        stays |= sums[:, 2] >= max(minarea, broad)
+    source, footprint, area, peak = sums[stays].T
     _, place, count = np.unique(footprint, return_inverse=True, return_counts=True)
     return Selection(source, area, peak, count[place] > 1)
 

@@ -221,6 +221,11 @@ class Defaults(_Record):
         default=0.0, ge=0, le=1, description="Least part of a footprint's flux that a branch needs."
     )
     minpeak: float = Field(default=0.0, ge=0, le=1, description="Least elevation of a peak.")
+    broad: int | None = Field(
+        default=None,
+        ge=1,
+        description="Pixels from which a source needs no minpeak; none if left out.",
+    )
 
 
 class ModelHeader(_Record):

@@ -64,8 +64,9 @@ def select(job: Job, name: str) -> Facts:
     The one task that holds all sources, at about a hundred bytes each; never their pixels.
     """
     names = [tile.name for tile in job.plan.tiles]
+    needs = job.criteria
     selection = stitch.select(
-        (_tabulate(job, n) for n in names), job.criteria.minarea, job.criteria.minpeak
+        (_tabulate(job, n) for n in names), needs.minarea, needs.minpeak, needs.broad
     )
     for tile_name in names:
         job.store.put_arrays(

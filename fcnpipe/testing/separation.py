@@ -173,9 +173,11 @@ class TiledSeparation:
             image[core.slices] = getattr(table, column)[segments]
         return image
 
-    def labels(self, minarea: int = 1, minpeak: int = 0) -> tuple[NDArray[np.int32], Any]:
+    def labels(
+        self, minarea: int = 1, minpeak: int = 0, broad: int | None = None
+    ) -> tuple[NDArray[np.int32], Any]:
         """Give the label image and the selection."""
-        selection = select((table for _, _, table in self.tiles), minarea, minpeak)
+        selection = select((table for _, _, table in self.tiles), minarea, minpeak, broad)
         image = np.full(self.frame.shape, -1, np.int32)
         for core, segments, table in self.tiles:
             image[core.slices] = relabel(table, selection)[segments]

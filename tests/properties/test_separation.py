@@ -115,16 +115,17 @@ def test_any_tree_of_tiles_gives_the_definition(case: tuple[Any, ...]) -> None:
 
 
 @settings(max_examples=25)
-@given(cases(), st.integers(1, 12), st.integers(0, 60000))
+@given(cases(), st.integers(1, 12), st.integers(0, 60000), st.none() | st.integers(1, 20))
 def test_labels_are_the_ranks_of_the_sources_that_pass(
-    case: tuple[Any, ...], minarea: int, minpeak: int
+    case: tuple[Any, ...], minarea: int, minpeak: int, broad: int | None
 ) -> None:
     maps, tree = case
     source, footprint = true_sources(*maps)
     found, areas = np.unique(source[source >= 0], return_counts=True)
     peaks = maps[0].reshape(-1)[found].astype(int)
-    stays = (areas >= minarea) & (peaks >= minpeak)
-    labels, selection = TiledSeparation(*maps).run(tree).labels(minarea, minpeak)
+    sure = np.zeros(len(areas), bool) if broad is None else areas >= broad
+    stays = (areas >= minarea) & (sure | (peaks >= minpeak))
+    labels, selection = TiledSeparation(*maps).run(tree).labels(minarea, minpeak, broad)
     np.testing.assert_array_equal(selection.source, found[stays])
     np.testing.assert_array_equal(selection.area, areas[stays])
     np.testing.assert_array_equal(selection.peak, peaks[stays])
@@ -198,8 +199,8 @@ def test_what_goes_up_grows_with_the_perimeter(ppm: int) -> None:
 def test_a_whole_image_at_once_is_the_same() -> None:
     elevation = smooth_noise((60, 70), 4)
     mask, criterion = elevation > 30000, Criterion(900, 4)
-    labels, selection = separate_whole(elevation, mask, criterion, minpeak=36000)
+    labels, selection = separate_whole(elevation, mask, criterion, minpeak=36000, broad=30)
     run = TiledSeparation(elevation, mask, criterion).run(tile_tree(TileGrid(mask.shape, (16, 16))))
-    tiled, same = run.labels(criterion.minarea, 36000)
+    tiled, same = run.labels(criterion.minarea, 36000, 30)
     np.testing.assert_array_equal(labels, tiled)
     np.testing.assert_array_equal(selection.source, same.source)
