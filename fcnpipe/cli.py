@@ -502,9 +502,14 @@ def _print_columns(title: str, columns: Mapping[str, Iterable[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", "_\n"), justify="right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*(f"{value:.6g}" for value in row))
+        table.add_row(*map(_round, columns, row))
     Console().print(table)
+
+
+def _round(name: str, value: float) -> str:
+    """Give a value of a column: degrees to a hundredth of an arcsecond, others to six digits."""
+    return f"{value:.6f}" if name in {"ra", "dec"} else f"{value:.6g}"

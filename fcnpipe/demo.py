@@ -126,4 +126,5 @@ def _list_facts(image: Path, out: Path, result: Result) -> list[tuple[str, str]]
 def _brightest(out: Path) -> dict[str, NDArray[Any]]:
     columns = ZarrStore.open(out).read_sources(SHOWN)
     order = np.argsort(-np.nan_to_num(columns["kron_flux"], nan=-np.inf), kind="stable")[:BRIGHTEST]
-    return {name: values[order] for name, values in columns.items()}
+    known = {name: values for name, values in columns.items() if not np.isnan(values).all()}
+    return {name: values[order] for name, values in known.items()}
