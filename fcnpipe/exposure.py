@@ -8,6 +8,7 @@ and measured, on the last plane.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -235,32 +236,47 @@ class Exposure:
         list of Cells
             One for each plane.
         (my, mx) float32
-            Typical weight of the cells; NaN without a weight map.
+            Typical weight of the cells; NaN without a map of relative weights.
         """
         values, flags = self.read(box, weights)
         bad, cell = (flags & pixels.BAD) != 0, self.spec.back_size
         cells = [background.measure_cells(plane, bad, cell) for plane in values]
         weight = self._read_weight(box)
-        if weight is None:
+        if weight is None or self.spec.weight_type != "weight":
             return cells, np.full(cells[0].shape, np.nan, np.float32)
         return cells, background.measure_weight(weight, bad, cell)
 
-    def _noise(self, mesh: Background, box: Box, weight: Float | None, scale: float) -> Float:
+    def find_unfit_value(self) -> tuple[str, float] | None:
+        """Give a file and a value in it that a float32 cannot hold, if some boxes have one."""
+        named = [(", ".join(self.spec.image), self.image)]
+        if self.spec.weight and self._weight and self.spec.weight_type != "variance":
+            named.append((self.spec.weight, self._weight))
+        for path, image in named:
+            for band, box in product(range(image.info.shape[0]), _samples(self.frame)):
+                exact, values = image.read_double(box, band), image.read(box, band)
+                unfit = np.isfinite(exact) & ~(np.isfinite(values) & ((values != 0) | (exact == 0)))
+                if unfit.any():
+                    return path, float(exact[unfit][0])
+        return None
+
+    def _noise(
+        self, mesh: Background, box: Box, weight: NDArray[Any] | None, scale: float
+    ) -> Float:
         if weight is None:
             return mesh.noise(box.y0, box.x0, box.shape)
-        absolute = self.spec.weight_type != "weight"
-        return background.noise_from_weight(weight, 1.0 if absolute else scale)
+        if self.spec.weight_type == "weight":
+            return background.noise_from_weight(weight, scale)
+        known = (weight > 0) & np.isfinite(weight)
+        noise = np.where(known, weight, np.inf)
+        return np.sqrt(noise).astype(np.float32) if self.spec.weight_type == "variance" else noise
 
-    def _read_weight(self, box: Box) -> Float | None:
-        """Give relative or absolute inverse variance, whatever the map holds."""
+    def _read_weight(self, box: Box) -> NDArray[Any] | None:
+        """Give the map as it is; variances of tiny fluxes are too small for float32."""
         if self._weight is None:
             return None
-        values = self._weight.read(box)
-        if self.spec.weight_type == "weight":
-            return values
-        variance = values if self.spec.weight_type == "variance" else values * values
-        known = (values > 0) & np.isfinite(variance)
-        return np.divide(1, variance, out=np.zeros_like(variance), where=known)
+        if self.spec.weight_type == "variance":
+            return self._weight.read_double(box)
+        return self._weight.read(box)
 
     def _bad(self, box: Box) -> NDArray[np.bool_] | None:
         if self._mask is None:

@@ -280,7 +280,7 @@ def quantise_labelled(
     labels, flags = maps
     counts = np.zeros((2, *labels.shape), np.int64)
     scales = (1.0 / units[0], 1.0 / units[1])
-    _round_labelled(labels, flags, flux, noise, scales, np.float32(gain or 0), counts)
+    _round_labelled(labels, flags, flux, noise, scales, np.float64(gain or 0), counts)
     return counts[0], counts[1]
 
 
@@ -290,10 +290,10 @@ def _round_labelled(labels, flags, flux, noise, scales, gain, counts):  # type: 
         for j in range(labels.shape[1]):
             if labels[i, j] == 0 or (flags[i, j] & _BAD) != 0:
                 continue
-            value, sigma = flux[i, j], noise[i, j]
+            value, sigma = np.float64(flux[i, j]), np.float64(noise[i, j])
             variance = sigma * sigma
             if gain > 0:
-                variance += max(value, np.float32(0)) / gain
+                variance += max(value, 0.0) / gain
             counts[0, i, j] = _nearest(value, scales[0], -FLUX_LIMIT, FLUX_LIMIT)
             counts[1, i, j] = _nearest(variance, scales[1], 0, VARIANCE_LIMIT)
 

@@ -8,6 +8,7 @@ pixel and at most :data:`FILL_REACH` neighbours, never on the array it was cut i
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -35,7 +36,7 @@ BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
 def flag_pixels(
     image: Float,
     mask: NDArray[np.bool_] | None = None,
-    weight: Float | None = None,
+    weight: NDArray[Any] | None = None,
     satur_level: float | None = None,
 ) -> Flags:
     """Say of each pixel why it is not to be trusted.
@@ -46,7 +47,7 @@ def flag_pixels(
         NaN or infinite is no data.
     mask : (h, w) bool, optional
         True is bad.
-    weight : (h, w) float32, optional
+    weight : (h, w) float, optional
         Zero, negative or not finite is bad.
     satur_level : float, optional
         Pixels at or above it are saturated.

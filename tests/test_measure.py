@@ -363,7 +363,8 @@ def test_labelled_pixels_are_quantised_as_arrays_are():
     flux[0], flux[1] = np.inf, np.nan
     for gain in (None, 3.0):
         counts = quantise_labelled((labels, flags), flux, noise, (2.0**-9, 2.0**-12), gain)
-        variance = noise**2 + (np.maximum(flux, 0) / np.float32(gain) if gain else 0)
+        value, sigma = flux.astype(np.float64), noise.astype(np.float64)
+        variance = sigma**2 + (np.maximum(value, 0) / gain if gain else 0)
         off = (labels == 0) | (flags != 0)
         for found, expected in zip(
             counts,

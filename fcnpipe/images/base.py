@@ -137,8 +137,8 @@ class Scaling:
         self.fill(values, stored)
         return values
 
-    def fill(self, values: Float, stored: NDArray[Any]) -> None:
-        """Write into ``values`` what :meth:`to_float` gives."""
+    def fill(self, values: NDArray[Any], stored: NDArray[Any]) -> None:
+        """Write into ``values`` what :meth:`to_float` gives; doubles are not rounded."""
         for start in range(0, len(stored), STRIP):
             rows = slice(start, start + STRIP)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -224,11 +224,20 @@ class Image:
         InputError
             If the file is gone, damaged or shorter than it was.
         """
-        reader, own = self._find(box, band)
         values = np.empty(box.shape, np.float32)
+        self._fill(values, box, band)
+        return values
+
+    def read_double(self, box: Box, band: int = 0) -> NDArray[np.float64]:
+        """Give a box of a band, (h, w) float64: :meth:`read` for what a float32 may not hold."""
+        values = np.empty(box.shape, np.float64)
+        self._fill(values, box, band)
+        return values
+
+    def _fill(self, values: NDArray[Any], box: Box, band: int) -> None:
+        reader, own = self._find(box, band)
         for rows, stored in _cut(reader, box, own):
             reader.scaling.fill(values[rows], stored)
-        return values
 
     def read_integer(self, box: Box, band: int = 0) -> NDArray[np.int64]:
         """Give a box of a mask, (h, w) int64: every bit kept, -1 where there is no data.

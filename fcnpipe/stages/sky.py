@@ -13,6 +13,7 @@ from fcnpipe.geometry import Box
 from fcnpipe.job import ALL, Job
 
 Facts = dict[str, float]
+FLOAT32 = np.finfo(np.float32)
 
 
 def weigh_bands(job: Job, name: str) -> Facts:
@@ -52,7 +53,7 @@ def fit_sky(job: Job, name: str) -> Facts:
         background.fit_background(Cells(*mesh[:3, p]), job.plan.cell, job.spec.back_filter)
         for p in range(planes)
     )
-    _check(fitted[-1], ", ".join(job.spec.image))
+    _check(fitted[-1], job)
     scales = tuple(background.weight_scale(plane.cells.noise, mesh[3, 0]) for plane in fitted)
     job.store.put_arrays("sky", ALL, pack_sky(Sky(fitted, scales, _weights(job))))
     for what in ("sky", "noise"):
@@ -82,12 +83,20 @@ def _assemble(job: Job, planes: int) -> NDArray[np.float32]:
     return mesh
 
 
-def _check(plane: background.Background, name: str) -> None:
+def _check(plane: background.Background, job: Job) -> None:
+    if not (plane.is_blank or plane.is_noiseless):
+        return
+    if unfit := job.exposure.find_unfit_value():
+        path, value = unfit
+        raise InputError(
+            f"{path} has pixels of {value:.3g}, but pixels are taken as float32, whose magnitudes go "
+            f"from {FLOAT32.smallest_subnormal:.1g} to {FLOAT32.max:.1g}: scale them by a constant"
+        )
+    name = ", ".join(job.spec.image)
     if plane.is_blank:
         raise InputError(
             f"{name} has no usable pixel: all are NaN, infinite or masked; check --hdu and --mask"
         )
-    if plane.is_noiseless:
-        raise InputError(
-            f"{name} has no noise: most of its pixels are equal, so nothing can stand out; check --hdu"
-        )
+    raise InputError(
+        f"{name} has no noise: most of its pixels are equal, so nothing can stand out; check --hdu"
+    )
