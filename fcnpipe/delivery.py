@@ -193,13 +193,7 @@ class Target:
         attributes = self._read_root()
         if attributes is None:
             return False
-        found, wanted = load_identity(attributes), run.identify(spec, command)
-        if found.key != wanted.key:
-            differences = ", ".join(wanted.differences(found))
-            raise StoreError(
-                f"{self.url} belongs to another run, it differs in {differences}; "
-                "choose another output, or start afresh with --overwrite"
-            )
+        run.identify(spec, command).refuse(self.url, load_identity(attributes))
         return True
 
     def holds(self, spec: RunSpec, command: Command) -> bool:

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import yaml
 from astropy.table import Table
 
-from fcnpipe.addresses import check_url
+from fcnpipe.addresses import WEB, check_url, knows_lists
 from fcnpipe.errors import SpecError
 from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
@@ -47,6 +47,7 @@ PATHS = ("image", "weight", "mask", "prior")
 _NOT_OF_TABLES = {"cluster", "scheduler", "scratch"}
 """Options that start programs or choose machines; catalogues have columns of such names."""
 _MAGIC = re.compile(r"[*?\[]")
+_MAGIC_OF_WEB = re.compile(r"[*\[]")
 _SUFFIXES = re.compile(r"(\.(fits?|fts|fz|gz|bz2|ome|tiff?|png|jpe?g|npy|zarr))+$", re.IGNORECASE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 LONGEST_STEM = 100
@@ -250,8 +251,6 @@ def _match(options: Options, base: str) -> Iterator[Options]:
         check_url(str(path))
     if not isinstance(image, str):
         yield options | {"image": tuple(image)}
-    elif not _MAGIC.search(image) or os.path.exists(split_name(image)[0]):
-        yield options | {"image": (image,)}
     else:
         yield from (options | {"image": (path,)} for path in match_files(image))
 
@@ -259,19 +258,40 @@ def _match(options: Options, base: str) -> Iterator[Options]:
 def match_files(pattern: str) -> list[str]:
     """Give the files, sorted, that a glob stands for, here or behind a URL.
 
+    Parameters
+    ----------
+    pattern : str
+        A path, or a glob; either may end with an HDU, ``FILE[HDU]``.
+
     Raises
     ------
     SpecError
         If there are none.
     """
-    if "://" in pattern:
-        system, path = fsspec.core.url_to_fs(pattern)
-        found = [system.unstrip_protocol(name) for name in system.glob(path)]
-    else:
-        found = glob.glob(pattern, recursive=True)
+    file, hdu = split_name(pattern)
+    if os.path.exists(file) or not _is_glob(pattern):
+        return [pattern]
+    found = _glob(pattern)
+    if not found and hdu is not None:
+        found = [f"{path}[{hdu}]" for path in _glob(file)] if _is_glob(file) else [pattern]
     if not found:
         raise SpecError(f"{pattern} matches no file: check the pattern")
     return sorted(found)
+
+
+def _is_glob(path: str) -> bool:
+    """Whether a path has signs of a glob; in an address of the web ``?`` begins a query."""
+    return bool((_MAGIC_OF_WEB if path.startswith(WEB) else _MAGIC).search(path))
+
+
+def _glob(pattern: str) -> list[str]:
+    """Give what a glob stands for; the web has no lists, so brackets there are not looked up."""
+    if "://" not in pattern:
+        return glob.glob(pattern, recursive=True)
+    if not (knows_lists(pattern) or "*" in pattern):
+        return []
+    system, path = fsspec.core.url_to_fs(pattern)
+    return [system.unstrip_protocol(name) for name in system.glob(path)]
 
 
 def _join(base: str, path: Any) -> Any:

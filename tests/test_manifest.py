@@ -14,6 +14,7 @@ from astropy.table import Table
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcnpipe import manifest
 from fcnpipe.errors import SpecError
 from fcnpipe.manifest import Row, check_table, list_entries, safe_stem, write_rows
 
@@ -54,6 +55,22 @@ def test_an_hdu_in_brackets_is_no_glob(folder: Path) -> None:
     found = list_entries([f"{folder}/a.fits[{hdu}]" for hdu in ("1", "SCI,2")], "out")
     assert [os.path.basename(e.name) for e in found] == ["a.fits[1]", "a.fits[SCI,2]"]
     assert len({e.out for e in found}) == 2
+    found = list_entries(f"{folder}/*.fits[SCI,2]", "out")
+    assert [os.path.basename(e.name) for e in found] == ["a.fits[SCI,2]", "b.fits[SCI,2]"]
+
+
+@pytest.mark.parametrize("url", ["https://x/a.fits[SCI]", "https://x/a?id=7", "s3://b/a?.fits"])
+def test_the_address_of_one_file_is_looked_up_only_if_it_is_a_glob(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(manifest.fsspec.core, "url_to_fs", lambda url: asked.append(url) or 1 / 0)
+    if url.startswith("s3"):
+        with pytest.raises(ZeroDivisionError):
+            list_entries(url, "out")
+    else:
+        assert [e.spec.image for e in list_entries(url, "out")] == [(url,)]
+        assert not asked
 
 
 def test_images_of_one_name_have_different_stores_that_stay_the_same(folder: Path) -> None:
@@ -72,6 +89,12 @@ def test_remote_images_are_listed_through_their_file_system() -> None:
     assert outs("memory://survey/*.fits", "out") == {
         "x.fits": "out/x.zarr", "y.fits": "out/y.zarr",
     }  # fmt: skip
+    hdus = list_entries(["memory://survey/x.fits[1]", "memory://survey/*.fits[SCI]"], "out")
+    assert [e.name for e in hdus] == [
+        "memory://survey/x.fits[1]",
+        "memory:///survey/x.fits[SCI]",
+        "memory:///survey/y.fits[SCI]",
+    ]
 
 
 def test_a_manifest_has_options_for_all_and_for_one(folder: Path) -> None:

@@ -235,9 +235,10 @@ def _choose_hdu(path: str, hdus: fits.HDUList, hdu: int | str | None) -> int:
         index = _first_image(hdus) if hdu is None else _find_hdu(hdus, hdu)
     except DAMAGE as error:
         raise _damaged(path, error) from None
+    if index is None and hdu is None:
+        raise InputError(f"{path} holds no image, only {_list_hdus(hdus)}: give a file with one")
     if index is None:
-        wanted = "no HDU with an image" if hdu is None else f"no HDU {hdu!r}"
-        raise InputError(f"{path} has {wanted}, only {_list_hdus(hdus)}: choose one with --hdu")
+        raise InputError(f"{path} has no HDU {hdu!r}, only {_list_hdus(hdus)}: choose one of them")
     if not _is_image(hdus[index]):
         raise InputError(f"{path}: HDU {hdu!r} holds no image; the file has {_list_hdus(hdus)}")
     return index

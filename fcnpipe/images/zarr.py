@@ -105,7 +105,9 @@ def _find_array(path: str, root: Node, member: str) -> str:
     if isinstance(node, zarr.Array):
         return member
     what = f"no single image at {wanted!r}" if wanted else "no single image"
-    raise InputError(f"{path} has {what}, only {_list_arrays(root)}: choose one with --hdu PATH")
+    found = _list_arrays(root)
+    mend = "choose one with --hdu PATH" if found else "give one that holds an image"
+    raise InputError(f"{path} has {what}, only {found or 'no arrays'}: {mend}")
 
 
 def _descend(root: Node, member: str) -> Node | None:
@@ -151,7 +153,7 @@ def _list_arrays(root: Node) -> str:
     if isinstance(root, zarr.Array):
         return f"one array of {root.shape}"
     found = [f"{name} {array.shape}" for name, array in _walk_arrays(root, _DEPTH)]
-    return ", ".join(found[:20]) or "no arrays"
+    return ", ".join(found[:20])
 
 
 def _walk_arrays(

@@ -191,13 +191,33 @@ class RunIdentity:
         }
 
     def differences(self, other: RunIdentity) -> list[str]:
-        """Name what differs from ``other``, as ``name: theirs -> ours``, in a stable order."""
+        """Name what differs from ``other``, as ``name: theirs -> ours``, in a stable order.
+
+        Notes
+        -----
+        An option that one of the two does not know comes from another state of the code, which
+        may have the same version.
+        """
         ours, theirs = _flatten(self), _flatten(other)
-        return [
+        found = [
             f"{name}: {_short(theirs.get(name))} -> {_short(ours.get(name))}"
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]
+        if strange := sorted(ours.keys() ^ theirs.keys()):
+            found.append(
+                f"the code that began it (fcnpipe {other.code_version} without or with "
+                f"{', '.join(strange)})"
+            )
+        return found
+
+    def refuse(self, place: object, other: RunIdentity) -> None:
+        """Raise StoreError, unless what lies at ``place`` was begun by this very run."""
+        if other.key != self.key:
+            raise StoreError(
+                f"{place} belongs to another run, it differs in {', '.join(self.differences(other))}; "
+                "choose another output, or start afresh with --overwrite"
+            )
 
 
 def load_identity(attributes: Mapping[str, Any]) -> RunIdentity:

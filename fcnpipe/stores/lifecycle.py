@@ -212,13 +212,7 @@ def _consented(partial: Path, identity: RunIdentity) -> bool:
 
 
 def _refuse_another(path: Path, identity: RunIdentity) -> None:
-    found = load_identity(read_attributes(path))
-    if found.key != identity.key:
-        differences = ", ".join(identity.differences(found))
-        raise StoreError(
-            f"{path} belongs to another run, it differs in {differences}; "
-            "choose another output, or start afresh with --overwrite"
-        )
+    identity.refuse(path, load_identity(read_attributes(path)))
 
 
 def _check_ours(path: Path) -> None:

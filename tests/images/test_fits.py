@@ -336,7 +336,7 @@ def test_a_spectrum_is_no_image(several: Path) -> None:
 
 def test_no_image_at_all(tmp_path: Path) -> None:
     fits.PrimaryHDU().writeto(tmp_path / "a.fits")
-    with pytest.raises(InputError, match="no HDU with an image"):
+    with pytest.raises(InputError, match="holds no image, only 0 PRIMARY"):
         images.open_image(tmp_path / "a.fits")
 
 

@@ -133,6 +133,13 @@ def test_brackets_name_an_hdu(tmp_path: Path) -> None:
         images.open_image(f"{tmp_path}/none.fits[SCI]")
 
 
+def test_a_file_of_tables_holds_no_image(tmp_path: Path) -> None:
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "E", array=[1.0])])
+    table.writeto(tmp_path / "t.fits")
+    with pytest.raises(InputError, match=r"t\.fits holds no image, only 0 PRIMARY \(no image\), 1"):
+        images.open_image(tmp_path / "t.fits")
+
+
 def test_a_file_may_have_brackets_in_its_name(tmp_path: Path) -> None:
     path = several(tmp_path / "a[SCI]")
     assert images.open_image(path, 4).read(Box(0, 0, 1, 1)) == 22

@@ -171,7 +171,7 @@ def test_a_line_is_no_image(group: zarr.Group) -> None:
 
 def test_an_empty_group_has_no_image(tmp_path: Path) -> None:
     zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
-    with pytest.raises(InputError, match="no single image, only no arrays"):
+    with pytest.raises(InputError, match="no single image, only no arrays: give one that"):
         images.open_image(tmp_path / "g.zarr")
 
 

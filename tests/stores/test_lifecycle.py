@@ -172,6 +172,10 @@ def test_resumed_store_keeps_the_grid_that_it_was_begun_with(partial: ZarrStore)
         ({"input_digest": "other"}, "input digest: input -> other"),
         ({"code_version": "2"}, "fcnpipe version: 1 -> 2"),
         ({"spec": {"thresh": 0.5}}, "option minarea: 5 -> null"),
+        (
+            {"spec": IDENTITY.spec | {"new": None}},
+            "began it (fcnpipe 1 without or with option new)",
+        ),
         ({"spec": {"thresh": 0.4, "minarea": 5}}, "option thresh: 0.5 -> 0.4;"),
     ],
 )
