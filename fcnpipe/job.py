@@ -186,7 +186,7 @@ class Job:
         found = networks.load_model(self.spec.model, self.spec.fwhm, self.spec.declared)
         if found.digest != (self.model_digest or found.digest):
             raise ModelError(
-                f"model {Path(self.spec.model).absolute()} is another file here (digest {found.digest}) than "
+                f"model {self.spec.model} is another file here (digest {found.digest}) than "
                 f"the run began with ({self.model_digest}): put the same file everywhere, and leave it alone"
             )
         return found

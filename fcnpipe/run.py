@@ -384,7 +384,8 @@ def _begin(spec: RunSpec, command: Command, adopt: Adoption | None) -> tuple[Job
         replaces = spec.overwrite or adopt is not None
         store = ZarrStore.create(spec.out, layout, identity, attributes, replaces)
     nonce = uuid.uuid4().hex
-    job = Job(spec, plan, criteria, str(store.path), nonce, inputs, model.digest)
+    path = str(store.path.absolute())
+    job = Job(spec.anchored(), plan, criteria, path, nonce, inputs, model.digest)
     return job, state
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fcnpipe.addresses import check_url
+from fcnpipe.addresses import check_url, is_remote
 from fcnpipe.errors import SpecError
 
 RUNTIME_OPTIONS = frozenset(
@@ -28,6 +29,8 @@ RUNTIME_OPTIONS = frozenset(
     }
 )
 """Options that change how a run is done, never what it gives; left out of the run key."""
+MODEL_SUFFIXES = (".safetensors", ".pt2")
+"""Of models that are files; any other name is that of one which comes with fcnpipe."""
 SOURCE_OPTIONS = ("thresh", "minarea", "mincont", "dynamics", "gain", "mag_zeropoint")
 """Options of sources, None if not given; a run that finds none has no use for them."""
 
@@ -152,9 +155,21 @@ class RunSpec(BaseModel):
             mode="json", exclude=set(RUNTIME_OPTIONS) | {"image", "weight", "mask", "prior"}
         )
 
+    def anchored(self) -> RunSpec:
+        """Give the spec with inputs whose names mean the same in any folder: workers may be in another."""
+        names = ("weight", "mask", "prior")
+        maps = {name: _anchor(path) for name in names if (path := getattr(self, name))}
+        image, model = tuple(map(_anchor, self.image)), self.model
+        model = _anchor(model) if Path(model).suffix in MODEL_SUFFIXES else model
+        return self.model_copy(update={"image": image, "model": model, **maps})
+
     def without_sources(self) -> RunSpec:
         """Give the spec of a run that finds no sources: what only they need is not said."""
         return self.model_copy(update=dict.fromkeys(SOURCE_OPTIONS))
+
+
+def _anchor(path: str) -> str:
+    return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def make_spec(**options: Any) -> RunSpec:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import distributed
+import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 
 from fcnpipe import networks, run
 from fcnpipe.errors import EngineError, ModelError
@@ -29,6 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an image and a model; the model's name means another file elsewhere."""
     monkeypatch.chdir(tmp_path)
     write_field(tmp_path / "field.fits", (128, 310))
+    fits.writeto(tmp_path / "mask.fits", np.zeros((128, 310), np.uint8))
     write_model(tmp_path / NAME, seed=1)
     return tmp_path
 
@@ -40,9 +43,10 @@ def write_model(path: Path, seed: int) -> None:
     networks.save_model(path, network, header)
 
 
-def spec(here: Path, **options: object) -> RunSpec:
+def spec(**options: object) -> RunSpec:
+    """All names are relative."""
     given = {"model": NAME, "window": 128, "tile": 128, "quiet": True, "thresh": 0.5, **options}
-    return make_spec(image=(str(here / "field.fits"),), out=str(here / "out.zarr"), **given)
+    return make_spec(image=("field.fits",), mask="mask.fits[0]", out="out.zarr", **given)
 
 
 @pytest.fixture
@@ -57,15 +61,18 @@ def wait_for_workers(scheduler: Path, count: int) -> None:
 
 
 def test_a_worker_with_another_model_takes_no_part(here: Path, scheduler: Path) -> None:
-    """One that comes late leaves, one that is there ends the run before it begins; it loads once."""
-    late = here / "late"
+    """One that comes late leaves, one that is there ends the run before it begins; it loads once.
+
+    The first worker is in a folder with nothing in it: names mean what they mean where the run began.
+    """
+    early, late = here / "early", here / "late"
+    early.mkdir()
     late.mkdir()
-    write_model(late / NAME, seed=2)
-    with processes.workers(scheduler, 1, "--name", "early", folder=here):
+    with processes.workers(scheduler, 1, "--name", "early", folder=early):
         wait_for_workers(scheduler, 1)
-        with run.open_session(spec(here, scheduler=str(scheduler))) as session:
+        with run.open_session(spec(scheduler=str(scheduler))) as session:
             assert session
-            (here / NAME).unlink()  # it is loaded
+            write_model(here / NAME, seed=2)  # it is loaded
             with processes.workers(scheduler, 1, "--name", "late", folder=late) as (worker,):
                 worker.wait(120)
             said = (late / "said").read_text()
@@ -75,18 +82,20 @@ def test_a_worker_with_another_model_takes_no_part(here: Path, scheduler: Path) 
         assert ZarrStore.open(here / "out.zarr").verify().ok
         (line,) = [line for line in said.splitlines() if "cannot do" in line]
         assert "Dask worker late cannot do this run's tasks" in line
-        assert f"model {late / NAME} is another file here" in line
-        write_model(here / NAME, seed=1)
-        again = spec(here, scheduler=str(scheduler), overwrite=True)
+        assert f"model {here / NAME} is another file here" in line
+        elsewhere = f"/proc/self/cwd/{NAME}"  # another file in each folder, as on other machines
+        for folder, seed in ((here, 1), (early, 1), (late, 2)):
+            write_model(folder / NAME, seed)
+        again = spec(scheduler=str(scheduler), model=elsewhere, overwrite=True)
         with processes.workers(scheduler, 1, "--name", "wrong", folder=late):
             wait_for_workers(scheduler, 2)
-            match = f"worker wrong cannot do.*{late / NAME} is another file"
+            match = f"worker wrong cannot do.*{elsewhere} is another file"
             with pytest.raises(EngineError, match=match), run.open_session(again):
                 pass
 
 
 def test_a_model_is_loaded_once_in_a_process(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with run.open_session(spec(here, engine="serial")) as session:
+    with run.open_session(spec(engine="serial")) as session:
         assert session
         jobs = [session.job, replace(session.job, nonce="another run")]
         loaded = [job.predictor for job in jobs]
