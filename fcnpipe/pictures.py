@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcnpipe.export.preview import Bytes, Style, choose_level, draw_preview, enlarge, stretch
+from fcnpipe.export.preview import (
+    Bytes,
+    Style,
+    choose_level,
+    draw_preview,
+    enlarge,
+    shrink,
+    stretch,
+)
 from fcnpipe.geometry import Box
 from fcnpipe.stores import ZarrStore
 
@@ -30,11 +38,12 @@ def picture_result(store: ZarrStore, size: int = SIZE_PX) -> bytes:
     if store.has_sources:
         return _encode(draw_preview(store, None, Style(size)))
     output = store.layout.maps[0]
-    level = choose_level(store.layout.shape, size)
+    level = choose_level(store, size)
     height, width = store.layout.shape
     box = Box(0, 0, -(-height // 2**level), -(-width // 2**level))
     values = store.read(output.name, box, level).astype(np.float32)
-    return _encode(_upright(stretch(values[np.newaxis], ("",)), store))
+    picture = shrink(stretch(values[np.newaxis], ("",)), size)
+    return _encode(_upright(picture, store))
 
 
 def picture_sky(store: ZarrStore, size: int = SIZE_PX) -> tuple[bytes, str]:

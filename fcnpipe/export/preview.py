@@ -89,29 +89,31 @@ def export_preview(
 
 def draw_preview(store: Finished, science: ScienceReader | None, style: Style) -> Bytes:
     """Give the picture, (h, w, 3) uint8 with its first row at the top; as `export_preview`."""
-    level = choose_level(store.layout.shape, style.size)
+    level = choose_level(store, style.size)
     labels = _read_whole(store, "label", level)
     picture = stretch(_read_science(store, level, science), store.layout.bands)
     zoom = max(style.size // max(labels.shape), 1)
     picture = enlarge(picture, zoom)
     if style.outlines:
         picture = draw_outlines(picture, enlarge(labels, zoom), width=max(zoom // 3, 1))
+    picture = shrink(picture, style.size)
     # FITS images have their first row at the bottom, others at the top.
     return np.ascontiguousarray(picture[::-1] if store.cards else picture)
 
 
-def choose_level(shape: tuple[int, int], size: int) -> int:
-    """Give the first pyramid level whose longer side is at most ``size`` px.
-
-    Examples
-    --------
-    >>> choose_level((2000, 300), 2000), choose_level((16384, 16384), 2000)
-    (0, 4)
-    """
+def choose_level(store: Finished, size: int) -> int:
+    """Give the first pyramid level whose longer side is at most ``size`` px, or the last."""
     level = 0
-    while -(-max(shape) // 2**level) > size:
+    while -(-max(store.layout.shape) // 2**level) > size and store.has(f"image/{level + 1}"):
         level += 1
     return level
+
+
+def shrink(picture: Bytes, size: int) -> Bytes:
+    """Give a picture whose longer side is at most ``size`` px."""
+    small = Image.fromarray(picture)
+    small.thumbnail((size, size))
+    return np.asarray(small)
 
 
 def _level_box(store: Finished, level: int) -> Box:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from fcnpipe import export
 from fcnpipe.catalogue import sky_coordinates
 from fcnpipe.errors import SpecError
 from fcnpipe.export import preview
+from fcnpipe.pictures import picture_result
 from fcnpipe.stores import ZarrStore
 from fcnpipe.testing.small_run import CARDS, LAYOUT, make_labels, make_science
 
@@ -113,6 +115,12 @@ def test_pyramid_stands_in_for_the_image(rich: ZarrStore, tmp_path: Path) -> Non
     assert picture[150 - 64, 10].min() > 150 > 60 > picture[100:].mean()
     export.export_preview(rich, tmp_path / "q.png", style=export.Style(size=100))
     assert np.asarray(Image.open(tmp_path / "q.png")).shape == (75, 100, 3)
+
+
+def test_a_picture_may_be_smaller_than_the_pyramid(rich: ZarrStore, tmp_path: Path) -> None:
+    export.export_preview(rich, tmp_path / "p.png", style=export.Style(size=60))
+    assert np.asarray(Image.open(tmp_path / "p.png")).shape == (45, 60, 3)
+    assert max(Image.open(io.BytesIO(picture_result(rich, 60))).size) == 60
 
 
 @pytest.mark.parametrize(
