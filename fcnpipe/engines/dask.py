@@ -475,6 +475,7 @@ def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
     }
     with _opening(settings) as closing:
         closing.callback(ScriptGuard().close)
+        closing.enter_context(_calmed(description))
         cluster = _make_cluster(description)
         closing.callback(cluster.close)
         client = Client(cluster, set_as_default=False)
@@ -494,6 +495,25 @@ def _opening(settings: Mapping[str, Any] | None = None) -> Iterator[ExitStack]:
         closing.enter_context(dask.config.set({**SETTINGS, **(settings or {})}))
         yield closing
         opening.pop_all()
+
+
+@contextmanager
+def _calmed(description: Mapping[str, Any]) -> Iterator[None]:
+    """Hold what Dask's own loggers tell to warnings, or to the ``silence_logs`` of a cluster.
+
+    Notes
+    -----
+    That option quiets Dask's own handler alone, and there is none where Prefect, or the user's program,
+    has set up logging before: the news of scheduler and nannies would go to that.
+    """
+    level = (description.get("cluster_kwargs") or {}).get("silence_logs", logging.WARNING)
+    logger = logging.getLogger("distributed")
+    usual = logger.level
+    logger.setLevel(level.upper() if isinstance(level, str) else level or usual)
+    try:
+        yield
+    finally:
+        logger.setLevel(usual)
 
 
 def _check_keys(description: Mapping[str, Any], known: set[str]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gc
 import ipaddress
+import logging
 import os
 import re
 import threading
@@ -183,7 +184,12 @@ def test_an_adaptive_cluster_grows_from_nothing() -> None:
     assert {report.facts["FCNPIPE_TEST"] for report in reports} == {"1"}
 
 
-def test_each_gpu_has_a_process_that_sees_it_alone() -> None:
+def test_each_gpu_has_a_process_that_sees_it_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dask_logger = logging.getLogger("distributed")
+    monkeypatch.setattr(dask_logger, "propagate", True)
+    usual = dask_logger.level
     engine = start_cluster(
         {
             "cluster_class": "fcnpipe.engines.gpu.GpuCluster",
@@ -199,6 +205,8 @@ def test_each_gpu_has_a_process_that_sees_it_alone() -> None:
     finally:
         engine.close()
     assert {device for _, device in seen} == {"3", "GPU-5ebe"}
+    assert not [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+    assert dask_logger.level == usual
     assert len(set(seen)) == 2
 
 
