@@ -185,8 +185,10 @@ def make_spec(**options: Any) -> RunSpec:
     except ValidationError as error:
         raise SpecError(_explain(error)) from None
     named = (*spec.image, spec.out, spec.weight, spec.mask, spec.prior, spec.scheduler)
-    for path in named:
-        check_url(path or "")
+    for path in filter(None, named):
+        check_url(path)
+        if any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise SpecError(f"{path!r}: a name that is not UTF-8, as stores are: rename the file")
     if Path(spec.out).name in ("", ".."):
         raise SpecError(f"option out={spec.out!r}: it names no store: give OUT.zarr")
     if spec.stride is not None and spec.halo is None:
@@ -215,7 +217,7 @@ def read_options(path: str | Path) -> dict[str, Any]:
     """
     try:
         options = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise SpecError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(options, dict):
         raise SpecError(

@@ -1,5 +1,6 @@
 """The spec: one line for every mistake, and a science part that ignores how a run is done."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ def test_an_output_without_a_name_is_refused(out: str) -> None:
         make_spec(image=("a.fits",), out=out)
 
 
+def test_a_name_that_stores_cannot_keep_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"'a\\udcff.fits': .* not UTF-8"):
+        make_spec(image=(os.fsdecode(b"a\xff.fits"),), out="o.zarr")
+
+
 def test_how_a_run_is_done_is_no_part_of_its_science() -> None:
     one = make_spec(image=("a.fits",), out="o.zarr", engine="serial", tile=512, window=512)
     two = make_spec(
@@ -47,10 +53,10 @@ def test_a_file_and_flags_merge_and_flags_win(tmp_path: Path) -> None:
     assert (spec.image, spec.window, spec.thresh) == (("a.fits",), 512, 0.4)
 
 
-@pytest.mark.parametrize("text", ["- 1\n", "a: [\n"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", [b"- 1\n", b"a: [\n", b"mask: \xff\n"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(SpecError, match="config"):
         load_spec(path)
 
