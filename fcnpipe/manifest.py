@@ -19,6 +19,7 @@ import hashlib
 import math
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -32,10 +33,11 @@ import pyarrow.parquet as pq
 import yaml
 from astropy.table import Table
 
-from fcnpipe.addresses import WEB, check_url, knows_lists
+from fcnpipe.addresses import WEB, check_url, is_remote, knows_lists
 from fcnpipe.errors import SpecError
 from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
+from fcnpipe.remote import match_objects, uploads
 from fcnpipe.spec import RunSpec, make_spec
 
 Options = dict[str, Any]
@@ -290,8 +292,7 @@ def _glob(pattern: str) -> list[str]:
         return glob.glob(pattern, recursive=True)
     if not (knows_lists(pattern) or "*" in pattern):
         return []
-    system, path = fsspec.core.url_to_fs(pattern)
-    return [system.unstrip_protocol(name) for name in system.glob(path)]
+    return match_objects(pattern)
 
 
 def _join(base: str, path: Any) -> Any:
@@ -377,22 +378,34 @@ def check_table(path: str) -> None:
     Raises
     ------
     SpecError
-        If its suffix says no format.
+        If its suffix says no format, or its server takes none.
     """
+    if not knows_lists(path):
+        raise SpecError(f"table {path} cannot be written: give a file on disk, s3:// or gs://")
     if Path(path).suffix not in TABLES:
         raise SpecError(f"table {path}: its suffix must be one of {', '.join(TABLES)}")
 
 
 def write_rows(rows: Sequence[Row], path: str) -> None:
-    """Write the table of a survey, by the suffix of ``path``: whole, or not at all."""
-    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(Row)}
+    """Write the table of a survey to a path or URL, by its suffix: whole, or not at all."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, path.rpartition("/")[2])
+            _write_table(rows, file)
+            uploads.put(path, file.read_bytes())
+        return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        if path.endswith(".parquet"):
-            pq.write_table(pa.table(columns, schema=_schema()), temporary)
-        else:
-            kind = "ascii.ecsv" if path.endswith(".ecsv") else "ascii.csv"
-            Table(columns, dtype=_DTYPES).write(temporary, format=kind, overwrite=True)
+        _write_table(rows, temporary)
+
+
+def _write_table(rows: Sequence[Row], file: Path) -> None:
+    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(Row)}
+    if file.suffix == ".parquet":
+        pq.write_table(pa.table(columns, schema=_schema()), file)
+    else:
+        kind = "ascii.ecsv" if file.suffix == ".ecsv" else "ascii.csv"
+        Table(columns, dtype=_DTYPES).write(file, format=kind, overwrite=True)
 
 
 _KINDS = {"int": (np.int64, pa.int64()), "float": (np.float64, pa.float64())}

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from fcnpipe import manifest
 from fcnpipe.errors import SpecError
 from fcnpipe.manifest import Row, check_table, list_entries, safe_stem, write_rows
+from tests.conftest import Bucket
+from tests.remote.servers import now_and_then
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_the_address_of_one_file_is_looked_up_only_if_it_is_a_glob(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(manifest.fsspec.core, "url_to_fs", lambda url: asked.append(url) or 1 / 0)
+    monkeypatch.setattr(manifest, "match_objects", lambda url: asked.append(url) or 1 / 0)
     if url.startswith("s3"):
         with pytest.raises(ZeroDivisionError):
             list_entries(url, "out")
@@ -219,3 +221,28 @@ def _text(cell: object) -> str:
 def test_a_table_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(SpecError, match="suffix"):
         check_table("out/survey.xlsx")
+    with pytest.raises(SpecError, match="cannot be written: give a file on disk, s3:// or gs://"):
+        check_table("https://host/survey.ecsv")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_survey_of_a_bucket_in_a_bucket(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are listed and the table is put there, on a bad line; nothing of it lands here."""
+    monkeypatch.chdir(tmp_path)
+    place = f"{bucket.url}/{tmp_path.name}"
+    for name in ("b", "a"):
+        bucket.put(f"{tmp_path.name}/{name}.fits", b"1")
+    bucket.traffic.fault = now_and_then("503", "drop")
+    assert outs(f"{place}/*.fits", f"{place}/out") == {
+        "a.fits": f"{place}/out/a.zarr", "b.fits": f"{place}/out/b.zarr",
+    }  # fmt: skip
+    rows = [Row(f"{place}/{name}.fits", f"{place}/out/{name}.zarr", "done") for name in "ab"]
+    write_rows(rows, f"{place}/out/survey.ecsv")
+    assert bucket.traffic.faults >= 2
+    bucket.traffic.clear()
+    (found,) = bucket.read_all(f"{tmp_path.name}/out").values()
+    table = Table.read(found.decode(), format="ascii.ecsv")
+    assert table["image"].tolist() == [row.image for row in rows]
+    assert list(tmp_path.iterdir()) == []

@@ -33,6 +33,23 @@ def list_objects(place: str) -> dict[str, Stamp]:
     }
 
 
+def match_objects(pattern: str) -> list[str]:
+    """Give the URLs, in order, that a glob stands for.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer.
+    """
+    system, name = connect(pattern)
+    found = asyn.sync(asyn.get_loop(), patiently, pattern, partial(_glob, system, name))
+    return [str(system.unstrip_protocol(name)) for name in sorted(found)]
+
+
+async def _glob(system: Any, name: str) -> list[str]:
+    return list(await system._glob(name) if system.async_impl else system.glob(name))
+
+
 def look_at_all(place: str, names: Iterable[str]) -> dict[str, Stamp]:
     """Give those of some objects below a URL that are there; asks for each one."""
     urls = {name: f"{place.rstrip('/')}/{name}" for name in sorted(names)}
