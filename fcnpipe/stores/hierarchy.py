@@ -15,6 +15,7 @@ from zarr.codecs import ZstdCodec
 from fcnpipe.geometry import round_up
 from fcnpipe.records import ELEVATION_SCALE, PROBABILITY_SCALE, OutputMap, PixelFlag
 from fcnpipe.stores.base import Layout
+from fcnpipe.stores.shards import ZSTD_LEVEL
 
 SCRATCH = ".scratch"
 """Folder inside a partial store; removed when it is published."""
@@ -36,7 +37,7 @@ class ArraySpec:
     chunks, shards : tuple of int
         Storage grid; no shards if None.
     compressed : bool
-        Whether chunks are compressed (zstd, level 1).
+        Whether chunks are compressed (zstd).
     attrs : dict
         CF attributes.
     """
@@ -74,7 +75,7 @@ def _create(group: zarr.Group, name: str, spec: ArraySpec, **content: Any) -> za
         chunks=spec.chunks,
         shards=spec.shards,
         fill_value=spec.fill,
-        compressors=ZstdCodec(level=1) if spec.compressed else None,
+        compressors=ZstdCodec(level=ZSTD_LEVEL if spec.shards else 1) if spec.compressed else None,
         dimension_names=spec.dims,
         attributes=dict(spec.attrs),
     )
