@@ -104,7 +104,8 @@ class PublishedStore(ZarrStore):
     def find_damage(self) -> Iterator[Damage]:
         """Refuse: the bytes are looked at where they are near."""
         raise StoreError(
-            f"{self.url} is behind a URL: copy it to a disk, look deep and repair it there"
+            f"{self.url} is behind a URL: copy it and its .parquet to a disk, look deep and repair "
+            "it there, and copy it back; or segment it again with --overwrite"
         )
 
     def _map(self, name: str) -> Any:

@@ -15,9 +15,10 @@ import xarray as xr
 from astropy.io import fits
 
 import fcnpipe
-from fcnpipe import upkeep
+from fcnpipe import run, upkeep
 from fcnpipe.delivery import locate_report, read_report
 from fcnpipe.errors import FcnpipeError, StoreError
+from fcnpipe.stores import ZarrStore
 from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
 from tests.remote.servers import SECRET, TOKEN, Site, now_and_then
@@ -91,12 +92,25 @@ def test_a_store_is_taken_there_whatever_the_server_does(
     bucket.traffic.clear()
     assert (result.path, result.catalogue) == (out, out.replace(".zarr", ".parquet"))
     assert_same(fetch(out, tmp_path), reference)
+    mend_a_copy(tmp_path / "there.zarr", reference)
     assert list((tmp_path / "scratch").iterdir()) == []
     assert written[-1].endswith("out.zarr/zarr.json")
     read_where_it_lies(out, reference, tmp_path)
     find_account(out)
+    with pytest.raises(StoreError, match=r"copy it and its \.parquet to a disk, look deep"):
+        run.repair(out)
     again = segment(field, out, tmp_path / "elsewhere")
     assert (again.resumed, again.sources) == (True, result.sources)
+
+
+def mend_a_copy(copy: Path, reference: Path) -> None:
+    """A store that was copied to a disk is one of the disk."""
+    assert [*ZarrStore.open(copy).find_damage()] == []
+    (copy / "image/0/label/c/0/1").unlink()
+    (damage,) = run.repair(str(copy), engine="serial")
+    assert str(damage) == "image/0/label r000c001 is missing"
+    mended, whole = read_all(copy), read_all(reference)
+    assert [n for n in mended.keys() | whole.keys() if mended.get(n) != whole.get(n)] == []
 
 
 def find_account(out: str) -> None:
