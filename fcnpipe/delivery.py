@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from fcnpipe.stores.hierarchy import create_array, ledger_spec
 from fcnpipe.stores.lifecycle import CLAIM, consolidate, hold, read_attributes, report_path
 
 ROOT = "zarr.json"
+MOST_NAMES = 10_000
+"""Objects that are listed in one go: 3 MB."""
 REPORT_SUFFIXES = ("json", "html")
 LANDED = ".landed"
 """File in the finished store on disk: names of what is there already. It goes with that store."""
@@ -306,7 +309,7 @@ class Target:
                 log.write(f"{name}\n")
                 log.flush()
 
-            uploads.put_files(self.url, _others(self._files(), landed), note)
+            uploads.put_files(self.url, _others(self._files(self.local), landed), note)
         self._check_landed()
         if parquet_path(self.local).exists():
             self._put_beside(locate_catalogue(self.url), parquet_path(self.local))
@@ -350,26 +353,41 @@ class Target:
             set(self._landed_file.read_text().split("\n")) if self._landed_file.exists() else set()
         )
 
-    def _files(self) -> Iterator[tuple[str, Path]]:
-        """Give name and file of all but the root's metadata."""
-        for folder, _, names in os.walk(self.local):
+    def _files(self, folder: Path, deep: bool = True) -> Iterator[tuple[str, Path]]:
+        """Give the files of a folder, and below it, with their names there; not the root's metadata."""
+        for there, inner, names in os.walk(folder):
             for name in names:
-                path = Path(folder, name)
+                path = Path(there, name)
                 if path not in (self.local / ROOT, self._landed_file):
-                    yield path.relative_to(self.local).as_posix(), path
+                    yield path.relative_to(folder).as_posix(), path
+            if not deep:
+                inner.clear()
 
     def _check_landed(self) -> None:
         """Hold what is there against what was put, and remove what an earlier store has left."""
-        there = remote.list_objects(self.url)
-        here = {name: path.stat().st_size for name, path in self._files()}
-        uploads.remove(f"{self.url}/{name}" for name in there if name not in here)
-        lost = [n for n, size in here.items() if n not in there or there[n].size_bytes != size]
-        if lost:
+        lost = next(self._list_lost(self.local, self.url), None)
+        if lost is not None:
             self._landed_file.unlink()
-            raise StoreError(
-                f"{self.url}/{lost[0]} is not there as it was put, nor are {len(lost) - 1} more: "
-                "run the same command again"
-            )
+            raise StoreError(f"{lost} is not there as it was put: run the same command again")
+
+    def _list_lost(self, folder: Path, url: str) -> Iterator[str]:
+        """Give the URLs below a folder that are not there as they were put, and remove all others.
+
+        Notes
+        -----
+        Holds no more than `MOST_NAMES`, or those of one folder: what has more is looked at folder by
+        folder. One list of a small store is quicker than a list for each of its folders.
+        """
+        small = sum(1 for _ in islice(self._files(folder), MOST_NAMES + 1)) <= MOST_NAMES
+        here = {name: path.stat().st_size for name, path in self._files(folder, small)}
+        there, folders = (remote.list_objects(url), []) if small else remote.list_folder(url)
+        uploads.remove(f"{url}/{name}" for name in there if name not in here)
+        for name, size in here.items():
+            if name not in there or there[name].size_bytes != size:
+                yield f"{url}/{name}"
+        inner = [] if small else [p.name for p in sorted(folder.iterdir()) if p.is_dir()]
+        for name in sorted({*inner, *folders}):
+            yield from self._list_lost(folder / name, f"{url}/{name}")
 
 
 def _others(files: Iterator[tuple[str, Path]], landed: set[str]) -> Iterator[tuple[str, Path]]:

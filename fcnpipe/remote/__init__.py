@@ -22,7 +22,7 @@ from fcnpipe.remote.errors import (
     Unreachable,
 )
 from fcnpipe.remote.files import RemoteFile
-from fcnpipe.remote.objects import list_objects, look_at_all, match_objects
+from fcnpipe.remote.objects import list_folder, list_objects, look_at_all, match_objects
 from fcnpipe.remote.ranges import Stamp, look, read, read_rows
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "check_url",
     "is_remote",
     "knows_lists",
+    "list_folder",
     "list_objects",
     "look",
     "look_at_all",

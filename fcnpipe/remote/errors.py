@@ -9,6 +9,8 @@ from fcnpipe.errors import FcnpipeError
 
 PASSING_STATUS = (408, 425, 429)
 """HTTP answers below 500 that may be another one soon."""
+PASSING_CODE = "NoSuchUpload"
+"""S3's answer where one that said an upload in parts is complete was lost: it is over, and begun anew."""
 _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError)
 _LASTING_NUMBERS = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENOENT, errno.ENAMETOOLONG)
 _CLIENTS = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "urllib3")
@@ -43,6 +45,8 @@ def may_pass(error: BaseException) -> bool:
     >>> may_pass(ConnectionResetError("lost")), may_pass(FileNotFoundError("s3://a/b"))
     (True, False)
     """
+    if _code(error) == PASSING_CODE:
+        return True
     if isinstance(error, (RemoteError, *_LASTING)) or type(error).__name__ in _LASTING_NAMES:
         return False
     status = getattr(error, "status", None) or getattr(error, "code", None)
@@ -52,6 +56,12 @@ def may_pass(error: BaseException) -> bool:
         return False
     known = isinstance(error, OSError | EOFError | TimeoutError | asyncio.TimeoutError)
     return known or type(error).__module__.partition(".")[0] in _CLIENTS
+
+
+def _code(error: BaseException) -> str:
+    """Give the name that S3 has for an error."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return str(answer.get("Error", {}).get("Code", ""))
 
 
 def explain(url: str, error: BaseException, tries: int = 1) -> RemoteError:

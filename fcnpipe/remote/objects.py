@@ -33,6 +33,30 @@ def list_objects(place: str) -> dict[str, Stamp]:
     }
 
 
+def list_folder(place: str) -> tuple[dict[str, Stamp], list[str]]:
+    """Give the objects right below a URL by their names, and the names of the folders there.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer.
+    """
+    system, root = connect(place.rstrip("/"))
+    found = asyn.sync(asyn.get_loop(), patiently, place, partial(_list, system, root))
+    named = {about["name"].rstrip("/").rpartition("/")[2]: about for about in found}
+    objects = {name: _read_stamp(a) for name, a in named.items() if a["type"] == "file"}
+    return objects, [name for name, about in named.items() if about["type"] == "directory"]
+
+
+async def _list(system: Any, root: str) -> list[dict[str, Any]]:
+    try:
+        if system.async_impl:
+            return list(await system._ls(root, detail=True))
+        return list(system.ls(root, detail=True))
+    except FileNotFoundError:
+        return []
+
+
 def match_objects(pattern: str) -> list[str]:
     """Give the URLs, in order, that a glob stands for.
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.remote.errors import Changed, RemoteError
 from fcnpipe.remote.patience import patiently
-from fcnpipe.remote.urls import connect
+from fcnpipe.remote.urls import connect, protocols
 
 IN_FLIGHT = 16
 """Requests at the same time."""
@@ -141,16 +141,12 @@ async def _fetch_all(
 
 
 async def _request(system: Any, name: str, wanted: Range) -> _Answer:
-    ask = next((ask for kind, ask in _PROTOCOLS.items() if kind in _protocols(system)), _ask_plain)
+    ask = next((ask for kind, ask in _PROTOCOLS.items() if kind in protocols(system)), _ask_plain)
     answer = await ask(system, name, wanted)
     stop = min(wanted[1], answer.stamp.size_bytes)
     if len(answer.data) != stop - wanted[0]:
         raise EOFError(f"{len(answer.data)} bytes came instead of {stop - wanted[0]}")
     return answer
-
-
-def _protocols(system: Any) -> tuple[str, ...]:
-    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def _header(wanted: Range) -> str:

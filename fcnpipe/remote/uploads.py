@@ -13,10 +13,12 @@ from fsspec import asyn
 from fcnpipe.remote.errors import Missing
 from fcnpipe.remote.patience import patiently
 from fcnpipe.remote.ranges import look, read
-from fcnpipe.remote.urls import connect
+from fcnpipe.remote.urls import connect, protocols
 
 UPLOADS = 8
 """Files on their way at the same time."""
+PART_BYTES = 16 << 20
+"""Of a large file, one part at a time: of each file on its way this is held, or twice as much."""
 
 
 def get(url: str) -> bytes | None:
@@ -92,7 +94,7 @@ async def _put_files(place: str, files: Any, landed: Callable[[str], None]) -> N
         for name, path in files:  # one iterator for all: each takes the next
             url = f"{place}/{name}"
             system, target = connect(url)
-            await patiently(url, partial(system._put_file, str(path), target))
+            await patiently(url, partial(system._put_file, str(path), target, **_in_parts(system)))
             landed(name)
 
     workers = [asyncio.ensure_future(work()) for _ in range(UPLOADS)]
@@ -101,6 +103,13 @@ async def _put_files(place: str, files: Any, landed: Callable[[str], None]) -> N
     finally:
         for worker in workers:
             worker.cancel()
+
+
+def _in_parts(system: Any) -> dict[str, int]:
+    """Give what keeps the memory of an upload small; by default it is 500 MB a file on S3."""
+    if "s3" in protocols(system):
+        return {"chunksize": PART_BYTES, "max_concurrency": 1}
+    return {"chunksize": PART_BYTES} if "gs" in protocols(system) else {}
 
 
 def remove(urls: Iterable[str]) -> None:

@@ -34,6 +34,11 @@ def connect(url: str) -> tuple[Any, str]:
     return system, str(name)
 
 
+def protocols(system: Any) -> tuple[str, ...]:
+    """Give the names of what a file system speaks."""
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
+
+
 def storage_options(url: str) -> dict[str, Any]:
     """Give what fsspec is told, over and above its own config files."""
     options: dict[str, Any] = {"use_listings_cache": False}  # an old listing hides a new object

@@ -356,8 +356,9 @@ class ZarrStore:
         value) and files appear by rename, so that presence is the mark. 10,000 tiles take
         0.05 s, through zarr 3 s. In a copy of a store that lay behind a URL it is one chunk.
         """
-        if (marks := self._read_whole_ledger()) is not None:
-            return np.asarray(marks[self._stage(stage)], bool)
+        whole = self._read_whole_ledger()
+        if whole is not None:
+            return np.asarray(whole[self._stage(stage)], bool)
         marks = np.zeros(self.layout.grid.counts, bool)
         for row, column in _scan_ledger(self._ledger_folder(stage)):
             marks[row, column] = True

@@ -158,7 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(2)
 
     def fail(self, status: str) -> None:
-        code = {"403": "AccessDenied", "500": "InternalError"}.get(status, "ServiceUnavailable")
+        code = {"403": "AccessDenied", "404": "NoSuchUpload", "500": "InternalError"}.get(
+            status, "ServiceUnavailable"
+        )
         body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
         self.answer(int(status), {"Content-Length": str(len(body))}, body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ import xarray as xr
 from astropy.io import fits
 
 import fcnpipe
-from fcnpipe import run, upkeep
+from fcnpipe import delivery, run, upkeep
 from fcnpipe.delivery import locate_report, read_report
 from fcnpipe.errors import FcnpipeError, StoreError
+from fcnpipe.remote import uploads
 from fcnpipe.stores import ZarrStore
 from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
@@ -140,15 +142,40 @@ def read_where_it_lies(out: str, reference: Path, tmp_path: Path) -> None:
 
 
 def test_another_run_is_refused_and_overwrite_leaves_nothing_of_the_old_one(
-    field: Path, bucket: Bucket, out: str, tmp_path: Path
+    field: Path, bucket: Bucket, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor, where names are compared folder by folder, of what was never ours below it."""
     segment(field, out, tmp_path / "scratch", tile=256)
+    place = out.removeprefix(f"{bucket.url}/")
+    for name in ("image/0/label/c/7/7", "image/7/label/zarr.json", "image/old", "old"):
+        bucket.put(f"{place}/{name}", b"old")
+    monkeypatch.setattr(delivery, "MOST_NAMES", 40)
     with pytest.raises(StoreError, match=r"belongs to another run, it differs in option thresh"):
         segment(field, out, tmp_path / "scratch", thresh=7.0)
     assert list((tmp_path / "scratch").iterdir()) == []
     segment(field, out, tmp_path / "scratch", thresh=7.0, overwrite=True)
     segment(field, str(tmp_path / "local.zarr"), tmp_path, thresh=7.0)
     assert_same(fetch(out, tmp_path), tmp_path / "local.zarr")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_an_object_that_is_lost_behind_our_back_is_put_again(
+    field: Path, bucket: Bucket, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MOST_NAMES", 40)
+    lost = f"{tmp_path.name}/out.zarr/image/0/label/c/0/1"
+
+    def lose(method: str, path: str) -> str:
+        if "list-type" in path and ("PUT", f"/sky/{lost}") in bucket.traffic.requests:
+            bucket.put_behind(lost, b"")
+        return ""
+
+    bucket.traffic.fault = lose
+    with pytest.raises(StoreError, match=f"{bucket.url}/{lost} is not there as it was put"):
+        segment(field, out, tmp_path / "scratch", tile=256)
+    bucket.traffic.clear()
+    segment(field, out, tmp_path / "scratch", tile=256)
+    assert fcnpipe.open(out).store.verify().ok
 
 
 def test_what_is_no_store_of_ours_stays(
@@ -254,3 +281,34 @@ def test_google_takes_stores_too(
 def test_a_web_server_is_no_output(field: Path, web: tuple[str, Site], tmp_path: Path) -> None:
     with pytest.raises(FcnpipeError, match="cannot be written: give an output on disk, s3:// or"):
         segment(field, f"{web[0]}/out.zarr", tmp_path)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+@pytest.mark.parametrize("fault", ["drop", "503"])
+def test_a_large_file_in_parts_arrives_whole(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, fault: str
+) -> None:
+    """A part is lost, or the answer that all parts are one object now, and then the server knows none."""
+    monkeypatch.setattr(uploads, "PART_BYTES", PART)
+    data, file = os.urandom(2 * PART + 5), tmp_path / "large"
+    file.write_bytes(data)
+    asked: list[str] = []
+
+    def fail(kind: str, path: str) -> str:
+        if kind != method or "uploadId" not in path:
+            return ""
+        asked.append(path)
+        return [fault, "404", ""][min(len(asked) - 1, 2)]
+
+    bucket.traffic.fault = fail
+    uploads.put_files(f"{bucket.url}/{tmp_path.name}", [("large", file)], lambda name: None)
+    assert bucket.traffic.faults == 2
+    starts = [path for kind, path in bucket.traffic.requests if path.endswith("?uploads")]
+    assert len(starts) > 1
+    bucket.traffic.clear()
+    assert list(bucket.read_all(tmp_path.name).values()) == [data]
+
+
+PART = 5 << 20
+"""The least that S3 takes."""
