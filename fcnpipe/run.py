@@ -295,11 +295,16 @@ def _read_spec(store: ZarrStore, options: Mapping[str, Any]) -> tuple[RunSpec, C
 
 
 def _adopt(old: ZarrStore, damage: Iterable[Damage], job: Job) -> None:
-    """Take over what the network has given for the tiles of a store that are whole."""
+    """Take over what the network has given for the tiles of a store that are whole.
+
+    Notes
+    -----
+    Shards of which only the checksum is lost are taken as they are, since they can be decoded.
+    """
     names = [*(o.name for o in job.plan.maps), "flags"]
     names += [] if job.plan.maps else ["probability", "elevation"]
     names += ["science"] if job.plan.maps and job.spec.keep_image else []
-    places = {f"{where}/0/{name}" for where in ("image", "checksums") for name in names}
+    places = {f"image/0/{name}" for name in names}
     lost = [d.tile for d in damage if d.place in places]
     whole = () if None in lost else (t.name for t in job.plan.tiles if t not in lost)
     for name in work.remaining(job, "predict", whole):

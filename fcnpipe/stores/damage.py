@@ -2,7 +2,8 @@
 
 ::
 
-    checksums           attrs crc32c: {array: CRC-32C of its files}, for all that is no map
+    checksums           attrs crc32c: {array: CRC-32C of its files}, for all that is no map, tables of
+                        checksums too
     checksums/0         label, probability, ... (shard_y, shard_x): CRC-32C of each shard, taken from
     checksums/1, ...    the bytes in memory as they were written; 0 = all fill value, no file
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 CHECKSUMS = "checksums"
 """Group of the checksums."""
-UNSEALED = ("ledger", "tiles/seconds", CHECKSUMS)
-"""No checksum: one file a tile, each its own witness; another value in each run; themselves."""
+UNSEALED = ("ledger", "tiles/seconds")
+"""No checksum: one file a tile, each its own witness; another value in each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,12 @@ class Damage:
 
 def seal(path: Path) -> dict[str, int]:
     """Give the CRC-32C of the files of each array that is no map, by the array's name."""
+    return {name: _checksum_array(path / name) for name in _list_sealed(path)}
+
+
+def _list_sealed(path: Path) -> list[str]:
     names = (file.parent.relative_to(path).as_posix() for file in path.rglob("zarr.json"))
-    return {name: _checksum_array(path / name) for name in sorted(names) if _is_sealed(path, name)}
+    return sorted(name for name in names if _is_sealed(path, name))
 
 
 def _is_sealed(path: Path, name: str) -> bool:
@@ -143,13 +148,18 @@ def find_damage(store: ZarrStore) -> Iterator[Damage]:
 
 def _damaged_metadata(path: Path) -> Iterator[Damage]:
     """Compare the metadata of each node with the copy in the root."""
-    root = json.loads((path / "zarr.json").read_text())
-    for name, copy in root.get("consolidated_metadata", {}).get("metadata", {}).items():
+    for name, copy in _read_copies(path).items():
         node = _read_node(path / name)
         if not node:
             yield Damage(name, "has no metadata that can be read")
         elif {**copy, "consolidated_metadata": None} != {**node, "consolidated_metadata": None}:
             yield Damage(name, "has other metadata than the root says")
+
+
+def _read_copies(path: Path) -> dict[str, dict[str, Any]]:
+    """Give the metadata of all nodes as the root has them; nothing if it has none."""
+    root = json.loads((path / "zarr.json").read_text())
+    return dict(root.get("consolidated_metadata", {}).get("metadata", {}))
 
 
 def _damaged_shards(store: ZarrStore, name: str, level: int) -> Iterator[Damage]:
@@ -158,19 +168,28 @@ def _damaged_shards(store: ZarrStore, name: str, level: int) -> Iterator[Damage]
         yield Damage(place, "is missing")
         return
     table = f"{CHECKSUMS}/{level}/{name}"
-    written = _read_table(store.path / table)
-    if written is None and store.has(table):
-        yield Damage(table, "cannot be decoded")
+    seal = _read_seals(store.path).get(table)
+    intact = seal is None or _checksum_array(store.path / table) == seal
+    written = _read_table(store.path, table) if intact else None
     for tile in level_grid(store.layout, level):
         known = None if written is None else int(written[tile.row, tile.column])
-        if reason := _find_fault(store, name, level, tile, known):
+        reason = _find_fault(store, name, level, tile, known)
+        if not (reason or intact or store.checksum(name, tile.core, level)):
+            reason = "is not there, and may have been: its checksum is lost"
+        if reason:
             yield Damage(place, reason, tile)
 
 
-def _read_table(path: Path) -> Any:
-    """Give an array, or none if it is not there as it was written."""
+def _read_seals(path: Path) -> dict[str, int]:
+    """Give what `seal` gave."""
+    return dict(_read_copies(path).get(CHECKSUMS, {}).get("attributes", {}).get("crc32c", {}))
+
+
+def _read_table(path: Path, name: str) -> Any:
+    """Give an array, by the root's copy of its metadata; none if it is not there as it was written."""
     try:
-        return zarr.open_array(path, mode="r")[...]
+        array = zarr.open_group(path, mode="r")[name]
+        return array[...] if isinstance(array, zarr.Array) else None
     except Exception:  # whatever a codec makes of what it cannot read
         return None
 
@@ -187,13 +206,13 @@ def _find_fault(store: ZarrStore, name: str, level: int, tile: Tile, known: int 
 
 
 def _damaged_arrays(store: ZarrStore) -> Iterator[Damage]:
-    known = _read_node(store.path / CHECKSUMS).get("attributes", {}).get("crc32c", {})
-    for name in known or seal(store.path):
-        if reason := _find_fault_of_array(store.path / name, known.get(name)):
+    known = _read_seals(store.path)
+    for name in sorted({*known, *_list_sealed(store.path)}):
+        if reason := _find_fault_of_array(store.path, name, known.get(name)):
             yield Damage(name, reason)
 
 
-def _find_fault_of_array(path: Path, known: int | None) -> str:
-    if known is not None and _checksum_array(path) != known:
+def _find_fault_of_array(path: Path, name: str, known: int | None) -> str:
+    if known is not None and _checksum_array(path / name) != known:
         return "is not what was written"
-    return "cannot be decoded" if _read_table(path) is None else ""
+    return "cannot be decoded" if _read_table(path, name) is None else ""

@@ -81,6 +81,8 @@ class Predictions(Silence):
         (truncate, "sources/area/zarr.json", "sources/area has no metadata that can", []),
         (delete, "image/0/wcs/zarr.json", "image/0/wcs has no metadata that can be read", []),
         (delete, "ledger/c/1/2/0", "ledger ", []),
+        (flip, "checksums/0/probability/c/0/0", "checksums/0/probability is not what was", []),
+        (delete, "checksums/0/flags/zarr.json", "checksums/0/flags has no metadata that can", []),
         (flip, "../out.parquet", "parquet out.parquet", []),
         (delete, "../out.parquet", "parquet out.parquet cannot be read", []),
     ],
@@ -103,6 +105,18 @@ def test_damage_is_found_and_mended(
     assert [n for n in before.keys() | mended.keys() if mended.get(n) != before.get(n)] == []
     names = ["out.parquet", "out.report.html", "out.report.json", "out.zarr"]
     assert sorted(p.name for p in out.parent.iterdir()) == names
+
+
+def test_a_shard_that_is_lost_with_its_checksum_is_made_anew(published: Path, out: Path) -> None:
+    """What is not there may be one that is all fill value, or lost: nobody can tell any more."""
+    delete(out / "checksums/0/elevation/c/0/0")
+    delete(out / "image/0/elevation/c/1/1")
+    damage = [str(d) for d in ZarrStore.open(out).find_damage()]
+    assert damage[0].startswith("image/0/elevation r001c001 is not there, and may have been")
+    watched = Predictions()
+    run.repair(str(out), watched, engine="serial")
+    assert watched.names == ["r001c001"]
+    assert read_all(out) == read_all(published)
 
 
 def test_the_command_says_what_is_damaged_and_mends_it(
