@@ -50,6 +50,14 @@ def die(name: str) -> TaskReport:
     return TaskReport("die", name, facts={"setting": os.environ.get("FCNPIPE_TEST")})
 
 
+def die_once(mark: str, name: str) -> TaskReport:
+    """Kill the first worker that comes to a name."""
+    if name == "poison" and not Path(mark).exists():
+        Path(mark).touch()
+        return die(name)
+    return TaskReport("die", name)
+
+
 def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
     engine = start_local(1, Needs({"FCNPIPE_TEST": "1"}))
     try:
@@ -62,16 +70,18 @@ def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
 
 UNGUARDED = """
 import sys
+from functools import partial
 from pathlib import Path
 
 from fcnpipe.engines.base import Needs
 from fcnpipe.engines.dask import start_local
-from tests.engines.test_engines import die
+from tests.engines.test_engines import die_once
 
 with Path(sys.argv[1]).open("a") as file:
     file.write("ran ")
 engine = start_local(1, Needs({"FCNPIPE_TEST": "1"}))
-print(sorted(report.name for report in engine.run(die, ["a", "poison", "b"]) if not report.error))
+task = partial(die_once, sys.argv[1] + ".died")
+print(sorted(report.name for report in engine.run(task, ["a", "poison", "b"]) if not report.error))
 engine.close()
 """
 
@@ -84,7 +94,8 @@ def test_a_script_is_not_run_again_by_its_workers(tmp_path: Path) -> None:
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=200, check=True
     )
-    assert done.stdout == "['a', 'b']\n"
+    assert done.stdout == "['a', 'b', 'poison']\n"
+    assert (tmp_path / "log.died").exists()
     assert log.read_text() == "ran "
 
 

@@ -17,14 +17,22 @@ pytestmark = MARKS
 
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_field(tmp_path_factory.mktemp("field") / "field.fits", (300, 400))
+    return write_field(tmp_path_factory.mktemp("field") / "field.fits", (200, 320))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return run_undisturbed(tmp_path_factory.mktemp("run"), field)
 
 
 @pytest.mark.parametrize("who", ["server", "worker"])
 def test_a_process_of_prefect_is_killed(
-    server: processes.Server, field: Path, tmp_path: Path, who: str
+    server: processes.Server,
+    field: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    who: str,
 ) -> None:
-    undisturbed = run_undisturbed(tmp_path, field)
     case = Case(tmp_path, field, "middle")
     fault = list_faults(server)[f"SIGKILL of the Prefect {who}"]
     said, different = befall(fault, case, undisturbed)

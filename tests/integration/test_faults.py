@@ -30,7 +30,7 @@ Two runs at once are in test_crash.
 
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_field(tmp_path_factory.mktemp("field") / "field.fits", (300, 400))
+    return write_field(tmp_path_factory.mktemp("field") / "field.fits", (200, 320))
 
 
 @pytest.fixture(scope="module")
