@@ -1,7 +1,8 @@
-"""URLs: which paths are some, and which are refused because they carry a secret."""
+"""Names of files: which are URLs, which of these are refused, and which name a part of a file."""
 
 from __future__ import annotations
 
+import os
 import re
 from urllib.parse import parse_qsl, urlsplit
 
@@ -22,6 +23,34 @@ def is_remote(path: str) -> bool:
 def knows_lists(url: str) -> bool:
     """Whether its server says which objects there are; one of the web does not."""
     return not url.startswith(WEB)
+
+
+def split_part(path: str) -> tuple[str, str]:
+    """Give file and HDU of ``FILE[HDU]``, as CFITSIO writes it; a file of that very name wins.
+
+    Examples
+    --------
+    >>> split_part("field.fits[SCI,2]"), split_part("field.fits")
+    (('field.fits', 'SCI,2'), ('field.fits', ''))
+    """
+    file, bracket, part = path.removesuffix("]").rpartition("[")
+    if not (path.endswith("]") and bracket and part) or os.path.exists(path):
+        return path, ""
+    return file, part
+
+
+def anchor(path: str) -> str:
+    """Give the path, or URL, that means the same in any folder; the part of the file is kept as it is.
+
+    Examples
+    --------
+    >>> anchor("/data/night/../field.fits[a/../b]")
+    '/data/field.fits[a/../b]'
+    """
+    if is_remote(path):
+        return path
+    file, part = split_part(path)
+    return os.path.abspath(os.path.expanduser(file)) + (part and f"[{part}]")
 
 
 def check_url(path: str) -> str:

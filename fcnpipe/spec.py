@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fcnpipe.addresses import check_url, is_remote
+from fcnpipe.addresses import anchor, check_url
 from fcnpipe.errors import SpecError
 
 RUNTIME_OPTIONS = frozenset(
@@ -158,18 +157,14 @@ class RunSpec(BaseModel):
     def anchored(self) -> RunSpec:
         """Give the spec with inputs whose names mean the same in any folder: workers may be in another."""
         names = ("weight", "mask", "prior")
-        maps = {name: _anchor(path) for name in names if (path := getattr(self, name))}
-        image, model = tuple(map(_anchor, self.image)), self.model
-        model = _anchor(model) if Path(model).suffix in MODEL_SUFFIXES else model
+        maps = {name: anchor(path) for name in names if (path := getattr(self, name))}
+        image, model = tuple(map(anchor, self.image)), self.model
+        model = anchor(model) if Path(model).suffix in MODEL_SUFFIXES else model
         return self.model_copy(update={"image": image, "model": model, **maps})
 
     def without_sources(self) -> RunSpec:
         """Give the spec of a run that finds no sources: what only they need is not said."""
         return self.model_copy(update=dict.fromkeys(SOURCE_OPTIONS))
-
-
-def _anchor(path: str) -> str:
-    return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def make_spec(**options: Any) -> RunSpec:

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
+from fcnpipe.addresses import split_part
 from fcnpipe.errors import InputError
 from fcnpipe.geometry import Box
 from fcnpipe.images import base
@@ -113,12 +114,9 @@ def digest(image: Image) -> str:
 
 
 def split_name(path: PathLike, hdu: int | str | None = None) -> tuple[str, int | str | None]:
-    """Give file and HDU of ``FILE[HDU]``, as CFITSIO writes it; a file of that very name wins."""
-    text = os.fspath(path)
-    file, bracket, name = text.removesuffix("]").rpartition("[")
-    if not (text.endswith("]") and bracket and name) or os.path.exists(text):
-        return text, hdu
-    return file, name
+    """Give file and HDU of ``FILE[HDU]``, which wins over ``hdu``."""
+    file, part = split_part(os.fspath(path))
+    return file, part or hdu
 
 
 def locate(path: PathLike) -> str:
