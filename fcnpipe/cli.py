@@ -40,6 +40,8 @@ USAGE = 2
 _INTERRUPTION = "interrupted; the same command takes the run up again"
 SHOWN = 20
 """Damages that are listed."""
+WIDEST = 500
+"""Characters of a line that is not broken."""
 LEAST_SIDE = 64
 """Least height and width of a simulated field, px."""
 
@@ -484,17 +486,21 @@ def _print_report(out: str) -> None:
 
 
 def _print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows of words as a table."""
+    """Print rows of words as a table; only reasons run over several lines."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for number, name in enumerate(head):
-        table.add_column(name, no_wrap=number == 0, overflow="fold")
+    for name in head:
+        table.add_column(name.replace(" ", "\n"), no_wrap=name != "reason", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    console = Console()
+    if "reason" not in head:  # rich would cut what does not fit the terminal
+        widest = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+        console.width = max(console.width, widest)
+    console.print(table)
 
 
 def _print_columns(title: str, columns: Mapping[str, Iterable[Any]]) -> None:

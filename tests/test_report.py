@@ -202,13 +202,19 @@ def test_bytes_are_those_of_the_files(field: Path, tmp_path: Path) -> None:
     assert report.stage("publish").read_bytes >= sizes["label"]
 
 
-def test_the_terminal_shows_it(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_shows_it(
+    story: Story, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     with pytest.raises(SystemExit) as leave:
         cli.main(["info", str(story.out), "--report"])
     shown = capsys.readouterr().out
     assert leave.value.code == 0
     facts = ["complete", "in 3 sessions", "stage", "slowest tiles", story.report.run_key]
     assert [word for word in [*STAGES, *facts] if word not in shown] == []
+    lines = [line.split() for line in shown.splitlines()]
+    rows = [*page.list_stages(story.report), *page.list_slowest(story.report)]
+    assert [row for row in rows if " ".join(row).split() not in lines] == []
     with pytest.raises(SystemExit) as leave:
         cli.main(["info", str(story.out.with_name("none.zarr")), "--report"])
     assert leave.value.code == 2

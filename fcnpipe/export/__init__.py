@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fcnpipe.addresses import is_remote
 from fcnpipe.errors import SpecError
 from fcnpipe.export.base import Finished, ScienceReader, ToSky
 from fcnpipe.export.fits import export_labels, export_map, export_outputs
@@ -55,14 +56,16 @@ def export(
     Raises
     ------
     SpecError
-        If the kind is unknown.
+        If the kind is unknown, the suffix says nothing, or the file is a URL.
     StoreError
         If the file cannot be written.
     """
+    if is_remote(str(path)):
+        raise SpecError(f"{path} is a URL, and exports go to a disk: name a local file")
     if store.layout.maps:
         _export_prediction(store, path, kind)
         return
-    kind = kind or SUFFIXES.get(Path(path).suffix)
+    kind = kind or _ask_suffix(path)
     if kind in TABLES:
         TABLES[kind](store, path)
     elif kind in ("labels", "flags", "probability"):
@@ -75,9 +78,19 @@ def export(
         raise SpecError(f"export kind={kind!r} for {path}: choose one of {', '.join(KINDS)}")
 
 
+def _ask_suffix(path: str | Path) -> str:
+    suffix = Path(path).suffix
+    if suffix.lower() not in SUFFIXES:
+        raise SpecError(
+            f"export to {str(path)!r}: the suffix {suffix!r} is none of {', '.join(SUFFIXES)}: "
+            "give the file one of them, or say --what"
+        )
+    return SUFFIXES[suffix.lower()]
+
+
 def _export_prediction(store: Finished, path: str | Path, kind: str | None) -> None:
     """Write outputs of a network; a store of them has no sources."""
-    if SUFFIXES.get(Path(path).suffix) not in ("fits", "labels"):
+    if SUFFIXES.get(Path(path).suffix.lower()) not in ("fits", "labels"):
         raise SpecError(
             f"{path}: a prediction has images and no sources: export it as .fits or .fits.fz"
         )

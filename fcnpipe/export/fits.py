@@ -129,7 +129,7 @@ def _plane_of(output: OutputMap) -> _Plane:
 
 def _write(store: Finished, path: str | Path, planes: Sequence[_Plane]) -> None:
     with written_whole(path) as temporary:
-        if Path(path).suffix == ".fz":
+        if Path(path).suffix.lower() == ".fz":
             _write_compressed(store, temporary, planes)
         else:
             _write_plain(store, temporary, planes)

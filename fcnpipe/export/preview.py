@@ -78,10 +78,13 @@ def export_preview(
     Raises
     ------
     SpecError
-        If there is no science image at all.
+        If there is no science image at all, or the suffix is that of no picture.
     StoreError
         If the file cannot be written.
     """
+    suffix = Path(path).suffix
+    if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
+        raise SpecError(f"{path}: the suffix {suffix!r} is that of no picture: use .png")
     picture = draw_preview(store, science, style or Style())
     with written_whole(path) as temporary:
         Image.fromarray(picture).save(temporary)

@@ -39,14 +39,15 @@ def export_regions(store: Finished, path: str | Path, to_sky: ToSky | None = Non
     Notes
     -----
     Polygons, because an ellipse in sky coordinates would need the local scale and angle of a
-    distorted WCS. Sources without a finite shape are points.
+    distorted WCS. Sources without a finite shape are small circles, those whose outline leaves the
+    sky ellipses in image coordinates.
     """
     with written_whole(path) as temporary, temporary.open("w") as file:
         file.write("# Region file format: DS9 version 4.1\nglobal color=green width=1\n")
         file.write("image\n" if to_sky is None else "icrs\n")
         for block in store.source_blocks(NAMES):
             lines = _ellipses(block) if to_sky is None else _polygons(block, to_sky)
-            file.writelines(lines)
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def _shapes(block: dict[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats, Floats, Floats]:
@@ -58,15 +59,15 @@ def _shapes(block: dict[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats, Flo
 def _ellipses(block: dict[str, NDArray[Any]]) -> Iterator[str]:
     for label, x, y, a, b, angle in zip(block["label"], *_shapes(block), strict=True):
         shape = f"ellipse({x + 1:.3f},{y + 1:.3f},{a:.3f},{b:.3f},{angle:.2f})"
-        yield f"{shape} # text={{{label}}}\n"
+        yield f"{shape} # text={{{label}}}"
 
 
 def _polygons(block: dict[str, NDArray[Any]], to_sky: ToSky) -> Iterator[str]:
-    ra, dec = outline(*_shapes(block), to_sky)
-    for label, corners in zip(block["label"], np.stack([ra, dec], axis=2), strict=True):
-        if np.isfinite(corners).all():
-            text = ",".join(f"{value:.7f}" for value in corners.ravel())
-            yield f"polygon({text}) # text={{{label}}}\n"
+    corners = np.stack(outline(*_shapes(block), to_sky), axis=2)
+    for label, ring, ellipse in zip(block["label"], corners, _ellipses(block), strict=True):
+        text = ",".join(f"{value:.7f}" for value in ring.ravel())
+        on_sky = np.isfinite(ring).all()
+        yield f"polygon({text}) # text={{{label}}}" if on_sky else f"image\n{ellipse}\nicrs"
 
 
 def outline(

@@ -85,6 +85,17 @@ def test_sky_outlines_lie_where_the_ellipses_do(rich: ZarrStore, tmp_path: Path)
     np.testing.assert_allclose(along**2 + across**2, 1, atol=1e-3)
 
 
+def test_outlines_that_leave_the_sky_are_not_lost(rich: ZarrStore, tmp_path: Path) -> None:
+    def to_sky(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.where(x < 100, np.nan, x), y
+
+    export.export(rich, tmp_path / "s.reg", to_sky=to_sky)
+    lines = (tmp_path / "s.reg").read_text().splitlines()
+    ellipse = "ellipse(5.000,4.000,9.000,3.000,30.00) # text={1}"
+    assert lines[2:6] == ["icrs", "image", ellipse, "icrs"]
+    assert lines[-1].startswith("polygon(200.0")
+
+
 # -- PNG -------------------------------------------------------------------------------
 
 

@@ -79,9 +79,31 @@ def test_empty_catalogue_is_written(tmp_path: Path, rich: ZarrStore, kind: str) 
     assert (tmp_path / "cat").stat().st_size > 0
 
 
-def test_unknown_kind_is_told(rich: ZarrStore, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"kind=None for .*choose one of csv, ecsv"):
-        export.export(rich, tmp_path / "cat.doc")
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("cat.doc", None, r"cat.doc': the suffix '.doc' is none of .csv, .ecsv.*: give the file"),
+        ("cat", None, r"the suffix '' is none of .csv, .ecsv"),
+        ("cat.csv", "doc", r"kind='doc' for .*cat.csv: choose one of csv, ecsv"),
+        ("p.fits", "png", r"the suffix '.fits' is that of no picture: use .png"),
+    ],
+)
+def test_unknown_kind_is_told(
+    rich: ZarrStore, tmp_path: Path, name: str, kind: str | None, said: str
+) -> None:
+    with pytest.raises(SpecError, match=said):
+        export.export(rich, tmp_path / name, kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_url_is_refused(rich: ZarrStore) -> None:
+    with pytest.raises(SpecError, match=r"s3://b/cat.csv is a URL.*local file"):
+        export.export(rich, "s3://b/cat.csv")
+
+
+def test_suffixes_may_be_in_capitals(rich: ZarrStore, tmp_path: Path) -> None:
+    export.export(rich, tmp_path / "CAT.CSV")
+    assert (tmp_path / "CAT.CSV").read_text().startswith("label,")
 
 
 def test_place_that_cannot_be_written_is_told(rich: ZarrStore, tmp_path: Path) -> None:
