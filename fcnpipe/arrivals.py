@@ -22,14 +22,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 from astropy.io import fits
 
 from fcnpipe.errors import InputError, StoreError
 from fcnpipe.export.base import written_whole
 from fcnpipe.images.base import hash_file, open_bytes
 from fcnpipe.manifest import safe_stem, short_digest
-from fcnpipe.remote import is_remote
+from fcnpipe.remote import connect, find_objects, is_remote
 
 PATTERNS = ("*.fits", "*.fits.gz", "*.fits.fz", "*.fits.bz2", "*.fit", "*.fts", "*.fz")
 """Names of the files to look for, in any case."""
@@ -114,20 +113,18 @@ def look(
     Raises
     ------
     InputError
-        If there is no such place.
+        If there is no such folder.
+    RemoteError
+        If a server does not answer.
     """
-    system, root = fsspec.core.url_to_fs(source)
-    system.invalidate_cache()
-    try:
-        found = system.find(root, maxdepth=None if recursive else 1, detail=True)
-    except OSError as error:
-        raise InputError(f"{source} cannot be listed: {error}; check it") from None
+    system, root = connect(source)
     if not is_remote(source) and not os.path.isdir(root):
         raise InputError(f"{source} is no folder: make it, or name another")
+    folder = (system.unstrip_protocol(root) if is_remote(source) else root).rstrip("/")
     return {
-        system.unstrip_protocol(path) if is_remote(source) else path: _stamp(facts)
-        for path, facts in sorted(found.items())
-        if _is_wanted(path[len(root) :].lstrip("/"), patterns)
+        f"{folder}/{name}": _stamp(facts)
+        for name, facts in find_objects(source, recursive).items()
+        if _is_wanted(name, patterns)
     }
 
 

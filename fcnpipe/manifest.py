@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +36,7 @@ from fcnpipe.addresses import WEB, check_url, is_remote, knows_lists
 from fcnpipe.errors import SpecError
 from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
-from fcnpipe.remote import match_objects, uploads
+from fcnpipe.remote import match_objects, read_whole, uploads
 from fcnpipe.spec import RunSpec, make_spec
 
 Options = dict[str, Any]
@@ -139,6 +138,8 @@ def list_entries(
     SpecError
         If a file cannot be read or has no images, a glob matches none, an option of all images is
         wrong, or two images have one store. An option of one image is checked when it is its turn.
+    RemoteError
+        If a server does not answer.
     """
     shared = dict(options or {})
     _check_shared(shared)
@@ -189,10 +190,19 @@ def _read_manifest(path: str) -> Iterator[Options]:
 
 
 def _load_yaml(path: str) -> Any:
+    data = _read(path)
     try:
-        with fsspec.open(path, "rt") as file:
-            return yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return yaml.safe_load(data)
+    except (ValueError, yaml.YAMLError) as error:
+        raise SpecError(f"{path} cannot be read: {_first_line(error)}") from None
+
+
+def _read(path: str) -> bytes:
+    if is_remote(path):
+        return read_whole(check_url(path))
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
         raise SpecError(f"{path} cannot be read: {_first_line(error)}") from None
 
 
@@ -220,15 +230,14 @@ def _check_inside(out: Any, where: str) -> None:
 
 
 def _load_rows(path: str) -> list[Options]:
+    data = _read(path)
     try:
-        with fsspec.open(path, "rb") as file:
-            if path.lower().endswith(".parquet"):
-                rows: list[Options] = pq.read_table(file).to_pylist()
-                return rows
-            text = file.read().decode()
+        if path.lower().endswith(".parquet"):
+            rows: list[Options] = pq.read_table(pa.BufferReader(data)).to_pylist()
+            return rows
         kind = "ascii.ecsv" if path.lower().endswith(".ecsv") else "ascii.csv"
-        table = Table.read(text, format=kind)
-    except (OSError, ValueError, pa.ArrowException) as error:
+        table = Table.read(data.decode(), format=kind)
+    except (ValueError, pa.ArrowException) as error:
         raise SpecError(f"{path} cannot be read as a table: {_first_line(error)}") from None
     return [{name: _plain(row[name]) for name in table.colnames} for row in table]
 

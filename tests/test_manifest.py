@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from fcnpipe import manifest
 from fcnpipe.errors import SpecError
 from fcnpipe.manifest import Row, check_table, list_entries, safe_stem, write_rows
+from fcnpipe.remote import RemoteError
 from tests.conftest import Bucket
-from tests.remote.servers import now_and_then
+from tests.remote.servers import Site, now_and_then
 
 
 @pytest.fixture
@@ -169,6 +170,20 @@ def test_a_broken_manifest(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(SpecError, match=said):
         list_entries(str(tmp_path / "m.yaml"), "out")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("fault", ["drop", "503"])
+def test_tables_behind_urls_are_asked_for_again(fault: str, web: tuple[str, Site]) -> None:
+    url, site = web
+    Table({"image": ["a.fits"]}).write(site.folder / "night.csv", format="ascii.csv")
+    (site.folder / "night.yaml").write_text("images: [b.fits]")
+    site.traffic.fault = now_and_then(fault)
+    found = list_entries([f"{url}/night.csv", f"{url}/night.yaml"], "out")
+    assert [e.name for e in found] == [f"{url}/a.fits", f"{url}/b.fits"]
+    assert site.traffic.faults == 2
+    with pytest.raises(RemoteError, match=rf"^{url}/no\.csv does not exist"):
+        list_entries(f"{url}/no.csv", "out")
 
 
 def test_an_option_that_is_wrong_for_one_image_waits_for_its_turn() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -308,8 +309,15 @@ def test_a_password_is_not_repeated(option: str, capsys: pytest.CaptureFixture[s
     assert "carries a user or password" in said
 
 
-@pytest.mark.parametrize("url", ["https://a:sesame@h/x.fits", "https://h/x.fits?token=sesame"])
-def test_a_survey_lists_no_secret(url: str) -> None:
+@pytest.mark.parametrize(
+    "images",
+    [
+        [{"image": "https://a:sesame@h/x.fits"}],
+        [{"image": "https://h/x.fits?token=sesame"}],
+        "https://a:sesame@127.0.0.1:1/x.csv",
+    ],
+)
+def test_a_survey_lists_no_secret(images: Any) -> None:
     with pytest.raises(SpecError) as refused:
-        list_entries([{"image": url}], "out")
+        list_entries(images, "out")
     assert "sesame" not in str(refused.value)

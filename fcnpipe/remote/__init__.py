@@ -21,9 +21,16 @@ from fcnpipe.remote.errors import (
     RemoteError,
     Unreachable,
 )
-from fcnpipe.remote.files import RemoteFile
-from fcnpipe.remote.objects import list_folder, list_objects, look_at_all, match_objects
+from fcnpipe.remote.files import RemoteFile, read_whole
+from fcnpipe.remote.objects import (
+    find_objects,
+    list_folder,
+    list_objects,
+    look_at_all,
+    match_objects,
+)
 from fcnpipe.remote.ranges import Stamp, look, read, read_rows
+from fcnpipe.remote.urls import connect
 
 __all__ = [
     "Changed",
@@ -34,6 +41,8 @@ __all__ = [
     "Stamp",
     "Unreachable",
     "check_url",
+    "connect",
+    "find_objects",
     "is_remote",
     "knows_lists",
     "list_folder",
@@ -43,4 +52,5 @@ __all__ = [
     "match_objects",
     "read",
     "read_rows",
+    "read_whole",
 ]

@@ -8,7 +8,11 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+from fsspec import asyn
+
+from fcnpipe.remote.patience import patiently
 from fcnpipe.remote.ranges import Stamp, fetch, look
+from fcnpipe.remote.urls import connect
 
 BLOCK_BYTES = 256 << 10
 CACHE_BYTES = 64 << 20
@@ -19,6 +23,23 @@ AHEAD = 4
 _Key = tuple[str, Stamp, int]
 _BLOCKS: OrderedDict[_Key, bytes] = OrderedDict()
 _LOCK = threading.Lock()
+
+
+def read_whole(url: str) -> bytes:
+    """Give all of a small file, also from a server that knows no ranges.
+
+    Raises
+    ------
+    RemoteError
+        If it is missing, closed to us, or its server does not answer.
+    """
+    system, name = connect(url)
+
+    async def ask() -> bytes:
+        return bytes(await system._cat_file(name) if system.async_impl else system.cat_file(name))
+
+    data: bytes = asyn.sync(asyn.get_loop(), patiently, url, ask)
+    return data
 
 
 class RemoteFile(io.RawIOBase):

@@ -23,14 +23,28 @@ def list_objects(place: str) -> dict[str, Stamp]:
     RemoteError
         If the server does not answer, or knows no lists (https).
     """
+    return {name: _read_stamp(about) for name, about in find_objects(place).items()}
+
+
+def find_objects(place: str, deep: bool = True) -> dict[str, dict[str, Any]]:
+    """Give what a file system says of all objects below a URL or folder, by their path, in order.
+
+    Parameters
+    ----------
+    place : str
+        URL or folder.
+    deep : bool
+        Whether to look into folders too.
+
+    Raises
+    ------
+    RemoteError
+        As `list_objects`.
+    """
     system, root = connect(place.rstrip("/"))
-    found: dict[str, Any] = asyn.sync(
-        asyn.get_loop(), patiently, place, partial(_find, system, root)
-    )
-    return {
-        name.removeprefix(root).lstrip("/"): _read_stamp(about)
-        for name, about in sorted(found.items())
-    }
+    find = _find if deep else _list_files
+    found = asyn.sync(asyn.get_loop(), patiently, place, partial(find, system, root))
+    return {name.removeprefix(root).lstrip("/"): found[name] for name in sorted(found)}
 
 
 def list_folder(place: str) -> tuple[dict[str, Stamp], list[str]]:
@@ -98,6 +112,10 @@ async def _find(system: Any, root: str) -> dict[str, Any]:
     if system.async_impl:
         return dict(await system._find(root, detail=True))
     return dict(system.find(root, detail=True))
+
+
+async def _list_files(system: Any, root: str) -> dict[str, Any]:
+    return {a["name"]: a for a in await _list(system, root) if a["type"] == "file"}
 
 
 def _read_stamp(about: dict[str, Any]) -> Stamp:
