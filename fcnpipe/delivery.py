@@ -158,6 +158,37 @@ def read_report(out: str) -> Report | None:
     return load_report(data) if data is not None else None
 
 
+def was_finished(spec: RunSpec, command: Command, since: str = "") -> bool:
+    """Whether the result of this very run is there, and was finished at a time or later.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    command : {"segment", "predict"}
+        What is wanted of it.
+    since : str
+        As :func:`fcnpipe.journal.now` gives it; any time if empty.
+
+    Raises
+    ------
+    FcnpipeError
+        If the server of the output, the inputs or the model cannot be had.
+    """
+    report = read_report(spec.out)
+    if report is None or report.status != "complete" or report.ended < since:
+        return False
+    key = run.identify(spec, command).key
+    return report.run_key == key and _find_key(spec.out) == key
+
+
+def _find_key(out: str) -> str:
+    try:
+        return open_store(out).identity.key
+    except StoreError:
+        return ""
+
+
 def _read_file(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 

@@ -36,6 +36,7 @@ from fcnpipe.addresses import WEB, check_url, is_remote, knows_lists
 from fcnpipe.errors import SpecError
 from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
+from fcnpipe.journal import now
 from fcnpipe.remote import match_objects, read_whole, uploads
 from fcnpipe.spec import RunSpec, make_spec
 
@@ -406,6 +407,35 @@ def write_rows(rows: Sequence[Row], path: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         _write_table(rows, temporary)
+
+
+def begin(table: str) -> str:
+    """Give when a survey was begun that is not through, from the mark beside its table; else begin now.
+
+    Returns
+    -------
+    str
+        UTC, as :func:`fcnpipe.journal.now` gives it.
+    """
+    mark, begun = f"{table}.begun", now()
+    if is_remote(table):
+        found = uploads.get(mark)
+        if found is None:
+            uploads.put(mark, begun.encode())
+        return begun if found is None else found.decode()
+    if not Path(mark).exists():
+        Path(mark).parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(mark) as temporary:
+            temporary.write_text(begun)
+    return Path(mark).read_text()
+
+
+def end(table: str) -> None:
+    """Take away the mark of a survey: it is through."""
+    if is_remote(table):
+        uploads.remove([f"{table}.begun"])
+    else:
+        Path(f"{table}.begun").unlink(missing_ok=True)
 
 
 def _write_table(rows: Sequence[Row], file: Path) -> None:

@@ -24,6 +24,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import hydrated_context, serialize_context
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from fcnpipe import delivery
 from fcnpipe.engines import cores
 from fcnpipe.errors import FcnpipeError, TilesFailed
 from fcnpipe.manifest import Entry, Row
@@ -53,11 +54,14 @@ class Order:
         Images at the same time.
     patience : Patience
         Retries and time limit of a stage.
+    since : str, optional
+        What the same run has finished since then (UTC) is not begun again, even with ``overwrite``.
     """
 
     command: Command = "segment"
     at_once: int = 1
     patience: Patience = field(default_factory=Patience)
+    since: str | None = None
 
 
 def run_each(entries: Sequence[Entry], order: Order) -> Iterator[Row]:
@@ -172,12 +176,21 @@ def _work(sender: Any, entry: Entry, order: Order, context: bytes) -> None:
 
 def _run_flow(entry: Entry, order: Order) -> dict[str, Any]:
     try:
-        spec = share_machine(entry.spec, order.at_once)
+        spec = _keep_finished(share_machine(entry.spec, order.at_once), order)
     except FcnpipeError as error:
         return _explain(error)
     state: State[Any] = FLOWS[order.command](spec, order.patience, return_state=True)
     result = state.result(raise_on_failure=False)
     return _explain(result) if isinstance(result, BaseException) else _describe(result)
+
+
+def _keep_finished(spec: RunSpec, order: Order) -> RunSpec:
+    """Take ``overwrite`` from the spec of an image that has landed since the work was begun."""
+    asked = spec.without_sources() if order.command == "predict" else spec
+    if not spec.overwrite or order.since is None:
+        return spec
+    landed = delivery.was_finished(asked, order.command, order.since)
+    return spec.model_copy(update={"overwrite": not landed})
 
 
 def _explain(error: BaseException) -> dict[str, Any]:

@@ -6,7 +6,8 @@ r"""Many images as one Prefect flow: one bad image never fails the rest.
            \-- segment (subflow) --- field2     so many at once
 
 The run is Failed if an image has failed, and its message names them; all others have landed. Run it
-again: finished images are known by the run key of their stores, and only what is left is done.
+again: finished images are known by the run key of their stores, and only what is left is done; with
+``overwrite`` too, where a mark beside the table says since when, until all have landed.
 
 By hand, with or without a server::
 
@@ -91,8 +92,11 @@ def segment_survey(
     manifest.check_table(table)
     entries = manifest.list_entries(images, folder, options, column)
     prepare_folder(folder)
-    rows = run_all(entries, Order(command, at_once, patience), table)
+    since = manifest.begin(table) if any(e.options.get("overwrite") for e in entries) else None
+    rows = run_all(entries, Order(command, at_once, patience, since), table)
     refuse_failed(rows)
+    if since is not None:
+        manifest.end(table)
     return [manifest.as_dict(row) for row in rows]
 
 

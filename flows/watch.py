@@ -8,7 +8,8 @@ r"""New images in a folder or a bucket, each once, as a Prefect flow to be sched
 
 A file is known by the digest of its content: a second run does nothing, a copy under another name is
 noted, a file that was replaced is done again, into the same store. A file that fails is tried again
-by the next runs, so many times. One run at a time works on a state file; another is refused.
+by the next runs, so many times; what had landed when a run was killed is not made again. One run at a
+time works on a state file; another is refused.
 
 By hand, with or without a server::
 
@@ -103,7 +104,7 @@ def watch(
     with arrivals.alone(path.with_name(f"{path.name}.lock")):
         book = Book(path, arrivals.load_log(path))
         _enter_arrivals(book, source, look)
-        rows = book.work(options or {}, folder, Order(command, at_once, patience))
+        rows = book.work(options or {}, folder, Order(command, at_once, patience, since=""))
     book.show(source)
     refuse_failed(rows)
     return dict(book.counts)

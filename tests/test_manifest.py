@@ -254,7 +254,10 @@ def test_a_survey_of_a_bucket_in_a_bucket(
         "a.fits": f"{place}/out/a.zarr", "b.fits": f"{place}/out/b.zarr",
     }  # fmt: skip
     rows = [Row(f"{place}/{name}.fits", f"{place}/out/{name}.zarr", "done") for name in "ab"]
+    begun = manifest.begin(f"{place}/out/survey.ecsv")
+    assert begun == manifest.begin(f"{place}/out/survey.ecsv") != ""
     write_rows(rows, f"{place}/out/survey.ecsv")
+    manifest.end(f"{place}/out/survey.ecsv")
     assert bucket.traffic.faults >= 2
     bucket.traffic.clear()
     (found,) = bucket.read_all(f"{tmp_path.name}/out").values()

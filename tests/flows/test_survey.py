@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import xarray as xr
 from astropy.table import Table
 from prefect import State
 
+from fcnpipe import arrivals
 from fcnpipe.errors import ImagesFailed, SpecError
 from fcnpipe.spec import RunSpec
-from flows import batch, survey
+from flows import batch, survey, watch
 from flows.stages import Patience
 from tests.flows import casualties
 from tests.flows.fields import write_stars
@@ -81,6 +83,45 @@ def test_bad_images_are_named_and_the_rest_lands(
     }  # fmt: skip
     assert before == {p: p.stat().st_mtime_ns for p in (out / "one.zarr").rglob("*")}
     assert [row["status"] for row in again.result()] == ["done", "found", "done", "found"]
+
+
+def test_a_survey_that_overwrites_begins_no_image_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started again before all has landed it goes on; after that it begins anew."""
+    monkeypatch.setattr(batch, "_work", casualties.work)
+    for seed, name in enumerate(("one", "two", "poison")):
+        write_stars(tmp_path / f"{name}.fits", seed, side=64)
+    images, out = [{"image": f"{tmp_path}/*.fits", "overwrite": True}], tmp_path / "out"
+
+    def run() -> dict[str, str]:
+        start(images, out, at_once=2)
+        return statuses(out / "survey.ecsv")
+
+    assert run() == {"one": "done", "two": "done", "poison": "failed"}
+    monkeypatch.undo()
+    write_stars(tmp_path / "two.fits", 9, side=64)
+    assert run() == {"one": "found", "two": "done", "poison": "done"}
+    (tmp_path / "poison.fits").unlink()
+    assert run() == {"one": "done", "two": "done"}
+    assert list(out.glob("*.begun")) == []
+
+
+def test_a_watch_that_was_killed_before_it_took_down_what_had_landed(tmp_path: Path) -> None:
+    write_stars(tmp_path / "field.fits", side=64)
+    out, look = tmp_path / "out", watch.Look(settle_seconds=0)
+
+    def run() -> dict[str, int]:
+        return watch.watch(str(tmp_path), str(out), OPTIONS, look, patience=HASTY)
+
+    assert run() == {"done": 1}
+    (state,) = out.glob("watch-*.json")
+    log = arrivals.load_log(state)
+    begun = {name: replace(one, status="begun", replaced=True) for name, one in log.items()}
+    arrivals.save_log(state, begun)
+    before = {path: path.stat().st_mtime_ns for path in (out / "field.zarr").rglob("*")}
+    assert run() == {"done": 1}
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "field.zarr").rglob("*")}
 
 
 def test_what_cannot_be_read_at_all_fails_at_once(tmp_path: Path) -> None:
