@@ -141,9 +141,16 @@ def _open_reader(path: str, hdu: int | str | None) -> Reader:
             return reader
     stamp(path)  # says it better of an object that is missing or closed to us
     raise InputError(
-        f"{path} is no image that can be read (it starts with {peek(path, 8)!r}): "
+        f"{path} is no image that can be read ({_say_start(path)}): "
         "give FITS, zarr, TIFF, PNG, JPEG or npy"
     )
+
+
+def _say_start(path: str) -> str:
+    if os.path.isdir(path):
+        return "it is a folder, without zarr metadata"
+    start = peek(path, 8)
+    return f"it starts with {start!r}" if start else "it is empty"
 
 
 @cache

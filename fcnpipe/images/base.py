@@ -15,7 +15,9 @@ import hashlib
 import math
 import os
 import re
+import struct
 import threading
+import tokenize
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -56,7 +58,10 @@ _PART_BYTES = 32 << 20
 _FILTERS = threading.RLock()
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 """Names of what describes an array or a group of them."""
-DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError, zlib.error)
+DAMAGE = (
+    OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, RuntimeError,
+    SyntaxError, zlib.error, struct.error, tokenize.TokenError, fits.VerifyError,
+)  # fmt: skip
 """What libraries raise when they meet a broken file."""
 _STRUCTURE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|GROUPS|[PG]COUNT|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM"
@@ -449,7 +454,9 @@ def check_real(dtype: np.dtype[Any], name: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's message, or its name."""
+    """Give the first line of an error's message, or its name; of a KeyError what it misses."""
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]} is missing"
     return (str(error) or type(error).__name__).splitlines()[0]
 
 

@@ -7,6 +7,7 @@ TIFF and npy are read by rows; PNG and JPEG cannot be cut and are decoded whole,
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import weakref
@@ -53,11 +54,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA = 42113
+_CODECS = "imagecodecs"
+"""Package that LZW, JPEG and other rare compressions of TIFF ask for."""
 _NPY_HEADERS = {
     1: np.lib.format.read_array_header_1_0,
     2: np.lib.format.read_array_header_2_0,
 }
 _COLOURS = ("red", "green", "blue")
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else it tells the terminal too
 
 
 def recognises(path: str) -> bool:
@@ -81,7 +85,7 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
             return _choose_opener(start)(path, hdu)
     except InputError:
         raise
-    except (*DAMAGE, SyntaxError) as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from None
 
 
@@ -93,7 +97,10 @@ def _choose_opener(start: bytes) -> Callable[[str, int | str | None], Reader]:
 
 def _damaged(path: str, error: BaseException) -> InputError:
     reason = first_line(error)
-    return damaged(error, f"{path} cannot be read: {reason}; if truncated, copy it again")
+    mend = "install it, or write the image with deflate"
+    if _CODECS not in reason:
+        mend = "if truncated, copy it again"
+    return damaged(error, f"{path} cannot be read: {reason}; {mend}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +221,9 @@ def _ravel(index: Sequence[int], shape: Sequence[int]) -> int:
 def _open_npy(path: str, _: int | str | None) -> Reader:
     when = stamp(path)
     with open_bytes(path, when) as handle:
-        major, _minor = np.lib.format.read_magic(handle)
+        major, minor = np.lib.format.read_magic(handle)
+        if major not in _NPY_HEADERS:
+            raise ValueError(f"npy of version {major}.{minor} is not known")
         shape, fortran, dtype = _NPY_HEADERS[major](handle)
         offset = handle.tell()
     axes = _plain_axes(shape, path)
@@ -252,6 +261,8 @@ def _open_tiff(path: str, hdu: int | str | None) -> Reader:
 
 def _series_number(path: str, tiff: tifffile.TiffFile, hdu: int | str | None) -> int:
     count = len(tiff.series)
+    if not count:
+        raise ValueError("it holds no image")
     text = "0" if hdu is None else str(hdu)
     if not text.isdigit() or int(text) >= count:
         raise InputError(f"{path} has no series {hdu!r}: --hdu is a number from 0 to {count - 1}")
@@ -364,7 +375,7 @@ class SmallReader:
         """Give a view of the decoded image."""
         try:
             yield _decode(self.path, self.stamp)[self.axes.index(box, band)]
-        except (*DAMAGE, SyntaxError) as error:
+        except DAMAGE as error:
             raise _damaged(self.path, error) from None
 
     def digest(self) -> str:
@@ -375,7 +386,7 @@ class SmallReader:
 def _open_small(path: str, _: int | str | None) -> Reader:
     _check_depth(path)
     when = stamp(path)
-    with open_bytes(path, when) as file, Pillow.open(file) as image:
+    with open_bytes(path, when) as file, _open_picture(file) as image:
         width, height = image.size
     if width * height > WHOLE_PIXELS:
         raise InputError(
@@ -391,7 +402,7 @@ def _open_small(path: str, _: int | str | None) -> Reader:
 def _check_depth(path: str) -> None:
     """Refuse 16-bit colour PNG, which Pillow would cut down to 8 bits in silence."""
     start = peek(path, 26)
-    if start.startswith(_PNG) and start[24] == 16 and start[25] != 0:
+    if start.startswith(_PNG) and start[24:25] == b"\x10" and start[25:] != b"\0":
         raise InputError(
             f"{path} is a 16-bit PNG with colour or alpha, of which only 8 bits would be read: "
             "convert it to TIFF"
@@ -404,9 +415,18 @@ _PLAIN_MODES = {"LA": "L", "La": "L"} | dict.fromkeys(
 """Modes of Pillow -> what is read of them."""
 
 
+def _open_picture(file: BinaryIO) -> Pillow.Image:
+    """Open a picture of any size, inside `quiet`: the limit of Pillow is less than ours."""
+    limit, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
+    try:
+        return Pillow.open(file)
+    finally:
+        Pillow.MAX_IMAGE_PIXELS = limit
+
+
 @lru_cache(maxsize=4)
 def _decode(path: str, when: Version) -> NDArray[Any]:
     """Give (h, w) or (h, w, 3) of the stored values; colour maps are resolved, alpha dropped."""
-    with quiet(), open_bytes(path, when) as file, Pillow.open(file) as image:
+    with quiet(), open_bytes(path, when) as file, _open_picture(file) as image:
         plain = _PLAIN_MODES.get(image.mode)
         return np.asarray(image.convert(plain) if plain else image)

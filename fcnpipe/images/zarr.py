@@ -52,6 +52,8 @@ _METADATA = ("zarr.json", ".zarray", ".zgroup")
 _OWN_METADATA = ("zarr.json", ".zarray", ".zattrs")
 _CARD_KEYS = ("fits_cards", "wcs", "cards", "header")
 _READ_BYTES = 1 << 20
+_OWN_MARK, _OWN_IMAGE = "run_key", "image/0/science"
+"""Attribute of a store that fcnpipe made, and the image that it holds with ``--keep-image``."""
 _DEPTH = 4
 """Levels of groups that are searched for an image."""
 
@@ -73,11 +75,11 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
         try:
             root = zarr.open(_store(path), mode="r")
             member = _find_array(path, root, "" if hdu is None else str(hdu).strip("/"))
+            return _make_reader(path, root, member)
         except InputError:
             raise
         except DAMAGE as error:
             raise _damaged(path, error) from None
-        return _make_reader(path, root, member)
 
 
 def _store(path: str) -> Any:
@@ -105,9 +107,9 @@ def _find_array(path: str, root: Node, member: str) -> str:
     if isinstance(node, zarr.Array):
         return member
     what = f"no single image at {wanted!r}" if wanted else "no single image"
-    found = _list_arrays(root)
-    mend = "choose one with --hdu PATH" if found else "give one that holds an image"
-    raise InputError(f"{path} has {what}, only {found or 'no arrays'}: {mend}")
+    if found := _list_arrays(root):
+        raise InputError(f"{path} has {what}, only {found}: choose one with --hdu PATH")
+    raise InputError(f"{path} has {what}, and no arrays at all: give one that holds an image")
 
 
 def _descend(root: Node, member: str) -> Node | None:
@@ -121,6 +123,8 @@ def _descend(root: Node, member: str) -> Node | None:
 
 def _choose_member(group: zarr.Group) -> str:
     """Give the member that holds the image, or a name that is not there."""
+    if _OWN_MARK in group.attrs:
+        return _OWN_IMAGE
     if scales := _multiscales(group.attrs):
         return scales
     images = sorted(name for name, array in group.arrays() if _is_image(array))
@@ -198,9 +202,16 @@ def _overhead(array: zarr.Array[Any]) -> int:
 
 
 def _read_scaling(array: zarr.Array[Any]) -> Scaling:
-    attributes = array.attrs
-    factor, offset = attributes.get("scale_factor", 1.0), attributes.get("add_offset", 0.0)
-    return Scaling(float(cast(float, factor)), float(cast(float, offset)), _find_blank(array))
+    factor, offset = _number(array, "scale_factor", 1.0), _number(array, "add_offset", 0.0)
+    return Scaling(factor, offset, _find_blank(array))
+
+
+def _number(array: zarr.Array[Any], name: str, default: float) -> float:
+    value: Any = array.attrs.get(name, default)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"attribute {name}={value!r} is no number") from None
 
 
 def _find_blank(array: zarr.Array[Any]) -> int | float | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import tracemalloc
 from collections.abc import Callable
@@ -169,6 +170,38 @@ def test_a_picture_too_large_to_decode(tmp_path: Path, monkeypatch: pytest.Monke
     path, _ = FLAVOURS["png-8"](tmp_path)
     with pytest.raises(InputError, match=r"60 x 45 px.*1000 px at most.*tiled TIFF"):
         images.open_image(path)
+
+
+def test_only_our_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 10)
+    path, values = FLAVOURS["png-8"](tmp_path)
+    np.testing.assert_array_equal(images.open_image(path).read(Box(0, 0, 60, 45)), values)
+    assert Pillow.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"II*\0", "requires a buffer"),
+        (b"II*\0" + b"\xff" * 9, "it holds no image"),
+        (b"\x89PNG\r\n\x1a\n", "cannot identify"),
+        (b"\x93NUMPY\x09\0", "npy of version 9.0 is not known"),
+    ],
+)
+def test_stumps_are_reported(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.img").write_bytes(content)
+    with pytest.raises(InputError, match=rf"a\.img cannot be read: .*{said}"):
+        images.open_image(tmp_path / "a.img")
+
+
+def test_what_a_compression_needs_is_told(tmp_path: Path) -> None:
+    Pillow.fromarray(GREY).save(tmp_path / "a.tif", compression="tiff_lzw")
+    with pytest.raises(InputError, match=r"LZW.*'imagecodecs' package; install it, or write"):
+        images.open_image(tmp_path / "a.tif")
+
+
+def test_tifffile_does_not_write_to_the_terminal() -> None:
+    assert logging.getLogger("tifffile").handlers  # else the last resort of logging does
 
 
 @pytest.mark.parametrize("flavour", ["tiff-plain", "npy", "npy-fortran"])

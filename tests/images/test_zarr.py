@@ -171,7 +171,7 @@ def test_a_line_is_no_image(group: zarr.Group) -> None:
 
 def test_an_empty_group_has_no_image(tmp_path: Path) -> None:
     zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
-    with pytest.raises(InputError, match="no single image, only no arrays: give one that"):
+    with pytest.raises(InputError, match="no single image, and no arrays at all: give one that"):
         images.open_image(tmp_path / "g.zarr")
 
 
@@ -196,11 +196,46 @@ def test_a_broken_chunk_is_reported(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_broken_metadata_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{rubbish", "[]", '{"zarr_format": 3, "node_type": "array"}'])
+def test_broken_metadata_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.zarr").mkdir()
-    (tmp_path / "a.zarr" / "zarr.json").write_text("{rubbish")
+    (tmp_path / "a.zarr" / "zarr.json").write_text(text)
     with pytest.raises(InputError, match=r"a\.zarr cannot be read as zarr"):
         images.open_image(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"scale_factor": "half"}, "attribute scale_factor='half' is no number"),
+        ({"add_offset": [1]}, r"attribute add_offset=\[1\] is no number"),
+        ({"_FillValue": [1]}, "must be real number"),
+        ({"_FillValue": "QUJD"}, "requires a buffer of 8 bytes"),
+        ({"wcs": {"CRPIX1": [2]}}, "Illegal value"),
+    ],
+)
+def test_attributes_that_cannot_be_are_reported(
+    tmp_path: Path, attributes: dict[str, object], said: str
+) -> None:
+    made = zarr.create_array(str(tmp_path / "a.zarr"), data=PLANE)
+    made.attrs.update(attributes)
+    with pytest.raises(InputError, match=rf"a\.zarr cannot be read as zarr: .*{said}"):
+        images.open_image(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_result_is_an_image_if_it_kept_one(tmp_path: Path, kept: bool) -> None:
+    root = zarr.open_group(str(tmp_path / "out.zarr"), mode="w", attributes={"run_key": "7"})
+    root.create_array("ledger", data=np.ones((5, 1, 1), np.uint8))
+    root.create_array("image/0/label", data=np.ones((50, 40), np.int32))
+    if kept:
+        root.create_array("image/0/science", data=CUBE)
+        assert images.open_image(tmp_path / "out.zarr").info.shape == CUBE.shape
+        return
+    with pytest.raises(
+        InputError, match=r"no single image, only ledger .*image/0/label .*choose one"
+    ):
+        images.open_image(tmp_path / "out.zarr")
 
 
 def test_a_url_without_its_library() -> None:
