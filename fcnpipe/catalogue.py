@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from fcnpipe.errors import VerificationError
 from fcnpipe.records import SourceFlag
 
+TYPE_LENGTH = 8
+"""Characters of an axis type such as RA---TAN, without the name of a distortion."""
 GROUP_BYTES = 64 * 2**20
 """Columns that are brought in order together may take this much memory."""
 FLUX_UNIT = "image"
@@ -314,16 +316,46 @@ def wcs_of(cards: Sequence[str]) -> WCS | None:
         FITS header cards of 80 characters (shorter ones are padded); SIP and TPV distortions are
         followed.
     """
+    try:
+        return _read_wcs(cards)
+    except Exception:  # a broken WCS costs the sky positions, never the catalogue
+        return None
+
+
+def explain_no_sky(cards: Sequence[str]) -> str:
+    """Say why the positions that header cards promise cannot be given; empty if they can, or none are.
+
+    Examples
+    --------
+    >>> explain_no_sky(("CTYPE1  = 'RA---XYZ'", "CTYPE2  = 'DEC--XYZ'"))
+    'Unrecognized projection code (XYZ in CTYPE1).'
+    """
+    try:
+        wcs = _read_wcs(cards)
+        if wcs is not None:
+            _to_icrs(wcs, np.zeros(1), np.zeros(1))
+    except Exception as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return ""
+
+
+def _read_wcs(cards: Sequence[str]) -> WCS | None:
     if not cards:
         return None
     with warnings.catch_warnings():
         # astropy mends old cards and says so: not the concern of who wants a catalogue.
         warnings.simplefilter("ignore")
-        try:
-            wcs = WCS(fits.Header.fromstring("\n".join(cards), sep="\n"), relax=True)
-            return wcs.celestial if wcs.has_celestial else None
-        except Exception:  # a broken WCS costs the sky positions, never the catalogue
-            return None
+        header = fits.Header.fromstring("\n".join(cards), sep="\n")
+        wcs = WCS(_name_sip(header), relax=True)
+        return wcs.celestial if wcs.has_celestial else None
+
+
+def _name_sip(header: fits.Header) -> fits.Header:
+    """Complete axis types: astropy follows SIP without its name too, but tells the terminal."""
+    for name in ("CTYPE1", "CTYPE2"):
+        if "A_ORDER" in header and len(kind := str(header.get(name, ""))) == TYPE_LENGTH:
+            header[name] = f"{kind}-SIP"
+    return header
 
 
 def sky_coordinates(

@@ -172,6 +172,8 @@ def segment(options: dict[str, Any]) -> None:
             f"{result.path}: {result.sources} sources in {result.seconds:.1f} s, "
             f"catalogue {result.catalogue}"
         )
+        if result.no_sky:
+            typer.echo(f"fcnpipe: ra and dec are NaN, the WCS is no use: {result.no_sky}", err=True)
 
 
 @app.command()
@@ -229,9 +231,18 @@ def info(
             ("classes", ", ".join(layout.classes)),
             ("sources", str(found.n_sources)),
             ("columns", ", ".join(found.columns)),
+            ("sky", _say_sky(found.cards)),
         ]
     kept = ("input", "model", "tiling", "run_key", "code_version", "spec")
     _print_rows([*rows, *((name, str(attributes[name])) for name in kept if name in attributes)])
+
+
+def _say_sky(cards: Sequence[str]) -> str:
+    from fcnpipe.catalogue import explain_no_sky, wcs_of
+
+    if reason := explain_no_sky(cards):
+        return f"no positions: {reason}"
+    return "ICRS positions" if wcs_of(cards) else "no positions: the image has no coordinates"
 
 
 @app.command()

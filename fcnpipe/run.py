@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fcnpipe import __version__, engines, errors, networks, work
+from fcnpipe.catalogue import explain_no_sky
 from fcnpipe.errors import InputChanged, InputError, ModelError, SpecError, StoreError, TilesFailed
 from fcnpipe.exposure import Exposure, trace_inputs
 from fcnpipe.geometry import list_levels
@@ -118,6 +119,8 @@ class Result:
         Wall time of this call.
     resumed : bool
         Whether an earlier run was taken up, or found finished.
+    no_sky : str
+        Why there are no positions on the sky though the header promises them; empty otherwise.
     """
 
     path: str
@@ -125,6 +128,7 @@ class Result:
     sources: int
     seconds: float
     resumed: bool
+    no_sky: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -670,6 +674,5 @@ def _vouch(header: networks.ModelHeader) -> str:
 
 def _result(out: str, begun: float, resumed: bool) -> Result:
     store = ZarrStore.open(out)
-    return Result(
-        out, str(parquet_path(out)), store.n_sources, time.perf_counter() - begun, resumed
-    )
+    seconds, no_sky = time.perf_counter() - begun, explain_no_sky(store.cards)
+    return Result(out, str(parquet_path(out)), store.n_sources, seconds, resumed, no_sky)

@@ -19,6 +19,7 @@ from fcnpipe.catalogue import (
     assemble,
     columns_of,
     complete,
+    explain_no_sky,
     sky_coordinates,
     wcs_of,
 )
@@ -96,6 +97,30 @@ def test_distortions_are_followed():
         ra, dec = sky_coordinates(X, Y, distorted)
         assert abs(dec[0] - plain[1][0]) > 1e-5
         np.testing.assert_allclose([ra[1], dec[1]], [plain[0][1], plain[1][1]], atol=1e-9)
+
+
+def test_sip_without_its_name_is_followed_in_silence(capsys):
+    named = {"A_ORDER": 2, "A_2_0": 1e-5, "B_ORDER": 2, "B_0_2": 1e-5}
+    plain = cards(**named)
+    with_name = cards(CTYPE1="RA---TAN-SIP", CTYPE2="DEC--TAN-SIP", **named)
+    np.testing.assert_array_equal(sky_coordinates(X, Y, plain), sky_coordinates(X, Y, with_name))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"CTYPE1": "LINEAR", "CTYPE2": "LINEAR"}, ""),
+        ({"CD1_1": 0.0, "CD1_2": 0.0}, "PCi_ja matrix is singular"),
+        ({"CPDIS1": "LOOKUP", "DP1": "EXTVER: 1"}, "required for Lookup table distortion"),
+        ({"CTYPE1": "HPLN-TAN", "CTYPE2": "HPLT-TAN"}, "determine celestial frame"),
+    ],
+)
+def test_why_there_are_no_positions(changes, reason):
+    said = explain_no_sky(cards(**changes))
+    assert reason in said
+    assert bool(said) == bool(reason)
 
 
 def test_planes_of_a_cube_have_a_sky():

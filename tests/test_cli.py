@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_flags_reach_the_spec(invoke: Any, given: list[RunSpec]) -> None:
         )
     ]
     assert "7 sources" in out
+
+
+def test_a_wcs_that_is_no_use_is_told(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = replace(RESULT, no_sky="no such projection")
+    monkeypatch.setattr(run, "segment", lambda spec, observer: told)
+    code, out, err = invoke("segment", "a.fits", "out.zarr")
+    assert (code, "7 sources" in out) == (0, True)
+    assert err.splitlines()[-1].endswith(
+        "ra and dec are NaN, the WCS is no use: no such projection"
+    )
+    assert "NaN" not in invoke("segment", "a.fits", "out.zarr", "--quiet")[2]
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0), ("12", 12), ("SCI", "SCI"), ("N2", "N2")])
