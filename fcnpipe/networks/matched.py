@@ -27,9 +27,9 @@ from fcnpipe.networks.base import (
     Share,
 )
 
-VERSION = "1"
-DEFAULT_THRESH = 1.5
-"""Sigma of the filtered image, SExtractor's DETECT_THRESH."""
+VERSION = "2"
+DEFAULT_THRESH = 4.0
+"""Sigma of the filtered image: noise alone passes it about once in 30,000 px (SExtractor's 1.5 is of the raw noise)."""
 _TRUNCATION = 4.0
 """Radius of the kernel in its sigmas: the weight left out is 6e-5."""
 
@@ -154,7 +154,7 @@ class MatchedPredictor:
         """Give the maps of (bands, h, w) float32 S/N, or of the pixels of ``keep`` alone.
 
         Elevation is ``asinh(max(s, 0)) / 16`` of the filtered S/N ``s``, clipped to [0, 1].
-        Probability is the chance that the true ``s`` exceeds 1.5 sigma, given unit Gaussian noise
+        Probability is the chance that the true ``s`` exceeds the default threshold, given unit Gaussian noise
         and no prior.
         """
         significance = filtered(_one_band(snr), self.taps)

@@ -84,12 +84,12 @@ def test_maps_follow_their_formulas() -> None:
     maps = maps_of(sigma)
     expected = np.clip(np.arcsinh(np.maximum(sigma, 0)) / 16, 0, 1)
     np.testing.assert_allclose(maps.elevation, expected, rtol=1e-6)
-    np.testing.assert_allclose(maps.probability[0], stats.norm.cdf(sigma - 1.5), atol=1e-6)
+    np.testing.assert_allclose(maps.probability[0], stats.norm.cdf(sigma - 4.0), atol=1e-6)
 
 
 def test_the_threshold_is_given_in_sigma() -> None:
     header = MatchedFilter().header
-    assert threshold_of(header) == pytest.approx(np.arcsinh(1.5) / 16)
+    assert threshold_of(header) == pytest.approx(np.arcsinh(4.0) / 16)
     sigma = np.float32([[2.9, 3.1]])
     above = maps_of(sigma).elevation >= threshold_of(header, 3.0)
     assert above.tolist() == [[False, True]]
