@@ -18,11 +18,14 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+pytest.importorskip("prefect")
+
 from fcnpipe.engines import Needs
 from fcnpipe.engines import dask as engine
 from fcnpipe.engines.gpu import GpuCluster
 from fcnpipe.spec import load_spec
 from tests.deploy.commands import DEPLOY, documents, load, pods
+from tests.deploy.pools import describe_job, list_deployments, read_templates
 
 KUBERNETES = "1.31"
 HERE = Path(__file__).parent
@@ -122,6 +125,26 @@ def test_what_the_image_installs_is_pinned() -> None:
     assert all("-c constraints.txt" in line for line in installs)
 
 
+# --- work pools of Prefect ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deployment", list_deployments(), ids=lambda d: d["name"])
+def test_pools_are_told_what_their_workers_know(deployment: dict[str, Any]) -> None:
+    pool = deployment["work_pool"]
+    variables = read_templates()[pool["name"]]["variables"]
+    Draft202012Validator(variables | {"additionalProperties": False}).validate(
+        pool["job_variables"]
+    )
+    assert Path(DEPLOY.parent, deployment["entrypoint"].partition(":")[0]).is_file()
+
+
+def test_kubernetes_takes_the_job_of_a_run() -> None:
+    kubernetes_validate.validate(describe_job(), KUBERNETES, strict=True)
+
+
+PODS = [*pods(), ("job-template.json", describe_job()["spec"]["template"]["spec"])]
+
+
 # --- Kubernetes -----------------------------------------------------------------------------------
 
 
@@ -151,7 +174,7 @@ def test_the_dask_operator_takes_it(document: dict[str, Any]) -> None:
     assert not validator.is_valid({**document, "spec": {}})
 
 
-@pytest.mark.parametrize(("place", "pod"), list(pods()))
+@pytest.mark.parametrize(("place", "pod"), PODS)
 def test_pods_are_pods_without_rights(place: str, pod: dict[str, Any]) -> None:
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod}
     kubernetes_validate.validate(whole, KUBERNETES, strict=True)
@@ -174,7 +197,7 @@ def test_pods_are_pods_without_rights(place: str, pod: dict[str, Any]) -> None:
 
 def test_names_in_the_manifests_lead_somewhere() -> None:
     known = {(document["kind"], document["metadata"]["name"]) for _, document in manifests()}
-    for _, pod in pods():
+    for _, pod in PODS:
         for volume in pod["volumes"]:
             if claim := volume.get("persistentVolumeClaim"):
                 assert ("PersistentVolumeClaim", claim["claimName"]) in known

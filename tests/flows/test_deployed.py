@@ -28,6 +28,7 @@ from prefect.client.schemas.schedules import IntervalSchedule
 
 from fcnpipe.arrivals import load_log
 from fcnpipe.spec import RunSpec
+from tests.deploy.pools import read_templates
 from tests.flows import processes
 from tests.flows.fields import write_stars
 from tests.flows.records import MARKS, artifacts_of
@@ -35,6 +36,7 @@ from tests.flows.records import MARKS, artifacts_of
 ROOT = Path(__file__).parents[2]
 DEPLOYED = yaml.safe_load((ROOT / "deploy/prefect.yaml").read_text())["deployments"]
 OPTIONS = {"model": "none", "window": 64, "tile": 64, "engine": "serial", "quiet": True}
+SET_FOLDER = "prefect.deployments.steps.set_working_directory"
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 pytestmark = MARKS
@@ -106,6 +108,21 @@ def test_what_the_file_says_is_what_the_server_has(deployed: processes.Server) -
     assert every.schedule.interval == timedelta(minutes=5)  # type: ignore[union-attr]
     (nightly,) = find_deployment("maintain/maintain").schedules
     assert nightly.schedule.cron == "30 4 * * *"  # type: ignore[union-attr]
+
+
+def test_runs_in_containers_are_taken_by_their_pools(deployed: processes.Server) -> None:
+    """The server holds what a pool is told against its template."""
+    for name, template in read_templates().items():
+        if name != "fcnpipe":
+            pool = {"name": name, "type": name.partition("-")[2], "base_job_template": template}
+            assert deployed.call("POST", "/work_pools/", pool)
+    file = "deploy/prefect-containers.yaml"
+    deployed.prefect("--no-prompt", "deploy", "--prefect-file", file, "--all")
+    for name in ("docker", "kubernetes"):
+        found = find_deployment(f"segment/{name}")
+        assert found.work_pool_name == f"fcnpipe-{name}"
+        assert found.job_variables["image"] == "fcnpipe:cpu"
+        assert found.pull_steps == [{SET_FOLDER: {"directory": "/opt/fcnpipe"}}]
 
 
 # --- schedules that come due ----------------------------------------------------------------------
