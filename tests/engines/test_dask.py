@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import gc
 import ipaddress
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
@@ -162,6 +164,24 @@ def test_a_client_that_could_not_start_is_closed_at_once(monkeypatch: pytest.Mon
 
 
 # --- clusters of our own --------------------------------------------------------------------------
+
+
+def test_a_worker_is_not_waited_for_that_has_a_tile_in_hand(tmp_path: Path) -> None:
+    """And removes what it has unpacked, since it leaves by itself."""
+    engine = start_cluster({"cluster_kwargs": LOCAL}, NEEDS)
+    (nanny,) = engine._client.cluster.workers.values()
+    worker, mark = nanny.process.process, tmp_path / "mark"
+    engine._client.run(atexit.register, mark.touch)
+    hanging = engine._client.submit(time.sleep, 600)
+    while not any(engine._client.run(count_tasks).values()):
+        time.sleep(0.05)
+    engine.close()
+    assert (worker.exitcode, mark.exists()) == (0, True)
+    assert hanging.cancelled()
+
+
+def count_tasks(dask_worker: Any) -> int:
+    return len(dask_worker.active_threads)
 
 
 def test_an_adaptive_cluster_grows_from_nothing() -> None:
