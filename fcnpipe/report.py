@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import platform
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, computed_field
 
 from fcnpipe import __version__
 from fcnpipe.journal import now
@@ -68,6 +68,7 @@ class StageSums(BaseModel):
     failures: int = 0
     failed: dict[str, str] = {}
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def speed(self) -> float:
         """Mpix/s of wall time; 0 for a stage that is not counted in pixels."""

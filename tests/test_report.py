@@ -150,6 +150,7 @@ def test_lines_and_report_add_up_to_the_same(story: Story) -> None:
             x for x in story.lines if x["event"] == "stage finished" and x["stage"] == stage.name
         ]
         assert ended[-1]["seconds"] == stage.seconds
+        assert ended[-1]["speed"] == pytest.approx(stage.pixels / stage.seconds / 1e6)
     finished = [line for line in story.lines if line["event"] == "run finished"]
     assert [line["status"] for line in finished] == ["failed", "interrupted", "complete"]
     assert finished[-1]["seconds"] == story.report.seconds
