@@ -38,7 +38,7 @@ from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
 from fcnpipe.journal import now
 from fcnpipe.remote import match_objects, read_whole, uploads
-from fcnpipe.spec import RunSpec, make_spec
+from fcnpipe.spec import RunSpec, make_spec, say_reason
 
 Options = dict[str, Any]
 TABLES = (".csv", ".ecsv", ".parquet")
@@ -195,7 +195,7 @@ def _load_yaml(path: str) -> Any:
     try:
         return yaml.safe_load(data)
     except (ValueError, yaml.YAMLError) as error:
-        raise SpecError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise SpecError(f"{path} cannot be read: {say_reason(error)}") from None
 
 
 def _read(path: str) -> bytes:
@@ -204,7 +204,7 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise SpecError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise SpecError(f"{path} cannot be read: {say_reason(error)}") from None
 
 
 def _read_table(path: str, column: str) -> Iterator[Options]:
@@ -239,7 +239,7 @@ def _load_rows(path: str) -> list[Options]:
         kind = "ascii.ecsv" if path.lower().endswith(".ecsv") else "ascii.csv"
         table = Table.read(data.decode(), format=kind)
     except (ValueError, pa.ArrowException) as error:
-        raise SpecError(f"{path} cannot be read as a table: {_first_line(error)}") from None
+        raise SpecError(f"{path} cannot be read as a table: {say_reason(error)}") from None
     return [{name: _plain(row[name]) for name in table.colnames} for row in table]
 
 
@@ -373,10 +373,6 @@ def _check_outputs(entries: list[Entry]) -> None:
                 "give one of them another 'out', or leave it out"
             )
         owners[entry.out] = entry.name
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 # --- the table of what became of them -------------------------------------------------------------

@@ -88,7 +88,7 @@ def collect_options(
     >>> collect_options(["g.fits", "r.fits", "out.zarr"], hdu="2", tile=None)
     {'image': ('g.fits', 'r.fits'), 'out': 'out.zarr', 'hdu': 2}
     """
-    options = read_options(config) if config else {}
+    options = {} if config is None else read_options(config)
     options.update(split_paths(paths or ()))
     options.update(
         {name: _parse(name, value) for name, value in values.items() if value is not None}

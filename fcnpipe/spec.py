@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ RUNTIME_OPTIONS = frozenset(
 """Options that change how a run is done, never what it gives; left out of the run key."""
 MODEL_SUFFIXES = (".safetensors", ".pt2")
 """Of models that are files; any other name is that of one which comes with fcnpipe."""
+_NAMES = ("image", "out", "model", "weight", "mask", "prior", "scheduler", "scratch", "log_file")
+"""Options that are names of files, folders or addresses."""
+_PARTNERS = {"stride": "halo", "mask_bits": "mask", "weight_type": "weight"}
+"""Options that say nothing without another."""
 SOURCE_OPTIONS = ("thresh", "minarea", "mincont", "dynamics", "gain", "mag_zeropoint")
 """Options of sources, None if not given; a run that finds none has no use for them."""
 
@@ -64,7 +69,7 @@ class RunSpec(BaseModel):
         None, description="Mask or data-quality map, FILE or FILE[HDU]; non-zero is bad."
     )
     mask_bits: int | None = Field(
-        None, ge=1, description="Only these bits of the mask are bad; all if not given."
+        None, ge=1, lt=2**63, description="Only these bits of the mask are bad; all if not given."
     )
     prior: str | None = Field(
         None, description="Map of the image's shape that the network looks at too, if it takes one."
@@ -179,16 +184,27 @@ def make_spec(**options: Any) -> RunSpec:
         spec = RunSpec(**options)
     except ValidationError as error:
         raise SpecError(_explain(error)) from None
-    named = (*spec.image, spec.out, spec.weight, spec.mask, spec.prior, spec.scheduler)
-    for path in filter(None, named):
-        check_url(path)
-        if any("\ud800" <= letter <= "\udfff" for letter in path):
-            raise SpecError(f"{path!r}: a name that is not UTF-8, as stores are: rename the file")
+    for name in _NAMES:
+        given = getattr(spec, name)
+        for path in given if isinstance(given, tuple) else () if given is None else (given,):
+            _check_name(name, path)
     if Path(spec.out).name in ("", ".."):
         raise SpecError(f"option out={spec.out!r}: it names no store: give OUT.zarr")
-    if spec.stride is not None and spec.halo is None:
-        raise SpecError(f"option stride={spec.stride}: it goes with a halo: give both, or neither")
+    for name, partner in _PARTNERS.items():
+        value = getattr(spec, name)
+        if value != RunSpec.model_fields[name].default and getattr(spec, partner) is None:
+            raise SpecError(
+                f"option {name}={value}: it goes with a {partner}: give both, or neither"
+            )
     return spec
+
+
+def _check_name(name: str, path: str) -> None:
+    if not path:
+        raise SpecError(f"option {name}={path!r}: it names nothing: give a name, or leave it out")
+    check_url(path)
+    if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in path):
+        raise SpecError(f"{path!r}: a name that is not UTF-8, as stores are: rename the file")
 
 
 def load_spec(path: str | Path, **overrides: Any) -> RunSpec:
@@ -212,18 +228,43 @@ def read_options(path: str | Path) -> dict[str, Any]:
     """
     try:
         options = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise SpecError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SpecError(f"config {path} cannot be read: {say_reason(error)}") from None
     if not isinstance(options, dict):
         raise SpecError(
             f"config {path} holds {type(options).__name__}, not a mapping of options: write 'option: value' lines"
         )
+    if strange := [name for name in options if not isinstance(name, str)]:
+        raise SpecError(f"config {path}: {strange[0]!r} is no option: write 'option: value' lines")
     if isinstance(options.get("image"), str):
         options["image"] = (options["image"],)
     return options
 
 
+def say_reason(error: Exception) -> str:
+    """Say in one line why a file of text cannot be read.
+
+    Examples
+    --------
+    >>> try:
+    ...     yaml.safe_load("a: [")
+    ... except yaml.YAMLError as error:
+    ...     say_reason(error)
+    "line 1: expected the node content, but found '<stream end>'"
+    """
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    return f"option {name}={first.get('input')!r}: {first['msg']}"
+    name, what = str(first["loc"][0]), first["msg"]
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(name.replace("-", "_"), RunSpec.model_fields, 1)
+        what = f"no such option{f'; did you mean {near[0]}?' if near else ''}"
+    if first["type"] == "tuple_type":
+        what = "give a name, or a list of names"
+    return f"option {name}={first.get('input')!r}: {what}"

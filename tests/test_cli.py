@@ -154,6 +154,7 @@ def test_quiet_says_nothing(invoke: Any, given: list[RunSpec]) -> None:
         (["segment", "a.fits", "a.zarr", "--engine", "warp"], "'serial', 'threads', 'dask'"),
         (["segment", "a.fits", "a.zarr", "--frobnicate"], "--frobnicate"),
         (["segment", "a.fits", "a.zarr", "--config", "absent.yaml"], "absent.yaml"),
+        (["segment", "a.fits", "a.zarr", "--config", ""], "config  cannot be read"),
         (["frobnicate"], "frobnicate"),
         (["info", "absent.zarr"], "absent.zarr"),
         (["verify", "absent.zarr"], "absent.zarr"),

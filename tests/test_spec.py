@@ -14,9 +14,40 @@ def test_a_wrong_value_is_named_with_its_limit() -> None:
         make_spec(image=("a.fits",), out="o.zarr", window=3)
 
 
-def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(SpecError, match="windw"):
-        make_spec(image=("a.fits",), out="o.zarr", windw=512)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"windw": 512}, r"option windw=512: no such option; did you mean window\?"),
+        ({"keep-image": True}, r"no such option; did you mean keep_image\?"),
+        ({"xyz": 1}, "option xyz=1: no such option$"),
+        ({"image": 5}, "option image=5: give a name, or a list of names"),
+        ({"image": ("a.fits", 5)}, "option image=5: Input should be a valid string"),
+        ({"hdu": [1]}, r"option hdu=\[1\]: Input should be a valid integer"),
+        ({"mask_bits": 2**63, "mask": "m.fits"}, "mask_bits=9223372036854775808: Input .* less"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(given: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        make_spec(**{"image": ("a.fits",), "out": "o.zarr", **given})
+
+
+@pytest.mark.parametrize(
+    "name", ["image", "out", "model", "weight", "mask", "prior", "scheduler", "scratch", "log_file"]
+)
+@pytest.mark.parametrize(("value", "said"), [("", "names nothing"), ("a\0b", "not UTF-8")])
+def test_names_that_name_nothing_are_refused(name: str, value: str, said: str) -> None:
+    given = {"image": ("a.fits",), "out": "o.zarr", name: (value,) if name == "image" else value}
+    with pytest.raises(SpecError, match=said):
+        make_spec(**given)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "partner"),
+    [("stride", 4, "halo"), ("mask_bits", 4, "mask"), ("weight_type", "rms", "weight")],
+)
+def test_what_says_nothing_alone_is_refused(option: str, value: object, partner: str) -> None:
+    with pytest.raises(SpecError, match=f"option {option}={value}: it goes with a {partner}"):
+        make_spec(image=("a.fits",), out="o.zarr", **{option: value})
 
 
 @pytest.mark.parametrize("name", ["thresh", "satur_level", "gain", "mag_zeropoint", "fwhm"])
@@ -53,12 +84,26 @@ def test_a_file_and_flags_merge_and_flags_win(tmp_path: Path) -> None:
     assert (spec.image, spec.window, spec.thresh) == (("a.fits",), 512, 0.4)
 
 
-@pytest.mark.parametrize("text", [b"- 1\n", b"a: [\n", b"mask: \xff\n"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: bytes) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"- 1\n", "holds list, not a mapping"),
+        (b"a: 1\nb: [\n", "line 3: expected the node content"),
+        (b"mask: \xff\n", "can't decode byte"),
+        (b"1: 2\n", "1 is no option"),
+        (b"null: 2\n", "None is no option"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(text)
-    with pytest.raises(SpecError, match="config"):
+    with pytest.raises(SpecError, match=rf"config .*run\.yaml.*{said}"):
         load_spec(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"none\.yaml cannot be read: No such file or directory$"):
+        load_spec(tmp_path / "none.yaml")
 
 
 def test_names_of_files_mean_the_same_in_any_folder(

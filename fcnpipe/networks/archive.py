@@ -59,7 +59,9 @@ def read_archive(path: Path) -> bytes:
                 payload = json.loads(_read(archive, f"data/{kind}/model_{kind}_config.json"))
                 _check_payload(payload, path)
             torch.load(io.BytesIO(_read(archive, "data/sample_inputs/model.pt")), weights_only=True)
-    except (OSError, zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ModelError(f"model {path} cannot be read: {error.strerror}; check the path") from None
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
         raise ModelError(
             f"model {path} is not an exported program ({error}): write it with torch.export.save"
         ) from None

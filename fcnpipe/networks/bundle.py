@@ -252,7 +252,9 @@ def _locate(name: str) -> Path:
             f"model {name} is ONNX, which is not read here: convert it to .pt2 (load it into torch, "
             "torch.export.export with dynamic height and width, torch.export.save)"
         )
-    if path.suffix == SUFFIX and path.is_file():
+    if path.suffix == SUFFIX:
+        if not path.is_file():
+            raise ModelError(f"model {name} does not exist: check the path")
         return path
     bundled = WEIGHTS / f"{name}{SUFFIX}"
     if path.name == name and bundled.is_file():

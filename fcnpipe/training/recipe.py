@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from fcnpipe.errors import SpecError
+from fcnpipe.spec import say_reason
 from fcnpipe.training import drawn
 from fcnpipe.training.augment import Augment
 from fcnpipe.training.losses import Weights
@@ -127,7 +128,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         given = yaml.safe_load(path.read_text()) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SpecError(f"recipe {path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise SpecError(f"recipe {path} cannot be read: {say_reason(error)}") from None
     return make_recipe(given, str(path))
 
 

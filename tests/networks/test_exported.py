@@ -231,7 +231,7 @@ def test_what_is_wrong_beside_it_is_named(program: Path, tmp_path: Path) -> None
 
 def test_onnx_and_what_is_no_program_are_refused(tmp_path: Path) -> None:
     assert "convert it to .pt2" in refusal(tmp_path / "net.onnx")
-    assert "not an exported program" in refusal(tmp_path / "absent.pt2")
+    assert "cannot be read: No such file or directory; check" in refusal(tmp_path / "absent.pt2")
     (tmp_path / "text.pt2").write_text("hello")
     assert "not an exported program" in refusal(tmp_path / "text.pt2")
     torch.save(nn.Conv2d(1, 1, 1), tmp_path / "pickle.pt2")
