@@ -30,6 +30,7 @@ import distributed
 from distributed.comm.core import CommClosedError
 
 from fcnpipe import __version__
+from fcnpipe.deadline import call_within
 from fcnpipe.engines.base import Needs, Task, nothing
 from fcnpipe.errors import EngineError, FcnpipeError, SpecError
 from fcnpipe.records import TaskReport
@@ -77,7 +78,9 @@ WAIT_SECONDS = 120.0
 RESOURCE_SECONDS = 10.0
 """How long it waits, where there are workers, for one that has what tasks ask for."""
 REACH_SECONDS = 20.0
-"""How long a scheduler may take to answer."""
+"""How long a scheduler may take to accept a connection."""
+ANSWER_SECONDS = 30.0
+"""How long it may take to answer, in all."""
 REVIVE_SECONDS = 20.0
 """Time without any worker after which those of our own are started again."""
 LOOK_SECONDS = 2.0
@@ -399,13 +402,18 @@ def _reach(scheduler: str) -> Any:
             raise SpecError(f"scheduler file {scheduler} is not there: check --scheduler")
         where = {"scheduler_file": scheduler}
     client = Client.__new__(Client)  # there, too, when it cannot be started
+    start = partial(client.__init__, **where, set_as_default=False, timeout=REACH_SECONDS)
     try:
-        client.__init__(**where, set_as_default=False, timeout=REACH_SECONDS)
+        # What accepts a connection and then says nothing, or speaks HTTP, is no scheduler; Dask
+        # waits for its first word without limit, and takes any for a number of bytes to come.
+        call_within(ANSWER_SECONDS, start)
         return client
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
         _abandon(client)
+        mute = isinstance(error, TimeoutError | MemoryError)
+        reason = "what listens there is none (a dashboard?)" if mute else _line(error)
         raise SpecError(
-            f"no Dask scheduler answers at {scheduler}: {_line(error)}; check --scheduler"
+            f"no Dask scheduler answers at {scheduler}: {reason}; check --scheduler"
         ) from None
 
 

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -145,6 +146,26 @@ def test_a_wrong_scheduler_is_one_clear_line(where: str, monkeypatch: pytest.Mon
     with pytest.raises(SpecError, match="check --scheduler") as told:
         connect(where, NEEDS)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_what_is_no_scheduler_is_one_clear_line(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that says nothing, and one that speaks HTTP: the dashboard is next to the scheduler."""
+    monkeypatch.setattr("fcnpipe.engines.dask.ANSWER_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        taken: list[socket.socket] = []
+
+        def greet() -> None:
+            taken.append(server.accept()[0])
+            taken[0].sendall(answer)
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(SpecError, match=rf"answers at {address}: what listens there is none"):
+            connect(address, NEEDS)
+        taken[0].close()
 
 
 def test_a_client_that_could_not_start_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
