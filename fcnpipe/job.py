@@ -69,12 +69,21 @@ def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
     on_elevation = header.detect_on == "elevation"
     top = pixels.ELEVATION_TOP if on_elevation else pixels.PROBABILITY_TOP
     minarea = usual.minarea if spec.minarea is None else spec.minarea
-    dynamics = usual.dynamics if spec.dynamics is None else spec.dynamics
     mincont = usual.mincont if spec.mincont is None else spec.mincont
+    if spec.dynamics is None:
+        dynamics, extended = usual.dynamics, usual.extended or 0
+    else:  # whoever says it means all branches
+        dynamics, extended = spec.dynamics, 0
     return Criteria(
         on_elevation,
         pixels.level(networks.threshold_of(header, spec.thresh), top),
-        Criterion(pixels.level(dynamics, pixels.ELEVATION_TOP), minarea, round(mincont * MILLION)),
+        Criterion(
+            pixels.level(dynamics, pixels.ELEVATION_TOP),
+            minarea,
+            round(mincont * MILLION),
+            extended=extended,
+            extended_dynamics=pixels.level(usual.extended_dynamics, pixels.ELEVATION_TOP),
+        ),
         minarea,
         pixels.level(usual.minpeak, pixels.ELEVATION_TOP),
         usual.broad,

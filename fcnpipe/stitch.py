@@ -5,9 +5,10 @@ strict total order of the pixels. A pixel climbs to its neighbour with the great
 climb to one peak are its *basin*. A *pass* is a pair of adjacent pixels of two basins; its level is
 the key of its lower pixel (then the place of the upper one), so no two passes tie. Passes are taken
 in descending order (Kruskal): at each one that joins two branches, the branch with the lower peak
-*dies*. It stays a source if peak - saddle >= dynamics, its area >= minarea and its flux >= mincont
-of the footprint's flux; else the pixels of its top basin, and all it took before, go where the
-basin across the pass goes. A footprint's highest peak always stays.
+*dies*. It stays a source if peak - saddle >= dynamics (an extended branch, of area >= extended, has
+dynamics of its own), its area >= minarea and its flux >= mincont of the footprint's flux; else the
+pixels of its top basin, and all it took before, go where the basin across the pass goes. A
+footprint's highest peak always stays.
 
 What a part of the image may decide, and why that is never taken back::
 
@@ -26,8 +27,8 @@ What a part of the image may decide, and why that is never taken back::
 * An open branch never dies: it may be higher or larger than is known.
   So the rule is: *of the two that meet, the lower one dies if it is closed, else the pass is kept.*
 * A that dies into an open B must still be counted with B below e1, but not above: it becomes a
-  *tributary* of B with level e1. Sums matter only until they suffice (minarea, mincont), so
-  tributaries that come after that are dropped.
+  *tributary* of B with level e1. Sums matter only until they suffice (minarea, extended, mincont),
+  so tributaries that come after that are dropped.
 * A pass whose ends are joined by higher known passes is on no merge tree: dropped for good.
 * Where D goes if it dies at e2 depends on the *basin* across e2, perhaps A, dead already; a kept
   pass therefore names basins, dead ones too, as long as it needs them.
@@ -92,6 +93,10 @@ class Criterion(NamedTuple):
     """Least part of the footprint's flux, in parts per million; 0 needs no flux."""
     flux_limit: int = 1 << 62
     """No footprint's flux is above this; a tight bound saves memory in fields that percolate."""
+    extended: int = 0
+    """Pixels from which a branch is extended; 0 if none is."""
+    extended_dynamics: int = 0
+    """Dynamics of an extended branch."""
 
 
 class Nodes(NamedTuple):
@@ -466,10 +471,27 @@ def _threshold(flux: Int64, criterion: Criterion) -> Int64:
     return np.asarray(whole * criterion.mincont_ppm - (-rest * criterion.mincont_ppm // MILLION))
 
 
-def _enough(criterion: Criterion) -> tuple[int, int, int]:
-    """Give dynamics, and the area and flux beyond which a sum need not be exact."""
+class _Enough(NamedTuple):
+    """A criterion for the kernels; beyond this area and flux a sum need not be exact."""
+
+    dynamics: int
+    extended_dynamics: int
+    minarea: int
+    extended: int
+    area: int
+    flux: int
+
+
+def _enough(criterion: Criterion) -> _Enough:
     limit = np.array([criterion.flux_limit], np.int64)
-    return criterion.dynamics, criterion.minarea, int(_threshold(limit, criterion)[0])
+    return _Enough(
+        criterion.dynamics,
+        criterion.extended_dynamics if criterion.extended else criterion.dynamics,
+        criterion.minarea,
+        criterion.extended,
+        max(criterion.minarea, criterion.extended),
+        int(_threshold(limit, criterion)[0]),
+    )
 
 
 @kernel
@@ -481,9 +503,7 @@ def _find(parent: Int32, i: int) -> int:
 
 
 @kernel
-def _meet(
-    nodes: Nodes, links: Links, order: Int64, is_open: Flag, enough: tuple[int, int, int]
-) -> Flag:
+def _meet(nodes: Nodes, links: Links, order: Int64, is_open: Flag, enough: _Enough) -> Flag:
     """Take the passes in descending order; nodes, links and is_open change in place.
 
     Gives which links are still needed; is_open becomes whether the footprint is open.
@@ -506,7 +526,7 @@ def _meet(
             _die(nodes, links, k, loser, across, enough)
         into = _find(nodes.cluster, links.low[k])
         if is_open[_find(branch, into)]:
-            kept[k] = seen_area[into] < enough[1] or seen_flux[into] < enough[2]
+            kept[k] = seen_area[into] < enough.area or seen_flux[into] < enough.flux
         else:
             nodes.area[into] += links.area[k]
             nodes.flux[into] += links.flux[k]
@@ -520,12 +540,11 @@ def _meet(
 
 
 @kernel
-def _die(
-    nodes: Nodes, links: Links, k: int, loser: int, across: int, enough: tuple[int, int, int]
-) -> None:
+def _die(nodes: Nodes, links: Links, k: int, loser: int, across: int, enough: _Enough) -> None:
     """Judge a closed branch at pass k, which becomes a tributary of the node across."""
     height = np.int64(nodes.top[loser] >> np.uint64(48)) - np.int64(links.level[k] >> np.uint64(48))
-    passed = height >= enough[0] and nodes.area[loser] >= enough[1]
+    least = enough.dynamics if nodes.area[loser] < enough.extended else enough.extended_dynamics
+    passed = height >= least and nodes.area[loser] >= enough.minarea
     nodes.strength[loser] = nodes.flux[loser] if passed else -1
     nodes.goal[loser] = across
     into = _find(nodes.cluster, across)

@@ -226,6 +226,14 @@ class Defaults(_Record):
         ge=1,
         description="Pixels from which a source needs no minpeak; none if left out.",
     )
+    extended: int | None = Field(
+        default=None,
+        ge=1,
+        description="Pixels above its saddle from which a branch needs extended_dynamics; none if left out.",
+    )
+    extended_dynamics: float = Field(
+        default=0.0, ge=0, le=1, description="Dynamics of such a branch."
+    )
 
 
 class ModelHeader(_Record):

@@ -109,9 +109,12 @@ class _Truth:
                 a, b = b, a
             top = max(branch[a], key=self.key)
             total = sum(flux[peak] for peak in whole[a])
+            size = sum(area[peak] for peak in branch[a])
+            extended = 0 < criterion.extended <= size
+            least = criterion.extended_dynamics if extended else criterion.dynamics
             stays = (
-                int(self.elevation[top]) - saddle >= criterion.dynamics
-                and sum(area[peak] for peak in branch[a]) >= criterion.minarea
+                int(self.elevation[top]) - saddle >= least
+                and size >= criterion.minarea
                 and sum(flux[peak] for peak in branch[a])
                 >= Fraction(criterion.mincont_ppm, MILLION) * total
             )

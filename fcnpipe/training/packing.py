@@ -30,7 +30,15 @@ ELEVATION = {"heat": Share(weight=0.4, floor=0.55), "relief": Share(weight=0.6)}
 """Shares of the outputs in the elevation, tuned together with the DEFAULTS."""
 RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
 RANGE_SEED, RANGE_SIDE = 555, 640
-DEFAULTS = Defaults(thresh=0.3, dynamics=0.075, minarea=5, minpeak=0.22, broad=17)
+DEFAULTS = Defaults(
+    thresh=0.3,
+    dynamics=0.075,
+    minarea=5,
+    minpeak=0.22,
+    broad=17,
+    extended=150,
+    extended_dynamics=0.13,
+)
 """Separation options of a model that is trained on the OUTPUTS' targets."""
 PAIRS_ELEVATION = {"source": Share(weight=1.0)}
 PAIRS_DEFAULTS = Defaults(thresh=0.1, dynamics=0.15, minarea=40)

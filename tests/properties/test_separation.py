@@ -47,6 +47,8 @@ def criteria(draw: st.DrawFn) -> Criterion:
         draw(st.sampled_from([0, 1, 10, 20000])),
         draw(st.sampled_from([1, 3, 8, 30])),
         draw(st.sampled_from([0, 0, 1, 50_000, 200_000, MILLION])),
+        extended=draw(st.sampled_from([0, 0, 1, 5, 20])),
+        extended_dynamics=draw(st.sampled_from([0, 2, 30000])),
     )
 
 
@@ -140,6 +142,7 @@ def test_labels_are_the_ranks_of_the_sources_that_pass(
 @example(seed=1, edge=(17, 384), criterion=Criterion(2000, 5, 50_000))
 @example(seed=2, edge=(1, 384), criterion=Criterion(2000, 5))
 @example(seed=3, edge=(48, 1), criterion=Criterion(500, 3, 1000))
+@example(seed=0, edge=(16, 50), criterion=Criterion(500, 3, extended=60, extended_dynamics=4000))
 def test_strips_and_squares_give_what_one_tile_gives(
     seed: int, edge: tuple[int, int], criterion: Criterion
 ) -> None:
