@@ -539,10 +539,13 @@ def _make_cluster(description: Mapping[str, Any]) -> Any:
             if name == "distributed.LocalCluster"
             else getattr(importlib.import_module(module), attribute)
         )
+        if not (isinstance(kind, type) and hasattr(kind, "close")):
+            raise TypeError(f"{attribute} is no class of clusters")
         cluster = kind(**(description.get("cluster_kwargs") or {}))
     except (ImportError, AttributeError, RuntimeError, TypeError, ValueError, OSError) as error:
+        cause = error.__cause__ or error  # "Nanny failed to start." says nothing
         raise SpecError(
-            f"cluster {name} cannot be started: {_line(error)}; check cluster_class and cluster_kwargs"
+            f"cluster {name} cannot be started: {_line(cause)}; check cluster_class and cluster_kwargs"
         ) from None
     if description.get("adapt_kwargs"):
         _adapt(cluster, description["adapt_kwargs"])
