@@ -427,7 +427,7 @@ def _abandon(client: Any) -> None:
         client.close(timeout=1)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -50,6 +51,7 @@ from fcnpipe.stores.lifecycle import (
     partial_path,
     prepare_parquet,
     publish_store,
+    read_attributes,
     set_attributes,
 )
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
@@ -157,10 +159,12 @@ class ZarrStore:
             If there is none.
         """
         path = Path(path)
-        store = cls(path)
-        if not (path / "zarr.json").is_file() or "run_key" not in store.attrs:
-            raise StoreError(f"{path} is no fcnpipe store: give the OUT.zarr of 'fcnpipe segment'")
-        return store
+        if "run_key" not in read_attributes(path):
+            damaged = ", or its zarr.json is damaged" if (path / "zarr.json").is_file() else ""
+            raise StoreError(
+                f"{path} is no fcnpipe store{damaged}: give the OUT.zarr of 'fcnpipe segment'"
+            )
+        return cls(path)
 
     def publish(self, overwrite: bool = False, checked: bool = False) -> ZarrStore:
         """Verify, consolidate, flush and rename to OUT.zarr, with OUT.parquet beside it.
@@ -524,7 +528,8 @@ class ZarrStore:
         """
         if not self.has_sources:
             raise StoreError(f"{self.path} has no catalogue: only 'fcnpipe segment' makes one")
-        return [str(name) for name in self._group("sources").attrs["columns"]]  # type: ignore[union-attr]
+        with self._understood("sources"):
+            return [str(name) for name in self._group("sources").attrs["columns"]]  # type: ignore[union-attr]
 
     @property
     def n_sources(self) -> int:
@@ -614,10 +619,23 @@ class ZarrStore:
             status = (path / "zarr.json").stat()
         except FileNotFoundError:
             raise StoreError(f"{self.path} has no array {name}") from None
-        return _open_array(path, (status.st_ino, status.st_mtime_ns))
+        with self._understood(name):
+            return _open_array(path, (status.st_ino, status.st_mtime_ns))
 
     def _group(self, name: str) -> zarr.Group:
-        return zarr.open_group(self.path / name, mode="r+", use_consolidated=False)
+        with self._understood(name):
+            return zarr.open_group(self.path / name, mode="r+", use_consolidated=False)
+
+    @contextmanager
+    def _understood(self, name: str) -> Iterator[None]:
+        """Turn what zarr makes of broken metadata into one clear line."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise StoreError(
+                f"{self.path} has metadata of {name} that cannot be read: "
+                f"'fcnpipe verify --repair {self.path}' mends them"
+            ) from None
 
     def _fresh_group(self, name: str, attrs: Mapping[str, Any]) -> zarr.Group:
         shutil.rmtree(self.path / name, ignore_errors=True)

@@ -229,6 +229,23 @@ def test_no_store_is_a_clear_line(tmp_path: Path) -> None:
         ZarrStore.open(tmp_path / "nothing.zarr")
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"attributes": 3}'])
+def test_a_damaged_root_is_a_clear_line(published: ZarrStore, text: str) -> None:
+    (published.path / "zarr.json").write_text(text)
+    with pytest.raises(StoreError, match=r"is no fcnpipe store, or its zarr.json is damaged"):
+        ZarrStore.open(published.path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_damaged_metadata_are_a_clear_line(published: ZarrStore, text: str) -> None:
+    for name in ("image/0/label", "sources"):
+        (published.path / name / "zarr.json").write_text(text)
+    with pytest.raises(StoreError, match=r"metadata of image/0/label that .*verify --repair"):
+        published.read("label", Box(0, 0, 4, 4))
+    with pytest.raises(StoreError, match=r"metadata of sources that .*verify --repair"):
+        _ = published.columns
+
+
 def test_missing_array_is_a_clear_line(partial: ZarrStore) -> None:
     with pytest.raises(StoreError, match="has no array image/0/science"):
         partial.read("science", Box(0, 0, 1, 1))
