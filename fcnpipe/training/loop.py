@@ -107,11 +107,13 @@ def train(recipe: Recipe, out: Path, resume: bool = True, report: Report | None 
     Under ``torchrun`` each process takes passes of its own; n processes are one with n times the
     passes, but for the order of sums.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device 'cuda': no GPU is to be seen: train on one, or give device: cpu")
     tune_allocator()
     with joined(recipe.device) as ranks:
         checkpoint = out / "checkpoint.pt"
         state = _resume(recipe, checkpoint) if resume and checkpoint.exists() else start(recipe)
+        out.mkdir(parents=True, exist_ok=True)
         source = open_source(recipe, out, state.step, ranks.is_first)
         try:
             _Training(recipe, out, state, source, ranks).run(report)

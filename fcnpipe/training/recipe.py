@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from fcnpipe.errors import SpecError
 from fcnpipe.spec import say_reason
-from fcnpipe.training import drawn
+from fcnpipe.training import drawn, scenes
 from fcnpipe.training.augment import Augment
 from fcnpipe.training.losses import Weights
 from fcnpipe.training.pairs import Pairs
@@ -114,6 +116,14 @@ class Recipe:
         return self.pairs is not None or self.patience > 0
 
 
+_LEAST = (
+    dict.fromkeys(
+        ("batch", "accumulate", "crop", "steps", "warmup", "cooldown", "validate_every", "pool"), 1
+    )
+    | dict.fromkeys(("opening", "validation"), 1)
+    | {"seed": 0, "patience": 0}
+)
+"""Least value of what counts something."""
 _PARTS = {"weights": Weights, "pairs": Pairs, "augment": Augment}
 
 
@@ -139,11 +149,14 @@ def make_recipe(given: dict[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def _make(kind: type[Any], given: dict[str, Any], where: str) -> Any:
+def _make(kind: type[Any], given: Any, where: str) -> Any:
     """Make a record from a mapping; the parts that are records themselves too."""
+    if not isinstance(given, dict):
+        raise SpecError(
+            f"{where} holds {type(given).__name__}, not a mapping: write 'name: value' lines"
+        )
     known = {f.name for f in fields(kind)}
-    unknown = sorted(set(given) - known)
-    if unknown:
+    if unknown := [str(name) for name in given if name not in known]:
         raise SpecError(
             f"{where}: {', '.join(unknown)} is unknown; "
             f"a {kind.__name__.lower()} has {', '.join(sorted(known))}"
@@ -157,9 +170,18 @@ def _make(kind: type[Any], given: dict[str, Any], where: str) -> Any:
         for name, value in given.items()
     }
     try:
-        return kind(**ready)
-    except TypeError as error:
-        raise SpecError(f"{where}: {str(error).partition(' ')[2]}: give it") from None
+        return TypeAdapter(kind).validate_python(ready)
+    except ValidationError as error:
+        raise SpecError(f"{where}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{name} is missing: give it"
+    own = first.get("ctx", {}).get("error")
+    return str(own) if own else f"{name} {first['input']!r}: {first['msg']}"
 
 
 def _check(recipe: Recipe, where: str) -> None:
@@ -172,9 +194,25 @@ def _check(recipe: Recipe, where: str) -> None:
         value = getattr(recipe, name)
         if value not in possible:
             raise SpecError(f"{where}: {name} {value!r}: choose {' or '.join(possible)}")
-    for name in ("batch", "accumulate", "crop", "warmup", "cooldown", "validate_every"):
-        if getattr(recipe, name) < 1:
-            raise SpecError(f"{where}: {name} {getattr(recipe, name)}: give 1 or more")
+    for name, least in _LEAST.items():
+        if getattr(recipe, name) < least:
+            raise SpecError(f"{where}: {name} {getattr(recipe, name)}: give {least} or more")
+    if not 0 <= recipe.rate < math.inf:
+        raise SpecError(f"{where}: rate {recipe.rate}: give a number such as 0.002")
+    if not 0 <= recipe.average < 1:
+        raise SpecError(f"{where}: average {recipe.average}: give a number from 0 to below 1")
+    if recipe.pairs is None:
+        _check_scenes(recipe, where)
+
+
+def _check_scenes(recipe: Recipe, where: str) -> None:
+    kinds = (*scenes.KINDS, *drawn.KINDS)
+    if recipe.kind not in kinds:
+        raise SpecError(f"{where}: kind {recipe.kind!r}: choose one of {', '.join(kinds)}")
+    if not recipe.is_drawn and recipe.crop > recipe.scene_side:
+        raise SpecError(
+            f"{where}: crop {recipe.crop} is larger than scene_side {recipe.scene_side}: make it less"
+        )
 
 
 def rate_at(recipe: Recipe, step: int, end: int) -> float:

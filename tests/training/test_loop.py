@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fcnpipe.errors import SpecError
+from fcnpipe.errors import ModelError, SpecError
 from fcnpipe.networks.unet import UNet
 from fcnpipe.training import loop
 from fcnpipe.training.loop import Recipe, cut_batch, load_recipe, rate_at, train
@@ -109,8 +109,45 @@ def test_the_default_recipe_is_the_default_network():
     assert sum(p.numel() for p in UNet(**recipe.network).parameters()) == 481_779
 
 
-def test_an_unknown_word_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stpes: 5", "stpes is unknown"),
+        ("1: 2", "1 is unknown"),
+        ("just text", "holds str, not a mapping"),
+        ("a: [", "line 2: expected the node content"),
+        ("steps: many", "steps 'many': Input should be a valid integer"),
+        ("name: 5", "name 5: Input should be a valid string"),
+        ("loss: [dice]", "loss .*dictionary"),
+        (
+            "pairs: {images: a, labels: b, train: '0', choose: '1', task: cells}",
+            "choose one of mem",
+        ),
+        ("steps: 0", "steps 0: give 1 or more"),
+        ("seed: -1", "seed -1: give 0 or more"),
+        ("rate: .nan", "rate nan: give a number such as"),
+        ("average: 1", "average 1.0: give a number"),
+        ("kind: dusty", "kind 'dusty': choose one of ground"),
+        ("scene_side: 32", "crop 160 is larger than scene_side 32"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(tmp_path, text, said):
     path = tmp_path / "r.yaml"
-    path.write_text("stpes: 5\n")
-    with pytest.raises(SpecError, match="stpes is unknown"):
+    path.write_text(f"{text}\n")
+    with pytest.raises(SpecError, match=rf"r\.yaml.*{said}"):
         load_recipe(path)
+
+
+def test_numbers_may_be_written_without_a_point(tmp_path):
+    """As YAML has it, 1e-3 is a text."""
+    path = tmp_path / "r.yaml"
+    path.write_text("rate: 1e-3\n")
+    assert load_recipe(path).rate == 1e-3
+
+
+@pytest.mark.parametrize("change", [{"begin": "unheard"}, {"device": "cuda"}])
+def test_what_is_refused_leaves_no_folder(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises((SpecError, ModelError)):
+        train(replace(TINY, **change), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
