@@ -51,6 +51,8 @@ STRIP_BYTES = 256 << 10
 GAP_BYTES = 4 << 10
 """Bytes between two rows that are read along: a call of the system costs more."""
 DIGEST_BYTES = 32
+COLOURS = 4
+"""Most bands that an array has whose last axis they are: red, green, blue and alpha."""
 CHUNKS_IN_FLIGHT = 10
 """Chunks that zarr decodes at a time, as it comes."""
 _READ_BYTES = 1 << 20
@@ -407,7 +409,8 @@ def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
     Raises
     ------
     InputError
-        If more than three axes are longer than 1, there are fewer than two, or one is empty.
+        If more than three axes are longer than 1, there are fewer than two, one is empty, or the bands
+        come last.
 
     Examples
     --------
@@ -424,7 +427,12 @@ def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
         raise InputError(
             f"{name} has axes {shape}: it has no pixels; every axis must be at least 1"
         )
-    return math.prod(shape[:-2]), shape[-2], shape[-1]
+    bands, height, width = math.prod(shape[:-2]), shape[-2], shape[-1]
+    if width <= COLOURS and min(bands, height) > COLOURS**2:
+        raise InputError(
+            f"{name} has axes {shape}, as if they were (y, x, band): move the last one to the front"
+        )
+    return bands, height, width
 
 
 def band_index(shape: Sequence[int], band: int) -> tuple[int, ...]:

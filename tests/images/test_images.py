@@ -210,6 +210,13 @@ def test_doubles_out_of_range_are_infinite() -> None:
     np.testing.assert_array_equal(values, np.array([[np.inf, -np.inf, np.nan, 1]], np.float32))
 
 
+@pytest.mark.parametrize("colours", [1, 3, 4])
+def test_colours_that_come_last_are_refused(colours: int) -> None:
+    with pytest.raises(InputError, match=r"a.npy has axes .* as if they were \(y, x, band\): move"):
+        fold_axes((300, 260, colours), "a.npy")
+    assert fold_axes((colours, 300, 260), "a.npy") == (colours, 300, 260)
+
+
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=5))
 def test_axes_are_folded_or_refused(shape: list[int]) -> None:
     if sum(n > 1 for n in shape[:-2]) > 1:
