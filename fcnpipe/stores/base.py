@@ -30,6 +30,8 @@ STAGES = ("background", "predict", "separate", "label", "measure")
 
 ROW_CHUNK = 131_072
 """Rows of the catalogue in one storage chunk."""
+SHOWN = 12
+"""Characters that are shown of a long text."""
 CHUNK = 512
 """Edge of a storage chunk, px, where tile and image are not smaller."""
 
@@ -200,7 +202,7 @@ class RunIdentity:
         """
         ours, theirs = _flatten(self), _flatten(other)
         found = [
-            f"{name}: {_short(theirs.get(name))} -> {_short(ours.get(name))}"
+            f"{name}: {_compare(theirs.get(name), ours.get(name))}"
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]
@@ -243,9 +245,19 @@ def _flatten(identity: RunIdentity) -> dict[str, Any]:
     return flat | {f"option {k}": v for k, v in json.loads(_canonical(identity.spec)).items()}
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else _canonical(value)
-    return text if len(text) <= 24 else text[:12] + "..."
+def _compare(*values: Any) -> str:
+    """Give 'one -> other', of long texts from where they differ."""
+    texts = [value if isinstance(value, str) else _canonical(value) for value in values]
+    pairs = enumerate(zip(*texts, strict=False))
+    shared = next((i for i, (one, other) in pairs if one != other), min(map(len, texts)))
+    return " -> ".join(_shorten(text, shared if shared >= SHOWN else 0) for text in texts)
+
+
+def _shorten(text: str, start: int) -> str:
+    if len(text) <= 2 * SHOWN:
+        return text
+    rest = text[start : start + SHOWN]
+    return f"{'...' if start else ''}{rest}..." if rest else "...(no more)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,7 @@ def test_resumed_store_keeps_the_grid_that_it_was_begun_with(partial: ZarrStore)
             "began it (fcnpipe 1 without or with option new)",
         ),
         ({"spec": {"thresh": 0.4, "minarea": 5}}, "option thresh: 0.5 -> 0.4;"),
+        ({"input_digest": "8" * 64}, "input digest: input -> 888888888888...;"),
     ],
 )
 def test_another_run_is_refused_and_told_why(
@@ -189,6 +190,13 @@ def test_another_run_is_refused_and_told_why(
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
     assert store.attrs["run_key"] == IDENTITY.key
+
+
+def test_long_texts_are_shown_from_where_they_differ() -> None:
+    one, other = (replace(IDENTITY, input_digest="8" * 64 + part) for part in ("", f"-{'7' * 64}"))
+    third = replace(IDENTITY, input_digest="8" * 64 + f"-{'6' * 64}")
+    assert other.differences(third) == ["input digest: ...666666666666... -> ...777777777777..."]
+    assert other.differences(one) == ["input digest: ...(no more) -> ...-77777777777..."]
 
 
 def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(published: ZarrStore) -> None:
