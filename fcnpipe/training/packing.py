@@ -37,7 +37,7 @@ DEFAULTS = Defaults(
     minpeak=0.22,
     broad=17,
     extended=150,
-    extended_dynamics=0.13,
+    extended_dynamics=0.11,
 )
 """Separation options of a model that is trained on the OUTPUTS' targets."""
 PAIRS_ELEVATION = {"source": Share(weight=1.0)}
