@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,9 @@ def _make_header(store: Finished, planes: Sequence[_Plane]) -> fits.Header:
     header["RUNKEY"] = (str(store.attrs.get("run_key", "")), "fcnpipe run")
     if len(units) == 1 and not units & {"", "1"}:
         header["BUNIT"] = units.pop()
-    header.extend(_keep(store.cards, is_cube), end=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what was wrong in the input already
+        header.extend(_keep(store.cards, is_cube), end=True)
     if is_cube:
         _add_third_axis(header, planes)
     return header
@@ -190,9 +193,19 @@ def _keep(cards: Iterable[str], is_cube: bool) -> Iterable[fits.Card]:
     for text in cards:
         card = fits.Card.fromstring(text)
         foreign = card.keyword.startswith(STRUCTURE) or (is_cube and _THIRD.fullmatch(card.keyword))
-        if card.keyword and not foreign:
-            card.verify("silentfix")
+        if card.keyword and not foreign and _is_sound(card):
             yield card
+
+
+def _is_sound(card: fits.Card) -> bool:
+    """Whether a card can be written, mended where need be, and read again."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            card.verify("silentfix")
+            return bool(fits.Card.fromstring(str(card)).keyword)
+    except (fits.VerifyError, Warning):
+        return False
 
 
 def _strips(store: Finished, plane: _Plane) -> Iterable[np.ndarray]:

@@ -104,7 +104,9 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
         index = _choose_hdu(path, hdus, hdu)
         try:
             return _make_reader(file, hdus, index)
-        except (KeyError, TypeError, ValueError) as error:
+        except InputError:
+            raise
+        except DAMAGE as error:
             raise _damaged(path, error) from None
 
 
@@ -320,7 +322,15 @@ def _keep_cards(hdus: fits.HDUList, hdu: Any) -> tuple[str, ...]:
     cards = [card for card in hdu.header.cards if not is_structure(card)]
     if hdu is not hdus[0] and hdu.header.get("INHERIT") is True:
         cards += [card for card in hdus[0].header.cards if _is_inherited(card, hdu.header)]
-    return tuple(str(card) for card in cards)
+    return tuple(filter(None, map(_read_card, cards)))
+
+
+def _read_card(card: fits.Card) -> str:
+    """Give the text of a card; none if it is so broken that nobody could write it."""
+    try:
+        return str(card)
+    except fits.VerifyError:
+        return ""
 
 
 def _is_inherited(card: fits.Card, header: fits.Header) -> bool:

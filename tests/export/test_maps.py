@@ -54,6 +54,16 @@ def test_structure_of_the_input_is_left_behind(
     np.testing.assert_array_equal(fits.getdata(tmp_path / "l.fits"), make_labels())
 
 
+@pytest.mark.parametrize("card", ["\0ADESYS = 'ICRS'", "HIERAR/H ESO DET X = 3"])
+def test_a_broken_card_of_the_input_costs_nothing_else(
+    make_rich: Callable[..., ZarrStore], tmp_path: Path, card: str
+) -> None:
+    export.export_labels(make_rich(cards=(card, *CARDS)), tmp_path / "l.fits")
+    with fits.open(tmp_path / "l.fits") as hdus:
+        assert hdus[0].header["OBJECT"] == "test field"
+        np.testing.assert_array_equal(hdus[0].data, make_labels())
+
+
 def test_unknown_map_is_told(rich: ZarrStore, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="choose one of label, flags, probability"):
         export.export_map(rich, tmp_path / "m.fits", "science")

@@ -282,6 +282,15 @@ def test_a_gain_that_is_none(tmp_path: Path, value: object) -> None:
     assert images.open_image(write_hdu(tmp_path / "a.fits", hdu)).gain is None
 
 
+def test_a_broken_card_costs_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.fits"
+    fits.writeto(path, np.ones((4, 4), np.float32), fits.Header({"LONG": "y" * 150, "GAIN": 2.5}))
+    content = path.read_bytes()
+    place = content.index(b"CONTINUE")
+    path.write_bytes(content[:place] + b"CONTINUE  1e400".ljust(80) + content[place + 80 :])
+    assert images.open_image(path).gain == 2.5
+
+
 def test_first_usable_card_wins(tmp_path: Path) -> None:
     hdu = fits.PrimaryHDU(WHOLE)
     hdu.header["GAIN"], hdu.header["EGAIN"] = "?", 4
