@@ -12,7 +12,9 @@ from fcnpipe.export.preview import Style, export_preview
 from fcnpipe.export.region import export_regions
 from fcnpipe.export.table import TABLES, read_table
 
-KINDS = (*TABLES, "labels", "flags", "probability", "ds9", "png")
+MAPS = ("labels", "flags", "probability")
+"""Maps that can be exported."""
+KINDS = (*TABLES, *MAPS, "ds9", "png")
 """What can be exported."""
 
 SUFFIXES = {
@@ -27,6 +29,8 @@ SUFFIXES = {
     ".fits": "fits",
 }
 """What a file name asks for where nothing else is said."""
+_HOLDS = {".fits": ("fits", *MAPS), ".fz": MAPS}
+"""What files of a suffix may hold, where it is more than one thing."""
 
 
 def export(
@@ -65,27 +69,32 @@ def export(
     if store.layout.maps:
         _export_prediction(store, path, kind)
         return
-    kind = kind or _ask_suffix(path)
+    kind = _choose_kind(path, kind)
     if kind in TABLES:
         TABLES[kind](store, path)
-    elif kind in ("labels", "flags", "probability"):
+    elif kind in MAPS:
         export_map(store, path, "label" if kind == "labels" else kind)
     elif kind == "ds9":
         export_regions(store, path, to_sky)
-    elif kind == "png":
-        export_preview(store, path, science)
     else:
-        raise SpecError(f"export kind={kind!r} for {path}: choose one of {', '.join(KINDS)}")
+        export_preview(store, path, science)
 
 
-def _ask_suffix(path: str | Path) -> str:
+def _choose_kind(path: str | Path, kind: str | None) -> str:
+    """Give the kind that is wanted, or that the suffix asks for."""
     suffix = Path(path).suffix
-    if suffix.lower() not in SUFFIXES:
+    own = SUFFIXES.get(suffix.lower())
+    if kind is not None and kind not in KINDS:
+        raise SpecError(f"export kind={kind!r} for {path}: choose one of {', '.join(KINDS)}")
+    if kind is None and own is None:
         raise SpecError(
             f"export to {str(path)!r}: the suffix {suffix!r} is none of {', '.join(SUFFIXES)}: "
             "give the file one of them, or say --what"
         )
-    return SUFFIXES[suffix.lower()]
+    chosen = str(kind or own)
+    if own is not None and chosen not in _HOLDS.get(suffix.lower(), (own,)):
+        raise SpecError(f"export kind={kind!r} for {path}: a file of {suffix} holds none of these")
+    return chosen
 
 
 def _export_prediction(store: Finished, path: str | Path, kind: str | None) -> None:
