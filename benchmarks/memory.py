@@ -21,9 +21,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
+from astropy.io import fits
 
 from benchmarks.whole_job import write_field
+from fcnpipe.memory import FLOW_BYTES
 from fcnpipe.plan import Plan, make_plan
 from fcnpipe.spec import make_spec
 
@@ -34,27 +37,35 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """A run: edge of its image, px, how often that is given as a band, and its options."""
+    """A run: edge of its image, px, how often that is given as a band, its options, and whether it is a flow."""
 
     edge: int
     options: dict[str, object]
     bands: int = 1
+    flow: bool = False
 
     @property
     def name(self) -> str:
         """Say what it is."""
         told = " ".join(f"{key}={value}" for key, value in self.options.items() if key != "cluster")
-        return f"{self.edge} px" + f" x {self.bands} bands" * (self.bands > 1) + f" {told}"
+        kind = " flow" * self.flow + f" x {self.bands} bands" * (self.bands > 1)
+        return f"{self.edge} px{kind} {told}"
 
 
 LOCAL = {"cluster_class": "distributed.LocalCluster"}
 ONE_PROCESS = {**LOCAL, "cluster_kwargs": {"n_workers": 1, "threads_per_worker": 2}}
+MAPS = {"weight": "weight", "mask": "mask", "keep_image": True}
 SERIAL, NONE = {"engine": "serial"}, {"engine": "serial", "model": "none"}
+NONE_DASK = {"engine": "dask", "model": "none", "tile": 512, "window": 512}
 CASES = (
     *(Case(2048, {**NONE, "tile": tile, "window": 256}) for tile in (256, 1024)),
     *(Case(4096, {**NONE, "tile": tile}) for tile in (2048, 4096)),
     Case(4096, {**NONE, "tile": 2048, "window": 2048}),
     Case(2048, {**NONE, "tile": 1024}, bands=3),
+    Case(4096, {**NONE, "tile": 2048, **MAPS}),
+    Case(4096, {**NONE, "tile": 2048, **MAPS, "mincont": 0.005}),
+    Case(4096, {**SERIAL, "tile": 2048, **MAPS}),
+    Case(4096, {**SERIAL, "tile": 2048, **MAPS, "precision": "fp32"}),
     *(
         Case(2048, {**SERIAL, "precision": precision, "window": window, "tile": 1024})
         for precision in ("int8", "bf16", "fp32")
@@ -73,8 +84,12 @@ CASES = (
     Case(4096, {"engine": "threads", "workers": 2, "model": "none"}),
     Case(2048, {"engine": "threads", "workers": 4, "window": 512, "tile": 512}),
     Case(4096, {"engine": "dask", "workers": 2}),
-    Case(2048, {"engine": "dask", "workers": 2, "model": "none", "tile": 512, "window": 512}),
+    Case(2048, {**NONE_DASK, "workers": 2}),
     Case(4096, {"engine": "dask", "cluster": ONE_PROCESS}),
+    Case(4096, {"engine": "dask", "workers": 1}, flow=True),
+    Case(2048, {**NONE_DASK, "workers": 1}, flow=True),
+    Case(2048, {**NONE, "tile": 1024}, flow=True),
+    Case(4096, {**SERIAL, "tile": 2048}, flow=True),
 )
 FEW = (
     Case(1024, {**NONE, "tile": 512, "window": 512}),
@@ -89,10 +104,22 @@ def run_case(case: Case, folder: Path) -> tuple[Plan, list[int]]:
     if not image.exists():
         write_field(image, case.edge)
     asked = {"image": [str(image)] * case.bands, "out": str(folder / "out.zarr"), **case.options}
+    for name in {"weight", "mask"} & asked.keys():
+        asked[name] = str(write_map(folder / f"{name}{case.edge}.fits", case.edge))
     options.write_text(json.dumps(asked))  # which is YAML too
-    command = ["segment", "--config", str(options), "--overwrite", "--quiet"]
-    plan = make_plan(make_spec(**asked))  # before kernels are compiled
-    return plan, watch([sys.executable, "-m", "fcnpipe", *command])
+    command = ["flows.segment"] if case.flow else ["fcnpipe", "segment"]
+    host_bytes = FLOW_BYTES * case.flow
+    plan = make_plan(make_spec(**asked), host_bytes=host_bytes)  # before kernels are compiled
+    given = ["--config", str(options), "--overwrite", "--quiet"]
+    return plan, watch([sys.executable, "-m", *command, *given])
+
+
+def write_map(path: Path, edge: int) -> Path:
+    """Write weights between 0 and 1, or a mask of one pixel in a hundred."""
+    drawn = np.random.default_rng(2).random((edge, edge), np.float32)
+    bad = (drawn < 0.01).astype(np.uint8)
+    fits.writeto(path, drawn if path.name.startswith("weight") else bad, overwrite=True)
+    return path
 
 
 def watch(command: list[str]) -> list[int]:

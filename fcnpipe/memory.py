@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 PROCESS_BYTES = 330 * 2**20
 """Any process at its end: 148 MiB of files mapped, the rest imported by the way, pyarrow's last."""
-TORCH_BYTES = 300 * 2**20
+TORCH_BYTES = 270 * 2**20
 """What torch and oneDNN add."""
 DASK_BYTES = 10 * 2**20
 """What distributed adds to a worker."""
@@ -25,9 +25,11 @@ DRIVER_BYTES = 270 * 2**20
 DRIVER_TORCH_BYTES = 185 * 2**20
 DRIVER_TILE_BYTES = 1000
 """What the driver keeps of each tile; ``python -m benchmarks.scheduling`` measures it."""
+FLOW_BYTES = 100 * 2**20
+"""What Prefect takes in the process of a flow."""
 COMPILER_BYTES = 220 * 2**20
 """numba's compiler, in a process that finds no kernels of an earlier run."""
-LEAST_TASK_BYTES = 70 * 2**20
+LEAST_TASK_BYTES = 62 * 2**20
 """A task on the smallest tile: what is imported for the first of its kind."""
 LABEL = 48
 """Bytes for each pixel of a tile, one plane."""
@@ -35,12 +37,12 @@ PREDICT = 24
 """Bytes for each pixel of a tile and its halo, one plane, outside the network."""
 PLANE = 20
 """The same for each plane more."""
-WEIGHT = 28
+WEIGHT = 20
 """The same for a weight map, turned into noise in double precision."""
-MASK = 9
+MASK = 7
 PIPELINE = 40
 """Bytes for each pixel of a window outside the layers: input, outputs, maps."""
-LAYERS = {"fp32": 2.72, "bf16": 1.14, "int8": 0.59}
+LAYERS = {"fp32": 2.72, "bf16": 1.10, "int8": 0.57}
 """Times the arrays of the layers (float32) that a window takes in the network, oneDNN's copies included."""
 HOLES = {"fp32": 0.95, "bf16": 0.65, "int8": 0.05}
 """Times them that a process has in holes: windows of several shapes in a heap that is never given back.
@@ -133,22 +135,22 @@ class Projection:
         return self.once + tasks * self.task
 
 
-def project(load: Load, cache_bytes: int, *, dask: bool, compiles: bool) -> Projection:
+def project(load: Load, kept_bytes: int, *, dask: bool, compiles: bool) -> Projection:
     """Project what a process takes that works on tiles.
 
     Parameters
     ----------
     load : Load
         What one task works on.
-    cache_bytes : int
-        What the reader of the image keeps.
+    kept_bytes : int
+        What the reader of the image keeps, and what else is in the process.
     dask : bool
         Whether the process is a worker of Dask.
     compiles : bool
         Whether kernels are still to be compiled.
     """
     once = PROCESS_BYTES + TORCH_BYTES * load.torch + DASK_BYTES * dask
-    once += COMPILER_BYTES * compiles + cache_bytes + int(load.window * load.pixel_bytes.once)
+    once += COMPILER_BYTES * compiles + kept_bytes + int(load.window * load.pixel_bytes.once)
     return Projection(once, load.task_bytes)
 
 

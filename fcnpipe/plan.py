@@ -138,7 +138,9 @@ class Plan:
         return f"{said}, {self.driver_bytes / 2**30:.2f} for the one that hands out the tiles"
 
 
-def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segment") -> Plan:
+def make_plan(
+    spec: RunSpec, tile: int | None = None, command: Command = "segment", host_bytes: int = 0
+) -> Plan:
     """Plan a run.
 
     Parameters
@@ -149,6 +151,8 @@ def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segmen
         Tile edge of a run that is being resumed; wins over the spec's.
     command : {"segment", "predict"}
         Whether sources are to be found, or the outputs of the network stored as they are.
+    host_bytes : int
+        What the program takes besides that this process runs.
 
     Raises
     ------
@@ -163,11 +167,11 @@ def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segmen
     bands, height, width = info.shape
     maps = _list_maps(model.header, spec, info, command)
     edge = _tile_edge(spec.window, tile or spec.tile, (height, width))
-    planes = bands + len(model.header.extra) + len(maps)
     _check_window(spec.window, model.stride)
     dask = bool(spec.engine == "dask" or spec.scheduler or spec.cluster)
     workers = spec.workers or (1 if spec.engine == "serial" and not dask else engines.cores())
-    load = _load(spec, model, edge, info.shape, planes)
+    kept_bytes = image.overhead_bytes + host_bytes * (not dask)
+    load = _load(spec, model, edge, info.shape, bands + len(model.header.extra) + len(maps))
     tiles = len(TileGrid((height, width), (edge, edge)))
     plan = Plan(
         shape=(height, width),
@@ -180,8 +184,8 @@ def make_plan(spec: RunSpec, tile: int | None = None, command: Command = "segmen
         cell=spec.back_size,
         workers=workers,
         threads=min(_count_threads(spec, workers, dask), tiles),
-        memory=project(load, image.overhead_bytes, dask=dask, compiles=_must_compile()),
-        driver_bytes=project_driver(tiles, load.torch) if dask else 0,
+        memory=project(load, kept_bytes, dask=dask, compiles=_must_compile()),
+        driver_bytes=project_driver(tiles, load.torch) + host_bytes if dask else 0,
         disk_bytes=height * width * (_bytes_stored(maps, model) + 4 * bands * spec.keep_image),
         maps=maps,
     )

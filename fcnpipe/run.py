@@ -330,7 +330,10 @@ def _perform(
 
 @contextmanager
 def open_session(
-    spec: RunSpec, command: Command = "segment", adopt: Adoption | None = None
+    spec: RunSpec,
+    command: Command = "segment",
+    adopt: Adoption | None = None,
+    host_bytes: int = 0,
 ) -> Iterator[Session | None]:
     """Check everything, take up or begin the store, and start the engine.
 
@@ -343,6 +346,8 @@ def open_session(
     adopt : callable, optional
         A finished store of this very run is begun again; is called with the job to take over what
         is good of it.
+    host_bytes : int
+        What the program takes besides that this process runs.
 
     Yields
     ------
@@ -351,7 +356,7 @@ def open_session(
     """
     networks.tune_allocator()  # before there are threads
     with Journal(spec.log_file) as journal:
-        begun = _begin(spec, command, adopt)
+        begun = _begin(spec, command, adopt, host_bytes)
         if begun is None:
             journal.write("run finished", message=f"{spec.out} is there already")
             yield None
@@ -371,9 +376,11 @@ def open_session(
                     engine.close()
 
 
-def _begin(spec: RunSpec, command: Command, adopt: Adoption | None) -> tuple[Job, State] | None:
+def _begin(
+    spec: RunSpec, command: Command, adopt: Adoption | None, host_bytes: int
+) -> tuple[Job, State] | None:
     """Check everything, and take up or begin the store; None if the result is there already."""
-    plan = make_plan(spec, command=command)
+    plan = make_plan(spec, None, command, host_bytes)
     check_disk(plan, spec.out)
     inputs = trace_inputs(spec)  # before the digest is taken: what comes later is a change
     exposure, model = Exposure(spec), networks.load_model(spec.model, spec.fwhm, spec.declared)
@@ -386,7 +393,7 @@ def _begin(spec: RunSpec, command: Command, adopt: Adoption | None) -> tuple[Job
         return None
     if state == "resume":
         store = ZarrStore.resume(spec.out)
-        plan = make_plan(spec, store.layout.edge[0], command)
+        plan = make_plan(spec, store.layout.edge[0], command, host_bytes)
     else:
         layout = _lay_out(plan, exposure, model, spec)
         attributes = _attributes(spec, exposure, plan, model)

@@ -48,6 +48,7 @@ from fcnpipe import upkeep
 from fcnpipe.errors import SpecError
 from flows.artifacts import ROWS_SHOWN
 from flows.command import run_by_hand
+from flows.server import temporary_server
 
 NAMES = ("segment", "predict", "survey", "watch", "train", "maintain")
 """Flows whose runs are looked after."""
@@ -200,7 +201,8 @@ def start(
             f"silent_seconds={silent_seconds:g} is below {LEAST_SILENCE_SECONDS:g}: a run that is "
             "well may be silent for minutes"
         )
-    counts = maintain(folders, older_than_days, remove, silent_seconds)
+    with temporary_server():
+        counts = maintain(folders, older_than_days, remove, silent_seconds)
     typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 

@@ -21,6 +21,7 @@ from prefect import flow
 from fcnpipe.options import complete_spec, with_run_options
 from fcnpipe.spec import SOURCE_OPTIONS, RunSpec
 from flows.command import run_by_hand
+from flows.server import temporary_server
 from flows.stages import Patience, carry_out, name_run
 
 
@@ -56,7 +57,8 @@ def start(
 ) -> None:
     """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
     spec = complete_spec(options, "python -m flows.predict IMAGE... OUT.zarr --model MODEL")
-    facts = predict(spec, Patience(retries=retries, timeout_seconds=timeout))
+    with temporary_server():
+        facts = predict(spec, Patience(retries=retries, timeout_seconds=timeout))
     if not spec.quiet:
         typer.echo(f"{facts['path']}: {', '.join(facts['outputs'])}")
 

@@ -24,6 +24,7 @@ from prefect import flow
 from fcnpipe.options import complete_spec, with_run_options
 from fcnpipe.spec import RunSpec
 from flows.command import run_by_hand
+from flows.server import temporary_server
 from flows.stages import Patience, carry_out, name_run
 
 
@@ -65,7 +66,8 @@ def start(
 ) -> None:
     """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
     spec = complete_spec(options, "python -m flows.segment IMAGE... OUT.zarr")
-    facts = segment(spec, Patience(retries=retries, timeout_seconds=timeout))
+    with temporary_server():
+        facts = segment(spec, Patience(retries=retries, timeout_seconds=timeout))
     if not spec.quiet:
         typer.echo(f"{facts['path']}: {facts['sources']} sources, catalogue {facts['catalogue']}")
 

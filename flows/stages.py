@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fcnpipe import delivery, run
 from fcnpipe.errors import FcnpipeError, TilesFailed
+from fcnpipe.memory import FLOW_BYTES
 from fcnpipe.plan import Command
 from fcnpipe.spec import RunSpec
 from flows.artifacts import Account, StageArtifact
@@ -65,7 +66,7 @@ def carry_out(spec: RunSpec, command: Command, patience: Patience) -> dict[str, 
 
 
 def _carry_out(spec: RunSpec, command: Command, patience: Patience, account: Account) -> None:
-    with run.open_session(spec, command) as session:
+    with run.open_session(spec, command, host_bytes=FLOW_BYTES) as session:
         if session is None:
             return
         account.begin(session.job.plan)

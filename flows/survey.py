@@ -39,6 +39,7 @@ from fcnpipe.plan import Command
 from flows.artifacts import ROWS_SHOWN
 from flows.batch import Order, run_each
 from flows.command import run_by_hand
+from flows.server import temporary_server
 from flows.stages import Patience
 
 Images = str | list[str | dict[str, Any]]
@@ -176,9 +177,9 @@ def start(
         raise SpecError("IMAGE or FOLDER not given: python -m flows.survey IMAGE... FOLDER")
     if command not in ("segment", "predict"):
         raise SpecError(f"command={command!r}: it is segment or predict")
-    rows = segment_survey(
-        images, folder, options, at_once, command, Patience(retries=retries), table, column
-    )
+    patience = Patience(retries=retries)
+    with temporary_server():
+        rows = segment_survey(images, folder, options, at_once, command, patience, table, column)
     if not options.get("quiet"):
         typer.echo(f"{folder}: {len(rows)} images, {sum(row['sources'] for row in rows)} sources")
 

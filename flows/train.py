@@ -28,6 +28,7 @@ from prefect.artifacts import update_progress_artifact as update
 from fcnpipe.training import loop, packing
 from flows.artifacts import UPDATE_EVERY_SECONDS
 from flows.command import run_by_hand
+from flows.server import temporary_server
 from flows.stages import Patience, perform
 
 
@@ -85,7 +86,8 @@ def start(
     retries: Annotated[int, typer.Option(min=0, help="Times that it goes on by itself.")] = 1,
 ) -> None:
     """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
-    typer.echo(train(recipe, folder, Patience(retries=retries)))
+    with temporary_server():
+        typer.echo(train(recipe, folder, Patience(retries=retries)))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from fcnpipe.remote import is_remote
 from flows.artifacts import ROWS_SHOWN
 from flows.batch import Order, run_each
 from flows.command import run_by_hand
+from flows.server import temporary_server
 from flows.stages import Patience
 from flows.survey import prepare_folder, refuse_failed
 
@@ -241,7 +242,8 @@ def start(
     if len(images) != 1 or not folder:
         raise SpecError("SOURCE and FOLDER not given: python -m flows.watch SOURCE FOLDER")
     look = Look(settle_seconds=settle, recursive=recursive, attempts=attempts)
-    counts = watch(images[0], folder, options, look, at_once, state=state)
+    with temporary_server():
+        counts = watch(images[0], folder, options, look, at_once, state=state)
     if not options.get("quiet"):
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         typer.echo(f"{images[0]}: {told or 'nothing new'}")

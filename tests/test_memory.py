@@ -10,7 +10,7 @@ from astropy.io import fits
 from benchmarks.memory import MOST, watch
 from fcnpipe.engines.base import Needs
 from fcnpipe.errors import PlanError
-from fcnpipe.memory import COMPILER_BYTES, Load, PixelBytes, project
+from fcnpipe.memory import COMPILER_BYTES, FLOW_BYTES, Load, PixelBytes, project
 from fcnpipe.plan import Plan, make_plan
 from fcnpipe.spec import make_spec
 
@@ -58,6 +58,17 @@ def test_threads_share_a_process_and_dask_workers_do_not(field: Path) -> None:
     assert dict(dask.lines())["memory"].count("GiB") == 1
     wide = {"cluster_kwargs": {"n_workers": 1, "threads_per_worker": 4}}
     assert plan(field, cluster=wide, tile=512, window=512).threads == 4
+
+
+def test_a_flow_takes_what_prefect_takes_besides(field: Path) -> None:
+    def flow(**options: object) -> Plan:
+        spec = make_spec(image=(str(field),), out=str(field.with_suffix(".zarr")), **options)
+        return make_plan(spec, host_bytes=FLOW_BYTES)
+
+    serial, dask = plan(field, engine="serial"), plan(field, engine="dask")
+    assert flow(engine="serial").memory_bytes == serial.memory_bytes + FLOW_BYTES
+    assert flow(engine="dask").memory_bytes == dask.memory_bytes
+    assert flow(engine="dask").driver_bytes == dask.driver_bytes + FLOW_BYTES
 
 
 def test_no_more_tiles_are_in_work_than_there_are(field: Path) -> None:

@@ -27,6 +27,8 @@ from prefect.client.schemas.objects import Artifact
 import flows  # noqa: F401  makes Prefect quiet, so it comes first
 from fcnpipe import run
 from fcnpipe.errors import InputError, TilesFailed
+from fcnpipe.memory import FLOW_BYTES
+from fcnpipe.plan import make_plan
 from fcnpipe.records import TaskReport
 from fcnpipe.spec import RunSpec
 from fcnpipe.stores import ZarrStore, open_store
@@ -90,6 +92,7 @@ def test_the_server_listens_to_this_machine_only_if_nothing_is_said(server: Serv
 
 
 def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
+    planned = make_plan(spec, host_bytes=FLOW_BYTES).memory_bytes / 2**20
     state = start(spec)
     found, tasks = runs_of(state)
     assert state.is_completed()
@@ -101,6 +104,7 @@ def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
     assert "| failed tiles | 0 |" in table.data
     assert all(f"| {stage} |" in report.data for stage in STAGES)
     assert "| status | complete |" in report.data
+    assert f"of {planned:.1f} MiB planned" in report.data
     assert [p.data for p in artifacts_of(found.id, "progress")] == [100.0] * len(STAGES)
     preview, sky = artifacts_of(found.id, "image")
     assert (preview.key, sky.key) == ("preview", "sky")
@@ -179,7 +183,7 @@ class Script:
         self.tolerant, self.failures, self.calls = tolerant, failures, 0
 
     @contextmanager
-    def open_session(self, spec: RunSpec, command: str) -> Iterator[Any]:
+    def open_session(self, spec: RunSpec, command: str, host_bytes: int) -> Iterator[Any]:
         plan = SimpleNamespace(tiles=("r000c000", "r000c001"))
         yield SimpleNamespace(
             job=SimpleNamespace(plan=plan),
