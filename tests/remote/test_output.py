@@ -16,7 +16,7 @@ import xarray as xr
 from astropy.io import fits
 
 import fcnpipe
-from fcnpipe import delivery, run, upkeep
+from fcnpipe import cli, delivery, run, upkeep
 from fcnpipe.delivery import locate_report, read_report
 from fcnpipe.errors import FcnpipeError, StoreError
 from fcnpipe.remote import uploads
@@ -85,7 +85,12 @@ def assert_same(found: dict[str, bytes], reference: Path) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_a_store_is_taken_there_whatever_the_server_does(
-    field: Path, reference: Path, bucket: Bucket, out: str, tmp_path: Path
+    field: Path,
+    reference: Path,
+    bucket: Bucket,
+    out: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     bucket.traffic.fault = now_and_then("503", "drop", "500")
     result = segment(field, out, tmp_path / "scratch")
@@ -99,10 +104,19 @@ def test_a_store_is_taken_there_whatever_the_server_does(
     assert written[-1].endswith("out.zarr/zarr.json")
     read_where_it_lies(out, reference, tmp_path)
     find_account(out)
-    with pytest.raises(StoreError, match=r"copy it and its \.parquet to a disk, look deep"):
-        run.repair(out)
+    for option in ("--deep", "--repair"):
+        said = refuse(capsys, "verify", option, out)
+        assert "copy it and its .parquet to a disk, look deep" in said
     again = segment(field, out, tmp_path / "elsewhere")
     assert (again.resumed, again.sources) == (True, result.sources)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Give the one line with which a command is refused."""
+    code = cli.run_command(lambda: cli.app(args=words, standalone_mode=False))
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) == (2, 1), said
+    return said
 
 
 def mend_a_copy(copy: Path, reference: Path) -> None:
