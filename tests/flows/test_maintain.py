@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 pytest.importorskip("prefect")
 
+import yaml
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
@@ -26,13 +28,15 @@ from tests.flows import processes
 from tests.flows.records import MARKS, artifacts_of, runs_of
 
 pytestmark = MARKS
+AUTOMATIONS = Path(__file__).parents[2] / "deploy/automations.yaml"
+TAGS = ("fcnpipe",)
 HEX = "0123456789abcdef0123456789abcdef"
 
 
-def begin(state: State[Any], of: Any = segment) -> UUID:
+def begin(state: State[Any], of: Any = segment, tags: Iterable[str] = ()) -> UUID:
     """A run that somebody began."""
     with get_client(sync_client=True) as client:
-        return client.create_flow_run(of, state=state).id
+        return client.create_flow_run(of, state=state, tags=tags).id
 
 
 def state_of(run: UUID) -> str:
@@ -40,10 +44,14 @@ def state_of(run: UUID) -> str:
         return str(client.read_flow_run(run).state_name)
 
 
-def beat(server: processes.Server, run: UUID, when: datetime) -> None:
+def beat(server: processes.Server, run: UUID, when: datetime, tags: Iterable[str] = ()) -> None:
     """A heartbeat, as a live run sends it."""
     about = {"prefect.resource.id": f"prefect.flow-run.{run}"}
-    emit_event(flow.HEARTBEAT, resource=about, occurred=when)
+    related = [
+        {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
+        for tag in tags
+    ]
+    emit_event(flow.HEARTBEAT, resource=about, occurred=when, related=related)
     occurred = {"since": str(when - timedelta(hours=1)), "until": str(when + timedelta(hours=1))}
     wanted = {"resource": {"id": [f"prefect.flow-run.{run}"]}, "occurred": occurred}
     processes.wait_until(
@@ -69,6 +77,18 @@ def test_silent_runs_are_crashed_and_live_ones_are_not(server: processes.Server)
         assert not told.keys() & {str(alive), str(foreign)}
     assert state_of(silent) == state_of(pending) == "Crashed"
     assert state_of(alive) == state_of(foreign) == "Running"
+
+
+def test_the_automation_crashes_what_has_fallen_silent(server: processes.Server) -> None:
+    (automation,) = yaml.safe_load(AUTOMATIONS.read_text())["automations"]
+    automation["trigger"]["within"] = 10  # the least that Prefect takes
+    made = server.call("POST", "/automations/", automation)
+    silent, foreign = begin(Running(), tags=TAGS), begin(Running())
+    beat(server, silent, datetime.now(UTC), TAGS)
+    beat(server, foreign, datetime.now(UTC))
+    processes.wait_until(lambda: state_of(silent) == "Crashed", "the silent one is Crashed")
+    server.call("DELETE", f"/automations/{made['id']}")
+    assert state_of(foreign) == "Running"
 
 
 @pytest.mark.parametrize("remove", [False, True])
