@@ -3,6 +3,7 @@
 A terminal sends it to every process of a command. The one that runs the stages heeds it, and ends its
 workers; a worker that heeded it too would only leave a traceback. One that is ended with a tile in hand
 is not wanted any more, or has lost its run: Dask would wait four seconds for the tile, then kill it.
+A worker that has no nanny is a thread of the process of the run: nothing of this is for it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 
 def dask_setup(worker: Any) -> None:
     """Let a worker be deaf to Ctrl-C; called by Dask."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if worker.nanny:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def dask_teardown(worker: Any) -> None:
     """Leave a tile half-done, which a resume does again; called by Dask."""
-    if worker.active_threads:
+    if worker.nanny and worker.active_threads:
         atexit._run_exitfuncs()
         os._exit(0)

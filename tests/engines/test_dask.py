@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
 import pytest
 from distributed.utils import LoopRunner
 
+from fcnpipe.engines import interruption
 from fcnpipe.engines.base import Needs
 from fcnpipe.engines.dask import DaskEngine, connect, start_cluster
 from fcnpipe.engines.gpu import GpuCluster, list_devices
@@ -199,6 +201,18 @@ def test_a_worker_is_not_waited_for_that_has_a_tile_in_hand(tmp_path: Path) -> N
     engine.close()
     assert (worker.exitcode, mark.exists()) == (0, True)
     assert hanging.cancelled()
+
+
+def test_a_worker_in_this_process_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(interruption, "atexit", SimpleNamespace(_run_exitfuncs=int))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    engine = start_cluster({"cluster_kwargs": {**LOCAL, "processes": False}}, NEEDS)
+    engine._client.submit(time.sleep, 1)
+    while not any(engine._client.run(count_tasks).values()):
+        time.sleep(0.05)
+    engine.close()
+    assert ended == []
 
 
 def count_tasks(dask_worker: Any) -> int:
