@@ -20,6 +20,7 @@ from fcnpipe import cli, delivery, run, upkeep
 from fcnpipe.delivery import locate_report, read_report
 from fcnpipe.errors import FcnpipeError, StoreError
 from fcnpipe.remote import uploads
+from fcnpipe.spec import make_spec
 from fcnpipe.stores import ZarrStore
 from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
@@ -103,7 +104,11 @@ def test_a_store_is_taken_there_whatever_the_server_does(
     assert list((tmp_path / "scratch").iterdir()) == []
     assert written[-1].endswith("out.zarr/zarr.json")
     read_where_it_lies(out, reference, tmp_path)
-    find_account(out)
+    ended = find_account(out)
+    spec = make_spec(image=(str(field),), out=out, **OPTIONS)
+    assert delivery.was_finished(spec, "segment", ended)
+    assert not delivery.was_finished(spec, "segment", f"{ended}1")
+    assert not delivery.was_finished(spec.model_copy(update={"thresh": 7.0}), "segment")
     for option in ("--deep", "--repair"):
         said = refuse(capsys, "verify", option, out)
         assert "copy it and its .parquet to a disk, look deep" in said
@@ -129,13 +134,14 @@ def mend_a_copy(copy: Path, reference: Path) -> None:
     assert [n for n in mended.keys() | whole.keys() if mended.get(n) != whole.get(n)] == []
 
 
-def find_account(out: str) -> None:
-    """The account of the run lies beside the store, by the name that the store has there."""
+def find_account(out: str) -> str:
+    """The account of the run lies beside the store, by the name that the store has there; when it ended."""
     report = read_report(out)
     assert report is not None
     assert (report.status, report.out) == ("complete", out)
     page = fsspec.filesystem("s3").cat_file(locate_report(out, "html")).decode()
     assert report.run_key in page
+    return report.ended
 
 
 def read_where_it_lies(out: str, reference: Path, tmp_path: Path) -> None:
