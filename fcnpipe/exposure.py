@@ -86,7 +86,7 @@ class Exposure:
         if path is None:
             return None
         found = images.open_plane(path, None, self.info.shape[1:], what)
-        if what != "prior" and found.readers == self.image.readers:
+        if what != "prior" and set(found.readers) & set(self.image.readers):
             file = images.split_name(path)[0]
             raise InputError(
                 f"{what} {path} is the image itself: name another file, or its HDU as {file}[HDU]"

@@ -107,6 +107,11 @@ def _find_array(path: str, root: Node, member: str) -> str:
     if isinstance(node, zarr.Array):
         return member
     what = f"no single image at {wanted!r}" if wanted else "no single image"
+    if member == _OWN_IMAGE and _OWN_MARK in root.attrs:
+        raise InputError(
+            f"{path} is a result that was made without --keep-image: give the image itself, or name "
+            "an array with --hdu PATH"
+        )
     if found := _list_arrays(root):
         raise InputError(f"{path} has {what}, only {found}: choose one with --hdu PATH")
     raise InputError(f"{path} has {what}, and no arrays at all: give one that holds an image")

@@ -160,6 +160,9 @@ def test_a_map_is_not_the_image_itself(tmp_path: Path, name: str) -> None:
     path = str(several(tmp_path / "a.fits"))
     with pytest.raises(InputError, match=rf"{name} .*a\.fits is the image itself: .*\[HDU\]"):
         Exposure(make_spec(image=(path,), out="o", **{name: path}))
+    bands, own = (f"{path}[ERR]", f"{path}[SCI]"), f"{path}[SCI]"
+    with pytest.raises(InputError, match=r"\[SCI\] is the image itself: .*a\.fits\[HDU\]$"):
+        Exposure(make_spec(image=bands, out="o", **{name: own}))
     spec = make_spec(image=(path,), out="o", weight=f"{path}[ERR]", mask=f"{path}[DQ]")
     assert Exposure(spec).digest.count("-") == 2
 

@@ -233,7 +233,7 @@ def test_a_result_is_an_image_if_it_kept_one(tmp_path: Path, kept: bool) -> None
         assert images.open_image(tmp_path / "out.zarr").info.shape == CUBE.shape
         return
     with pytest.raises(
-        InputError, match=r"no single image, only ledger .*image/0/label .*choose one"
+        InputError, match=r"result that was made without --keep-image: give the image"
     ):
         images.open_image(tmp_path / "out.zarr")
 
