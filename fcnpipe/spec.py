@@ -90,12 +90,14 @@ class RunSpec(BaseModel):
     thresh: float | None = Field(
         None, gt=0, description="Probability (network) or sigma (model none)."
     )
-    minarea: int | None = Field(None, ge=1, description="Least number of pixels of a source.")
+    minarea: int | None = Field(
+        None, ge=1, lt=2**63, description="Least number of pixels of a source."
+    )
     mincont: float | None = Field(
         None, ge=0, le=1, description="Least part of a footprint's flux that a branch needs."
     )
     dynamics: float | None = Field(
-        None, ge=0, description="Least height of a peak above its saddle."
+        None, ge=0, le=1, description="Least height of a peak above its saddle, of elevation."
     )
     fwhm: float = Field(
         3.0, gt=0.5, le=20, description="FWHM of the matched filter of model none, px."

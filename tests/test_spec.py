@@ -23,6 +23,8 @@ def test_a_wrong_value_is_named_with_its_limit() -> None:
         ({"image": 5}, "option image=5: give a name, or a list of names"),
         ({"image": ("a.fits", 5)}, "option image=5: Input should be a valid string"),
         ({"hdu": [1]}, r"option hdu=\[1\]: Input should be a valid integer"),
+        ({"minarea": 2**63}, "option minarea=9223372036854775808: Input .* less"),
+        ({"dynamics": 1.5}, "option dynamics=1.5: Input .* less"),
         ({"mask_bits": 2**63, "mask": "m.fits"}, "mask_bits=9223372036854775808: Input .* less"),
     ],
 )

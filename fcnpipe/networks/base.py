@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import asinh, gcd
+from math import asinh, gcd, sinh
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -415,10 +415,13 @@ def threshold_of(header: ModelHeader, thresh: float | None = None) -> float:
     1.1948
     """
     value = header.defaults.thresh if thresh is None else thresh
-    level = asinh(value) / ELEVATION_SIGMAS if header.thresh_unit == "sigma" else value
+    in_sigma = header.thresh_unit == "sigma"
+    level = asinh(value) / ELEVATION_SIGMAS if in_sigma else value
     if not 0 < level <= 1:
+        most = f"{sinh(ELEVATION_SIGMAS):.3g} sigma" if in_sigma else "1"
         raise ModelError(
-            f"thresh={value} is outside (0, 1], what model {header.name!r} gives: choose one inside"
+            f"thresh={value} is outside (0, {most}], what model {header.name!r} gives: "
+            "choose one inside"
         )
     return level
 

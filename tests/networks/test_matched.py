@@ -90,6 +90,8 @@ def test_maps_follow_their_formulas() -> None:
 def test_the_threshold_is_given_in_sigma() -> None:
     header = MatchedFilter().header
     assert threshold_of(header) == pytest.approx(np.arcsinh(4.0) / 16)
+    with pytest.raises(ModelError, match=r"outside \(0, 4.44e\+06 sigma\]"):
+        threshold_of(header, 1e7)
     sigma = np.float32([[2.9, 3.1]])
     above = maps_of(sigma).elevation >= threshold_of(header, 3.0)
     assert above.tolist() == [[False, True]]
