@@ -28,7 +28,7 @@ demo: env
 	$(BIN)/fcnpipe demo $(OUT)
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: env
 	$(BIN)/ruff check .
