@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 from pathlib import Path
 from typing import Literal
 
@@ -180,7 +180,7 @@ def make_plan(
         window=spec.window,
         halo=model.halo,
         stride=model.stride,
-        chunk=_chunk(edge),
+        chunk=_chunk(edge, spec.window),
         cell=spec.back_size,
         workers=workers,
         threads=min(_count_threads(spec, workers, dask), tiles),
@@ -249,15 +249,16 @@ def _check_window(window: int, stride: int) -> None:
     if window % stride:
         raise PlanError(
             f"window={window} is not a multiple of the network's stride {stride}: "
-            f"use --window {round_up(window, stride)}"
+            f"use --window {round_up(window, lcm(stride, LEAST_CHUNK))}"
         )
 
 
-def _chunk(tile: int) -> int:
+def _chunk(tile: int, window: int) -> int:
     chunk = gcd(tile, CHUNK)
-    if chunk < LEAST_CHUNK:
+    if chunk < LEAST_CHUNK:  # so is the window, of which the tile is a multiple
         raise PlanError(
-            f"tile={tile} leaves chunks of {chunk} px, below {LEAST_CHUNK}: use --tile {round_up(tile, LEAST_CHUNK)}"
+            f"window={window} and tile={tile} leave chunks of {chunk} px, below {LEAST_CHUNK}: "
+            f"use --window {round_up(window, LEAST_CHUNK)}, and a multiple of it as --tile"
         )
     return chunk
 
