@@ -105,8 +105,13 @@ class Segmentation:
         Raises
         ------
         SpecError
-            If the image has no celestial coordinates.
+            If the image has no celestial coordinates, or there is no such place.
         """
+        if not (np.isfinite(ra) and abs(dec) <= 90 and radius >= 0):
+            raise SpecError(
+                f"cone ra={ra}, dec={dec}, radius={radius}: give degrees, dec from -90 to 90, and a "
+                "radius of at least 0"
+            )
         if not self.has_sky:
             raise SpecError(f"{self.store.path} has no sky positions: its image has no WCS")
         distance = np.concatenate(

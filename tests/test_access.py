@@ -58,6 +58,14 @@ def test_cone_gives_what_astropy_gives(result: Segmentation) -> None:
     assert result.cone(10.0, 2.0, 0.1).sizes["source"] == 0
 
 
+@pytest.mark.parametrize("place", [(10, 95, 1), (10, 0, -1), (np.nan, 0, 1), (10, np.nan, 1)])
+def test_a_cone_around_no_place_is_refused(
+    result: Segmentation, place: tuple[float, float, float]
+) -> None:
+    with pytest.raises(SpecError, match=r"cone ra=.*dec from -90 to 90"):
+        result.cone(*place)
+
+
 def test_catalogue_has_its_columns_in_order(result: Segmentation) -> None:
     assert list(result.sources) == result.store.columns
 
