@@ -38,7 +38,7 @@ from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
 from fcnpipe.journal import now
 from fcnpipe.remote import match_objects, read_whole, uploads
-from fcnpipe.spec import RunSpec, make_spec, say_reason
+from fcnpipe.spec import RunSpec, make_spec, say_reason, without_idle
 
 Options = dict[str, Any]
 TABLES = (".csv", ".ecsv", ".parquet")
@@ -146,7 +146,7 @@ def list_entries(
     _check_shared(shared)
     given = [images] if isinstance(images, str | Mapping) else images
     found: list[Options] = []
-    for one in (shared | one for item in given for one in _expand(item, column)):
+    for one in (without_idle(shared | one) for item in given for one in _expand(item, column)):
         if one not in found:  # two globs may well match one file
             found.append(one)
     if not found:
@@ -160,7 +160,8 @@ def _check_shared(options: Options) -> None:
     for name in ("image", "out"):
         if name in options:
             raise SpecError(f"option {name} is of one image, not of all: leave it out")
-    make_spec(**{**options, "image": ("image",), "out": "out"})
+    own = {"mask": "mask", "weight": "weight", "halo": 0}  # an image may have its own
+    make_spec(**{**own, **options, "image": ("image",), "out": "out"})
 
 
 def _expand(item: str | Mapping[str, Any], column: str) -> Iterator[Options]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -199,6 +200,18 @@ def make_spec(**options: Any) -> RunSpec:
                 f"option {name}={value}: it goes with a {partner}: give both, or neither"
             )
     return spec
+
+
+def without_idle(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give options without those that say nothing, since what they go with is missing.
+
+    Examples
+    --------
+    >>> without_idle({"mask_bits": 4, "weight_type": "rms", "weight": "w.fits"})
+    {'weight_type': 'rms', 'weight': 'w.fits'}
+    """
+    idle = {name for name, other in _PARTNERS.items() if options.get(other) is None}
+    return {name: value for name, value in options.items() if name not in idle}
 
 
 def _check_name(name: str, path: str) -> None:

@@ -119,6 +119,16 @@ def test_a_manifest_has_options_for_all_and_for_one(folder: Path) -> None:
     assert (three.hdu, four.hdu) == (1, 1)
 
 
+def test_an_option_for_all_may_go_with_a_map_that_only_some_have(folder: Path) -> None:
+    shared = {"weight_type": "rms", "mask_bits": 4}
+    with_map = {"image": str(folder / "a.fits"), "weight": "w.fits"}
+    first, second = list_entries([with_map, str(folder / "b.fits")], "out", shared)
+    assert (first.spec.weight_type, first.spec.mask_bits) == ("rms", None)
+    assert (second.spec.weight_type, second.spec.mask_bits) == ("weight", None)
+    with pytest.raises(SpecError, match="mask_bits=0"):
+        list_entries(str(folder / "a.fits"), "out", {"mask_bits": 0})
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".ecsv", ".parquet"])
 def test_a_table_has_a_column_of_images_and_columns_of_options(folder: Path, suffix: str) -> None:
     columns = {"file": ["a.fits", "b.fits"], "gain": [2.5, float("nan")], "seeing": [1, 2],
