@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit code."""
     with stopped_by_signals():
         code = run_command(lambda: app(args=arguments, prog_name="fcnpipe", standalone_mode=False))
-    _leave(code)
+    leave(code)
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _stop_at_once(number: int, frame: object) -> NoReturn:
     os._exit(_complain(_INTERRUPTION, INTERRUPTED))
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Leave, without waiting for tiles of which nobody wants to know any more.
 
     Notes

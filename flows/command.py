@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from fcnpipe.cli import run_command
+from fcnpipe.cli import leave, run_command, stopped_by_signals
 
 
 def run_by_hand(start: Callable[..., Any], name: str) -> None:
@@ -23,4 +22,6 @@ def run_by_hand(start: Callable[..., Any], name: str) -> None:
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(start)
-    sys.exit(run_command(lambda: app(prog_name=f"python -m {name}", standalone_mode=False)))
+    with stopped_by_signals():
+        code = run_command(lambda: app(prog_name=f"python -m {name}", standalone_mode=False))
+    leave(code)

@@ -7,6 +7,7 @@ seconds of a core and 80 MiB.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -66,13 +67,21 @@ def _find_port() -> int:
 
 
 def _launch(port: int) -> subprocess.Popen[bytes]:
+    """Start the server with Ctrl-C blocked, which a terminal sends to every process of a command.
+
+    Without it a flow could not say that it was interrupted, and would try to for five minutes.
+    """
     folder = Path(prefect.__file__).parents[1]
     where = ("--app-dir", str(folder), "--host", "127.0.0.1", "--port", str(port))
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", *APPLICATION, *where, "--log-level", "error"],
-        env={**os.environ, **settings, **LEAN},
-    )
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", *APPLICATION, *where, "--log-level", "error"],
+            env={**os.environ, **settings, **LEAN},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _await(server: subprocess.Popen[bytes], port: int) -> bool:

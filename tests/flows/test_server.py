@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("prefect")
@@ -16,7 +17,9 @@ from flows import server
 
 ROOT = Path(__file__).parents[2]
 RUN = """
-import sys
+import re, os, signal, sys, time
+from pathlib import Path
+from flows.command import run_by_hand
 from flows.server import temporary_server
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -25,24 +28,40 @@ import psutil
 @flow
 def nothing() -> None: ...
 
-with temporary_server():
-    nothing()
-    with get_client(sync_client=True) as client:
-        print([run.state_name for run in client.read_flow_runs()])
-print([name for name in sys.modules if name == "prefect.server.api.server"])
-print(psutil.Process().children())
+@flow
+def end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+def start() -> None:
+    with temporary_server():
+        nothing()
+        with get_client(sync_client=True) as client:
+            print([run.state_name for run in client.read_flow_runs()])
+        print([name for name in sys.modules if name == "prefect.server.api.server"])
+        (server,) = psutil.Process().children()
+        (blocked,) = re.findall(r"SigBlk:\\s*(\\w+)", Path(f"/proc/{server.pid}/status").read_text())
+        print(server.pid, int(blocked, 16) == 1 << signal.SIGINT - 1)
+        end()
+
+run_by_hand(start, "run")
 """
 
 
 @pytest.mark.timeout(300)
-def test_a_flow_has_a_server_that_is_not_in_its_process(
+def test_a_flow_has_a_server_that_ends_with_it_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is not in its process, a signal for the command is none for it, and it is told how that ends."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", RUN], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stdout.splitlines() == ["['Completed']", "[]", "[]"], done.stderr
+    *told, server = done.stdout.splitlines()
+    assert told == ["['Completed']", "[]"], done.stderr
+    number, deaf = server.split()
+    assert (done.returncode, deaf) == (130, "True"), done.stderr
+    assert not psutil.pid_exists(int(number))
 
 
 def test_what_does_not_come_up_is_left_to_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
