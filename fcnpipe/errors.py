@@ -104,7 +104,8 @@ class TilesFailed(FcnpipeError, RuntimeError):
         self.names = tuple(names)
         shown = "; ".join(self.names[:5]) + (" ..." if len(self.names) > 5 else "")
         super().__init__(
-            f"{len(self.names)} tile(s) failed: {shown}; run the same command again to re-do them"
+            f"{len(self.names)} tile(s) failed: {shown}; run the same command again to re-do "
+            "them, with --overwrite if the image had to be mended"
         )
 
 

@@ -94,8 +94,10 @@ def _check(plane: background.Background, job: Job) -> None:
         )
     name = ", ".join(job.spec.image)
     if plane.is_blank:
+        given = [f"--{what}" for what in ("mask", "weight") if getattr(job.spec, what)]
         raise InputError(
-            f"{name} has no usable pixel: all are NaN, infinite or masked; check --hdu and --mask"
+            f"{name} has no usable pixel: all are NaN, infinite, masked or without weight; "
+            f"check {' and '.join(['--hdu', *given])}"
         )
     raise InputError(
         f"{name} has no noise: most of its pixels are equal, so nothing can stand out; check --hdu"
