@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import spawn
+from operator import length_hint
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -85,6 +86,8 @@ REVIVE_SECONDS = 20.0
 """Time without any worker after which those of our own are started again."""
 LOOK_SECONDS = 2.0
 """Time without a report after which the workers are looked at."""
+GROUP_SECONDS = 0.1
+"""Tiles that take less are handed out together: a future takes the driver 4 ms, whose core a worker may need."""
 COUNT_SECONDS = 1.0
 """Time after which the workers are counted anew."""
 
@@ -193,12 +196,12 @@ class DaskEngine:
         """
         lost: list[str] = []
         with _talking(self._client):
-            for report in self._stream(task, names, self._width):
+            for report in self._stream(task, names):
                 if report.error.startswith(LOST):
                     lost.append(report.name)
                 else:
                     yield report
-            yield from self._stream(task, lost, lambda: 1)
+            yield from self._stream(task, lost, alone=True)
 
     def close(self) -> None:
         """Disconnect, and stop the cluster if it is ours."""
@@ -208,27 +211,41 @@ class DaskEngine:
         """Give how many tasks to have in flight: enough for all workers, and for more to be asked for."""
         return 2 * max(self.workers, self.demand.most) + 2
 
+    def _choose_size(self, reports: list[TaskReport], left: int) -> int:
+        """Give how many names to hand out together: fewer towards the end, where workers would wait.
+
+        One, where it is not known how many are left.
+        """
+        seconds = sum(report.seconds for report in reports) or GROUP_SECONDS
+        plenty = left // (4 * max(self.workers, self.demand.most))
+        return max(min(int(GROUP_SECONDS / seconds * len(reports)), plenty), 1)
+
     def _stream(
-        self, task: Task, names: Iterable[str], width: Callable[[], int]
+        self, task: Task, names: Iterable[str], alone: bool = False
     ) -> Iterator[TaskReport]:
         # One group of keys, so that Dask knows the tasks for a kind, and holds them back until a
         # worker is free: of tiles handed out early, one worker got nine while the other got seven.
-        waiting, token, running = iter(names), f"tiles-{uuid.uuid4().hex}", 0
+        waiting, token, size = iter(names), f"tiles-{uuid.uuid4().hex}", 1
+        running: dict[Any, list[str]] = {}
         ended: SimpleQueue[Any] = SimpleQueue()
         while True:
-            for name in islice(waiting, max(width() - running, 0)):
-                self._submit(task, name, token).add_done_callback(ended.put)
-                running += 1
+            width = 1 if alone else self._width()
+            while len(running) < width and (group := list(islice(waiting, size))):
+                future = self._submit(task, group, token)
+                running[future.key] = group
+                future.add_done_callback(ended.put)
             if not running:
                 return
             future = self._await(ended)
-            running -= 1
-            yield self._report(future)
+            reports = self._report(future, running.pop(future.key))
+            if not alone and future.status == "finished":
+                size = self._choose_size(reports, length_hint(waiting))
             future.release()
+            yield from reports
 
-    def _submit(self, task: Task, name: str, token: str) -> Any:
+    def _submit(self, task: Task, group: list[str], token: str) -> Any:
         return self._client.submit(
-            task, name, key=(token, name), pure=False, resources=self.demand.resources
+            _do_all, task, group, key=(token, group[0]), pure=False, resources=self.demand.resources
         )
 
     def _await(self, ended: SimpleQueue[Any]) -> Any:
@@ -243,14 +260,19 @@ class DaskEngine:
                 revive()
                 revive = nothing
 
-    def _report(self, future: Any) -> TaskReport:
+    def _report(self, future: Any, group: list[str]) -> list[TaskReport]:
         if future.status == "finished":
-            report: TaskReport = future.result()
-            return report
+            reports: list[TaskReport] = future.result()
+            return reports
         if future.status == "cancelled":
             raise _scheduler_gone(self._client)
-        name = future.key[1]
-        return TaskReport("", name, error=f"{LOST}: {future.exception()}".splitlines()[0])
+        reason = f"{LOST}: {future.exception()}".splitlines()[0]
+        return [TaskReport("", name, error=reason) for name in group]
+
+
+def _do_all(task: Task, names: list[str]) -> list[TaskReport]:
+    """Do one task after the other, in a worker."""
+    return [task(name) for name in names]
 
 
 # --- workers --------------------------------------------------------------------------------------

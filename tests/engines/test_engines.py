@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import spawn
 from pathlib import Path
 
@@ -66,6 +67,34 @@ def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
         engine.close()
     assert "worker lost" in reports["poison"].error
     assert all(not reports[n].error and reports[n].facts["setting"] == "1" for n in "abcdef")
+
+
+def die_briefly(name: str) -> TaskReport:
+    """The same, in tasks that say that they take 10 ms."""
+    return replace(die(name), seconds=0.01)
+
+
+def test_short_tasks_go_out_together_and_only_the_one_that_kills_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"t{number:02}" for number in range(80)]
+    names[20] = "poison"
+    engine = start_local(1, Needs())
+    submit, sizes = engine._submit, list[int]()
+    monkeypatch.setattr(
+        engine,
+        "_submit",
+        lambda task, group, token: sizes.append(len(group)) or submit(task, group, token),
+    )
+    try:
+        reports = list(engine.run(die_briefly, names))
+    finally:
+        engine.close()
+    assert sorted(report.name for report in reports) == sorted(names)
+    assert [report.name for report in reports if report.error] == ["poison"]
+    assert max(sizes) == 10
+    assert len(sizes) < 70
+    assert sizes[-1] == 1
 
 
 UNGUARDED = """
