@@ -109,7 +109,7 @@ def open_plane(path: PathLike, hdu: int | str | None, shape: tuple[int, ...], wh
 
 
 def digest(image: Image) -> str:
-    """Hexadecimal blake2b of an image's content; reads all of it, as a stream."""
+    """Hexadecimal SHA-256 of an image's content; reads all of it, as a stream."""
     return image.digest()
 
 

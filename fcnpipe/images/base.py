@@ -50,7 +50,6 @@ STRIP_BYTES = 256 << 10
 """Bytes of a local file that are read at a time: from the cache of the system to that of a core."""
 GAP_BYTES = 4 << 10
 """Bytes between two rows that are read along: a call of the system costs more."""
-DIGEST_BYTES = 32
 COLOURS = 4
 """Most bands that an array has whose last axis they are: red, green, blue and alpha."""
 CHUNKS_IN_FLIGHT = 10
@@ -261,7 +260,7 @@ class Image:
         return values
 
     def digest(self) -> str:
-        """Hexadecimal blake2b of the content; reads all of it, as a stream.
+        """Hexadecimal SHA-256 of the content; reads all of it, as a stream.
 
         Notes
         -----
@@ -639,7 +638,7 @@ def hash_file(
     prefix: str = "",
     when: Version | None = None,
 ) -> str:
-    """Hexadecimal blake2b of ``prefix`` and of the digests of a file's parts, from start to stop.
+    """Hexadecimal SHA-256 of ``prefix`` and of the digests of a file's parts, from start to stop.
 
     Each part is :data:`_PART_BYTES` long, so that all cores can work on a large file.
     """
@@ -743,10 +742,10 @@ def _fill(file: int, start: int, part: memoryview) -> None:
         start, part = start + count, part[count:]
 
 
-def new_digest(prefix: str = "") -> hashlib.blake2b:
-    """Start a digest of :data:`DIGEST_BYTES` bytes."""
-    return hashlib.blake2b(prefix.encode(), digest_size=DIGEST_BYTES)
+def new_digest(prefix: str = "") -> hashlib._Hash:
+    """Start a digest: of those without known collisions what CPUs have instructions for."""
+    return hashlib.sha256(prefix.encode())
 
 
 def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+    return hashlib.sha256(data).hexdigest()

@@ -33,7 +33,7 @@ TOP = 255
 _WEIGHT_TOP = 127
 _USUAL = 1120
 """Edge of a usual window with its halo, px."""
-_BAND = 32
+_BAND = 64
 """Rows of the first layer at a time: its float32, four times the bytes, then stays in the cache."""
 
 

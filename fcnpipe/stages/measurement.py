@@ -26,8 +26,10 @@ from fcnpipe.segment import paint
 Facts = dict[str, float]
 VARIANCE_STEPS = 256
 """Unit of fixed-point variances, in squared units of flux; the sky's variance is 2**20 or more."""
-MARGIN = 64
-"""Pixels around a tile that are read for its apertures; for a wider one the rest is read."""
+LEAST_MARGIN = 64
+MARGIN_PART = 8
+"""Part of a tile that is read around it for its apertures; for a wider one the rest is read, which
+takes as long as a hundred sources."""
 USUAL_REACH = 7.0
 """Semi-axes beyond which few apertures look: tried first, since all that might be is much more."""
 
@@ -118,7 +120,8 @@ def _divided(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
 
 def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
     """Measure all sources of a tile: most from one region, those that reach further one by one."""
-    near = _read_region(job, job.tile(name).core.grow(MARGIN).clip(job.plan.frame))
+    margin = max(job.plan.tile // MARGIN_PART, LEAST_MARGIN)
+    near = _read_region(job, job.tile(name).core.grow(margin).clip(job.plan.frame))
     measured, done = measuring.measure_near(columns, near)
     for row in np.flatnonzero(~done):
         one = {what: values[row : row + 1] for what, values in columns.items()}

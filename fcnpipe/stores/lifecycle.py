@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -285,10 +286,10 @@ def prepare_parquet(store: ZarrStore) -> None:
 
     Notes
     -----
-    Flushes to disk, so that little is left to flush when the store is given its name.
+    Begins to flush to disk, so that little is left to flush when the store is given its name.
     """
     write_parquet(store, _leftover(parquet_path(final_path(store.path))))
-    os.sync()
+    threading.Thread(target=os.sync, daemon=True).start()
 
 
 def _check_consent(partial: Path, out: Path, overwrite: bool) -> None:
