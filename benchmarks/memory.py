@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
 from astropy.io import fits
 
 from benchmarks.whole_job import write_field
-from fcnpipe.memory import FLOW_BYTES
+from fcnpipe.memory import FLOW_BYTES, SERVER_BYTES
 from fcnpipe.plan import Plan, make_plan
 from fcnpipe.spec import make_spec
 
@@ -37,19 +38,22 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """A run: edge of its image, px, how often that is given as a band, its options, and whether it is a flow."""
+    """A run: edge of its image, px, its options, how often that is given as a band, and how it is begun.
+
+    A flow is begun as a command, which starts a server beside it, or called from Python.
+    """
 
     edge: int
     options: dict[str, object]
     bands: int = 1
-    flow: bool = False
+    begun: Literal["", "flow", "flow called"] = ""
 
     @property
     def name(self) -> str:
         """Say what it is."""
         told = " ".join(f"{key}={value}" for key, value in self.options.items() if key != "cluster")
-        kind = " flow" * self.flow + f" x {self.bands} bands" * (self.bands > 1)
-        return f"{self.edge} px{kind} {told}"
+        bands = f" x {self.bands} bands" * (self.bands > 1)
+        return f"{self.edge} px {self.begun}{bands} {told}"
 
 
 LOCAL = {"cluster_class": "distributed.LocalCluster"}
@@ -86,10 +90,12 @@ CASES = (
     Case(4096, {"engine": "dask", "workers": 2}),
     Case(2048, {**NONE_DASK, "workers": 2}),
     Case(4096, {"engine": "dask", "cluster": ONE_PROCESS}),
-    Case(4096, {"engine": "dask", "workers": 1}, flow=True),
-    Case(2048, {**NONE_DASK, "workers": 1}, flow=True),
-    Case(2048, {**NONE, "tile": 1024}, flow=True),
-    Case(4096, {**SERIAL, "tile": 2048}, flow=True),
+    Case(4096, {"engine": "dask", "workers": 1}, begun="flow"),
+    Case(2048, {**NONE_DASK, "workers": 1}, begun="flow"),
+    Case(2048, {**NONE, "tile": 1024}, begun="flow"),
+    Case(4096, {**SERIAL, "tile": 2048}, begun="flow"),
+    Case(2048, {**NONE, "tile": 1024}, begun="flow called"),
+    Case(4096, {**SERIAL, "tile": 2048}, begun="flow called"),
 )
 FEW = (
     Case(1024, {**NONE, "tile": 512, "window": 512}),
@@ -103,15 +109,25 @@ def run_case(case: Case, folder: Path) -> tuple[Plan, list[int]]:
     image, options = folder / f"{case.edge}.fits", folder / "options.yaml"
     if not image.exists():
         write_field(image, case.edge)
-    asked = {"image": [str(image)] * case.bands, "out": str(folder / "out.zarr"), **case.options}
+    names = {"image": [str(image)] * case.bands, "out": str(folder / "out.zarr")}
+    asked = {**names, "overwrite": True, "quiet": True, **case.options}
     for name in {"weight", "mask"} & asked.keys():
         asked[name] = str(write_map(folder / f"{name}{case.edge}.fits", case.edge))
     options.write_text(json.dumps(asked))  # which is YAML too
-    command = ["flows.segment"] if case.flow else ["fcnpipe", "segment"]
-    host_bytes = FLOW_BYTES * case.flow
+    host_bytes = FLOW_BYTES * (case.begun != "") + SERVER_BYTES * (case.begun == "flow called")
     plan = make_plan(make_spec(**asked), host_bytes=host_bytes)  # before kernels are compiled
-    given = ["--config", str(options), "--overwrite", "--quiet"]
-    return plan, watch([sys.executable, "-m", *command, *given])
+    return plan, watch([sys.executable, *COMMANDS[case.begun], str(options)])
+
+
+CALL = (
+    "import sys; from fcnpipe.spec import load_spec; from flows.segment import segment; "
+    "segment(load_spec(sys.argv[1]))"
+)
+COMMANDS = {
+    "": ("-m", "fcnpipe", "segment", "--config"),
+    "flow": ("-m", "flows.segment", "--config"),
+    "flow called": ("-c", CALL),
+}
 
 
 def write_map(path: Path, edge: int) -> Path:

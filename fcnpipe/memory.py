@@ -27,6 +27,8 @@ DRIVER_TILE_BYTES = 1000
 """What the driver keeps of each tile; ``python -m benchmarks.scheduling`` measures it."""
 FLOW_BYTES = 100 * 2**20
 """What Prefect takes in the process of a flow."""
+SERVER_BYTES = 90 * 2**20
+"""What it takes more there if no server is named: it then imports its own, to start that."""
 COMPILER_BYTES = 220 * 2**20
 """numba's compiler, in a process that finds no kernels of an earlier run."""
 LEAST_TASK_BYTES = 62 * 2**20

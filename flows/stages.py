@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fcnpipe import delivery, run
 from fcnpipe.errors import FcnpipeError, TilesFailed
-from fcnpipe.memory import FLOW_BYTES
+from fcnpipe.memory import FLOW_BYTES, SERVER_BYTES
 from fcnpipe.plan import Command
 from fcnpipe.spec import RunSpec
 from flows.artifacts import Account, StageArtifact
@@ -66,7 +67,7 @@ def carry_out(spec: RunSpec, command: Command, patience: Patience) -> dict[str, 
 
 
 def _carry_out(spec: RunSpec, command: Command, patience: Patience, account: Account) -> None:
-    with run.open_session(spec, command, host_bytes=FLOW_BYTES) as session:
+    with run.open_session(spec, command, host_bytes=host_bytes()) as session:
         if session is None:
             return
         account.begin(session.job.plan)
@@ -74,6 +75,11 @@ def _carry_out(spec: RunSpec, command: Command, patience: Patience, account: Acc
             call = _stage_call(session, stage, account, patience.retries)
             perform(stage.name, call, patience)
         perform("finish", lambda: run.finish(session), patience)
+
+
+def host_bytes() -> int:
+    """Give what Prefect takes in this process, its server with it if that was imported."""
+    return FLOW_BYTES + SERVER_BYTES * ("prefect.server.api.server" in sys.modules)
 
 
 def perform(name: str, call: Callable[[], Any], patience: Patience) -> None:

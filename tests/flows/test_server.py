@@ -13,6 +13,7 @@ pytest.importorskip("prefect")
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from fcnpipe.memory import FLOW_BYTES, SERVER_BYTES
 from flows import server
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,16 @@ def start() -> None:
 
 run_by_hand(start, "run")
 """
+CALL = """
+from prefect import flow
+from flows.stages import host_bytes
+
+@flow
+def told() -> int:
+    return host_bytes()
+
+print(host_bytes(), told())
+"""
 
 
 @pytest.mark.timeout(300)
@@ -62,6 +73,19 @@ def test_a_flow_has_a_server_that_ends_with_it_and_not_before(
     number, deaf = server.split()
     assert (done.returncode, deaf) == (130, "True"), done.stderr
     assert not psutil.pid_exists(int(number))
+
+
+@pytest.mark.timeout(300)
+def test_a_flow_that_is_called_counts_the_server_that_prefect_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CALL], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    expected = f"{FLOW_BYTES} {FLOW_BYTES + SERVER_BYTES}"
+    assert done.stdout.splitlines() == [expected], done.stderr
 
 
 def test_what_does_not_come_up_is_left_to_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
