@@ -7,7 +7,7 @@ import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +206,8 @@ def _read_band(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Give source_id and label of the rows with ``low <= source_id < high``, by whole blocks."""
     blocks = range(-(-store.n_sources // ROW_CHUNK))
-    ends = [max(bisect_left(blocks, end, key=partial(_first_id, store)), 1) for end in (low, high)]
+    first = cache(partial(_first_id, store))
+    ends = [max(bisect_left(blocks, end, key=first), 1) for end in (low, high)]
     rows = slice((ends[0] - 1) * ROW_CHUNK, ends[1] * ROW_CHUNK)
     found = store.read_sources(["source_id", "label"], rows)
     ids = found["source_id"].astype(np.int64)

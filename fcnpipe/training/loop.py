@@ -20,7 +20,7 @@ from fcnpipe.networks import Bundle, load_model
 from fcnpipe.networks.allocator import tune_allocator
 from fcnpipe.networks.bundle import architecture
 from fcnpipe.training.curve import draw_curve
-from fcnpipe.training.losses import make_loss, measure_loss
+from fcnpipe.training.losses import Combination, make_loss, measure_loss
 from fcnpipe.training.ranks import Ranks, count_processes, joined
 from fcnpipe.training.recipe import DEFAULT_RECIPE, Recipe, load_recipe, rate_at
 from fcnpipe.training.sources import Batch, Source, cut_batch, open_source
@@ -145,7 +145,14 @@ def make_network(recipe: Recipe) -> nn.Module:
 
 
 def start(recipe: Recipe) -> State:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Raises
+    ------
+    SpecError
+        When the recipe asks for a network or a loss that there is not.
+    """
+    _name_loss(recipe, shared=False)
     torch.manual_seed(recipe.seed)
     network = make_network(recipe)
     if recipe.begin:
@@ -238,9 +245,14 @@ def measure_batch(recipe: Recipe, network: nn.Module, batch: Batch) -> Tensor:
     if not recipe.task and not recipe.loss:
         return measure_loss(logits, targets, recipe.weights)
     weight = None if batch.weight is None else torch.from_numpy(batch.weight).to(recipe.device)
-    terms = recipe.loss or TERMS.get(recipe.task, {"cross_entropy": 1.0})
-    loss = make_loss(terms, ACTIVATIONS.get(recipe.task, "sigmoid"), network.training)
+    loss = _name_loss(recipe, network.training)
     return loss(logits, targets, None if weight is None else _centre(weight, shape))
+
+
+def _name_loss(recipe: Recipe, shared: bool) -> Combination:
+    """The loss that a recipe names, or what suits its task."""
+    terms = recipe.loss or TERMS.get(recipe.task, {"cross_entropy": 1.0})
+    return make_loss(terms, ACTIVATIONS.get(recipe.task, "sigmoid"), shared)
 
 
 def _centre(maps: Tensor, shape: tuple[int, ...]) -> Tensor:

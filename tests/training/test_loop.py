@@ -145,7 +145,9 @@ def test_numbers_may_be_written_without_a_point(tmp_path):
     assert load_recipe(path).rate == 1e-3
 
 
-@pytest.mark.parametrize("change", [{"begin": "unheard"}, {"device": "cuda"}])
+@pytest.mark.parametrize(
+    "change", [{"begin": "unheard"}, {"device": "cuda"}, {"loss": {"unheard": 1.0}}]
+)
 def test_what_is_refused_leaves_no_folder(tmp_path, monkeypatch, change):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises((SpecError, ModelError)):
