@@ -10,6 +10,7 @@ where there is none at all, or none that has what tasks ask for, a run ends, and
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import os
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from multiprocessing import spawn
@@ -563,7 +565,10 @@ def _make_cluster(description: Mapping[str, Any]) -> Any:
         )
         if not (isinstance(kind, type) and hasattr(kind, "close")):
             raise TypeError(f"{attribute} is no class of clusters")
-        cluster = kind(**(description.get("cluster_kwargs") or {}))
+        options = description.get("cluster_kwargs") or {}
+        if kind is LocalCluster:
+            _check_local(options)
+        cluster = kind(**options)
     except (ImportError, AttributeError, RuntimeError, TypeError, ValueError, OSError) as error:
         cause = error.__cause__ or error  # "Nanny failed to start." says nothing
         raise SpecError(
@@ -572,6 +577,17 @@ def _make_cluster(description: Mapping[str, Any]) -> Any:
     if description.get("adapt_kwargs"):
         _adapt(cluster, description["adapt_kwargs"])
     return cluster
+
+
+def _check_local(options: Mapping[str, Any]) -> None:
+    """Refuse a word that no part of a local cluster knows: the workers would each print why."""
+    parts = (LocalCluster, distributed.Nanny, distributed.Worker, distributed.core.Server)
+    known = {name for part in parts for name in inspect.signature(part).parameters}
+    unknown = set(options) - known
+    if unknown and "worker_class" not in options:
+        near = {word for name in unknown for word in get_close_matches(name, known, 1)}
+        meant = f", perhaps {', '.join(sorted(near))} is meant" if near else ""
+        raise TypeError(f"{', '.join(sorted(unknown))} is unknown{meant}")
 
 
 def _adapt(cluster: Any, options: Mapping[str, Any]) -> None:
