@@ -69,7 +69,11 @@ def open_image(paths: PathLike | Sequence[PathLike], hdu: int | str | None = Non
         raise InputError("no image was given: name at least one file")
     names = [base.locate(path) for path, _ in chosen]
     readers = [_open_reader(name, own) for name, (_, own) in zip(names, chosen, strict=True)]
-    image = stack_readers(readers, names)
+    told = [
+        f"{name}[{own}]" if own != hdu else name
+        for name, (_, own) in zip(names, chosen, strict=True)
+    ]
+    image = stack_readers(readers, told)
     _try_first_pixel(image)
     return image
 

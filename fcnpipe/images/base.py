@@ -33,6 +33,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from fcnpipe import remote
+from fcnpipe.addresses import split_part
 from fcnpipe.errors import InputChanged, InputError, InputUnreachable
 from fcnpipe.geometry import Box
 from fcnpipe.meter import count_read
@@ -337,7 +338,10 @@ def stack_readers(readers: Sequence[Reader], names: Sequence[str]) -> Image:
 
 
 def _name_bands(readers: Sequence[Reader], names: Sequence[str]) -> tuple[str, ...]:
-    stems = [os.path.basename(name.rstrip("/")).split(".")[0] for name in names]
+    files = [split_part(name) for name in names]
+    stems = [os.path.basename(file.rstrip("/")).split(".")[0] for file, _ in files]
+    if len(set(stems)) < len(stems):
+        stems = [f"{stem}.{part}" for stem, (_, part) in zip(stems, files, strict=True)]
     bands = [
         stem if len(reader.info.bands) == 1 else f"{stem}.{band}"
         for stem, reader in zip(stems, readers, strict=True)

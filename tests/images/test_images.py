@@ -46,6 +46,16 @@ def test_one_file_twice_has_numbered_bands(tmp_path: Path) -> None:
     assert images.open_image([path, path]).info.bands == ("0", "1")
 
 
+def test_hdus_of_one_file_are_bands_called_after_them(tmp_path: Path) -> None:
+    planes = [fits.ImageHDU(np.zeros(shape, "f4"), name=n) for n, shape in
+              (("G", (6, 5)), ("R", (6, 5)), ("ODD", (7, 5)))]  # fmt: skip
+    path = tmp_path / "a.fits"
+    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(path)
+    assert images.open_image([f"{path}[G]", f"{path}[2]"]).info.bands == ("a.G", "a.2")
+    with pytest.raises(InputError, match=r"a\.fits\[ODD\] is .* but .*a\.fits\[G\] is"):
+        images.open_image([f"{path}[G]", f"{path}[ODD]"])
+
+
 def test_least_saturation_level_counts(tmp_path: Path) -> None:
     one = write(tmp_path / "a.fits", (6, 5), SATURATE=900.0, GAIN=2.0)
     two = write(tmp_path / "b.fits", (6, 5), SATURATE=500.0, GAIN=4.0)
