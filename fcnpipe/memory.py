@@ -46,7 +46,7 @@ PIPELINE = 40
 """Bytes for each pixel of a window outside the layers: input, outputs, maps."""
 LAYERS = {"fp32": 2.72, "bf16": 1.16, "int8": 0.57}
 """Times the arrays of the layers (float32) that a window takes in the network, oneDNN's copies included."""
-HOLES = {"fp32": 0.95, "bf16": 0.75, "int8": 0.05}
+HOLES = {"fp32": 0.99, "bf16": 0.75, "int8": 0.05}
 """Times them that a process has in holes: windows of several shapes in a heap that is never given back.
 From one run to the next they differ by a quarter."""
 ALIKE = 0.15
