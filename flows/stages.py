@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run, task_run
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcnpipe import delivery, run
-from fcnpipe.errors import FcnpipeError, TilesFailed
+from fcnpipe.errors import FcnpipeError, SpecError, TilesFailed
 from fcnpipe.memory import FLOW_BYTES, SERVER_BYTES
 from fcnpipe.plan import Command
 from fcnpipe.spec import RunSpec
@@ -23,13 +26,17 @@ from flows.artifacts import Account, StageArtifact
 
 
 class Patience(BaseModel):
-    """How often, and for how long, a stage is tried."""
+    """How often, and for how long, a stage is tried, and what a run waits for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     retries: int = Field(1, ge=0, description="Times that a stage is tried again.")
     retry_delay_seconds: float = Field(10.0, ge=0, description="Pause before it is tried again.")
     timeout_seconds: float | None = Field(None, gt=0, description="Longest time for a stage.")
+    limit: str | None = Field(
+        None,
+        description="Concurrency limit of Prefect; a run holds one of its slots while it works.",
+    )
 
 
 def name_run() -> str:
@@ -54,7 +61,7 @@ def carry_out(spec: RunSpec, command: Command, patience: Patience) -> dict[str, 
     """
     account = Account(spec)
     try:
-        with delivery.delivered(spec, command) as local:
+        with slot(patience.limit), delivery.delivered(spec, command) as local:
             if local is not None:
                 _carry_out(local, command, patience, account)
         account.finish()
@@ -75,6 +82,29 @@ def _carry_out(spec: RunSpec, command: Command, patience: Patience, account: Acc
             call = _stage_call(session, stage, account, patience.retries)
             perform(stage.name, call, patience)
         perform("finish", lambda: run.finish(session), patience)
+
+
+@contextmanager
+def slot(limit: str | None) -> Iterator[None]:
+    """Wait for a slot of a concurrency limit of Prefect, and hold it; without a limit, go on.
+
+    Raises
+    ------
+    SpecError
+        If there is no such limit: Prefect would let any number of runs pass.
+    """
+    with ExitStack() as held:
+        if limit is not None:
+            # A server that is away for a while is no reason to give up what works.
+            taken = concurrency(limit, strict=True, raise_on_lease_renewal_failure=False)
+            try:
+                held.enter_context(taken)
+            except ConcurrencySlotAcquisitionError:
+                raise SpecError(
+                    f"Prefect has no concurrency limit {limit!r}: make it with "
+                    f"'prefect gcl create {limit} --limit 1', or leave patience.limit out"
+                ) from None
+        yield
 
 
 def host_bytes() -> int:

@@ -29,7 +29,7 @@ from fcnpipe.training import loop, packing
 from flows.artifacts import UPDATE_EVERY_SECONDS
 from flows.command import run_by_hand
 from flows.server import temporary_server
-from flows.stages import Patience, perform
+from flows.stages import Patience, perform, slot
 
 
 @flow(name="train", flow_run_name="{folder}", retries=0, persist_result=False)
@@ -51,8 +51,9 @@ def train(recipe: str, folder: str, patience: Patience = Patience()) -> str:  # 
         The model file.
     """
     given, out = loop.load_recipe(Path(recipe)), Path(folder)
-    perform("train", lambda: _train(given, out), patience)
-    perform("pack", lambda: _pack(out), patience)
+    with slot(patience.limit):
+        perform("train", lambda: _train(given, out), patience)
+        perform("pack", lambda: _pack(out), patience)
     return str(out / f"{given.name}.safetensors")
 
 

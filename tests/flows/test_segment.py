@@ -22,11 +22,13 @@ import psutil
 from astropy.io import fits
 from PIL import Image
 from prefect import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import Artifact
 
 import flows  # noqa: F401  makes Prefect quiet, so it comes first
 from fcnpipe import run
-from fcnpipe.errors import InputError, TilesFailed
+from fcnpipe.errors import InputError, SpecError, TilesFailed
 from fcnpipe.memory import FLOW_BYTES
 from fcnpipe.plan import make_plan
 from fcnpipe.records import TaskReport
@@ -253,6 +255,35 @@ def test_failed_tiles_are_exit_code_3(
         run_by_hand(flow.start, "flows.segment")
     assert leave.value.code == 3
     assert "r000c001" in capsys.readouterr().err
+
+
+# --- a limit ---------------------------------------------------------------------------------------
+
+
+def test_a_run_holds_a_slot_of_its_limit_while_it_works(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with get_client(sync_client=True) as client:
+        wanted = GlobalConcurrencyLimitCreate(name="camera", limit=2)
+        client.create_global_concurrency_limit(wanted)
+        found = []
+
+        def look() -> None:
+            found.append(client.read_global_concurrency_limit_by_name("camera").active_slots)
+
+        begin = run.open_session
+        monkeypatch.setattr(run, "open_session", lambda *a, **k: (look(), begin(*a, **k))[1])
+        state = flow.segment(spec, Patience(limit="camera"), return_state=True)
+        look()
+    assert state.is_completed()
+    assert found == [1, 0]
+
+
+def test_a_limit_that_is_not_there_is_no_limit_passed(spec: RunSpec) -> None:
+    state = flow.segment(spec, Patience(limit="unheard"), return_state=True)
+    with pytest.raises(SpecError, match="no concurrency limit 'unheard': make it"):
+        state.result()
+    assert not Path(spec.out).exists()
 
 
 # --- as processes ---------------------------------------------------------------------------------
