@@ -1255,22 +1255,46 @@ def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped
     return np.nan if moment / total > KRON_EXTENT else max(moment / total, KRON_LEAST)
 
 
+class _Ellipse(NamedTuple):
+    """An ellipse about the origin, cut by rows and columns.
+
+    A row at y cuts it at ``lean y -+ wide sqrt(1 - (y / height)**2)``, a column at x at
+    ``tilt x -+ tall sqrt(1 - (x / width)**2)``.
+    """
+
+    width: float
+    height: float
+    lean: float
+    wide: float
+    tilt: float
+    tall: float
+
+
 @njit(cache=True, nogil=True)
 def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
-    """Give flux, error and flag bits of the source's ellipse times ``scale``."""
+    """Give flux, error and flag bits of the source's ellipse times ``scale``.
+
+    A row of pixels cuts a strip from the ellipse; the share of a pixel is what lies in the strip to
+    the left of its right side, less what lies to the left of its left side.
+    """
     y0, x0, y1, x1 = box
-    a, b = source.a * scale, source.b * scale
-    figure = (source.cosine / a, source.sine / a, -source.sine / b, source.cosine / b)
-    reach = _HALF_DIAGONAL / b
-    xx, xy, yx, yy = figure
-    form = (xx * xx + yx * yx, 2 * (xx * xy + yx * yy), xy * xy + yy * yy)
+    ellipse = _cut_ellipse(source, scale)
     flux, variance, area, foreign, spoilt = 0.0, 0.0, 0.0, 0.0, False
     for y in range(y0, y1):
-        dy = y - source.y
-        first, end = _clip_span(_span(form, dy, (1 + reach) ** 2, 1.0), source.x, x0, x1)
+        strip = _cut_strip(ellipse, y - source.y - 0.5)
+        if strip[1] <= strip[0]:
+            continue
+        first, end, low, high = _strip_ends(ellipse, strip, source.x, x0, x1)
+        left = _area_left(ellipse, strip, first - 0.5 - source.x)
         for x in range(first, end):
-            weight = _overlap(x - source.x, dy, figure, reach)
-            if weight > 0:
+            if low <= x < high:
+                weight = strip[1] - strip[0]
+            else:
+                if x == high:
+                    left = _area_left(ellipse, strip, x - 0.5 - source.x)
+                right = _area_left(ellipse, strip, x + 0.5 - source.x)
+                weight, left = right - left, right
+            if weight > _LEAST_SHARE:
                 i, j, state = _mend(field, source, (y, x), box)
                 if state & _LOST == 0:
                     noise = np.float64(field.noise[i, j])
@@ -1281,88 +1305,93 @@ def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
                 if state != _INSIDE:
                     foreign += weight
     bits = np.int32(_CROWDED) if foreign > NEIGHBOUR_SHARE * area else np.int32(0)
-    if spoilt or area < (1 - 1e-9) * np.pi * a * b:
+    if spoilt or area < (1 - 1e-9) * np.pi * source.a * source.b * (scale * scale):
         bits |= np.int32(_INCOMPLETE)
     return flux, np.sqrt(variance), bits
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def _overlap(dx, dy, figure, reach):  # type: ignore[no-untyped-def]
-    """Give the share of a pixel inside the unit circle of the frame that ``figure`` maps to.
+_LEAST_SHARE = 1e-11
+"""Share of a pixel below which it is a rounding error of a strip's areas."""
 
-    ``figure`` is the 2 x 2 map (row by row) from pixels to that frame, ``reach`` the longest that
-    half a pixel's diagonal becomes there: pixels clearly inside or outside are settled by their
-    centre.
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _cut_ellipse(source, scale):  # type: ignore[no-untyped-def]
+    width, height = _ellipse_extent(source, scale)
+    a, b = source.a * scale, source.b * scale
+    xx = (source.cosine / a) ** 2 + (source.sine / b) ** 2
+    yy = (source.sine / a) ** 2 + (source.cosine / b) ** 2
+    xy = source.cosine * source.sine * (1 / (a * a) - 1 / (b * b))
+    return _Ellipse(width, height, -xy / xx, 1 / np.sqrt(xx), -xy / yy, 1 / np.sqrt(yy))
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _cut_strip(ellipse, y):  # type: ignore[no-untyped-def]
+    """Give where the strip [y, y + 1) of an ellipse begins and ends, and `_half_area` there."""
+    low, high = max(y, -ellipse.height), min(y + 1, ellipse.height)
+    if high <= low:
+        return low, low, 0.0, 0.0
+    return low, high, _half_area(ellipse, low), _half_area(ellipse, high)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _half_area(ellipse, y):  # type: ignore[no-untyped-def]
+    """Give half the ellipse's area between rows 0 and y; negative below 0."""
+    v = y / ellipse.height
+    return 0.5 * ellipse.wide * (y * np.sqrt(max(1 - v * v, 0.0)) + ellipse.height * np.arcsin(v))
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _strip_ends(ellipse, strip, x, x0, x1):  # type: ignore[no-untyped-def]
+    """Give the pixels [first, end) of a row that a strip touches, and those that it fills, [low, high)."""
+    height, lean, wide = ellipse.height, ellipse.lean, ellipse.wide
+    v, w = strip[0] / height, strip[1] / height
+    half0, half1 = wide * np.sqrt(max(1 - v * v, 0.0)), wide * np.sqrt(max(1 - w * w, 0.0))
+    middle0, middle1 = lean * strip[0] + x + 0.5, lean * strip[1] + x + 0.5
+    least, most = min(middle0 - half0, middle1 - half1), max(middle0 + half0, middle1 + half1)
+    # Where it is widest it may be between the two rows.
+    extreme = lean * height * height / ellipse.width
+    if strip[0] < extreme < strip[1]:
+        most = x + 0.5 + ellipse.width
+    if strip[0] < -extreme < strip[1]:
+        least = x + 0.5 - ellipse.width
+    first, end = max(int(np.floor(least)), x0), min(int(np.floor(most)) + 1, x1)
+    low = max(int(np.ceil(max(middle0 - half0, middle1 - half1))), first)
+    high = min(int(np.floor(min(middle0 + half0, middle1 + half1))), end)
+    return first, end, low, max(high, low)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _area_left(ellipse, strip, x):  # type: ignore[no-untyped-def]
+    """Give the area of a strip of an ellipse to the left of x.
+
+    The column at x meets the ellipse between two rows. Between them the area ends at x; beyond them
+    it is the whole of the ellipse or nothing, as the tip there is on the left of x or not.
     """
-    xx, xy, yx, yy = figure
-    u, v = xx * dx + xy * dy, yx * dx + yy * dy
-    distance2 = u * u + v * v
-    if distance2 >= (1 + reach) * (1 + reach):
+    low, high, at_low, at_high = strip
+    u = x / ellipse.width
+    if u <= -1:
         return 0.0
-    if reach < 1 and distance2 <= (1 - reach) * (1 - reach):
-        return 1.0
-    return _edge_overlap((u, v), figure, reach)
+    if u >= 1:
+        return 2 * (at_high - at_low)
+    half = ellipse.tall * np.sqrt(1 - u * u)
+    start = min(max(ellipse.tilt * x - half, low), high)
+    stop = min(max(ellipse.tilt * x + half, low), high)
+    at_start = at_low if start == low else at_high if start == high else _half_area(ellipse, start)
+    at_stop = at_high if stop == high else at_low if stop == low else _half_area(ellipse, stop)
+    area = (stop - start) * (x - 0.5 * ellipse.lean * (start + stop)) + at_stop - at_start
+    tip = ellipse.lean * ellipse.height
+    if -tip < x:
+        area += 2 * (at_start - at_low)
+    if tip < x:
+        area += 2 * (at_high - at_stop)
+    return area
 
 
 @njit(cache=True, nogil=True)
-def _edge_overlap(centre, figure, reach):  # type: ignore[no-untyped-def]
-    """Give the share of a parallelogram inside the unit circle, edge by edge.
-
-    Each edge spans a triangle with the origin; the part of it inside the circle is a triangle where
-    the edge runs inside and a sector where it runs outside (Green's theorem). The sectors' angles
-    are multiplied as rotations and read off once. They add up to less than half a circle if
-    ``reach`` < 1: seen from the origin, the pixel's part outside lies within 2 asin(reach).
-    """
-    xx, xy, yx, yy = figure
-    u, v = centre
-    pu, pv, qu, qv = -0.5 * (xx + xy), -0.5 * (yx + yy), 0.5 * (xx - xy), 0.5 * (yx - yy)
-    far = max((u + pu) ** 2 + (v + pv) ** 2, (u - pu) ** 2 + (v - pv) ** 2)
-    far = max(far, max((u + qu) ** 2 + (v + qv) ** 2, (u - qu) ** 2 + (v - qv) ** 2))
-    if far <= 1:
-        return 1.0
-    area, angle, re, im = 0.0, 0.0, 1.0, 0.0
-    for _ in range(4):
-        part, re, im = _follow_edge((u + pu, v + pv), (u + qu, v + qv), re, im)
-        area += part
-        if reach > 0.99:
-            angle += np.arctan2(im, re)
-            re, im = 1.0, 0.0
-        pu, pv, qu, qv = qu, qv, -pu, -pv
-    area = 0.5 * (area + angle + np.arctan2(im, re))
-    return min(max(area / (xx * yy - xy * yx), 0.0), 1.0)
-
-
-@njit(cache=True, nogil=True, forceinline=True)
-def _follow_edge(p, q, re, im):  # type: ignore[no-untyped-def]
-    """Give twice the triangle of an edge's part inside; turn the rotation by its parts outside."""
-    pu, pv = p
-    qu, qv = q
-    c = pu * pu + pv * pv - 1
-    if c <= 0 and qu * qu + qv * qv <= 1:
-        return pu * qv - pv * qu, re, im
-    du, dv = qu - pu, qv - pv
-    a, b = du * du + dv * dv, pu * du + pv * dv
-    root = b * b - a * c
-    if root > 0:
-        root = np.sqrt(root)
-        enter, leave = (-b - root) / a, (-b + root) / a
-        if leave > 0 and enter < 1:
-            enter, leave = max(enter, 0.0), min(leave, 1.0)
-            eu, ev, lu, lv = pu + enter * du, pv + enter * dv, pu + leave * du, pv + leave * dv
-            if enter > 0:
-                re, im = _turn(re, im, (pu, pv), (eu, ev))
-            if leave < 1:
-                re, im = _turn(re, im, (lu, lv), (qu, qv))
-            return eu * lv - ev * lu, re, im
-    re, im = _turn(re, im, p, q)
-    return 0.0, re, im
-
-
-@njit(cache=True, nogil=True, forceinline=True)
-def _turn(re, im, p, q):  # type: ignore[no-untyped-def]
-    """Turn a rotation on by the angle from p to q; its length means nothing."""
-    cosine, sine = p[0] * q[0] + p[1] * q[1], p[0] * q[1] - p[1] * q[0]
-    return re * cosine - im * sine, re * sine + im * cosine
+def _share(ellipse, y, x):  # type: ignore[no-untyped-def]
+    """Give the share inside an ellipse of the pixel whose centre is at (y, x)."""
+    strip = _cut_strip(ellipse, y - 0.5)
+    return _area_left(ellipse, strip, x + 0.5) - _area_left(ellipse, strip, x - 0.5)
 
 
 @njit(cache=True, nogil=True)
@@ -1565,12 +1594,12 @@ def _circle_flux(scratch, rings, radius):  # type: ignore[no-untyped-def]
     """Give the flux in a circle about the centroid: whole rings, then pixels its edge may cross."""
     if radius <= 0:
         return 0.0
-    figure, reach = (1 / radius, 0.0, 0.0, 1 / radius), _HALF_DIAGONAL / radius
+    circle = _Ellipse(radius, radius, 0.0, radius, 0.0, radius)
     first = min(max(int(np.floor(radius - _HALF_DIAGONAL - 1e-6)), 0), rings)
     last = min(int(radius + _HALF_DIAGONAL) + 1, rings)
     flux, disc = scratch.inside[first], scratch.disc
     for k in range(scratch.ring[first], scratch.ring[last]):
-        flux += _overlap(disc[k, 1], disc[k, 0], figure, reach) * disc[k, 2]
+        flux += _share(circle, disc[k, 0], disc[k, 1]) * disc[k, 2]
     return flux
 
 

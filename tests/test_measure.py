@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import sep
+from hypothesis import given
+from hypothesis import strategies as st
 from photutils.geometry import circular_overlap_grid, elliptical_overlap_grid
 from photutils.segmentation import SegmentationImage, SourceCatalog
 from scipy import ndimage
@@ -170,9 +172,8 @@ def test_circle_overlap_is_exact(radius, shift):
     expected = circular_overlap_grid(
         -9.5 - shift[0], 9.5 - shift[0], -9.5 - shift[1], 9.5 - shift[1], 19, 19, radius, 1, 1
     )
-    np.testing.assert_allclose(
-        overlaps((1 / radius, 0.0, 0.0, 1 / radius), shift), expected, atol=1e-12
-    )
+    circle = measure._Ellipse(radius, radius, 0.0, radius, 0.0, radius)
+    np.testing.assert_allclose(shares(circle, shift), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("radius", [1.5, 1.77, 2.5, 7.3])
@@ -196,22 +197,41 @@ def test_crossed_pixels_and_how_they_fill_are_exact(radius, shift):
 
 
 @pytest.mark.parametrize("axes", [(7.0, 2.0), (8.0, 0.4), (0.6, 0.25), (3.0, 3.0)])
-@pytest.mark.parametrize("angle", [0.0, 0.6, np.pi / 2, 2.8])
+@pytest.mark.parametrize("angle", [0.0, 0.6, np.pi / 2, 2.8, np.pi, 5.1])
 def test_ellipse_overlap_is_exact(axes, angle):
-    a, b = axes
-    c, s = np.cos(angle), np.sin(angle)
-    expected = elliptical_overlap_grid(-9.6, 9.4, -9.2, 9.8, 19, 19, a, b, angle, 1, 1)
-    figure = (c / a, s / a, -s / b, c / b)
-    np.testing.assert_allclose(overlaps(figure, (0.1, -0.3)), expected, atol=1e-11)
+    ellipse = measure._cut_ellipse(make_source(axes, angle), 1.0)
+    expected = elliptical_overlap_grid(-9.6, 9.4, -9.2, 9.8, 19, 19, *axes, angle, 1, 1)
+    np.testing.assert_allclose(shares(ellipse, (0.1, -0.3)), expected, atol=1e-11)
 
 
-def overlaps(figure: tuple[float, ...], shift: tuple[float, float]) -> np.ndarray:
-    reach = np.sqrt(0.5) / min(
-        1 / np.hypot(figure[0], figure[1]), 1 / np.hypot(figure[2], figure[3])
-    )
+@given(
+    st.floats(0.3, 30), st.floats(0.05, 1), st.floats(0, 2 * np.pi), st.floats(-0.5, 0.5),
+    st.floats(0.5, 2),
+)  # fmt: skip
+def test_a_strip_touches_and_fills_the_pixels_that_it_says(a, ratio, angle, shift, scale):
+    ellipse = measure._cut_ellipse(make_source((a, a * ratio), angle), scale)
+    edge = int(a * scale) + 3
+    for y in range(-edge, edge + 1):
+        strip = measure._cut_strip(ellipse, y + shift - 0.5)
+        if strip[1] <= strip[0]:
+            continue
+        first, end, low, high = measure._strip_ends(ellipse, strip, shift, -edge, edge + 1)
+        for x in range(-edge, edge + 1):
+            share = measure._share(ellipse, y + shift, x - shift)
+            if not first <= x < end:
+                assert abs(share) < 1e-9
+            elif low <= x < high:
+                assert share == pytest.approx(strip[1] - strip[0], abs=1e-9)
+
+
+def make_source(axes: tuple[float, float], angle: float) -> measure._Source:
+    return measure._Source(1, 0.0, 0.0, *axes, np.cos(angle), np.sin(angle), 0.0, 0.0, 0.0)
+
+
+def shares(ellipse: measure._Ellipse, shift: tuple[float, float]) -> np.ndarray:
     span = np.arange(-9, 10)
     return np.array(
-        [[measure._overlap(x - shift[0], y - shift[1], figure, reach) for x in span] for y in span]
+        [[measure._share(ellipse, y - shift[1], x - shift[0]) for x in span] for y in span]
     )
 
 
