@@ -1316,6 +1316,7 @@ _LEAST_SHARE = 1e-11
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _cut_ellipse(source, scale):  # type: ignore[no-untyped-def]
+    """Give the source's ellipse times ``scale``, about its centroid."""
     width, height = _ellipse_extent(source, scale)
     a, b = source.a * scale, source.b * scale
     xx = (source.cosine / a) ** 2 + (source.sine / b) ** 2
