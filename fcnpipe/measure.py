@@ -1318,11 +1318,8 @@ _LEAST_SHARE = 1e-11
 def _cut_ellipse(source, scale):  # type: ignore[no-untyped-def]
     """Give the source's ellipse times ``scale``, about its centroid."""
     width, height = _ellipse_extent(source, scale)
-    a, b = source.a * scale, source.b * scale
-    xx = (source.cosine / a) ** 2 + (source.sine / b) ** 2
-    yy = (source.sine / a) ** 2 + (source.cosine / b) ** 2
-    xy = source.cosine * source.sine * (1 / (a * a) - 1 / (b * b))
-    return _Ellipse(width, height, -xy / xx, 1 / np.sqrt(xx), -xy / yy, 1 / np.sqrt(yy))
+    xx, xy, yy = source.cxx, 0.5 * source.cxy, source.cyy
+    return _Ellipse(width, height, -xy / xx, scale / np.sqrt(xx), -xy / yy, scale / np.sqrt(yy))
 
 
 @njit(cache=True, nogil=True, forceinline=True)

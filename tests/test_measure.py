@@ -225,7 +225,9 @@ def test_a_strip_touches_and_fills_the_pixels_that_it_says(a, ratio, angle, shif
 
 
 def make_source(axes: tuple[float, float], angle: float) -> measure._Source:
-    return measure._Source(1, 0.0, 0.0, *axes, np.cos(angle), np.sin(angle), 0.0, 0.0, 0.0)
+    (a, b), c, s = axes, np.cos(angle), np.sin(angle)
+    form = (c / a) ** 2 + (s / b) ** 2, 2 * c * s * (a**-2 - b**-2), (s / a) ** 2 + (c / b) ** 2
+    return measure._Source(1, 0.0, 0.0, a, b, c, s, *form)
 
 
 def shares(ellipse: measure._Ellipse, shift: tuple[float, float]) -> np.ndarray:

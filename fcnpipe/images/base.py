@@ -341,7 +341,8 @@ def _name_bands(readers: Sequence[Reader], names: Sequence[str]) -> tuple[str, .
     files = [split_part(name) for name in names]
     stems = [os.path.basename(file.rstrip("/")).split(".")[0] for file, _ in files]
     if len(set(stems)) < len(stems):
-        stems = [f"{stem}.{part}" for stem, (_, part) in zip(stems, files, strict=True)]
+        parts = (f".{part}" if part else "" for _, part in files)
+        stems = [stem + part for stem, part in zip(stems, parts, strict=True)]
     bands = [
         stem if len(reader.info.bands) == 1 else f"{stem}.{band}"
         for stem, reader in zip(stems, readers, strict=True)

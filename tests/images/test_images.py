@@ -52,6 +52,7 @@ def test_hdus_of_one_file_are_bands_called_after_them(tmp_path: Path) -> None:
     path = tmp_path / "a.fits"
     fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(path)
     assert images.open_image([f"{path}[G]", f"{path}[2]"]).info.bands == ("a.G", "a.2")
+    assert images.open_image([path, f"{path}[2]"]).info.bands == ("a", "a.2")
     with pytest.raises(InputError, match=r"a\.fits\[ODD\] is .* but .*a\.fits\[G\] is"):
         images.open_image([f"{path}[G]", f"{path}[ODD]"])
 
