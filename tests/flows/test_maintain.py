@@ -53,7 +53,8 @@ def beat(server: processes.Server, run: UUID, when: datetime, tags: Iterable[str
     ]
     emit_event(flow.HEARTBEAT, resource=about, occurred=when, related=related)
     occurred = {"since": str(when - timedelta(hours=1)), "until": str(when + timedelta(hours=1))}
-    wanted = {"resource": {"id": [f"prefect.flow-run.{run}"]}, "occurred": occurred}
+    resource = {"id": [f"prefect.flow-run.{run}"]}
+    wanted = {"resource": resource, "occurred": occurred, "event": {"name": [flow.HEARTBEAT]}}
     processes.wait_until(
         lambda: server.call("POST", "/events/filter", {"filter": wanted})["events"], "it beats"
     )
