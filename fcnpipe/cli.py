@@ -32,6 +32,7 @@ import typer
 from fcnpipe import __version__
 from fcnpipe.deadline import THREAD_PREFIX
 from fcnpipe.errors import FcnpipeError, ModelError, SpecError, StoreError, VerificationError
+from fcnpipe.lasting import keep
 from fcnpipe.options import collect_options, complete_spec, with_run_options
 from fcnpipe.spec import SOURCE_OPTIONS, make_spec
 
@@ -99,6 +100,7 @@ def leave(code: int) -> NoReturn:
     Their threads cannot be stopped, and the interpreter would wait for them, or tear them down in
     the middle of a C library. What they leave half-done is done again by a resume.
     """
+    keep()
     if any(t.name.startswith(THREAD_PREFIX) for t in threading.enumerate()):
         atexit._run_exitfuncs()
         sys.stdout.flush()

@@ -6,6 +6,8 @@ otherwise; so it has to come before Prefect itself.
 
 import os
 
+from fcnpipe.lasting import lasting
+
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -18,3 +20,6 @@ QUIET = {
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
+
+with lasting():
+    import prefect  # noqa: F401  what is built on it is imported sooner

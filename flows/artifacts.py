@@ -48,6 +48,7 @@ class StageArtifact:
         self._artifact = create_progress_artifact(
             0.0, key=f"stage-{stage}", description=f"{stage}: {tasks} tasks, {pixels} px"
         )
+        self._updated = time.monotonic()
 
     def report(self, report: TaskReport) -> None:
         """Count a task, and now and then tell the server."""

@@ -17,7 +17,6 @@ from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-import prefect
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
@@ -26,7 +25,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-APPLICATION = ("--factory", "prefect.server.api.server:create_app", "--lifespan", "on")
+APPLICATION = Path(__file__).with_name("application.py")
 LEAN = {
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
@@ -71,13 +70,11 @@ def _launch(port: int) -> subprocess.Popen[bytes]:
 
     Without it a flow could not say that it was interrupted, and would try to for five minutes.
     """
-    folder = Path(prefect.__file__).parents[1]
-    where = ("--app-dir", str(folder), "--host", "127.0.0.1", "--port", str(port))
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", *APPLICATION, *where, "--log-level", "error"],
+            [sys.executable, "-P", str(APPLICATION), str(port)],
             env={**os.environ, **settings, **LEAN},
         )
     finally:

@@ -706,10 +706,18 @@ def read_rows(
 
 
 def _fill_strip(file: int, start: int, step: int, strip: NDArray[np.uint8], wanted: int) -> None:
-    """Read rows one by one, or at once with what lies between them."""
+    """Read rows one by one, or at once with what lies between them.
+
+    Notes
+    -----
+    One by itself is not worth the kernel, which takes .3 s to load: who only plans reads one pixel.
+    """
     rows, length = strip, wanted
     if strip.shape[1] == step:
         rows, length = strip.reshape(1, -1), (len(strip) - 1) * step + wanted
+    if len(rows) == 1:
+        _fill(file, start, memoryview(rows[0, :length].data))
+        return
     done = 0
     while done < len(rows):
         begun = start + done * step

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import uvicorn
 
 pytest.importorskip("prefect")
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from fcnpipe.memory import FLOW_BYTES, SERVER_BYTES
-from flows import server
+from flows import application, server
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -89,7 +93,7 @@ def test_a_flow_that_is_called_counts_the_server_that_prefect_imports(
 
 
 def test_what_does_not_come_up_is_left_to_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "APPLICATION", ("absent:app",))
+    monkeypatch.setattr(server, "APPLICATION", Path("absent.py"))
     with server.temporary_server():
         assert PREFECT_API_URL.value() is None
 
@@ -99,3 +103,30 @@ def test_a_server_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None
     url = "http://127.0.0.1:1/api"
     with temporary_settings({PREFECT_API_URL: url}), server.temporary_server():
         assert PREFECT_API_URL.value() == url
+
+
+def test_a_server_collects_garbage_again_once_it_has_started() -> None:
+    """Not before: its application then imports, and makes a database."""
+    at_start = []
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        at_start.append(gc.isenabled())
+        await send({"type": "lifespan.startup.complete"})
+
+    async def start() -> None:
+        config = uvicorn.Config(serve, port=0, lifespan="on", log_level="critical")
+        config.load()
+        started = application.Server(config)
+        started.lifespan = config.lifespan_class(config)
+        gc.disable()
+        await started.startup()
+        await started.shutdown()
+
+    try:
+        asyncio.run(start())
+        assert at_start == [False]
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
