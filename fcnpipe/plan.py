@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import gcd, lcm
 from pathlib import Path
 from typing import Literal
@@ -12,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from fcnpipe import engines, images, measure, networks
-from fcnpipe.errors import PlanError, StoreError
+from fcnpipe.errors import PlanError, SpecError, StoreError
 from fcnpipe.geometry import Box, TileGrid, round_up
 from fcnpipe.memory import Load, PixelBytes, Projection, project, project_driver, weigh_pixel
 from fcnpipe.records import ImageInfo, OutputMap
@@ -55,6 +57,8 @@ class Plan:
         What the process of the stages takes at most where workers of Dask have the tiles, else 0.
     disk_bytes : int
         Largest the output can get before compression.
+    precision : str
+        Arithmetic of the network: fp32, bf16 or int8.
     maps : tuple of OutputMap
         What the network gives, to be stored as it is; empty if sources are to be found.
     """
@@ -72,6 +76,7 @@ class Plan:
     memory: Projection
     driver_bytes: int
     disk_bytes: int
+    precision: str
     maps: tuple[OutputMap, ...] = ()
 
     @property
@@ -124,6 +129,7 @@ class Plan:
                 f"{len(self.windows)} of {self.window} px + halo {self.halo} px, stride {self.stride}",
             ),
             ("overhead", f"{self.overhead:.3f} px looked at for each px written"),
+            ("precision", self.precision),
             ("storage", f"shards of {self.tile} px, chunks of {self.chunk} px"),
             ("background", f"mesh of {self.mesh[0]} x {self.mesh[1]} cells of {self.cell} px"),
             ("workers", f"{self.workers}, {self.threads} in a process"),
@@ -160,6 +166,8 @@ def make_plan(
         If the image or the model cannot be used.
     PlanError
         If the tile does not fit the window or the store, or the run does not fit the machine.
+    SpecError, EngineError
+        As `settle_precision`.
     """
     image = images.open_image(spec.image, spec.hdu)
     info = image.info
@@ -168,10 +176,12 @@ def make_plan(
     maps = _list_maps(model.header, spec, info, command)
     edge = _tile_edge(spec.window, tile or spec.tile, (height, width))
     _check_window(spec.window, model.stride)
+    precision = settle_precision(spec, model)
     dask = bool(spec.engine == "dask" or spec.scheduler or spec.cluster)
     workers = spec.workers or (1 if spec.engine == "serial" and not dask else engines.cores())
     kept_bytes = image.overhead_bytes + host_bytes * (not dask)
-    load = _load(spec, model, edge, info.shape, bands + len(model.header.extra) + len(maps))
+    planes = bands + len(model.header.extra) + len(maps)
+    load = _load(spec, model, precision, edge, info.shape, planes)
     tiles = len(TileGrid((height, width), (edge, edge)))
     plan = Plan(
         shape=(height, width),
@@ -187,10 +197,55 @@ def make_plan(
         memory=project(load, kept_bytes, dask=dask, compiles=_must_compile()),
         driver_bytes=project_driver(tiles, load.torch) + host_bytes if dask else 0,
         disk_bytes=height * width * (_bytes_stored(maps, model) + 4 * bands * spec.keep_image),
+        precision=precision,
         maps=maps,
     )
     _check_memory(plan, spec)
     return plan
+
+
+def settle_precision(spec: RunSpec, model: networks.Model) -> str:
+    """Give the arithmetic of the network, fp32, bf16 or int8: what auto means where the tiles go.
+
+    Raises
+    ------
+    SpecError, ModelError
+        If this machine is to do the work and has no such device or precision, or if workers differ.
+    EngineError
+        If workers cannot be asked, or have not the device.
+
+    Notes
+    -----
+    The workers of a scheduler are asked: they may have what this machine has not, above all a GPU.
+    Those that a cluster is to start cannot be; GPUs are taken to multiply bfloat16. What is given in
+    so many words is checked by each worker before its first tile.
+    """
+    elsewhere = bool(spec.scheduler or spec.cluster)
+    if _is_filter(model) or not elsewhere:
+        return model.precision(spec.precision, spec.device)
+    if spec.precision != "auto":
+        return spec.precision
+    if spec.scheduler:
+        return _agree(engines.ask(spec, partial(model.precision, "auto", spec.device)))
+    if not _asks_for_gpus(spec):
+        return model.precision("auto", spec.device)
+    with suppress(SpecError):  # a cluster of this machine's own
+        return model.precision("auto", "cuda")
+    return "fp32" if model.header.gives_images else "bf16"
+
+
+def _agree(answers: set[str]) -> str:
+    if len(answers) > 1:
+        raise SpecError(
+            f"precision='auto' means {' or '.join(sorted(answers))}, by the Dask worker, and each gives its "
+            "own labels: choose one with --precision, or have tasks ask for resources"
+        )
+    return answers.pop()
+
+
+def _asks_for_gpus(spec: RunSpec) -> bool:
+    resources = (spec.cluster or {}).get("resources") or {}
+    return spec.device == "cuda" or (spec.device == "auto" and "GPU" in resources)
 
 
 def _list_maps(
@@ -272,7 +327,12 @@ def _count_threads(spec: RunSpec, workers: int, dask: bool) -> int:
 
 
 def _load(
-    spec: RunSpec, model: networks.Model, tile: int, shape: tuple[int, int, int], planes: int
+    spec: RunSpec,
+    model: networks.Model,
+    precision: str,
+    tile: int,
+    shape: tuple[int, int, int],
+    planes: int,
 ) -> Load:
     """Give what a task works on."""
     rows, columns = (_looks(n, spec.window, model.halo, model.stride) for n in shape[1:])
@@ -282,7 +342,7 @@ def _load(
         read=_area(tile, model.halo + FILL, shape),
         window=max(rows) * max(columns),
         planes=planes,
-        pixel_bytes=_pixel_bytes(model, spec, alike),
+        pixel_bytes=_pixel_bytes(model, precision, alike),
         torch=not _is_filter(model),
         weight=spec.weight is not None,
         mask=spec.mask is not None,
@@ -302,11 +362,11 @@ def _area(edge: int, reach: int, shape: tuple[int, int, int]) -> int:
     return height * width
 
 
-def _pixel_bytes(model: networks.Model, spec: RunSpec, alike: bool) -> PixelBytes:
+def _pixel_bytes(model: networks.Model, precision: str, alike: bool) -> PixelBytes:
     per_pixel = model.header.bytes_per_pixel
     if _is_filter(model):
         return PixelBytes(per_pixel)
-    return weigh_pixel(per_pixel, model.precision(spec.precision, spec.device), alike)
+    return weigh_pixel(per_pixel, precision, alike)
 
 
 def _is_filter(model: networks.Model) -> bool:

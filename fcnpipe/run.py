@@ -30,7 +30,7 @@ from fcnpipe.exposure import Exposure, trace_inputs
 from fcnpipe.geometry import list_levels
 from fcnpipe.job import ALL, Job, resolve_criteria
 from fcnpipe.journal import Journal
-from fcnpipe.plan import Command, Plan, check_disk, make_plan
+from fcnpipe.plan import Command, Plan, check_disk, make_plan, settle_precision
 from fcnpipe.recorder import Recorder, recording
 from fcnpipe.records import TaskReport
 from fcnpipe.report import begin_report
@@ -385,8 +385,8 @@ def _begin(
     inputs = trace_inputs(spec)  # before the digest is taken: what comes later is a change
     exposure, model = Exposure(spec), networks.load_model(spec.model, spec.fwhm, spec.declared)
     criteria = resolve_criteria(spec, model.header)
-    # What auto means here is part of the run key: a resume elsewhere must not change it.
-    spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
+    # What auto means is part of the run key: a resume elsewhere must not change it.
+    spec = spec.model_copy(update={"precision": plan.precision})
     identity = _identify(spec, exposure, model, command)
     state = _prepare(spec, identity, adopt)
     if state == "complete":
@@ -623,7 +623,7 @@ def _forget(job: Job, tasks: Iterable[str]) -> None:
 def identify(spec: RunSpec, command: Command) -> RunIdentity:
     """Give what decides the bytes of a run's result; takes the digests of its inputs."""
     model = networks.load_model(spec.model, spec.fwhm, spec.declared)
-    spec = spec.model_copy(update={"precision": model.precision(spec.precision, spec.device)})
+    spec = spec.model_copy(update={"precision": settle_precision(spec, model)})
     return _identify(spec, Exposure(spec), model, command)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
+from types import ModuleType
 
 from fcnpipe.engines.base import Engine, Needs
 from fcnpipe.engines.serial import SerialEngine
@@ -11,7 +13,7 @@ from fcnpipe.engines.threads import ThreadsEngine
 from fcnpipe.errors import SpecError
 from fcnpipe.spec import RunSpec
 
-__all__ = ["Engine", "Needs", "cores", "open_engine"]
+__all__ = ["Engine", "Needs", "ask", "cores", "open_engine"]
 
 
 def cores() -> int:
@@ -44,13 +46,42 @@ def open_engine(spec: RunSpec, needs: Needs) -> Engine:
     return SerialEngine()
 
 
+def ask(spec: RunSpec, question: Callable[[], str]) -> set[str]:
+    """Put a question to the workers of the spec's scheduler, and give their different answers.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Its ``scheduler`` and ``cluster`` count.
+    question : callable
+        What can be sent to a worker.
+
+    Raises
+    ------
+    SpecError
+        If Dask is not installed, or the scheduler cannot be reached.
+    EngineError
+        If it has no worker, or one that cannot answer.
+    """
+    answers: set[str] = _dask().ask(spec.scheduler, question, spec.cluster)
+    return answers
+
+
 def _open_dask(spec: RunSpec, workers: int, needs: Needs) -> Engine:
+    dask = _dask()
+    engine: Engine
+    if spec.scheduler:
+        engine = dask.connect(spec.scheduler, needs, spec.cluster)
+    elif spec.cluster:
+        engine = dask.start_cluster(spec.cluster, needs)
+    else:
+        engine = dask.start_local(workers, needs)
+    return engine
+
+
+def _dask() -> ModuleType:
     if importlib.util.find_spec("distributed") is None:
         raise SpecError("engine=dask needs Dask: install fcnpipe[dask], or use --engine threads")
     from fcnpipe.engines import dask
 
-    if spec.scheduler:
-        return dask.connect(spec.scheduler, needs, spec.cluster)
-    if spec.cluster:
-        return dask.start_cluster(spec.cluster, needs)
-    return dask.start_local(workers, needs)
+    return dask

@@ -360,7 +360,8 @@ def _has_worker(client: Any, demand: Demand, since: float) -> bool:
 
 def _list_workers(client: Any) -> list[dict[str, Any]]:
     try:
-        return list(client.scheduler_info(n_workers=-1)["workers"].values())
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        return [{**facts, "address": address} for address, facts in workers.items()]
     except (OSError, RuntimeError, AttributeError):  # a client that has lost its scheduler
         raise _scheduler_gone(client) from None
 
@@ -419,6 +420,56 @@ def connect(
         client = _reach(scheduler)
         closing.callback(client.close)
         return _make_ready(client, closing, needs, description)
+
+
+def ask(
+    scheduler: str, question: Callable[[], Any], description: Mapping[str, Any] | None = None
+) -> set[Any]:
+    """Put a question to the workers of a scheduler that tasks may go to, and give their different answers.
+
+    Parameters
+    ----------
+    scheduler, description
+        As for `connect`.
+    question : callable
+        Is called by each worker.
+
+    Raises
+    ------
+    SpecError
+        If nobody answers at the address.
+    EngineError
+        If there is no worker, or one cannot answer.
+    """
+    description = _check_keys(description or {}, DEMAND_KEYS)
+    demand = _read_demand(description)
+    with ExitStack() as closing:
+        closing.enter_context(dask.config.set(SETTINGS))
+        client = _reach(scheduler)
+        closing.callback(client.close)
+        told: list[Any] = []
+        while not told:  # a worker that leaves meanwhile has no say
+            _await_worker(client, demand)
+            able = [w["address"] for w in _list_workers(client) if demand.is_met_by(w)]
+            with _talking(client):
+                answers = client.run(question, workers=able, on_error="return").values()
+            told = [answer for answer in answers if not isinstance(answer, CommClosedError)]
+    for answer in told:
+        if isinstance(answer, FcnpipeError):
+            raise EngineError(
+                f"Dask workers at {scheduler} cannot do this run's tasks: {_line(answer)}"
+            )
+        if isinstance(answer, Exception):
+            raise _unfit(scheduler, answer)
+    return set(told)
+
+
+def _unfit(address: str, error: Exception) -> EngineError:
+    """Say that workers cannot be made ready; whatever went wrong in one comes back as it is."""
+    return EngineError(
+        f"Dask workers at {address} cannot be made ready: {type(error).__name__}: {_line(error)}; "
+        "install fcnpipe on them"
+    )
 
 
 def _reach(scheduler: str) -> Any:
@@ -633,11 +684,8 @@ def _make_ready(
         _register(client, setup)
     except EngineError:
         raise
-    except Exception as error:  # whatever went wrong in a worker comes back as it is
-        raise EngineError(
-            f"Dask workers at {_address(client)} cannot be made ready: {type(error).__name__}: {_line(error)}; "
-            "install fcnpipe on them"
-        ) from None
+    except Exception as error:
+        raise _unfit(_address(client), error) from None
     demand = _find_demand(client, description, setup.name)
     _check_memory(_list_workers(client), needs)
     return DaskEngine(client, closing, demand, revive)
@@ -660,17 +708,26 @@ def _unregister(client: Any, name: str) -> None:
 def _find_demand(client: Any, description: Mapping[str, Any], setup: str) -> Demand:
     """Give what tasks ask for, once there is a worker that offers it."""
     adapt = description.get("adapt_kwargs") or {}
-    most = int(adapt.get("maximum") or adapt.get("maximum_jobs") or 0)
-    wait_seconds = float(description.get("wait_seconds", WAIT_SECONDS))
-    demand = Demand(description.get("resources"), wait_seconds, most, setup)
+    demand = _read_demand(description, setup)
     if adapt and not adapt.get("minimum") and not adapt.get("minimum_jobs"):
         return demand  # the first worker comes when there are tasks
-    begun = time.monotonic()
-    while not _has_worker(client, demand, begun):
-        time.sleep(0.1)
+    _await_worker(client, demand)
     if demand.resources is None:
         return replace(demand, resources=_gpu_resources(_list_workers(client)))
     return demand
+
+
+def _read_demand(description: Mapping[str, Any], setup: str = "") -> Demand:
+    adapt = description.get("adapt_kwargs") or {}
+    most = int(adapt.get("maximum") or adapt.get("maximum_jobs") or 0)
+    wait_seconds = float(description.get("wait_seconds", WAIT_SECONDS))
+    return Demand(description.get("resources"), wait_seconds, most, setup)
+
+
+def _await_worker(client: Any, demand: Demand) -> None:
+    begun = time.monotonic()
+    while not _has_worker(client, demand, begun):
+        time.sleep(0.1)
 
 
 def _gpu_resources(workers: list[dict[str, Any]]) -> dict[str, float] | None:

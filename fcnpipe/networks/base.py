@@ -301,6 +301,11 @@ class ModelHeader(_Record):
         return self
 
     @property
+    def gives_images(self) -> bool:
+        """Whether an output is an image, for which the eight bits of a bfloat16 are too few."""
+        return any(output.is_image for output in self.outputs)
+
+    @property
     def channels(self) -> int:
         """Channels of the network's input: the bands and what stands after them."""
         return self.bands + len(self.extra)

@@ -60,8 +60,8 @@ def choose_precision(precision: str, device: str, header: ModelHeader) -> str:
         _check_integers(place, header)
     if precision != "auto":
         return precision
-    if any(output.is_image for output in header.outputs):
-        return "fp32"  # the eight bits of a bf16 are too few for an image
+    if header.gives_images:
+        return "fp32"
     if place == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if header.ranges and integers.is_fast():

@@ -25,7 +25,7 @@ from distributed.utils import LoopRunner
 
 from fcnpipe.engines import interruption
 from fcnpipe.engines.base import Needs
-from fcnpipe.engines.dask import DaskEngine, connect, start_cluster
+from fcnpipe.engines.dask import DaskEngine, ask, connect, start_cluster
 from fcnpipe.engines.gpu import GpuCluster, list_devices
 from fcnpipe.errors import EngineError, SpecError
 from fcnpipe.records import TaskReport
@@ -140,6 +140,33 @@ def test_workers_that_cannot_do_it_are_refused_in_seconds(worker: Path) -> None:
         connect(str(worker), Needs(memory_bytes=2 * 2**30))
     with pytest.raises(EngineError, match="ModuleNotFoundError: No module named 'fcnpipe'"):
         connect(str(worker), Needs(prepare=fail))
+
+
+def tell_kind() -> str:
+    return os.environ["FCNPIPE_KIND"]
+
+
+def no_gpu() -> None:
+    raise SpecError("device='cuda' but no CUDA device is to be seen: use device cpu or auto")
+
+
+def test_workers_that_tasks_may_go_to_are_asked(worker: Path) -> None:
+    """Of others nobody wants to know, and one that cannot answer is one clear line."""
+    assert ask(str(worker), os.getpid).isdisjoint({os.getpid()})
+    with (
+        processes.workers(worker, 1, "--resources", "TAPE=1", environment={"FCNPIPE_KIND": "a"}),
+        processes.workers(worker, 2, "--resources", "TAPE=1", environment={"FCNPIPE_KIND": "b"}),
+    ):
+        wanted = {"resources": {"TAPE": 1}}
+        end = time.monotonic() + 60
+        while ask(str(worker), tell_kind, wanted) != {"a", "b"}:
+            assert time.monotonic() < end
+        with pytest.raises(EngineError, match="cannot be made ready: KeyError: 'FCNPIPE_KIND'"):
+            ask(str(worker), tell_kind)
+    with pytest.raises(EngineError, match="cannot do this run's tasks: device='cuda' but no CUDA"):
+        ask(str(worker), no_gpu)
+    with pytest.raises(SpecError, match="no Dask scheduler answers"):
+        ask("tcp://127.0.0.1:9", os.getpid)
 
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9", "nonsense", "no.json"])
