@@ -162,26 +162,21 @@ def make_plan(
 
     Raises
     ------
-    InputError, ModelError
-        If the image or the model cannot be used.
+    InputError, ModelError, SpecError, EngineError
+        If the image, the model or the precision cannot be used.
     PlanError
         If the tile does not fit the window or the store, or the run does not fit the machine.
-    SpecError, EngineError
-        As `settle_precision`.
     """
     image = images.open_image(spec.image, spec.hdu)
-    info = image.info
     model = networks.load_model(spec.model, spec.fwhm, spec.declared)
-    bands, height, width = info.shape
-    maps = _list_maps(model.header, spec, info, command)
+    bands, height, width = shape = image.info.shape
+    maps = _list_maps(model.header, spec, image.info, command)
     edge = _tile_edge(spec.window, tile or spec.tile, (height, width))
     _check_window(spec.window, model.stride)
-    precision = settle_precision(spec, model)
-    dask = bool(spec.engine == "dask" or spec.scheduler or spec.cluster)
-    workers = spec.workers or (1 if spec.engine == "serial" and not dask else engines.cores())
-    kept_bytes = image.overhead_bytes + host_bytes * (not dask)
-    planes = bands + len(model.header.extra) + len(maps)
-    load = _load(spec, model, precision, edge, info.shape, planes)
+    spec = spec.model_copy(update={"precision": settle_precision(spec, model)})
+    workers = spec.workers or (engines.cores() if spec.on_dask or spec.engine != "serial" else 1)
+    kept_bytes = image.overhead_bytes + host_bytes * (not spec.on_dask)
+    load = _load(spec, model, edge, shape, bands + len(model.header.extra) + len(maps))
     tiles = len(TileGrid((height, width), (edge, edge)))
     plan = Plan(
         shape=(height, width),
@@ -193,11 +188,11 @@ def make_plan(
         chunk=_chunk(edge, spec.window),
         cell=spec.back_size,
         workers=workers,
-        threads=min(_count_threads(spec, workers, dask), tiles),
-        memory=project(load, kept_bytes, dask=dask, compiles=_must_compile()),
-        driver_bytes=project_driver(tiles, load.torch) + host_bytes if dask else 0,
+        threads=min(_count_threads(spec, workers), tiles),
+        memory=project(load, kept_bytes, dask=spec.on_dask, compiles=_must_compile()),
+        driver_bytes=project_driver(tiles, load.torch) + host_bytes if spec.on_dask else 0,
         disk_bytes=height * width * (_bytes_stored(maps, model) + 4 * bands * spec.keep_image),
-        precision=precision,
+        precision=spec.precision,
         maps=maps,
     )
     _check_memory(plan, spec)
@@ -318,21 +313,16 @@ def _chunk(tile: int, window: int) -> int:
     return chunk
 
 
-def _count_threads(spec: RunSpec, workers: int, dask: bool) -> int:
+def _count_threads(spec: RunSpec, workers: int) -> int:
     """Give the tasks at the same time in one process, as far as it is said before it is there."""
-    if not dask:
+    if not spec.on_dask:
         return 1 if spec.engine == "serial" else workers
     options = (spec.cluster or {}).get("cluster_kwargs") or {}
     return int(options.get("threads_per_worker") or options.get("nthreads") or 1)
 
 
 def _load(
-    spec: RunSpec,
-    model: networks.Model,
-    precision: str,
-    tile: int,
-    shape: tuple[int, int, int],
-    planes: int,
+    spec: RunSpec, model: networks.Model, tile: int, shape: tuple[int, int, int], planes: int
 ) -> Load:
     """Give what a task works on."""
     rows, columns = (_looks(n, spec.window, model.halo, model.stride) for n in shape[1:])
@@ -342,7 +332,7 @@ def _load(
         read=_area(tile, model.halo + FILL, shape),
         window=max(rows) * max(columns),
         planes=planes,
-        pixel_bytes=_pixel_bytes(model, precision, alike),
+        pixel_bytes=_pixel_bytes(model, spec.precision, alike),
         torch=not _is_filter(model),
         weight=spec.weight is not None,
         mask=spec.mask is not None,

@@ -152,6 +152,11 @@ class RunSpec(BaseModel):
     quiet: bool = Field(False, description="No progress, errors only.")
 
     @property
+    def on_dask(self) -> bool:
+        """Whether workers of Dask do the tasks."""
+        return self.engine == "dask" or bool(self.scheduler or self.cluster)
+
+    @property
     def declared(self) -> tuple[int, int] | None:
         """Halo and stride that the user vouches for; None: the model is analysed."""
         return None if self.halo is None else (self.halo, self.stride or 1)

@@ -28,7 +28,6 @@ def spec(**options: object) -> RunSpec:
     return make_spec(image=("a.fits",), out="a.zarr", **options)
 
 
-
 @pytest.mark.parametrize(
     ("model", "window", "tile", "said"),
     [
@@ -94,9 +93,9 @@ def none() -> networks.Model:
 def test_workers_that_are_to_come_are_taken_at_the_word_of_the_cluster(
     model: networks.Model, options: dict[str, object], meant: str
 ) -> None:
-    here = model.precision("auto", str(options.get("device", "auto")))
-    expected = here if meant == "here" else meant
-    assert settle_precision(spec(**options), model) == expected
+    if meant == "here":
+        meant = model.precision("auto", str(options.get("device", "auto")))
+    assert settle_precision(spec(**options), model) == meant
 
 
 def test_gpus_to_come_restore_images_in_float32(model: networks.Model) -> None:

@@ -39,7 +39,7 @@ def open_engine(spec: RunSpec, needs: Needs) -> Engine:
         If it has no worker, or none that can do the tasks.
     """
     workers = spec.workers or cores()
-    if spec.engine == "dask" or spec.scheduler or spec.cluster:
+    if spec.on_dask:
         return _open_dask(spec, workers, needs)
     if spec.engine == "threads" and workers > 1:
         return ThreadsEngine(workers)
