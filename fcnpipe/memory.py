@@ -20,7 +20,7 @@ TORCH_BYTES = 270 * 2**20
 """What torch and oneDNN add."""
 DASK_BYTES = 10 * 2**20
 """What distributed adds to a worker."""
-DRIVER_BYTES = 270 * 2**20
+DRIVER_BYTES = 230 * 2**20
 """The process that hands the tiles out to workers of Dask, their scheduler in it, without torch."""
 DRIVER_TORCH_BYTES = 185 * 2**20
 DRIVER_TILE_BYTES = 1000

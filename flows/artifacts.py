@@ -24,7 +24,7 @@ from fcnpipe.records import TaskReport
 from fcnpipe.spec import RunSpec
 from fcnpipe.stores import open_store
 
-UPDATE_EVERY_SECONDS = 2.0
+UPDATE_EVERY_SECONDS = 5.0
 """Least time between two updates of a progress artifact: each is a call to the server."""
 ROWS_SHOWN = 1000
 """Most rows of a table artifact: what the server keeps does not grow with the image."""
