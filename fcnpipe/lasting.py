@@ -2,6 +2,7 @@
 
 Imports make a million of them. Python's collector looks through all whenever a quarter has been
 added, and once more at the end: a third of the time to import torch after Prefect, and .4 s to leave.
+For the first and the last moment of a process alone: garbage that is there would never go.
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ from fcnpipe import __version__
 from fcnpipe.deadline import call_within
 from fcnpipe.engines.base import Needs, Task, nothing
 from fcnpipe.errors import EngineError, FcnpipeError, SpecError
-from fcnpipe.lasting import lasting
 from fcnpipe.records import TaskReport
 
 # Distributed is annotated here and there only.
@@ -321,8 +320,7 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
                 "install one version everywhere"
             )
         os.environ.update({**ONE_THREAD, **self.needs.environment})
-        with lasting():
-            self.needs.prepare()
+        self.needs.prepare()
 
     def _turn_away(self, worker: Any, reason: str) -> None:
         logging.getLogger("distributed.worker").error(reason)
