@@ -2,7 +2,6 @@
 
 Imports make a million of them. Python's collector looks through all whenever a quarter has been
 added, and once more at the end: a third of the time to import torch after Prefect, and .4 s to leave.
-For the first and the last moment of a process alone: garbage that is there would never go.
 """
 
 from __future__ import annotations
@@ -13,18 +12,23 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def lasting() -> Iterator[None]:
-    """Collect no garbage meanwhile, nor ever look at what is there at the end."""
+def importing() -> Iterator[None]:
+    """Collect no garbage meanwhile."""
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        keep()
         if collects:
             gc.enable()
 
 
 def keep() -> None:
-    """Never look for garbage among what is there."""
+    """Never again look for garbage among what is there, when a process of ours begins and when it ends.
+
+    Notes
+    -----
+    What is garbage by then, or becomes it, never goes: nothing for the process of somebody else, nor for
+    one that has worked.
+    """
     gc.freeze()

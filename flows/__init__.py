@@ -6,7 +6,7 @@ otherwise; so it has to come before Prefect itself.
 
 import os
 
-from fcnpipe.lasting import lasting
+from fcnpipe.lasting import importing
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -21,5 +21,5 @@ QUIET = {
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
-with lasting():
+with importing():
     import prefect  # noqa: F401  what is built on it is imported sooner

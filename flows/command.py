@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from fcnpipe.cli import leave, run_command, stopped_by_signals
+from fcnpipe.lasting import keep
 
 
 def run_by_hand(start: Callable[..., Any], name: str) -> None:
@@ -20,6 +21,7 @@ def run_by_hand(start: Callable[..., Any], name: str) -> None:
     name : str
         Of the module.
     """
+    keep()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(start)
     with stopped_by_signals():

@@ -1,4 +1,4 @@
-"""Objects that are never looked through for garbage."""
+"""When garbage is collected, and among what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fcnpipe.lasting import lasting
+from fcnpipe.lasting import importing, keep
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,34 +35,46 @@ def tie() -> weakref.ref[Knot]:
     return weakref.ref(Knot())
 
 
-def test_what_was_there_is_kept_and_what_comes_after_is_collected() -> None:
-    with lasting():
-        kept = tie()
-        assert not gc.isenabled()
-    assert gc.isenabled()
+def test_what_is_kept_stays_and_what_comes_after_is_collected() -> None:
+    kept = tie()
+    keep()
     lost = tie()
     gc.collect()
     assert kept() is not None
     assert lost() is None
 
 
-def test_an_error_leaves_the_collector_on_and_one_that_was_off_stays_so() -> None:
-    with pytest.raises(ImportError), lasting():
+def test_an_import_that_fails_leaves_the_collector_as_it_was() -> None:
+    with importing():
+        assert not gc.isenabled()
+    with pytest.raises(ImportError), importing():
         raise ImportError
     assert gc.isenabled()
     gc.disable()
-    with lasting():
+    with importing():
         pass
     assert not gc.isenabled()
 
 
-def test_a_process_of_flows_collects_once_prefect_is_there() -> None:
-    """And has it among what is kept."""
+START = """
+import gc, sys
+from flows.command import run_by_hand
+
+def start() -> None:
+    print(gc.isenabled(), "prefect" in sys.modules, gc.get_freeze_count())
+
+start()
+run_by_hand(start, "run")
+"""
+
+
+def test_flows_freeze_nothing_but_as_a_command() -> None:
+    """Who imports them has other things in the process; there, too, the collector is on."""
     pytest.importorskip("prefect")
-    told = "import gc, flows, sys; print(gc.isenabled(), 'prefect' in sys.modules, gc.get_freeze_count())"
     done = subprocess.run(
-        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", START], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    enabled, imported, count = done.stdout.split()
-    assert (enabled, imported) == ("True", "True")
-    assert int(count) > 50_000
+    imported, begun = (line.split() for line in done.stdout.splitlines())
+    assert imported == ["True", "True", "0"]
+    assert begun[:2] == ["True", "True"]
+    assert int(begun[2]) > 50_000
