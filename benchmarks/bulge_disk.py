@@ -2,7 +2,7 @@
 
     python -m benchmarks.bulge_disk [MODEL] [--stamps 500] [--seed 900000]
 
-Both see the same stamps (fcnpipe.training.galaxies); the fit knows the PSF, the two Sersic indices
+Both see the same stamps (fcnpipe.simulation.galaxies); the fit knows the PSF, the two Sersic indices
 and the noise, the network knows none of them. Prints bias and scatter (1.48 MAD) of the bulge's
 part of the light by signal-to-noise, and the time that a stamp takes.
 """
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from fcnpipe.training.galaxies import SIDE, Galaxy, Stamp, draw_galaxy
-from fcnpipe.training.profiles import Component
+from fcnpipe.simulation.galaxies import SIDE, Galaxy, Stamp, draw_galaxy
+from fcnpipe.simulation.profiles import Component
 
 Doubles = NDArray[np.float64]
 Measure = Callable[[Stamp], float]

@@ -21,7 +21,7 @@ def make_runs(options: argparse.Namespace) -> dict[str, tuple[Run, int]]:
     """Give the two ways to run, and how many pixels each labels."""
     import torch
 
-    from fcnpipe.networks.ciresan import FIELD, Ciresan, CiresanPatch
+    from fcnpipe.networks.architectures.ciresan import FIELD, Ciresan, CiresanPatch
 
     torch.manual_seed(0)
     patch = CiresanPatch(maps=options.maps).eval()
@@ -40,7 +40,7 @@ def count_operations(maps: int) -> tuple[int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fcnpipe.networks.ciresan import FIELD, Ciresan, CiresanPatch
+    from fcnpipe.networks.architectures.ciresan import FIELD, Ciresan, CiresanPatch
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         CiresanPatch(maps=maps)(torch.empty(1, 1, FIELD, FIELD))

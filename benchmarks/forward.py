@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fcnpipe.networks.allocator import tune_allocator
+from fcnpipe.networks.inference.memory_allocator import tune_allocator
 
 Run = Callable[[], object]
 
@@ -26,7 +26,7 @@ def make_runs(size: int, options: argparse.Namespace) -> dict[str, Run]:
     """Give the ways to run, the predictor's own first."""
     import torch
 
-    from fcnpipe.networks.unet import UNet
+    from fcnpipe.networks.architectures.unet import UNet
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -67,8 +67,8 @@ def make_rest(size: int) -> dict[str, Run]:
     import torch
 
     from fcnpipe.networks.base import Scaling
-    from fcnpipe.networks.matched import MatchedFilter
-    from fcnpipe.networks.predictor import scaled
+    from fcnpipe.networks.inference.predictor import scaled
+    from fcnpipe.networks.matched_filter import MatchedFilter
 
     snr = np.random.default_rng(0).normal(size=(1, size, size)).astype(np.float32)
     logits = torch.from_numpy(np.repeat(snr, 3, axis=0))
@@ -82,7 +82,7 @@ def make_rest(size: int) -> dict[str, Run]:
 
 def make_precisions(size: int) -> dict[str, Run]:
     """Give the default model's predictor in each arithmetic that this machine has."""
-    from fcnpipe.errors import SpecError
+    from fcnpipe.core.errors import SpecError
     from fcnpipe.networks import load_model
 
     model, runs = load_model("default"), {}

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fcnpipe.networks.allocator import tune_allocator
 from fcnpipe.networks.base import Reach
-from fcnpipe.networks.bundle import architecture, list_architectures
-from fcnpipe.networks.certificate import TOLERANCE, probe, tiling_error
-from fcnpipe.networks.reach import analyse
+from fcnpipe.networks.inference.memory_allocator import tune_allocator
+from fcnpipe.networks.models.bundle import architecture, list_architectures
+from fcnpipe.networks.reach.certificate import TOLERANCE, probe, tiling_error
+from fcnpipe.networks.reach.graph import analyse
 
 SEEN = 1e-6
 """Least difference, of logits of order 1, that counts as seen."""

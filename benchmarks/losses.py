@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fcnpipe.networks.unet import UNet
-from fcnpipe.training.curve import Chart, draw
+from fcnpipe.networks.architectures.unet import UNet
+from fcnpipe.training.learning_curve import Chart, draw
 from fcnpipe.training.losses import make_loss
 
 SIDE, JITTER_PX, NOISE = 80, 4.0, 1.0

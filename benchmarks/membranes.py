@@ -24,7 +24,9 @@ from skimage.metrics import adapted_rand_error
 
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model
-from fcnpipe.pixels import (
+from fcnpipe.science.basins import separate_whole
+from fcnpipe.science.merge_tree import Criterion
+from fcnpipe.science.pixels import (
     ELEVATION_TOP,
     PROBABILITY_TOP,
     level,
@@ -32,9 +34,7 @@ from fcnpipe.pixels import (
     quantise_elevation,
     quantise_probability,
 )
-from fcnpipe.segment import separate_whole
-from fcnpipe.stitch import Criterion
-from fcnpipe.training.pairs import Pair, Pairs, compress, measure_scaling, read_pairs
+from fcnpipe.training.labelled_images import Pair, Pairs, compress, measure_scaling, read_pairs
 
 Labels = NDArray[np.int32]
 SHARES = (0.5, 0.7, 0.85, 1.0)

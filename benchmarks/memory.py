@@ -27,9 +27,9 @@ import psutil
 from astropy.io import fits
 
 from benchmarks.whole_job import write_field
-from fcnpipe.memory import FLOW_BYTES, SERVER_BYTES
-from fcnpipe.plan import Plan, make_plan
-from fcnpipe.spec import make_spec
+from fcnpipe.core.spec import make_spec
+from fcnpipe.pipeline.memory import FLOW_BYTES, SERVER_BYTES
+from fcnpipe.pipeline.plan import Plan, make_plan
 
 MOST = 1.3
 LOOK_SECONDS = 0.05
@@ -120,7 +120,7 @@ def run_case(case: Case, folder: Path) -> tuple[Plan, list[int]]:
 
 
 CALL = (
-    "import sys; from fcnpipe.spec import load_spec; from flows.segment import segment; "
+    "import sys; from fcnpipe.core.spec import load_spec; from flows.segment import segment; "
     "segment(load_spec(sys.argv[1]))"
 )
 COMMANDS = {

@@ -4,7 +4,7 @@
 
 The skies are those of quality_scenes.py, of another kind than the training's. SEP is tuned for
 each kind on another seed over the grid below, once for the B error and once for F; the model runs
-with the defaults of its header. Measures: Haigh et al. 2021 (fcnpipe/evaluate.py); pairs: both
+with the defaults of its header. Measures: Haigh et al. 2021 (fcnpipe/science/scores.py); pairs: both
 found of those with S/N >= 10 and a flux ratio <= 4, at 0.75-1, 1-1.5, 1.5-2 and 2-3 FWHM.
 """
 
@@ -20,11 +20,13 @@ import sep
 from numpy.typing import NDArray
 
 from benchmarks.quality_scenes import KINDS, Field, simulate
-from fcnpipe import evaluate
-from fcnpipe.background import estimate
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model, threshold_of
-from fcnpipe.pixels import (
+from fcnpipe.science import scores as evaluate
+from fcnpipe.science.background import estimate
+from fcnpipe.science.basins import separate_whole
+from fcnpipe.science.merge_tree import Criterion
+from fcnpipe.science.pixels import (
     ELEVATION_TOP,
     PROBABILITY_TOP,
     flag_pixels,
@@ -34,8 +36,6 @@ from fcnpipe.pixels import (
     quantise_probability,
     signal_to_noise,
 )
-from fcnpipe.segment import separate_whole
-from fcnpipe.stitch import Criterion
 
 Labels = NDArray[np.int32]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, signal
 
-from fcnpipe.evaluate import Truth
+from fcnpipe.science.scores import Truth
 
 Floats = NDArray[np.float32]
 

@@ -29,11 +29,11 @@ import psutil
 
 from benchmarks.whole_job import Stopwatch, write_field
 from fcnpipe import networks
+from fcnpipe.core.spec import make_spec
 from fcnpipe.engines import Needs
 from fcnpipe.engines.dask import DaskEngine, start_local
-from fcnpipe.run import Session, Stage, finish, open_session, run_stage
-from fcnpipe.spec import make_spec
-from fcnpipe.work import LEDGER
+from fcnpipe.pipeline.run import Session, Stage, finish, open_session, run_stage
+from fcnpipe.pipeline.tasks import LEDGER
 
 BAR = 1.8
 QUIET = 0.03

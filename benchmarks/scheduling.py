@@ -22,12 +22,19 @@ from pathlib import Path
 import psutil
 import zarr
 
+from fcnpipe.core.records import TaskReport
+from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.engines import Engine
-from fcnpipe.job import Job
-from fcnpipe.plan import make_plan
-from fcnpipe.records import TaskReport
-from fcnpipe.run import Session, Silence, Stage, list_stages, open_session, run_stage
-from fcnpipe.spec import RunSpec, make_spec
+from fcnpipe.pipeline.job import Job
+from fcnpipe.pipeline.plan import make_plan
+from fcnpipe.pipeline.run import (
+    Session,
+    Silence,
+    Stage,
+    list_stages,
+    open_session,
+    run_stage,
+)
 
 EDGE = 64
 """Of a tile, px."""

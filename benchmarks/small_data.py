@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.membranes import Options, Slice, pixel_error, score
-from fcnpipe.networks.allocator import tune_allocator
+from fcnpipe.networks.inference.memory_allocator import tune_allocator
 from fcnpipe.training import loop
-from fcnpipe.training.augment import NONE, Augment, take
-from fcnpipe.training.curve import Chart, Points, draw
-from fcnpipe.training.pairs import Pair, Pairs, measure_scaling, read_pairs
+from fcnpipe.training.augmentation import NONE, Augment, take
+from fcnpipe.training.batches import PairSource
+from fcnpipe.training.labelled_images import Pair, Pairs, measure_scaling, read_pairs
+from fcnpipe.training.learning_curve import Chart, Points, draw
 from fcnpipe.training.recipe import Recipe
-from fcnpipe.training.sources import PairSource
 
 COUNTS = (1, 2, 4, 8, 16)
 JITTERS_PX = (0.0, 1.0, 2.0, 3.0, 4.0)

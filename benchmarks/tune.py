@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from benchmarks.quality import Result, judge
 from benchmarks.quality_scenes import KINDS, Field, simulate
-from fcnpipe.background import estimate
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model
-from fcnpipe.pixels import (
+from fcnpipe.science.background import estimate
+from fcnpipe.science.basins import separate_whole
+from fcnpipe.science.merge_tree import Criterion
+from fcnpipe.science.pixels import (
     ELEVATION_TOP,
     PROBABILITY_TOP,
     flag_pixels,
@@ -31,11 +33,9 @@ from fcnpipe.pixels import (
     quantise_elevation,
     signal_to_noise,
 )
-from fcnpipe.segment import separate_whole
-from fcnpipe.stitch import Criterion
-from fcnpipe.training.scenes import KINDS as SCENES
-from fcnpipe.training.scenes import draw
-from fcnpipe.training.skies import Sky as SceneSky
+from fcnpipe.simulation.scenes import KINDS as SCENES
+from fcnpipe.simulation.scenes import draw
+from fcnpipe.simulation.skies import Sky as SceneSky
 from fcnpipe.training.targets import make_truth
 
 FLOORS, HEATS = (0.55,), (0.4, 0.45)

@@ -26,11 +26,11 @@ import psutil
 from astropy.io import fits
 
 from fcnpipe import networks
-from fcnpipe.geometry import Box
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.spec import make_spec
 from fcnpipe.networks.base import Predictor
-from fcnpipe.plan import Plan, make_plan
-from fcnpipe.run import Silence, segment
-from fcnpipe.spec import make_spec
+from fcnpipe.pipeline.plan import Plan, make_plan
+from fcnpipe.pipeline.run import Silence, segment
 
 Window = tuple[tuple[int, int], Box]
 """Height and width with its halo, and its core in those pixels."""
@@ -41,7 +41,7 @@ PIECES = 8
 
 def write_field(path: Path, edge: int) -> None:
     """Write a square image that repeats a few simulated scenes, turned and mirrored, band by band."""
-    from fcnpipe.training.scenes import draw
+    from fcnpipe.simulation.scenes import draw
 
     kinds = ("ground", "crowded", "cluster", "sparse")
     scenes = [draw(kinds[i % 4], (PIECE, PIECE), 900 + i).image for i in range(PIECES)]

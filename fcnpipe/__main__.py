@@ -1,6 +1,6 @@
 """``python -m fcnpipe`` is ``fcnpipe``."""
 
-from fcnpipe.cli import main
+from fcnpipe.cli.commands import main
 
 if __name__ == "__main__":
     main()

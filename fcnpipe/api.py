@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcnpipe import delivery
-from fcnpipe.run import Observer, Prediction, Result
-from fcnpipe.spec import RunSpec, load_spec, make_spec
+from fcnpipe.core.spec import RunSpec, load_spec, make_spec
+from fcnpipe.pipeline import remote_output
+from fcnpipe.pipeline.run import Observer, Prediction, Result
 
 PathLike = str | os.PathLike[str]
 
@@ -45,7 +45,7 @@ def segment(
     FcnpipeError
         One line: value, limit, mend.
     """
-    return delivery.segment(_make_spec(image, out, config, options), observer)
+    return remote_output.segment(_make_spec(image, out, config, options), observer)
 
 
 def predict(
@@ -80,7 +80,7 @@ def predict(
     FcnpipeError
         One line: value, limit, mend.
     """
-    return delivery.predict(_make_spec(image, out, config, options), observer)
+    return remote_output.predict(_make_spec(image, out, config, options), observer)
 
 
 def _make_spec(

@@ -1,4 +1,4 @@
-"""Prefect flows: names, retries and artifacts around the stages of :mod:`fcnpipe.run`.
+"""Prefect flows: names, retries and artifacts around the stages of :mod:`fcnpipe.pipeline.run`.
 
 Importing it makes Prefect quiet and keeps it off the network, unless the environment says
 otherwise; so it has to come before Prefect itself.
@@ -6,7 +6,7 @@ otherwise; so it has to come before Prefect itself.
 
 import os
 
-from fcnpipe.lasting import importing
+from fcnpipe.core.garbage_collection import importing
 
 QUIET = {
     "DO_NOT_TRACK": "1",

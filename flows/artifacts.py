@@ -15,13 +15,13 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from fcnpipe import page, pictures
-from fcnpipe.delivery import locate_catalogue, read_report
-from fcnpipe.errors import FcnpipeError
-from fcnpipe.plan import Plan
-from fcnpipe.progress import Tally, describe_failure
-from fcnpipe.records import TaskReport
-from fcnpipe.spec import RunSpec
+from fcnpipe.core.errors import FcnpipeError
+from fcnpipe.core.records import TaskReport
+from fcnpipe.core.spec import RunSpec
+from fcnpipe.pipeline.plan import Plan
+from fcnpipe.pipeline.remote_output import locate_catalogue, read_report
+from fcnpipe.reporting import report_rendering, thumbnails
+from fcnpipe.reporting.progress import Tally, describe_failure
 from fcnpipe.stores import open_store
 
 UPDATE_EVERY_SECONDS = 5.0
@@ -33,7 +33,7 @@ ROWS_SHOWN = 1000
 class StageArtifact:
     """Shows one stage as a progress artifact and logs the tiles that fail.
 
-    It is an observer of :mod:`fcnpipe.run`. ``failed`` holds one line for each task that failed.
+    It is an observer of :mod:`fcnpipe.pipeline.run`. ``failed`` holds one line for each task that failed.
     """
 
     def __init__(self) -> None:
@@ -147,7 +147,9 @@ def show_report(out: str) -> None:
         get_run_logger().warning(f"no report of {out}: {error}")
         return
     if report is not None:
-        create_markdown_artifact(page.as_markdown(report), key="report", description=out)
+        create_markdown_artifact(
+            report_rendering.as_markdown(report), key="report", description=out
+        )
 
 
 def show_pictures(out: str) -> None:
@@ -159,13 +161,13 @@ def show_pictures(out: str) -> None:
     """
     try:
         store = open_store(out)
-        sky, words = pictures.picture_sky(store)
-        preview = pictures.picture_result(store)
+        sky, words = thumbnails.picture_sky(store)
+        preview = thumbnails.picture_result(store)
     except Exception as error:
         get_run_logger().warning(f"no pictures of {out}: {error}")
         return
-    create_image_artifact(pictures.as_url(preview), key="preview", description=out)
-    create_image_artifact(pictures.as_url(sky), key="sky", description=words)
+    create_image_artifact(thumbnails.as_url(preview), key="preview", description=out)
+    create_image_artifact(thumbnails.as_url(sky), key="sky", description=words)
 
 
 def _split(failure: str) -> dict[str, str]:

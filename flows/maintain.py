@@ -44,10 +44,10 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 from pydantic import Field
 
-from fcnpipe import upkeep
-from fcnpipe.errors import SpecError
+from fcnpipe.core.errors import SpecError
+from fcnpipe.survey import cleanup
 from flows.artifacts import ROWS_SHOWN
-from flows.command import run_by_hand
+from flows.command_line import run_by_hand
 from flows.server import temporary_server
 
 NAMES = ("segment", "predict", "survey", "watch", "train", "maintain")
@@ -91,7 +91,7 @@ def maintain(
     rows = [
         _treat(leftover, remove)
         for folder in folders
-        for leftover in upkeep.find_leftovers(folder, older_than_days * SECONDS_A_DAY)
+        for leftover in cleanup.find_leftovers(folder, older_than_days * SECONDS_A_DAY)
     ]
     silent = crash_silent_runs(silent_seconds, remove)
     done = "done" if remove else "nothing removed, this is what would be done"
@@ -104,13 +104,13 @@ def maintain(
     return {"found": len(rows), "cleared": cleared, "silent": len(silent)}
 
 
-def _treat(leftover: upkeep.Leftover, remove: bool) -> dict[str, Any]:
+def _treat(leftover: cleanup.Leftover, remove: bool) -> dict[str, Any]:
     """Clear a leftover, if that is wanted; give its row."""
     row = asdict(leftover) | {"age_seconds": round(leftover.age_seconds), "done": "no"}
     if not remove or leftover.action == "keep":
         return row
     try:
-        upkeep.clear(leftover)
+        cleanup.clear(leftover)
     except OSError as error:  # one that cannot be removed never stops the rest
         return row | {"reason": str(error).splitlines()[0]}
     get_run_logger().info(f"{leftover.path}: {leftover.action}")

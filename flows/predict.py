@@ -18,9 +18,9 @@ from typing import Annotated, Any
 import typer
 from prefect import flow
 
-from fcnpipe.options import complete_spec, with_run_options
-from fcnpipe.spec import SOURCE_OPTIONS, RunSpec
-from flows.command import run_by_hand
+from fcnpipe.cli.options import complete_spec, with_run_options
+from fcnpipe.core.spec import SOURCE_OPTIONS, RunSpec
+from flows.command_line import run_by_hand
 from flows.server import temporary_server
 from flows.stages import Patience, carry_out, name_run
 

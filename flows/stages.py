@@ -1,4 +1,4 @@
-"""A run of :mod:`fcnpipe.run` as Prefect tasks, one for each stage, and what is told of it."""
+"""A run of :mod:`fcnpipe.pipeline.run` as Prefect tasks, one for each stage, and what is told of it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from prefect.runtime import flow_run, task_run
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
-from fcnpipe import delivery, run
-from fcnpipe.errors import FcnpipeError, SpecError, TilesFailed
-from fcnpipe.memory import FLOW_BYTES, SERVER_BYTES
-from fcnpipe.plan import Command
-from fcnpipe.spec import RunSpec
+from fcnpipe.core.errors import FcnpipeError, SpecError, TilesFailed
+from fcnpipe.core.spec import RunSpec
+from fcnpipe.pipeline import remote_output, run
+from fcnpipe.pipeline.memory import FLOW_BYTES, SERVER_BYTES
+from fcnpipe.pipeline.plan import Command
 from flows.artifacts import Account, StageArtifact
 
 
@@ -61,7 +61,7 @@ def carry_out(spec: RunSpec, command: Command, patience: Patience) -> dict[str, 
     """
     account = Account(spec)
     try:
-        with slot(patience.limit), delivery.delivered(spec, command) as local:
+        with slot(patience.limit), remote_output.delivered(spec, command) as local:
             if local is not None:
                 _carry_out(local, command, patience, account)
         account.finish()

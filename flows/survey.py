@@ -31,16 +31,16 @@ from prefect.artifacts import (
 )
 from pydantic import Field
 
-from fcnpipe import manifest
-from fcnpipe.errors import ImagesFailed, SpecError, StoreError
-from fcnpipe.manifest import Entry, Row
-from fcnpipe.options import with_run_options
-from fcnpipe.plan import Command
+from fcnpipe.cli.options import with_run_options
+from fcnpipe.core.errors import ImagesFailed, SpecError, StoreError
+from fcnpipe.pipeline.plan import Command
+from fcnpipe.survey import image_list
+from fcnpipe.survey.image_list import Entry, Row
 from flows.artifacts import ROWS_SHOWN
-from flows.batch import Order, run_each
-from flows.command import run_by_hand
+from flows.command_line import run_by_hand
 from flows.server import temporary_server
 from flows.stages import Patience
+from flows.subflows import Order, run_each
 
 Images = str | list[str | dict[str, Any]]
 
@@ -61,7 +61,7 @@ def segment_survey(
     Parameters
     ----------
     images : str or list
-        Paths, URLs, globs, tables, YAML files, or mappings of options; see `fcnpipe.manifest`.
+        Paths, URLs, globs, tables, YAML files, or mappings of options; see `fcnpipe.survey.image_list`.
     folder : str
         Where the stores go.
     options : dict, optional
@@ -90,15 +90,15 @@ def segment_survey(
         If what was given cannot be read.
     """
     table = table or f"{folder.rstrip('/')}/survey.ecsv"
-    manifest.check_table(table)
-    entries = manifest.list_entries(images, folder, options, column)
+    image_list.check_table(table)
+    entries = image_list.list_entries(images, folder, options, column)
     prepare_folder(folder)
-    since = manifest.begin(table) if any(e.options.get("overwrite") for e in entries) else None
+    since = image_list.begin(table) if any(e.options.get("overwrite") for e in entries) else None
     rows = run_all(entries, Order(command, at_once, patience, since), table)
     refuse_failed(rows)
     if since is not None:
-        manifest.end(table)
-    return [manifest.as_dict(row) for row in rows]
+        image_list.end(table)
+    return [image_list.as_dict(row) for row in rows]
 
 
 def prepare_folder(folder: str) -> None:
@@ -127,7 +127,7 @@ def run_all(entries: list[Entry], order: Order, table: str) -> list[Row]:
             update_progress_artifact(progress, 100.0 * len(ended) / len(entries))
     finally:
         rows = [ended.get(e.out, Row(e.name, e.out, "left")) for e in entries]
-        manifest.write_rows(rows, table)
+        image_list.write_rows(rows, table)
         show_rows(rows, table)
     return rows
 
@@ -138,7 +138,7 @@ def show_rows(rows: list[Row], table: str) -> None:
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     order = sorted(rows, key=lambda row: row.status != "failed")[:ROWS_SHOWN]
     create_table_artifact(
-        [manifest.as_dict(replace(row, seconds=round(row.seconds, 1))) for row in order],
+        [image_list.as_dict(replace(row, seconds=round(row.seconds, 1))) for row in order],
         key="survey",
         description=f"{len(rows)} images: {told}; all rows in {table}",
     )

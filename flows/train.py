@@ -25,9 +25,9 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.artifacts import update_progress_artifact as update
 
-from fcnpipe.training import loop, packing
+from fcnpipe.training import loop, model_packaging
 from flows.artifacts import UPDATE_EVERY_SECONDS
-from flows.command import run_by_hand
+from flows.command_line import run_by_hand
 from flows.server import temporary_server
 from flows.stages import Patience, perform, slot
 
@@ -63,7 +63,7 @@ def _train(recipe: loop.Recipe, out: Path) -> None:
 
 
 def _pack(out: Path) -> None:
-    path = packing.pack(out)
+    path = model_packaging.pack(out)
     create_markdown_artifact(f"`{path}`\n\n![](log.png)", key="model", description=str(path))
 
 

@@ -29,18 +29,18 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
-from fcnpipe import arrivals
-from fcnpipe.arrivals import Log, Stamp
-from fcnpipe.errors import SpecError
-from fcnpipe.manifest import Row, list_entries, safe_stem, short_digest
-from fcnpipe.options import with_run_options
-from fcnpipe.plan import Command
+from fcnpipe.cli.options import with_run_options
+from fcnpipe.core.errors import SpecError
+from fcnpipe.pipeline.plan import Command
 from fcnpipe.remote import is_remote
+from fcnpipe.survey import incoming_files
+from fcnpipe.survey.image_list import Row, list_entries, safe_stem, short_digest
+from fcnpipe.survey.incoming_files import Log, Stamp
 from flows.artifacts import ROWS_SHOWN
-from flows.batch import Order, run_each
-from flows.command import run_by_hand
+from flows.command_line import run_by_hand
 from flows.server import temporary_server
 from flows.stages import Patience
+from flows.subflows import Order, run_each
 from flows.survey import prepare_folder, refuse_failed
 
 
@@ -50,7 +50,7 @@ class Look(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     settle_seconds: float = Field(60.0, ge=0, description="A file must stay as it is for so long.")
-    patterns: tuple[str, ...] = Field(arrivals.PATTERNS, description="Names to look for.")
+    patterns: tuple[str, ...] = Field(incoming_files.PATTERNS, description="Names to look for.")
     recursive: bool = Field(False, description="Whether to look into folders too.")
     attempts: int = Field(3, ge=1, description="Times that a file is tried, in as many runs.")
 
@@ -102,8 +102,8 @@ def watch(
     path = _place_state(source, folder, state)
     prepare_folder(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with arrivals.alone(path.with_name(f"{path.name}.lock")):
-        book = Book(path, arrivals.load_log(path))
+    with incoming_files.alone(path.with_name(f"{path.name}.lock")):
+        book = Book(path, incoming_files.load_log(path))
         _enter_arrivals(book, source, look)
         rows = book.work(options or {}, folder, Order(command, at_once, patience, since=""))
     book.show(source)
@@ -113,14 +113,14 @@ def watch(
 
 def _enter_arrivals(book: Book, source: str, look: Look) -> None:
     """Look, wait, look again, and take down what has stayed as it was."""
-    found = arrivals.look(source, look.patterns, look.recursive)
-    if not arrivals.choose(found, book.log, look.attempts):
+    found = incoming_files.look(source, look.patterns, look.recursive)
+    if not incoming_files.choose(found, book.log, look.attempts):
         return
     time.sleep(look.settle_seconds)
-    again = arrivals.look(source, look.patterns, look.recursive)
+    again = incoming_files.look(source, look.patterns, look.recursive)
     settled = {name: stamp for name, stamp in again.items() if found.get(name) == stamp}
     book.note_changing(again.keys() - settled.keys())
-    book.enter_all(settled, arrivals.choose(settled, book.log, look.attempts))
+    book.enter_all(settled, incoming_files.choose(settled, book.log, look.attempts))
 
 
 @dataclass
@@ -163,14 +163,14 @@ class Book:
                 self._enter(path, found[path])
             except OSError as error:  # gone, or cannot be read: one bad file never stops the rest
                 self._tell(path, "incomplete", reason=str(error).splitlines()[0])
-        arrivals.save_log(self.path, self.log)
+        incoming_files.save_log(self.path, self.log)
 
     def _enter(self, path: str, stamp: Stamp) -> None:
-        missing = arrivals.find_missing(path, stamp.size)
+        missing = incoming_files.find_missing(path, stamp.size)
         if missing:
             self._tell(path, "incomplete", reason=missing)
             return
-        known = self.log[path] = arrivals.enter(path, stamp, self.log)
+        known = self.log[path] = incoming_files.enter(path, stamp, self.log)
         if known.status == "copy":
             self._tell(path, "copy", known.out)
         elif known.status != "done":
@@ -184,7 +184,7 @@ class Book:
             known = self.log[entry.name]
             self.log[entry.name] = replace(known, status="begun", attempts=known.attempts + 1)
         if entries:
-            arrivals.save_log(self.path, self.log)
+            incoming_files.save_log(self.path, self.log)
         return [self._take_down(row) for row in run_each(entries, order)] if entries else []
 
     def _describe(self, path: str) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Book:
         known = self.log[row.image]
         kept = known.replaced and status == "failed"
         self.log[row.image] = replace(known, status=status, error=row.error, replaced=kept)
-        arrivals.save_log(self.path, self.log)
+        incoming_files.save_log(self.path, self.log)
         self._tell(row.image, status, row.out, row.error)
         return row
 

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from zarr.core.sync import _get_loop
 
-from fcnpipe.remote import patience
+from fcnpipe.remote import retries
 from tests.remote.servers import (
     CREDENTIALS,
     KEY,
@@ -123,4 +123,4 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try as often as ever, but wait for almost no time between."""
-    monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.01, 0.02, 0.03, 0.04))
+    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01, 0.02, 0.03, 0.04))

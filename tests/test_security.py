@@ -22,17 +22,17 @@ import torch
 import zarr
 from astropy.io import fits
 
-from fcnpipe import cli
-from fcnpipe.errors import InputError, ModelError, SpecError
+from fcnpipe.cli import commands
+from fcnpipe.core.errors import InputError, ModelError, SpecError
 from fcnpipe.images import open_image, open_plane
-from fcnpipe.manifest import list_entries
 from fcnpipe.networks import list_models, load_model
+from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling, list_maps
-from fcnpipe.networks.bundle import save_model
-from fcnpipe.networks.certificate import describe
-from fcnpipe.networks.unet import UNet
+from fcnpipe.networks.models.bundle import save_model
+from fcnpipe.networks.reach.certificate import describe
+from fcnpipe.survey.image_list import list_entries
+from fcnpipe.training.labelled_images import Pairs, read_pairs
 from fcnpipe.training.loop import load_recipe, load_stored
-from fcnpipe.training.pairs import Pairs, read_pairs
 from fcnpipe.training.recipe import make_recipe
 
 EVIL = "../../evil"
@@ -65,7 +65,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What a command says that is refused, in one line, before anything went off or was written."""
     with pytest.raises(SystemExit) as left:
-        cli.main(arguments)
+        commands.main(arguments)
     said = capsys.readouterr().err
     assert left.value.code == 2, said
     assert len(said.splitlines()) == 1
@@ -198,7 +198,7 @@ def test_images_are_not_named_out_of_the_folder(room: Path) -> None:
 
 
 def run(*arguments: str) -> None:
-    cli.app(arguments, standalone_mode=False)
+    commands.app(arguments, standalone_mode=False)
 
 
 def test_names_in_headers_are_no_paths(room: Path) -> None:

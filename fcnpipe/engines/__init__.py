@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable
 from types import ModuleType
 
+from fcnpipe.core.errors import SpecError
+from fcnpipe.core.spec import RunSpec
 from fcnpipe.engines.base import Engine, Needs
 from fcnpipe.engines.serial import SerialEngine
 from fcnpipe.engines.threads import ThreadsEngine
-from fcnpipe.errors import SpecError
-from fcnpipe.spec import RunSpec
 
 __all__ = ["Engine", "Needs", "ask", "cores", "open_engine"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fcnpipe.records import TaskReport
+from fcnpipe.core.records import TaskReport
 
 Task = Callable[[str], TaskReport]
 """Takes the name of a tile or node. Never raises: a failure comes back in ``report.error``."""

@@ -32,11 +32,11 @@ import dask
 import distributed
 from distributed.comm.core import CommClosedError
 
-from fcnpipe import __version__
-from fcnpipe.deadline import call_within
+from fcnpipe.core.errors import EngineError, FcnpipeError, SpecError
+from fcnpipe.core.records import TaskReport
+from fcnpipe.core.timeouts import call_within
+from fcnpipe.core.version import __version__
 from fcnpipe.engines.base import Needs, Task, nothing
-from fcnpipe.errors import EngineError, FcnpipeError, SpecError
-from fcnpipe.records import TaskReport
 
 # Distributed is annotated here and there only.
 Client: Any = distributed.Client
@@ -554,7 +554,7 @@ def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
     description = _check_keys(description, CLUSTER_KEYS)
     settings = {
         "distributed.nanny.pre-spawn-environ": {**ONE_THREAD, **needs.environment},
-        "distributed.worker.preload": ["fcnpipe.engines.interruption"],
+        "distributed.worker.preload": ["fcnpipe.engines.worker_preload"],
     }
     with _opening(settings) as closing:
         closing.callback(ScriptGuard().close)

@@ -8,7 +8,7 @@ from typing import Any
 
 import distributed
 
-from fcnpipe.errors import SpecError
+from fcnpipe.core.errors import SpecError
 
 Nanny: Any = distributed.Nanny
 LocalCluster: Any = distributed.LocalCluster

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from fcnpipe.core.records import TaskReport
 from fcnpipe.engines.base import Task
-from fcnpipe.records import TaskReport
 
 
 class SerialEngine:

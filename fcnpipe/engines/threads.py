@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
-from fcnpipe.deadline import THREAD_PREFIX
+from fcnpipe.core.records import TaskReport
+from fcnpipe.core.timeouts import THREAD_PREFIX
 from fcnpipe.engines.base import Task
-from fcnpipe.records import TaskReport
 
 
 class ThreadsEngine:

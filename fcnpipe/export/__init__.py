@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fcnpipe.addresses import is_remote
-from fcnpipe.errors import SpecError
+from fcnpipe.core.errors import SpecError
+from fcnpipe.core.paths import is_remote
 from fcnpipe.export.base import Finished, ScienceReader, ToSky
 from fcnpipe.export.fits import export_labels, export_map, export_outputs
 from fcnpipe.export.preview import Style, export_preview

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.errors import StoreError
-from fcnpipe.geometry import Box
-from fcnpipe.records import OutputMap
+from fcnpipe.core.errors import StoreError
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.records import OutputMap
 
 Floats = NDArray[np.float64]
 

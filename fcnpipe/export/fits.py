@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from fcnpipe.errors import SpecError
+from fcnpipe.core.errors import SpecError
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.records import OutputMap
 from fcnpipe.export.base import Finished, written_whole
-from fcnpipe.geometry import Box
-from fcnpipe.records import OutputMap
 
 STRUCTURE = (
     "SIMPLE", "XTENSION", "BITPIX", "NAXIS", "EXTEND", "PCOUNT", "GCOUNT", "TFIELDS", "END",

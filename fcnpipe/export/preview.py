@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcnpipe.errors import SpecError
+from fcnpipe.core.errors import SpecError
+from fcnpipe.core.geometry import Box
 from fcnpipe.export.base import Finished, ScienceReader, written_whole
-from fcnpipe.geometry import Box
 
 Bytes = NDArray[np.uint8]
 

@@ -14,10 +14,10 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-from fcnpipe.addresses import split_part
-from fcnpipe.errors import InputError
-from fcnpipe.geometry import Box
-from fcnpipe.images import base
+from fcnpipe.core.errors import InputError
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.paths import split_part
+from fcnpipe.images import base, formats
 from fcnpipe.images.base import (
     Image,
     PathLike,
@@ -159,11 +159,11 @@ def _say_start(path: str) -> str:
 
 @cache
 def _formats() -> tuple[ModuleType, ...]:
-    return tuple(import_module(f"{__name__}.{name}") for name in _module_names())
+    return tuple(import_module(f"{formats.__name__}.{name}") for name in _module_names())
 
 
 def _module_names() -> Iterator[str]:
-    return (module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return (module.name for module in pkgutil.iter_modules(formats.__path__))
 
 
 def _try_first_pixel(image: Image) -> None:

@@ -33,11 +33,11 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from fcnpipe import remote
-from fcnpipe.addresses import split_part
-from fcnpipe.errors import InputChanged, InputError, InputUnreachable
-from fcnpipe.geometry import Box
-from fcnpipe.meter import count_read
-from fcnpipe.records import ImageInfo
+from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.paths import split_part
+from fcnpipe.core.records import ImageInfo
+from fcnpipe.core.resource_usage import count_read
 from fcnpipe.remote import Stamp, is_remote
 
 Float = NDArray[np.float32]

@@ -3,7 +3,6 @@
 Importing this package does not import torch; loading a network does.
 """
 
-from fcnpipe.networks.allocator import tune_allocator, worker_environment
 from fcnpipe.networks.base import (
     Certificate,
     Maps,
@@ -17,7 +16,9 @@ from fcnpipe.networks.base import (
     list_maps,
     threshold_of,
 )
-from fcnpipe.networks.bundle import (
+from fcnpipe.networks.inference.memory_allocator import tune_allocator, worker_environment
+from fcnpipe.networks.matched_filter import MatchedFilter
+from fcnpipe.networks.models.bundle import (
     Bundle,
     list_architectures,
     list_models,
@@ -25,7 +26,6 @@ from fcnpipe.networks.bundle import (
     read_header,
     save_model,
 )
-from fcnpipe.networks.matched import MatchedFilter
 
 __all__ = [
     "Bundle",

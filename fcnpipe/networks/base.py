@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fcnpipe.errors import ModelError
-from fcnpipe.geometry import Box, round_up
-from fcnpipe.records import OutputMap
+from fcnpipe.core.errors import ModelError
+from fcnpipe.core.geometry import Box, round_up
+from fcnpipe.core.records import OutputMap
 
 ELEVATION_SIGMAS = 16.0
 """A matched filter's elevation is asinh(S/N) over this: 1 is an S/N of 4.4 million."""
@@ -415,7 +415,7 @@ def threshold_of(header: ModelHeader, thresh: float | None = None) -> float:
 
     Examples
     --------
-    >>> from fcnpipe.networks.matched import MatchedFilter
+    >>> from fcnpipe.networks.matched_filter import MatchedFilter
     >>> round(threshold_of(MatchedFilter().header, 1.5) * 16, 4)
     1.1948
     """

@@ -13,7 +13,8 @@ that carries one is refused.
 
 from __future__ import annotations
 
-from fcnpipe.addresses import check_url, is_remote, knows_lists
+from fcnpipe.core.paths import check_url, is_remote, knows_lists
+from fcnpipe.remote.byte_ranges import Stamp, look, read, read_rows
 from fcnpipe.remote.errors import (
     Changed,
     Forbidden,
@@ -21,16 +22,15 @@ from fcnpipe.remote.errors import (
     RemoteError,
     Unreachable,
 )
+from fcnpipe.remote.file_systems import connect
 from fcnpipe.remote.files import RemoteFile, read_whole
-from fcnpipe.remote.objects import (
+from fcnpipe.remote.listing import (
     find_objects,
     list_folder,
     list_objects,
     look_at_all,
     match_objects,
 )
-from fcnpipe.remote.ranges import Stamp, look, read, read_rows
-from fcnpipe.remote.urls import connect
 
 __all__ = [
     "Changed",

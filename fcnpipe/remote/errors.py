@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 
-from fcnpipe.errors import FcnpipeError
+from fcnpipe.core.errors import FcnpipeError
 
 PASSING_STATUS = (408, 425, 429)
 """HTTP answers below 500 that may be another one soon."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from fsspec import asyn
 
-from fcnpipe.remote.patience import patiently
-from fcnpipe.remote.ranges import Stamp, fetch, look
-from fcnpipe.remote.urls import connect
+from fcnpipe.remote.byte_ranges import Stamp, fetch, look
+from fcnpipe.remote.file_systems import connect
+from fcnpipe.remote.retries import patiently
 
 BLOCK_BYTES = 256 << 10
 CACHE_BYTES = 64 << 20

@@ -10,10 +10,10 @@ from typing import Any
 
 from fsspec import asyn
 
+from fcnpipe.remote.byte_ranges import look, read
 from fcnpipe.remote.errors import Missing
-from fcnpipe.remote.patience import patiently
-from fcnpipe.remote.ranges import look, read
-from fcnpipe.remote.urls import connect, protocols
+from fcnpipe.remote.file_systems import connect, protocols
+from fcnpipe.remote.retries import patiently
 
 UPLOADS = 8
 """Files on their way at the same time."""

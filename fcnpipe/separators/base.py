@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.geometry import Box
-from fcnpipe.segment import Leaf
-from fcnpipe.stitch import Criterion
+from fcnpipe.core.geometry import Box
+from fcnpipe.science.basins import Leaf
+from fcnpipe.science.merge_tree import Criterion
 
 
 class Separator(Protocol):
@@ -46,6 +46,6 @@ class Separator(Protocol):
         Returns
         -------
         Leaf
-            Its graph is joined by `fcnpipe.stitch.join`, whatever the separator.
+            Its graph is joined by `fcnpipe.science.merge_tree.join`, whatever the separator.
         """
         ...

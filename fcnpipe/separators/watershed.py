@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.geometry import Box
-from fcnpipe.segment import Leaf, separate
-from fcnpipe.stitch import Criterion
+from fcnpipe.core.geometry import Box
+from fcnpipe.science.basins import Leaf, separate
+from fcnpipe.science.merge_tree import Criterion
 
 
 @dataclass(frozen=True, slots=True)
 class Watershed:
-    """Basins of the elevation; see `fcnpipe.stitch` for the rule by which they merge.
+    """Basins of the elevation; see `fcnpipe.science.merge_tree` for the rule by which they merge.
 
     Attributes
     ----------

@@ -15,7 +15,7 @@ from fcnpipe.stores.base import (
 from fcnpipe.stores.damage import Damage
 from fcnpipe.stores.lifecycle import check_owner, discard, hold, partial_path, prepare
 from fcnpipe.stores.parquet import parquet_path
-from fcnpipe.stores.published import PublishedStore, open_store
+from fcnpipe.stores.remote_store import PublishedStore, open_store
 from fcnpipe.stores.zarr import ZarrStore
 
 __all__ = [

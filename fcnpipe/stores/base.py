@@ -21,9 +21,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.errors import PlanError, StoreError
-from fcnpipe.geometry import Box, Tile, TileGrid, round_up
-from fcnpipe.records import OutputMap
+from fcnpipe.core.errors import PlanError, StoreError
+from fcnpipe.core.geometry import Box, Tile, TileGrid, round_up
+from fcnpipe.core.records import OutputMap
 
 STAGES = ("background", "predict", "separate", "label", "measure")
 """Stages that are done tile by tile: the ledger keeps an account of them."""

@@ -12,8 +12,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from fcnpipe.geometry import round_up
-from fcnpipe.records import ELEVATION_SCALE, PROBABILITY_SCALE, OutputMap, PixelFlag
+from fcnpipe.core.geometry import round_up
+from fcnpipe.core.records import ELEVATION_SCALE, PROBABILITY_SCALE, OutputMap, PixelFlag
 from fcnpipe.stores.base import Layout
 from fcnpipe.stores.shards import ZSTD_LEVEL
 

@@ -23,12 +23,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcnpipe.errors import StoreError, VerificationError
+from fcnpipe.core.errors import StoreError, VerificationError
 from fcnpipe.stores.base import RunIdentity, State, load_identity
 from fcnpipe.stores.damage import CHECKSUMS, seal
 from fcnpipe.stores.hierarchy import SCRATCH
 from fcnpipe.stores.parquet import parquet_path, write_parquet
-from fcnpipe.stores.scratch import TEMPORARY, storing, written_whole
+from fcnpipe.stores.scratch_records import TEMPORARY, storing, written_whole
 from fcnpipe.stores.verification import find_gaps, find_problems
 
 if TYPE_CHECKING:

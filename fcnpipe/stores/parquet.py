@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.stores.scratch import written_whole
+from fcnpipe.stores.scratch_records import written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

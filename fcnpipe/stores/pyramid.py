@@ -12,7 +12,7 @@ import zarr
 from numba import njit
 from numpy.typing import NDArray
 
-from fcnpipe.geometry import Box, Tile, TileGrid
+from fcnpipe.core.geometry import Box, Tile, TileGrid
 from fcnpipe.stores.base import Layout, ScienceReader
 from fcnpipe.stores.hierarchy import create_level, level_shape
 

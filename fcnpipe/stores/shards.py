@@ -26,10 +26,10 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from fcnpipe.errors import ShardDamaged
-from fcnpipe.geometry import Box
-from fcnpipe.meter import count_read, count_written
-from fcnpipe.stores.scratch import written_whole
+from fcnpipe.core.errors import ShardDamaged
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.resource_usage import count_read, count_written
+from fcnpipe.stores.scratch_records import written_whole
 
 ZSTD_LEVEL = -1
 """Maps of noise gain 8 % from level 1, which takes twice as long to write them and to read them."""

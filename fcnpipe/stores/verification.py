@@ -15,9 +15,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fcnpipe.geometry import Box, Tile
+from fcnpipe.core.geometry import Box, Tile
 from fcnpipe.stores.base import ROW_CHUNK, TileCheck, Verification
-from fcnpipe.stores.scratch import storing
+from fcnpipe.stores.scratch_records import storing
 
 if TYPE_CHECKING:
     from fcnpipe.stores.zarr import ZarrStore

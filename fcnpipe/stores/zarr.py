@@ -18,8 +18,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from fcnpipe.errors import StoreError
-from fcnpipe.geometry import Box, Tile
+from fcnpipe.core.errors import StoreError
+from fcnpipe.core.geometry import Box, Tile
 from fcnpipe.stores.base import (
     ROW_CHUNK,
     Arrays,
@@ -55,7 +55,7 @@ from fcnpipe.stores.lifecycle import (
     set_attributes,
 )
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
-from fcnpipe.stores.scratch import (
+from fcnpipe.stores.scratch_records import (
     drop_broken_records,
     get_record,
     list_records,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from fcnpipe.core.records import TaskReport
 from fcnpipe.engines.base import Engine
-from fcnpipe.records import TaskReport
 
 
 def echo(name: str) -> TaskReport:

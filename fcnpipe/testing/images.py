@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fcnpipe import images
-from fcnpipe.geometry import Box
+from fcnpipe.core.geometry import Box
 from fcnpipe.images import Image
 
 Truth = NDArray[np.float32]

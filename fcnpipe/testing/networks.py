@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fcnpipe.errors import ModelError
-from fcnpipe.geometry import Box, TileGrid, round_up
+from fcnpipe.core.errors import ModelError
+from fcnpipe.core.geometry import Box, TileGrid, round_up
 from fcnpipe.networks.base import Maps, Model, Predictor, parse_header
 
 TOLERANCE = 2e-5

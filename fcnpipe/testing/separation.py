@@ -12,10 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.geometry import Box, TileGrid
-from fcnpipe.segment import Leaf, separate
-from fcnpipe.separators import Separator
-from fcnpipe.stitch import (
+from fcnpipe.core.geometry import Box, TileGrid
+from fcnpipe.science.basins import Leaf, separate
+from fcnpipe.science.merge_tree import (
     MILLION,
     NEIGHBOURS,
     NO_VERDICTS,
@@ -30,6 +29,7 @@ from fcnpipe.stitch import (
     settle,
     tabulate,
 )
+from fcnpipe.separators import Separator
 
 Tree: TypeAlias = "Box | list[Tree]"
 Separate: TypeAlias = Callable[..., Leaf]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.geometry import Tile
+from fcnpipe.core.geometry import Tile
 from fcnpipe.stores import Layout, RunIdentity, ScienceReader, State, ZarrStore, prepare
 from fcnpipe.stores.base import Columns
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fcnpipe.errors import StoreError
-from fcnpipe.geometry import Box
+from fcnpipe.core.errors import StoreError
+from fcnpipe.core.geometry import Box
 from fcnpipe.stores.base import Columns, Layout, RunIdentity, Store
 
 MAPS = {"label": "int32", "segments": "int32", "elevation": "uint16", "flags": "uint8"}

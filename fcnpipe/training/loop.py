@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcnpipe.errors import InputError, SpecError, TrainingError
+from fcnpipe.core.errors import InputError, SpecError, TrainingError
 from fcnpipe.networks import Bundle, load_model
-from fcnpipe.networks.allocator import tune_allocator
-from fcnpipe.networks.bundle import architecture
-from fcnpipe.training.curve import draw_curve
+from fcnpipe.networks.inference.memory_allocator import tune_allocator
+from fcnpipe.networks.models.bundle import architecture
+from fcnpipe.training.batches import Batch, Source, cut_batch, open_source
+from fcnpipe.training.distributed import Ranks, count_processes, joined
+from fcnpipe.training.learning_curve import draw_curve
 from fcnpipe.training.losses import Combination, make_loss, measure_loss
-from fcnpipe.training.ranks import Ranks, count_processes, joined
 from fcnpipe.training.recipe import DEFAULT_RECIPE, Recipe, load_recipe, rate_at
-from fcnpipe.training.sources import Batch, Source, cut_batch, open_source
 
 __all__ = [
     "DEFAULT_RECIPE",

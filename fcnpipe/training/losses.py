@@ -20,11 +20,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fcnpipe.errors import SpecError
-from fcnpipe.training.batch import ACTIVATIONS, Batch, View, look
-from fcnpipe.training.overlap import Dice, GeneralisedDice, Jaccard, Lovasz, Tversky, VNetDice
-from fcnpipe.training.physics import Flux, PsfConsistency
-from fcnpipe.training.shape import CentrelineDice
+from fcnpipe.core.errors import SpecError
+from fcnpipe.training.loss_inputs import ACTIVATIONS, Batch, View, look
+from fcnpipe.training.overlap_losses import (
+    Dice,
+    GeneralisedDice,
+    Jaccard,
+    Lovasz,
+    Tversky,
+    VNetDice,
+)
+from fcnpipe.training.physics_losses import Flux, PsfConsistency
+from fcnpipe.training.shape_losses import CentrelineDice
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fcnpipe.errors import SpecError
-from fcnpipe.spec import say_reason
-from fcnpipe.training import drawn, scenes
-from fcnpipe.training.augment import Augment
+from fcnpipe.core.errors import SpecError
+from fcnpipe.core.spec import say_reason
+from fcnpipe.simulation import scenes
+from fcnpipe.training import simulated_pairs
+from fcnpipe.training.augmentation import Augment
+from fcnpipe.training.labelled_images import Pairs
 from fcnpipe.training.losses import Weights
-from fcnpipe.training.pairs import Pairs
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "default.yaml"
 
@@ -95,7 +96,7 @@ class Recipe:
     @property
     def is_drawn(self) -> bool:
         """Whether its images are drawn for each step."""
-        return self.pairs is None and self.kind in drawn.KINDS
+        return self.pairs is None and self.kind in simulated_pairs.KINDS
 
     @property
     def task(self) -> str:
@@ -206,7 +207,7 @@ def _check(recipe: Recipe, where: str) -> None:
 
 
 def _check_scenes(recipe: Recipe, where: str) -> None:
-    kinds = (*scenes.KINDS, *drawn.KINDS)
+    kinds = (*scenes.KINDS, *simulated_pairs.KINDS)
     if recipe.kind not in kinds:
         raise SpecError(f"{where}: kind {recipe.kind!r}: choose one of {', '.join(kinds)}")
     if not recipe.is_drawn and recipe.crop > recipe.scene_side:

@@ -19,10 +19,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fcnpipe.background import estimate
-from fcnpipe.evaluate import Truth
-from fcnpipe.pixels import flag_pixels, signal_to_noise
-from fcnpipe.training.scenes import Scene, detectable
+from fcnpipe.science.background import estimate
+from fcnpipe.science.pixels import flag_pixels, signal_to_noise
+from fcnpipe.science.scores import Truth
+from fcnpipe.simulation.scenes import Scene, detectable
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

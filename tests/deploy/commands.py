@@ -212,7 +212,7 @@ def _is_there(name: str) -> bool:
 
 
 def _check_fcnpipe(words: list[str]) -> None:
-    from fcnpipe.cli import app
+    from fcnpipe.cli.commands import app
 
     _check_files(words)
     group: Any = typer.main.get_command(app)

@@ -20,10 +20,10 @@ from jsonschema import Draft202012Validator
 
 pytest.importorskip("prefect")
 
+from fcnpipe.core.spec import load_spec
 from fcnpipe.engines import Needs
 from fcnpipe.engines import dask as engine
 from fcnpipe.engines.gpu import GpuCluster
-from fcnpipe.spec import load_spec
 from tests.deploy.commands import DEPLOY, documents, load, pods
 from tests.deploy.pools import describe_job, list_deployments, read_templates
 

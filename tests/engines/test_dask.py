@@ -23,12 +23,12 @@ import dask
 import pytest
 from distributed.utils import LoopRunner
 
-from fcnpipe.engines import interruption
+from fcnpipe.core.errors import EngineError, SpecError
+from fcnpipe.core.records import TaskReport
+from fcnpipe.engines import worker_preload
 from fcnpipe.engines.base import Needs
 from fcnpipe.engines.dask import DaskEngine, ask, connect, start_cluster
 from fcnpipe.engines.gpu import GpuCluster, list_devices
-from fcnpipe.errors import EngineError, SpecError
-from fcnpipe.records import TaskReport
 from tests.engines import processes
 
 
@@ -232,7 +232,7 @@ def test_a_worker_is_not_waited_for_that_has_a_tile_in_hand(tmp_path: Path) -> N
 
 def test_a_worker_in_this_process_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(interruption, "atexit", SimpleNamespace(_run_exitfuncs=int))
+    monkeypatch.setattr(worker_preload, "atexit", SimpleNamespace(_run_exitfuncs=int))
     monkeypatch.setattr(os, "_exit", ended.append)
     engine = start_cluster({"cluster_kwargs": {**LOCAL, "processes": False}}, NEEDS)
     engine._client.submit(time.sleep, 1)

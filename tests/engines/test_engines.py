@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from fcnpipe.core.records import TaskReport
+from fcnpipe.core.spec import make_spec
 from fcnpipe.engines import SerialEngine, ThreadsEngine, open_engine
 from fcnpipe.engines.base import Engine, Needs
 from fcnpipe.engines.dask import WORKER, ScriptGuard, start_local
-from fcnpipe.records import TaskReport
-from fcnpipe.spec import make_spec
 from fcnpipe.testing.engines import EngineTests
 
 

@@ -17,10 +17,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fcnpipe import export
-from fcnpipe.catalogue import sky_coordinates
-from fcnpipe.errors import SpecError
+from fcnpipe.core.errors import SpecError
 from fcnpipe.export import preview
-from fcnpipe.pictures import picture_result
+from fcnpipe.reporting.thumbnails import picture_result
+from fcnpipe.science.catalogue import sky_coordinates
 from fcnpipe.stores import ZarrStore
 from fcnpipe.testing.small_run import CARDS, LAYOUT, make_labels, make_science
 

@@ -12,7 +12,7 @@ from astropy import units as u
 from astropy.table import Table
 
 from fcnpipe import export
-from fcnpipe.errors import SpecError, StoreError
+from fcnpipe.core.errors import SpecError, StoreError
 from fcnpipe.stores import ZarrStore
 
 FORMATS = {"csv": "ascii.csv", "ecsv": "ascii.ecsv", "fits": "fits", "votable": "votable"}

@@ -4,13 +4,13 @@ import os
 import signal
 from typing import Any
 
-from fcnpipe.manifest import Entry
-from flows import batch
+from fcnpipe.survey.image_list import Entry
+from flows import subflows
 
-WORK = batch._work
+WORK = subflows._work
 
 
-def work(sender: Any, entry: Entry, order: batch.Order, context: bytes) -> None:
+def work(sender: Any, entry: Entry, order: subflows.Order, context: bytes) -> None:
     """Die if the image is called poison, as the kernel lets a process die that takes the memory."""
     if "poison" in entry.name:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from fcnpipe.spec import RunSpec
+from fcnpipe.core.spec import RunSpec
 from fcnpipe.stores import partial_path
 from flows.segment import segment
 from tests.flows import processes

@@ -26,8 +26,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
 
-from fcnpipe.arrivals import load_log
-from fcnpipe.spec import RunSpec
+from fcnpipe.core.spec import RunSpec
+from fcnpipe.survey.incoming_files import load_log
 from tests.deploy.pools import read_templates
 from tests.flows import processes
 from tests.flows.fields import write_stars

@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.states import Pending, Running
 
-from fcnpipe.errors import SpecError
+from fcnpipe.core.errors import SpecError
 from flows import maintain as flow
 from flows.segment import segment
 from flows.train import train

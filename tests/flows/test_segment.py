@@ -27,16 +27,16 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import Artifact
 
 import flows  # noqa: F401  makes Prefect quiet, so it comes first
-from fcnpipe import run
-from fcnpipe.errors import InputError, SpecError, TilesFailed
-from fcnpipe.memory import FLOW_BYTES
-from fcnpipe.plan import make_plan
-from fcnpipe.records import TaskReport
-from fcnpipe.spec import RunSpec
+from fcnpipe.core.errors import InputError, SpecError, TilesFailed
+from fcnpipe.core.records import TaskReport
+from fcnpipe.core.spec import RunSpec
+from fcnpipe.pipeline import run
+from fcnpipe.pipeline.memory import FLOW_BYTES
+from fcnpipe.pipeline.plan import make_plan
 from fcnpipe.stores import ZarrStore, open_store
 from flows import segment as flow
 from flows.artifacts import Account
-from flows.command import run_by_hand
+from flows.command_line import run_by_hand
 from flows.predict import predict
 from flows.stages import Patience
 from tests.conftest import Bucket

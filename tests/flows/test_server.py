@@ -17,14 +17,14 @@ pytest.importorskip("prefect")
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from fcnpipe.memory import FLOW_BYTES, SERVER_BYTES
-from flows import application, server
+from fcnpipe.pipeline.memory import FLOW_BYTES, SERVER_BYTES
+from flows import server, server_application
 
 ROOT = Path(__file__).parents[2]
 RUN = """
 import re, os, signal, sys, time
 from pathlib import Path
-from flows.command import run_by_hand
+from flows.command_line import run_by_hand
 from flows.server import temporary_server
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -117,7 +117,7 @@ def test_a_server_collects_garbage_again_once_it_has_started() -> None:
     async def start() -> None:
         config = uvicorn.Config(serve, port=0, lifespan="on", log_level="critical")
         config.load()
-        started = application.Server(config)
+        started = server_application.Server(config)
         started.lifespan = config.lifespan_class(config)
         gc.disable()
         await started.startup()

@@ -15,10 +15,10 @@ import xarray as xr
 from astropy.table import Table
 from prefect import State
 
-from fcnpipe import arrivals
-from fcnpipe.errors import ImagesFailed, SpecError
-from fcnpipe.spec import RunSpec
-from flows import batch, survey, watch
+from fcnpipe.core.errors import ImagesFailed, SpecError
+from fcnpipe.core.spec import RunSpec
+from fcnpipe.survey import incoming_files
+from flows import subflows, survey, watch
 from flows.stages import Patience
 from tests.flows import casualties
 from tests.flows.fields import write_stars
@@ -43,7 +43,7 @@ def statuses(table: Path) -> dict[str, str]:
 def test_bad_images_are_named_and_the_rest_lands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "_work", casualties.work)
+    monkeypatch.setattr(subflows, "_work", casualties.work)
     for seed, name in enumerate(("one", "two", "cut", "poison")):
         write_stars(tmp_path / f"{name}.fits", seed)
     whole = (tmp_path / "cut.fits").read_bytes()
@@ -89,7 +89,7 @@ def test_a_survey_that_overwrites_begins_no_image_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Started again before all has landed it goes on; after that it begins anew."""
-    monkeypatch.setattr(batch, "_work", casualties.work)
+    monkeypatch.setattr(subflows, "_work", casualties.work)
     for seed, name in enumerate(("one", "two", "poison")):
         write_stars(tmp_path / f"{name}.fits", seed, side=64)
     images, out = [{"image": f"{tmp_path}/*.fits", "overwrite": True}], tmp_path / "out"
@@ -116,9 +116,9 @@ def test_a_watch_that_was_killed_before_it_took_down_what_had_landed(tmp_path: P
 
     assert run() == {"done": 1}
     (state,) = out.glob("watch-*.json")
-    log = arrivals.load_log(state)
+    log = incoming_files.load_log(state)
     begun = {name: replace(one, status="begun", replaced=True) for name, one in log.items()}
-    arrivals.save_log(state, begun)
+    incoming_files.save_log(state, begun)
     before = {path: path.stat().st_mtime_ns for path in (out / "field.zarr").rglob("*")}
     assert run() == {"done": 1}
     assert before == {path: path.stat().st_mtime_ns for path in (out / "field.zarr").rglob("*")}
@@ -131,10 +131,10 @@ def test_what_cannot_be_read_at_all_fails_at_once(tmp_path: Path) -> None:
 
 
 def test_workers_on_this_machine_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "cores", lambda: 8)
+    monkeypatch.setattr(subflows, "cores", lambda: 8)
     spec = RunSpec(image=("a",), out="b")
-    assert batch.share_machine(spec, 3).workers == 2
-    assert batch.share_machine(spec, 99).workers == 1
-    assert batch.share_machine(spec, 1) == spec
+    assert subflows.share_machine(spec, 3).workers == 2
+    assert subflows.share_machine(spec, 99).workers == 1
+    assert subflows.share_machine(spec, 1) == spec
     elsewhere = spec.model_copy(update={"scheduler": "tcp://127.0.0.1:8786"})
-    assert batch.share_machine(elsewhere, 3) == elsewhere
+    assert subflows.share_machine(elsewhere, 3) == elsewhere

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcnpipe import images
-from fcnpipe.errors import InputError
-from fcnpipe.exposure import Exposure
-from fcnpipe.geometry import Box
+from fcnpipe.core.errors import InputError
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.spec import make_spec
 from fcnpipe.images.base import STRIP, Scaling, fold_axes, quiet
-from fcnpipe.spec import make_spec
+from fcnpipe.images.masked_image import Exposure
 
 
 def write(path: Path, shape: tuple[int, ...], value: float = 0.0, **cards: object) -> Path:
@@ -116,7 +116,7 @@ def test_another_process_reads_the_same(tmp_path: Path, compressed: bool) -> Non
     image.read(Box(0, 0, 70, 60))
     (tmp_path / "image.pickle").write_bytes(pickle.dumps(image))
     code = (
-        "import pickle, sys; from fcnpipe.geometry import Box;"
+        "import pickle, sys; from fcnpipe.core.geometry import Box;"
         "image = pickle.load(open(sys.argv[1], 'rb')); print(image.read(Box(5, 6, 60, 50)).sum())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -7,7 +7,7 @@ import xarray as xr
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from fcnpipe.training.scenes import draw
+from fcnpipe.simulation.scenes import draw
 
 
 def sky_header() -> fits.Header:

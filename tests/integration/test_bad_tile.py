@@ -10,11 +10,11 @@ import xarray as xr
 from astropy.io import fits
 
 import fcnpipe
-from fcnpipe.errors import TilesFailed
-from fcnpipe.geometry import Tile
-from fcnpipe.job import Job
-from fcnpipe.stages import prediction
-from fcnpipe.training.scenes import draw
+from fcnpipe.core.errors import TilesFailed
+from fcnpipe.core.geometry import Tile
+from fcnpipe.pipeline.job import Job
+from fcnpipe.pipeline.stages import prediction
+from fcnpipe.simulation.scenes import draw
 from tests.integration.scenes import read_all
 
 EDGE = 256

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import fcnpipe
-from fcnpipe.errors import StoreError
+from fcnpipe.core.errors import StoreError
 from tests.integration.faults import HOOKS
 from tests.integration.scenes import read_all, write_field
 

@@ -19,17 +19,25 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 import fcnpipe
-from fcnpipe import cli, pixels, run
-from fcnpipe.errors import ModelError, SpecError, StoreError, TilesFailed, VerificationError
+from fcnpipe.cli import commands
+from fcnpipe.core.errors import (
+    ModelError,
+    SpecError,
+    StoreError,
+    TilesFailed,
+    VerificationError,
+)
+from fcnpipe.core.spec import make_spec
 from fcnpipe.networks import load_model
+from fcnpipe.networks.architectures.bulge_disk import BulgeDisk
+from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling
-from fcnpipe.networks.bulge_disk import BulgeDisk
-from fcnpipe.networks.bundle import save_model
-from fcnpipe.networks.certificate import check_model, describe
-from fcnpipe.networks.unet import UNet
-from fcnpipe.run import Silence
-from fcnpipe.spec import make_spec
-from fcnpipe.stages import prediction
+from fcnpipe.networks.models.bundle import save_model
+from fcnpipe.networks.reach.certificate import check_model, describe
+from fcnpipe.pipeline import run
+from fcnpipe.pipeline.run import Silence
+from fcnpipe.pipeline.stages import prediction
+from fcnpipe.science import pixels
 from fcnpipe.stores import ZarrStore
 from tests.integration.scenes import assert_same, content
 
@@ -195,7 +203,7 @@ def check_sky(header: fits.Header, sky: Path) -> None:
 def test_an_output_becomes_a_fits_image(sky: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     with pytest.raises(SystemExit) as leave:
-        cli.main(["export", str(sky), str(path), "--what", "clean"])
+        commands.main(["export", str(sky), str(path), "--what", "clean"])
     assert leave.value.code == 0
     data, header = fits.getdata(path, header=True)
     stored = xr.open_zarr(sky, group="image/0", consolidated=False)
@@ -484,7 +492,9 @@ def test_what_changes_on_disk_is_found(
     assert not out.exists()
     run.predict(spec.model_copy(update={"overwrite": True}))
     assert ZarrStore.open(out).verify().ok
-    assert cli.run_command(lambda: cli.app(["info", str(out)], standalone_mode=False)) == 0
+    assert (
+        commands.run_command(lambda: commands.app(["info", str(out)], standalone_mode=False)) == 0
+    )
     told = capsys.readouterr().out
     assert all(f"{output.role}, " in told for output in OUTPUTS)
     spoil(ZarrStore.open(out))
@@ -523,7 +533,7 @@ def refused(capsys: pytest.CaptureFixture[str], field: Path, tmp_path: Path) -> 
     def call(command: str, model: Path, *options: str) -> str:
         paths = [str(field), str(tmp_path / "out.zarr")]
         with pytest.raises(SystemExit) as leave:
-            cli.main([command, *paths, "--model", str(model), "--window", "64", *options])
+            commands.main([command, *paths, "--model", str(model), "--window", "64", *options])
         captured = capsys.readouterr()
         assert (leave.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
         assert not list(tmp_path.glob("out.zarr*"))

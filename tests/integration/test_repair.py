@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import fcnpipe
-from fcnpipe import cli, run, work
-from fcnpipe.errors import StoreError, VerificationError
-from fcnpipe.records import TaskReport
-from fcnpipe.run import Silence
-from fcnpipe.spec import make_spec
+from fcnpipe.cli import commands
+from fcnpipe.core.errors import StoreError, VerificationError
+from fcnpipe.core.records import TaskReport
+from fcnpipe.core.spec import make_spec
+from fcnpipe.pipeline import run, tasks
+from fcnpipe.pipeline.run import Silence
 from fcnpipe.stores import ZarrStore
 from tests.integration.scenes import read_all, write_field
 
@@ -124,7 +125,7 @@ def test_the_command_says_what_is_damaged_and_mends_it(
 ) -> None:
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as leave:
-            cli.main(["verify", str(out), *arguments])
+            commands.main(["verify", str(out), *arguments])
         captured = capsys.readouterr()
         assert isinstance(leave.value.code, int)
         return leave.value.code, captured.out, captured.err
@@ -169,7 +170,7 @@ def perform_until(session: run.Session | None, done: str) -> None:
     assert session is not None
     for task, names in steps(session.stages):
         for name in names:
-            assert not work.perform(session.job, task, name).error
+            assert not tasks.perform(session.job, task, name).error
         if task == done:
             break
 

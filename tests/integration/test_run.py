@@ -7,8 +7,8 @@ import pytest
 from astropy.io import fits
 
 import fcnpipe
-from fcnpipe.errors import FcnpipeError
-from fcnpipe.run import Result
+from fcnpipe.core.errors import FcnpipeError
+from fcnpipe.pipeline.run import Result
 from tests.integration.scenes import assert_same, content, write_field
 
 SHAPE = (700, 900)

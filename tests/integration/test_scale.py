@@ -9,8 +9,8 @@ import xarray as xr
 from astropy.io import fits
 
 import fcnpipe
-from fcnpipe.errors import InputError
-from fcnpipe.training.scenes import draw
+from fcnpipe.core.errors import InputError
+from fcnpipe.simulation.scenes import draw
 
 FLUXES = ("segment_flux", "segment_flux_err", "kron_flux", "kron_flux_err", "max_value")
 QUIET = {"model": "none", "engine": "serial", "quiet": True, "overwrite": True}

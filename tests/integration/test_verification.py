@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcnpipe import run, work
-from fcnpipe.errors import VerificationError
-from fcnpipe.run import Silence
-from fcnpipe.spec import make_spec
+from fcnpipe.core.errors import VerificationError
+from fcnpipe.core.spec import make_spec
+from fcnpipe.pipeline import run
+from fcnpipe.pipeline import tasks as work
+from fcnpipe.pipeline.run import Silence
 from fcnpipe.stores import ZarrStore
 from tests.integration.scenes import read_all, write_field
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from astropy.io import fits
 
-from fcnpipe import networks, run
-from fcnpipe.errors import EngineError, ModelError
-from fcnpipe.job import Job
+from fcnpipe import networks
+from fcnpipe.core.errors import EngineError, ModelError
+from fcnpipe.core.spec import RunSpec, make_spec
+from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output
-from fcnpipe.networks.certificate import describe
-from fcnpipe.networks.unet import UNet
-from fcnpipe.spec import RunSpec, make_spec
+from fcnpipe.networks.reach.certificate import describe
+from fcnpipe.pipeline import run
+from fcnpipe.pipeline.job import Job
 from fcnpipe.stores import ZarrStore
 from tests.engines import processes
 from tests.integration.scenes import write_field

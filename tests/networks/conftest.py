@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import ModelHeader, Output
-from fcnpipe.networks.bundle import save_model
-from fcnpipe.networks.certificate import describe
-from fcnpipe.networks.unet import UNet
+from fcnpipe.networks.models.bundle import save_model
+from fcnpipe.networks.reach.certificate import describe
 
 OUTPUTS = (
     Output(name="blob", role="source"),

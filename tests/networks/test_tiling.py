@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import fcnpipe
-from fcnpipe import cli
+from fcnpipe.cli import commands
+from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Reach
-from fcnpipe.networks.unet import UNet
 
 from . import small_networks as small
 from .conftest import small_unet
@@ -20,7 +20,7 @@ from .conftest import small_unet
 def check(capsys: pytest.CaptureFixture[str]) -> Callable[[object], tuple[object, str, str]]:
     def call(model: object) -> tuple[object, str, str]:
         with pytest.raises(SystemExit) as leave:
-            cli.main(["models", "check", str(model)])
+            commands.main(["models", "check", str(model)])
         return leave.value.code, *capsys.readouterr()
 
     return call

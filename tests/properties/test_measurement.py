@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcnpipe.geometry import Box, TileGrid
-from fcnpipe.measure import (
+from fcnpipe.core.geometry import Box, TileGrid
+from fcnpipe.science.measure import (
     FLUX_LIMIT,
     VARIANCE_LIMIT,
     Pixels,

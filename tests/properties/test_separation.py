@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fcnpipe.geometry import Box, TileGrid
-from fcnpipe.segment import separate_whole
-from fcnpipe.stitch import MILLION, Criterion
+from fcnpipe.core.geometry import Box, TileGrid
+from fcnpipe.science.basins import separate_whole
+from fcnpipe.science.merge_tree import MILLION, Criterion
 from fcnpipe.testing.separation import TiledSeparation, Tree, tile_tree, true_sources
 
 EIGHT = np.ones((3, 3), bool)

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from fcnpipe import images
-from fcnpipe.errors import InputError, SpecError
-from fcnpipe.geometry import Box
+from fcnpipe.core.errors import InputError, SpecError
+from fcnpipe.core.geometry import Box
 from fcnpipe.images import Image
-from fcnpipe.images import fits as fits_images
-from fcnpipe.remote import files, urls
+from fcnpipe.images.formats import fits as fits_images
+from fcnpipe.remote import file_systems, files
 from fcnpipe.testing.images import ImageTests
 from tests.conftest import Bucket
 from tests.remote.servers import Site, now_and_then
@@ -337,7 +337,7 @@ def test_a_web_server_without_ranges_is_named(web: tuple[str, Site]) -> None:
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        urls.fsspec.core, "url_to_fs", Mock(side_effect=ImportError("Install s3fs"))
+        file_systems.fsspec.core, "url_to_fs", Mock(side_effect=ImportError("Install s3fs"))
     )
     with pytest.raises(InputError, match=r"Install s3fs; pip install s3fs, or 'fcnpipe\[remote\]'"):
         images.open_image("s3://sky/a.fits")

@@ -16,12 +16,14 @@ import xarray as xr
 from astropy.io import fits
 
 import fcnpipe
-from fcnpipe import cli, delivery, run, upkeep
-from fcnpipe.delivery import locate_report, read_report
-from fcnpipe.errors import FcnpipeError, StoreError
+from fcnpipe.cli import commands
+from fcnpipe.core.errors import FcnpipeError, StoreError
+from fcnpipe.core.spec import make_spec
+from fcnpipe.pipeline import remote_output, run
+from fcnpipe.pipeline.remote_output import locate_report, read_report
 from fcnpipe.remote import uploads
-from fcnpipe.spec import make_spec
 from fcnpipe.stores import ZarrStore
+from fcnpipe.survey import cleanup
 from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
 from tests.remote.servers import SECRET, TOKEN, Site, now_and_then
@@ -106,9 +108,9 @@ def test_a_store_is_taken_there_whatever_the_server_does(
     read_where_it_lies(out, reference, tmp_path)
     ended = find_account(out)
     spec = make_spec(image=(str(field),), out=out, **OPTIONS)
-    assert delivery.was_finished(spec, "segment", ended)
-    assert not delivery.was_finished(spec, "segment", f"{ended}1")
-    assert not delivery.was_finished(spec.model_copy(update={"thresh": 7.0}), "segment")
+    assert remote_output.was_finished(spec, "segment", ended)
+    assert not remote_output.was_finished(spec, "segment", f"{ended}1")
+    assert not remote_output.was_finished(spec.model_copy(update={"thresh": 7.0}), "segment")
     for option in ("--deep", "--repair"):
         said = refuse(capsys, "verify", option, out)
         assert "copy it and its .parquet to a disk, look deep" in said
@@ -118,7 +120,7 @@ def test_a_store_is_taken_there_whatever_the_server_does(
 
 def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Give the one line with which a command is refused."""
-    code = cli.run_command(lambda: cli.app(args=words, standalone_mode=False))
+    code = commands.run_command(lambda: commands.app(args=words, standalone_mode=False))
     said = capsys.readouterr().err
     assert (code, said.count("\n")) == (2, 1), said
     return said
@@ -169,7 +171,7 @@ def test_another_run_is_refused_and_overwrite_leaves_nothing_of_the_old_one(
     place = out.removeprefix(f"{bucket.url}/")
     for name in ("image/0/label/c/7/7", "image/7/label/zarr.json", "image/old", "old"):
         bucket.put(f"{place}/{name}", b"old")
-    monkeypatch.setattr(delivery, "MOST_NAMES", 40)
+    monkeypatch.setattr(remote_output, "MOST_NAMES", 40)
     with pytest.raises(StoreError, match=r"belongs to another run, it differs in option thresh"):
         segment(field, out, tmp_path / "scratch", thresh=7.0)
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -182,7 +184,7 @@ def test_another_run_is_refused_and_overwrite_leaves_nothing_of_the_old_one(
 def test_an_object_that_is_lost_behind_our_back_is_put_again(
     field: Path, bucket: Bucket, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "MOST_NAMES", 40)
+    monkeypatch.setattr(remote_output, "MOST_NAMES", 40)
     lost = f"{tmp_path.name}/out.zarr/image/0/label/c/0/1"
 
     def lose(method: str, path: str) -> str:
@@ -246,8 +248,8 @@ def test_a_claim_of_which_nothing_is_left_is_given_up(
     for file, token in ((mine, "a"), (other, "b")):
         file.write_text(f"a\n{bucket.put(f'{place}-{token}', b'')}")
         bucket.put(f"{place}-{token}.partial", json.dumps({"token": token}).encode())
-    for leftover in upkeep.find_leftovers(str(tmp_path), 0):
-        upkeep.clear(leftover)
+    for leftover in cleanup.find_leftovers(str(tmp_path), 0):
+        cleanup.clear(leftover)
     assert list(tmp_path.iterdir()) == []
     system = fsspec.filesystem("s3")
     system.invalidate_cache()

@@ -12,7 +12,7 @@ import zarr
 from astropy.io import fits
 
 import fcnpipe
-from fcnpipe.errors import InputChanged, TilesFailed
+from fcnpipe.core.errors import InputChanged, TilesFailed
 from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
 from tests.remote.servers import Site, now_and_then

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
+from fcnpipe.science.merge_tree import Criterion
 from fcnpipe.separators import Separator, Watershed
-from fcnpipe.stitch import Criterion
 from fcnpipe.testing.separation import SeparatorTests
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fcnpipe.errors import StoreError, VerificationError
+from fcnpipe.core.errors import StoreError, VerificationError
 from fcnpipe.stores import RunIdentity, ZarrStore, lifecycle, parquet_path, partial_path, prepare
 from fcnpipe.testing.small_run import IDENTITY, LAYOUT, do_tile, end_run, take_up
 

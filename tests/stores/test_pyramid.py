@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcnpipe.geometry import Box
+from fcnpipe.core.geometry import Box
 from fcnpipe.stores import Layout, ZarrStore
 from fcnpipe.stores.pyramid import shrink_labels, shrink_probability, shrink_science
 from fcnpipe.testing.small_run import IDENTITY

@@ -10,8 +10,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcnpipe.errors import StoreError
-from fcnpipe.geometry import Box, TileGrid
+from fcnpipe.core.errors import StoreError
+from fcnpipe.core.geometry import Box, TileGrid
 from fcnpipe.stores.hierarchy import ArraySpec, create_array
 from fcnpipe.stores.shards import ShardedMap
 

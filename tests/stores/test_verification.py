@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcnpipe.errors import VerificationError
+from fcnpipe.core.errors import VerificationError
 from fcnpipe.stores import ZarrStore
 from fcnpipe.stores.verification import count_pixels
 from fcnpipe.testing.small_run import LAYOUT, do_tile, make_catalogue

@@ -17,8 +17,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcnpipe.errors import PlanError, StoreError
-from fcnpipe.geometry import Box
+from fcnpipe.core.errors import PlanError, StoreError
+from fcnpipe.core.geometry import Box
 from fcnpipe.stores import Layout, ZarrStore
 from fcnpipe.stores.hierarchy import storage_grid
 from fcnpipe.testing.small_run import IDENTITY, LAYOUT, make_catalogue, make_labels

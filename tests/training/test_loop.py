@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fcnpipe.errors import ModelError, SpecError
-from fcnpipe.networks.unet import UNet
+from fcnpipe.core.errors import ModelError, SpecError
+from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.training import loop
+from fcnpipe.training.batches import Batch
+from fcnpipe.training.example_stream import simulate_example
 from fcnpipe.training.loop import Recipe, cut_batch, load_recipe, rate_at, train
-from fcnpipe.training.sources import Batch
-from fcnpipe.training.stream import simulate_example
 
 TINY = Recipe(
     kind="crowded",

@@ -11,9 +11,9 @@ import torch
 from scipy import ndimage
 from torch import distributed
 
-from fcnpipe.errors import SpecError
+from fcnpipe.core.errors import SpecError
 from fcnpipe.training.losses import TERMS, Weights, make_loss, measure_loss
-from fcnpipe.training.shape import thin, weigh_borders
+from fcnpipe.training.shape_losses import thin, weigh_borders
 
 
 def _slow(logits, targets, weights):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fcnpipe.training.profiles import Arms, Component
-from fcnpipe.training.psfs import Shape, bin_psf
-from fcnpipe.training.scenes import GALAXY, STAR, Source, compose, draw
-from fcnpipe.training.skies import Sky
+from fcnpipe.simulation.profiles import Arms, Component
+from fcnpipe.simulation.psfs import Shape, bin_psf
+from fcnpipe.simulation.scenes import GALAXY, STAR, Source, compose, draw
+from fcnpipe.simulation.skies import Sky
 from fcnpipe.training.targets import make_example, make_targets, make_truth, quantise, scale
 
 PLAIN = Sky(0, 0, 0, 0, 0, 0, 0, 0)

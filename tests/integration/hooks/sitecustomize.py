@@ -56,13 +56,13 @@ FAULTS = {"wait": wait, "hang": hang, "memory": memory, "kill": kill, "full": fu
 
 
 class Injection:
-    """Finds ``fcnpipe.work`` and puts the fault into its table of tasks."""
+    """Finds ``fcnpipe.pipeline.tasks`` and puts the fault into its table of tasks."""
 
     def __init__(self, task, tile, fault, folder):
         self.task, self.tile, self.fault, self.folder = task, tile, fault, folder
 
     def find_spec(self, name, path=None, target=None):
-        if name != "fcnpipe.work":
+        if name != "fcnpipe.pipeline.tasks":
             return None
         import importlib.util
 

@@ -1,0 +1,1 @@
+"""The ground: geometry of tiles, records, the run specification, errors."""

@@ -1,0 +1,3 @@
+"""Version of fcnpipe."""
+
+__version__ = "0.1.0"

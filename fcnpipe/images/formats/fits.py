@@ -1,0 +1,530 @@
+"""FITS images: plain, scaled, tile-compressed, packed by gzip or bzip2, or behind a URL.
+
+::
+
+    plain       the rows of the box, a strip at a time -> byte swap, BSCALE, BZERO, BLANK -> float32
+                (behind a URL: the rows of the box, fetched side by side)
+    compressed  box -> cells (whole compression tiles) -> decoded once, the last ones kept -> box
+    packed      unpacked once to a temporary file, then as above
+"""
+
+from __future__ import annotations
+
+import atexit
+import bz2
+import fcntl
+import gzip
+import os
+import re
+import shutil
+import tempfile
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from fcnpipe.core.errors import InputError
+from fcnpipe.core.geometry import Box, TileGrid, round_up
+from fcnpipe.core.records import ImageInfo
+from fcnpipe.images.base import (
+    AS_STORED,
+    DAMAGE,
+    Reader,
+    Scaling,
+    Version,
+    band_index,
+    damaged,
+    digest_file,
+    first_line,
+    fold_axes,
+    is_structure,
+    number_bands,
+    open_bytes,
+    peek,
+    quiet,
+    read_rows,
+    size_of,
+    stamp,
+)
+from fcnpipe.remote import Stamp
+
+CACHE_BYTES = 256 << 20
+"""Decoded cells that a process keeps: a row of 1,100-px boxes of an image 60,000 px wide."""
+CELL_ROWS = 64
+"""Least rows of a cell of an image that is compressed by rows."""
+CELL_EDGE = 512
+"""Least edge of a cell of an image that is compressed by rectangles."""
+UNPACKED_FILES = 16
+"""Temporary files that a process keeps of packed images."""
+
+_MAGIC = b"SIMPLE  ="
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
+_NOT_INHERITED = re.compile(
+    r"COMMENT|HISTORY|EXTNAME|EXTVER|INHERIT|WCSAXES.?|(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)\d+.?"
+    r"|(CD|PC|PV|PS)\d+_\d+.?|[AB]P?_.*|(LON|LAT)POLE.?|NEXTEND"
+)
+
+
+def recognises(path: str) -> bool:
+    """Whether a file starts as FITS does, packed or not."""
+    start = peek(path, len(_MAGIC))
+    if start == _MAGIC:
+        return True
+    opener = _OPENERS.get(start[:2])
+    return opener is not None and _peek_packed(opener, path) == _MAGIC
+
+
+def _peek_packed(opener: Any, path: str) -> bytes:
+    try:
+        with open_bytes(path) as source, opener(source) as handle:
+            return cast(bytes, handle.read(len(_MAGIC)))
+    except DAMAGE:
+        return b""
+
+
+def open_reader(path: str, hdu: int | str | None) -> Reader:
+    """Open one HDU.
+
+    Raises
+    ------
+    InputError
+        If there is no such HDU or image, its axes are not those of an image, or the file is shorter
+        than its header says.
+    """
+    file = _describe_file(path)
+    with _opened(file) as hdus:
+        index = _choose_hdu(path, hdus, hdu)
+        try:
+            return _make_reader(file, hdus, index)
+        except InputError:
+            raise
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+
+
+# ---------------------------------------------------------------- files
+
+
+@dataclass(frozen=True, slots=True)
+class FitsFile:
+    """A file as it was when it was opened.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path or URL.
+    stamp : (int, int) or Stamp
+        Size in bytes and time of change in ns; what the server says for a URL.
+    unpacked : str
+        Temporary file with the unpacked bytes, written by the process that opened the image;
+        empty if the file is not packed.
+    """
+
+    path: str
+    stamp: Version
+    unpacked: str = ""
+
+    def locate(self) -> str:
+        """Give the path of the plain bytes; another machine unpacks its own copy."""
+        if not self.unpacked:
+            return self.path
+        return self.unpacked if os.path.exists(self.unpacked) else _unpack(self.path, self.stamp)
+
+    @property
+    def version(self) -> Version:
+        """Stamp of the plain bytes."""
+        return stamp(self.locate()) if self.unpacked else self.stamp
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the plain bytes."""
+        return size_of(self.locate(), self.version)
+
+
+def _describe_file(path: str) -> FitsFile:
+    when = stamp(path)
+    return FitsFile(path, when, _unpack(path, when) if peek(path, 2) in _OPENERS else "")
+
+
+_UNPACKING = threading.Lock()
+_UNPACKED: OrderedDict[tuple[str, Version, int], str] = OrderedDict()
+_HELD: dict[str, int] = {}
+"""Temporary file -> handle of its folder, which is locked."""
+
+
+def _unpack(path: str, when: Version) -> str:
+    """Give a temporary file with the unpacked bytes, written once in a process."""
+    key = (path, when, os.getpid())
+    with _UNPACKING:
+        if not os.path.exists(_UNPACKED.get(key, "")):
+            _UNPACKED[key] = _write_unpacked(path, when)
+        while len(_UNPACKED) > UNPACKED_FILES:
+            _remove_folder(_UNPACKED.popitem(last=False)[1], os.getpid())
+        return _UNPACKED[key]
+
+
+def _write_unpacked(path: str, when: Version) -> str:
+    folder = tempfile.mkdtemp(prefix="fcnpipe-")
+    target = os.path.join(folder, "unpacked.fits")
+    _HELD[target] = _hold(folder)
+    atexit.register(_remove_folder, target, os.getpid())
+    opener = _OPENERS[peek(path, 2)]
+    try:
+        with open_bytes(path, when) as packed, opener(packed) as source, open(target, "wb") as sink:
+            shutil.copyfileobj(cast(BinaryIO, source), sink, 1 << 20)
+    except DAMAGE as error:
+        _remove_folder(target, os.getpid())
+        raise damaged(
+            error,
+            f"{path} cannot be unpacked to {folder}: {first_line(error)}; check that the file is "
+            "whole and the disk has room (TMPDIR names another folder), or unpack it yourself",
+        ) from None
+    return target
+
+
+def _hold(folder: str) -> int:
+    """Show, as long as this process lives, that a folder is in use."""
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def _remove_folder(file: str, owner: int) -> None:
+    if os.getpid() == owner:
+        if file in _HELD:
+            os.close(_HELD.pop(file))
+        shutil.rmtree(os.path.dirname(file), ignore_errors=True)
+
+
+@contextmanager
+def _opened(file: FitsFile) -> Iterator[fits.HDUList]:
+    with quiet():
+        hdus = _open_hdus(file)
+        try:
+            yield hdus
+        finally:
+            hdus.close()
+
+
+def _open_hdus(file: FitsFile) -> fits.HDUList:
+    try:
+        plain, when = file.locate(), file.version
+        source = open_bytes(plain, when) if isinstance(when, Stamp) else plain
+        return fits.open(source, memmap=False, lazy_load_hdus=True)
+    except DAMAGE as error:
+        raise _damaged(file.path, error) from None
+
+
+def _damaged(path: str, error: BaseException) -> InputError:
+    reason = first_line(error)
+    return damaged(error, f"{path} cannot be read as FITS: {reason}; if truncated, copy it again")
+
+
+# ---------------------------------------------------------------- choice of the HDU
+
+
+def _choose_hdu(path: str, hdus: fits.HDUList, hdu: int | str | None) -> int:
+    try:
+        index = _first_image(hdus) if hdu is None else _find_hdu(hdus, hdu)
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+    if index is None and hdu is None:
+        raise InputError(f"{path} holds no image, only {_list_hdus(hdus)}: give a file with one")
+    if index is None:
+        raise InputError(f"{path} has no HDU {hdu!r}, only {_list_hdus(hdus)}: choose one of them")
+    if not _is_image(hdus[index]):
+        raise InputError(f"{path}: HDU {hdu!r} holds no image; the file has {_list_hdus(hdus)}")
+    return index
+
+
+def _first_image(hdus: fits.HDUList) -> int | None:
+    return next((i for i, hdu in enumerate(hdus) if _is_image(hdu) and len(hdu.shape) >= 2), None)
+
+
+def _find_hdu(hdus: fits.HDUList, wanted: int | str) -> int | None:
+    if isinstance(wanted, int) or wanted.strip().isdigit():
+        number = int(wanted)
+        return number if 0 <= number < len(hdus) else None
+    name, _, version = wanted.strip().upper().partition(",")
+    return next((i for i, hdu in enumerate(hdus) if _answers(hdu, name, version.strip())), None)
+
+
+def _answers(hdu: Any, name: str, version: str) -> bool:
+    return hdu.name.upper() == name.strip() and version in ("", str(hdu.ver))
+
+
+def _is_image(hdu: Any) -> bool:
+    kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
+    return isinstance(hdu, kinds) and bool(hdu.shape)
+
+
+def _list_hdus(hdus: fits.HDUList) -> str:
+    lines = [f"{i} {hdu.name or 'unnamed'} {_say_content(hdu)}" for i, hdu in enumerate(hdus)]
+    return ", ".join(lines[:20]) + (", ..." if len(lines) > 20 else "")
+
+
+def _say_content(hdu: Any) -> str:
+    if not _is_image(hdu):
+        return "(no image)"
+    return "(" + " x ".join(str(n) for n in hdu.shape) + ")"
+
+
+# ---------------------------------------------------------------- readers
+
+
+def _make_reader(file: FitsFile, hdus: fits.HDUList, index: int) -> Reader:
+    hdu, name = hdus[index], f"{file.path} HDU {index}"
+    shape = tuple(int(n) for n in hdu.shape)
+    folded, dtype = fold_axes(shape, name), _stored_dtype(hdu.header)
+    info = ImageInfo(
+        shape=folded,
+        dtype=dtype.newbyteorder("=").name,
+        cards=_keep_cards(hdus, hdu),
+        bands=number_bands(folded[0]),
+        unit=_say_unit(hdu.header),
+    )
+    place = hdu.fileinfo()
+    extent = Extent(place["hdrLoc"], place["datLoc"], place["datLoc"] + place["datSpan"])
+    if isinstance(hdu, fits.CompImageHDU):
+        _check_length(file, extent.stop - 2879, name)
+        return SectionReader(file, index, shape, _choose_cell(hdu, folded), extent, info)
+    size = dtype.itemsize * int(np.prod(folded))
+    _check_length(file, extent.data + size, name)
+    return PlainReader(file, extent, dtype.str, info, _read_scaling(hdu.header))
+
+
+def _stored_dtype(header: fits.Header) -> np.dtype[Any]:
+    bits = int(header["BITPIX"])
+    kind = "f" if bits < 0 else "u" if bits == 8 else "i"
+    return np.dtype(f">{kind}{abs(bits) // 8}")
+
+
+def _read_scaling(header: fits.Header) -> Scaling:
+    blank = header.get("BLANK") if header["BITPIX"] > 0 else None
+    return Scaling(float(header.get("BSCALE", 1)), float(header.get("BZERO", 0)), blank)
+
+
+def _say_unit(header: fits.Header) -> str:
+    return str(header.get("BUNIT", "")).strip()
+
+
+def _keep_cards(hdus: fits.HDUList, hdu: Any) -> tuple[str, ...]:
+    """Give the cards of the HDU, and those that it inherits from the primary one."""
+    cards = [card for card in hdu.header.cards if not is_structure(card)]
+    if hdu is not hdus[0] and hdu.header.get("INHERIT") is True:
+        cards += [card for card in hdus[0].header.cards if _is_inherited(card, hdu.header)]
+    return tuple(filter(None, map(_read_card, cards)))
+
+
+def _read_card(card: fits.Card) -> str:
+    """Give the text of a card; none if it is so broken that nobody could write it."""
+    try:
+        return str(card)
+    except fits.VerifyError:
+        return ""
+
+
+def _is_inherited(card: fits.Card, header: fits.Header) -> bool:
+    own = not card.keyword or card.keyword in header
+    return not (own or is_structure(card) or _NOT_INHERITED.fullmatch(card.keyword))
+
+
+def _check_length(file: FitsFile, needed: int, name: str) -> None:
+    if file.size_bytes < needed:
+        raise InputError(
+            f"{name} needs {needed} bytes but the file ends at {file.size_bytes}: truncated; "
+            "copy it again"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where an HDU lies in its file, bytes.
+
+    Attributes
+    ----------
+    header, data, stop : int
+        Start of the header, start of the data, end of the data with its padding.
+    """
+
+    header: int
+    data: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlainReader:
+    """An image that lies in its file as rows of numbers.
+
+    Attributes
+    ----------
+    dtype : str
+        Type of the stored numbers, big-endian.
+    """
+
+    file: FitsFile
+    extent: Extent
+    dtype: str
+    info: ImageInfo
+    scaling: Scaling
+
+    @property
+    def overhead_bytes(self) -> int:
+        """One strip as it is stored and one of float64; of an object, the box as it is stored."""
+        return 1 << 22
+
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+        """Read the rows of the box."""
+        item = np.dtype(self.dtype).itemsize
+        shape = box.shape[0], box.shape[1] * item, self.info.shape[2] * item
+        start = self._place(band, box.y0, box.x0)
+        if box.size == 0:
+            return
+        try:
+            for rows in read_rows(self.file.locate(), self.file.version, start, shape):
+                yield rows.view(self.dtype)
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(self.file.path, error) from None
+
+    def _place(self, band: int, y: int, x: int) -> int:
+        """Give where a pixel begins in the file, bytes."""
+        _, height, width = self.info.shape
+        pixel = (band * height + y) * width + x
+        return self.extent.data + pixel * np.dtype(self.dtype).itemsize
+
+    def digest(self) -> str:
+        """Digest of header, data and inherited cards."""
+        return _digest_unit(self.file, self.extent, self.info)
+
+
+@dataclass(frozen=True, slots=True)
+class SectionReader:
+    """An image that is read through ``.section`` of astropy: tile-compressed.
+
+    Attributes
+    ----------
+    index : int
+        Number of the HDU.
+    shape : tuple of int
+        All axes of the array, as astropy sees it.
+    cell : (int, int)
+        Height and width of what is decoded at a time: whole compression tiles.
+    """
+
+    file: FitsFile
+    index: int
+    shape: tuple[int, ...]
+    cell: tuple[int, int]
+    extent: Extent
+    info: ImageInfo
+    scaling: Scaling = AS_STORED
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Cells that are kept, and a few copies of the one being decoded."""
+        cell = 8 * self.cell[0] * self.cell[1]
+        return min(CACHE_BYTES, 8 * int(np.prod(self.info.shape))) + 4 * cell
+
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+        """Put a box together from decoded cells."""
+        grid = TileGrid(self.info.shape[1:], self.cell)
+        values: NDArray[Any] | None = None
+        for part in grid.inside(box):
+            pixels = _read_part(self, band, part, grid.tile_at(part.y0, part.x0).core)
+            if values is None:
+                values = np.empty(box.shape, pixels.dtype)
+            values[part.within(box)] = pixels
+        if values is not None:
+            yield values
+
+    def digest(self) -> str:
+        """Digest of header, compressed data and inherited cards."""
+        return _digest_unit(self.file, self.extent, self.info)
+
+
+def _digest_unit(file: FitsFile, extent: Extent, info: ImageInfo) -> str:
+    place = extent.header, extent.stop
+    return digest_file(file.locate(), file.version, place, "".join(info.cards))
+
+
+def _choose_cell(hdu: Any, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Give whole compression tiles, large enough to be worth a call of astropy."""
+    _, height, width = shape
+    tile = hdu.tile_shape[-2:] if isinstance(hdu, fits.CompImageHDU) else (1, width)
+    least = (CELL_ROWS, width) if 2 * tile[1] > width else (CELL_EDGE, CELL_EDGE)
+    return (
+        min(round_up(least[0], int(tile[0])), height),
+        min(round_up(least[1], int(tile[1])), width),
+    )
+
+
+# ---------------------------------------------------------------- decoded cells
+
+_DECODING = threading.RLock()
+_CELLS: OrderedDict[tuple[_Section, int, Box], NDArray[Any]] = OrderedDict()
+
+
+class _Section:
+    """An open HDU, closed when nobody holds it any more."""
+
+    def __init__(self, reader: SectionReader) -> None:
+        with quiet():
+            hdus = _open_hdus(reader.file)
+            self._finalizer = weakref.finalize(self, hdus.close)
+            self._hdu = hdus[reader.index]
+        self._shape, self._path = reader.shape, reader.file.path
+
+    def decode(self, band: int, core: Box) -> NDArray[Any]:
+        try:
+            with quiet():
+                values = self._hdu.section[(*band_index(self._shape, band), *core.slices)]
+        except DAMAGE as error:
+            raise _damaged(self._path, error) from None
+        return cast(NDArray[Any], values)
+
+
+@lru_cache(maxsize=16)
+def _open_section(reader: SectionReader, process: int) -> _Section:
+    return _Section(reader)
+
+
+def _read_part(reader: SectionReader, band: int, part: Box, core: Box) -> NDArray[Any]:
+    """Cut a part out of its decoded cell; decode it alone if the cell is damaged elsewhere."""
+    try:
+        return _read_cell(reader, band, core)[part.within(core)]
+    except InputError:
+        with _DECODING:
+            return _open_section(reader, os.getpid()).decode(band, part)
+
+
+def _read_cell(reader: SectionReader, band: int, core: Box) -> NDArray[Any]:
+    """Give a decoded cell, one thread at a time.
+
+    Notes
+    -----
+    The lock is for the process, not for the file: the HCOMPRESS decoder of astropy 8 keeps its
+    state in static variables and lets other threads run (two threads gave 'bad format code').
+    """
+    with _DECODING:
+        section = _open_section(reader, os.getpid())
+        key = (section, band, core)
+        if key not in _CELLS:
+            _CELLS[key] = section.decode(band, core)
+        _CELLS.move_to_end(key)
+        _forget_cells()
+        return _CELLS[key]
+
+
+def _forget_cells() -> None:
+    held = sum(cell.nbytes for cell in _CELLS.values())
+    while held > CACHE_BYTES and len(_CELLS) > 1:
+        held -= _CELLS.popitem(last=False)[1].nbytes

@@ -1,0 +1,432 @@
+"""TIFF, PNG, JPEG and npy: stored values, colours as bands, an alpha channel left out.
+
+The first row of the file is y = 0. Tiled or stripped TIFF is decoded chunk by chunk, uncompressed
+TIFF and npy are read by rows; PNG and JPEG cannot be cut and are decoded whole, up to
+:data:`WHOLE_PIXELS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+import numpy as np
+import tifffile
+import zarr
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from fcnpipe.core.errors import InputError
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.records import ImageInfo
+from fcnpipe.images.base import (
+    AS_STORED,
+    CHUNKS_IN_FLIGHT,
+    DAMAGE,
+    Reader,
+    Scaling,
+    Version,
+    check_real,
+    damaged,
+    digest_file,
+    first_line,
+    fold_axes,
+    number_bands,
+    open_bytes,
+    peek,
+    quiet,
+    read_rows,
+    size_of,
+    stamp,
+)
+
+WHOLE_PIXELS = 1 << 28
+"""Largest image that is decoded whole, px."""
+
+_NPY = b"\x93NUMPY"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GDAL_NODATA = 42113
+_CODECS = "imagecodecs"
+"""Package that LZW, JPEG and other rare compressions of TIFF ask for."""
+_NPY_HEADERS = {
+    1: np.lib.format.read_array_header_1_0,
+    2: np.lib.format.read_array_header_2_0,
+}
+_COLOURS = ("red", "green", "blue")
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else it tells the terminal too
+
+
+def recognises(path: str) -> bool:
+    """Whether a file starts as one of these formats does."""
+    return peek(path).startswith((_NPY, _PNG, _JPEG, *_TIFF))
+
+
+def open_reader(path: str, hdu: int | str | None) -> Reader:
+    """Open a file; ``hdu`` is the number of a TIFF series.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, is no image, or has no such series.
+    """
+    start = peek(path)
+    if not start.startswith(_TIFF) and hdu is not None:
+        raise InputError(f"hdu={hdu!r} was given but {path} holds one image: leave it out")
+    try:
+        with quiet():
+            return _choose_opener(start)(path, hdu)
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def _choose_opener(start: bytes) -> Callable[[str, int | str | None], Reader]:
+    if start.startswith(_TIFF):
+        return _open_tiff
+    return _open_npy if start.startswith(_NPY) else _open_small
+
+
+def _damaged(path: str, error: BaseException) -> InputError:
+    reason = first_line(error)
+    mend = "install it, or write the image with deflate"
+    if _CODECS not in reason:
+        mend = "if truncated, copy it again"
+    return damaged(error, f"{path} cannot be read: {reason}; {mend}")
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What the axes of an array mean.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        All axes.
+    y, band : int
+        Which axis is y (x follows it), and which one counts the bands; -1 if there is none.
+    bands : int
+        How many bands are image; any more are alpha.
+    """
+
+    shape: tuple[int, ...]
+    y: int
+    band: int
+    bands: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Bands, height and width."""
+        return self.bands, self.shape[self.y], self.shape[self.y + 1]
+
+    def index(self, box: Box, band: int) -> tuple[slice | int, ...]:
+        """Give the index that cuts a box of a band out of the array."""
+        index: list[slice | int] = [0] * len(self.shape)
+        if self.band >= 0:
+            index[self.band] = band
+        index[self.y : self.y + 2] = box.slices
+        return tuple(index)
+
+    def first(self, band: int) -> tuple[int, ...]:
+        """Give the index of the first pixel of a band."""
+        return tuple(band if axis == self.band else 0 for axis in range(len(self.shape)))
+
+
+def _plain_axes(shape: tuple[int, ...], name: str) -> Axes:
+    """Give axes of (..., band, y, x)."""
+    bands = fold_axes(shape, name)[0]
+    leading = [i for i, n in enumerate(shape[:-2]) if n > 1]
+    return Axes(shape, len(shape) - 2, leading[0] if leading else -1, bands)
+
+
+def _make_info(axes: Axes, dtype: np.dtype[Any], name: str) -> ImageInfo:
+    check_real(dtype, name)
+    names = _COLOURS if axes.bands == 3 and axes.band > axes.y else number_bands(axes.bands)
+    return ImageInfo(axes.image_shape, dtype.newbyteorder("=").name, bands=names)
+
+
+# ---------------------------------------------------------------- arrays that lie there as they are
+
+
+@dataclass(frozen=True, slots=True)
+class RawReader:
+    """An array that lies in its file as it is: npy, uncompressed TIFF.
+
+    Attributes
+    ----------
+    offset : int
+        First byte of the pixels.
+    dtype, order : str
+        Type of a pixel with its byte order; ``C`` or ``F``.
+    """
+
+    path: str
+    stamp: Version
+    offset: int
+    dtype: str
+    order: str
+    axes: Axes
+    info: ImageInfo
+    scaling: Scaling = AS_STORED
+
+    @property
+    def overhead_bytes(self) -> int:
+        """One strip as it is stored and one of float64; of an object, the box as it is stored."""
+        return 1 << 22
+
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+        """Read the rows of the box, or its columns where these lie together."""
+        if box.size == 0:
+            return
+        try:
+            if self.order == "C":
+                yield from self._read(box, band, self.axes.shape, self.axes.y)
+                return
+            lying = Box(box.x0, box.y0, box.x1, box.y1)
+            strips = self._read(
+                lying, band, self.axes.shape[::-1], len(self.axes.shape) - 2 - self.axes.y
+            )
+            yield np.concatenate([strip.copy() for strip in strips]).T
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(self.path, error) from None
+
+    def _read(self, box: Box, band: int, shape: tuple[int, ...], y: int) -> Iterator[NDArray[Any]]:
+        """Read strips with all that lies between two pixels of a row, and pick the band."""
+        index = self.axes.first(band)[:: 1 if self.order == "C" else -1]
+        plane, which = _ravel(index[:y], shape[:y]), _ravel(index[y + 2 :], shape[y + 2 :])
+        depth = math.prod(shape[y + 2 :])
+        item = np.dtype(self.dtype).itemsize * depth
+        start = self.offset + ((plane * shape[y] + box.y0) * shape[y + 1] + box.x0) * item
+        rows = box.shape[0], box.shape[1] * item, shape[y + 1] * item
+        for strip in read_rows(self.path, self.stamp, start, rows):
+            yield strip.view(self.dtype).reshape(len(strip), box.shape[1], depth)[:, :, which]
+
+    def digest(self) -> str:
+        """Digest of the file."""
+        return digest_file(self.path, self.stamp)
+
+
+def _ravel(index: Sequence[int], shape: Sequence[int]) -> int:
+    return int(np.ravel_multi_index(tuple(index), tuple(shape))) if shape else 0
+
+
+def _open_npy(path: str, _: int | str | None) -> Reader:
+    when = stamp(path)
+    with open_bytes(path, when) as handle:
+        major, minor = np.lib.format.read_magic(handle)
+        if major not in _NPY_HEADERS:
+            raise ValueError(f"npy of version {major}.{minor} is not known")
+        shape, fortran, dtype = _NPY_HEADERS[major](handle)
+        offset = handle.tell()
+    axes = _plain_axes(shape, path)
+    info = _make_info(axes, dtype, path)
+    _check_length(path, when, offset + math.prod(shape) * dtype.itemsize)
+    return RawReader(path, when, offset, dtype.str, "F" if fortran else "C", axes, info)
+
+
+def _check_length(path: str, when: Version, needed: int) -> None:
+    size = size_of(path, when)
+    if size < needed:
+        raise InputError(
+            f"{path} needs {needed} bytes but ends at {size}: it is truncated; copy it again"
+        )
+
+
+# ---------------------------------------------------------------- TIFF
+
+
+def _open_tiff(path: str, hdu: int | str | None) -> Reader:
+    when = stamp(path)
+    with open_bytes(path, when) as file, tifffile.TiffFile(file) as tiff:
+        number = _series_number(path, tiff, hdu)
+        series: Any = tiff.series[number]
+        axes = _tiff_axes(series, path)
+        info, scaling = _make_info(axes, series.dtype, path), Scaling(blank=_nodata(series))
+        _check_length(path, when, _tiff_end(series))
+        if series.dataoffset is not None and len(series.levels) == 1:
+            dtype = series.dtype.newbyteorder(tiff.byteorder).str
+            return RawReader(path, when, series.dataoffset, dtype, "C", axes, info, scaling)
+        chunk = math.prod(series.keyframe.chunks) * series.dtype.itemsize
+    overhead = min(2 * CHUNKS_IN_FLIGHT * chunk, 2 * series.nbytes)
+    return TiffReader(path, when, number, axes, overhead, info, scaling)
+
+
+def _series_number(path: str, tiff: tifffile.TiffFile, hdu: int | str | None) -> int:
+    count = len(tiff.series)
+    if not count:
+        raise ValueError("it holds no image")
+    text = "0" if hdu is None else str(hdu)
+    if not text.isdigit() or int(text) >= count:
+        raise InputError(f"{path} has no series {hdu!r}: --hdu is a number from 0 to {count - 1}")
+    return int(text)
+
+
+def _tiff_axes(series: Any, path: str) -> Axes:
+    """Give the axes of a series: Y, X, and at most one other that is longer than 1."""
+    letters, shape = str(series.axes), tuple(int(n) for n in series.shape)
+    others = [i for i, n in enumerate(shape) if n > 1 and letters[i] not in "YX"]
+    if "YX" not in letters or len(others) > 1:
+        raise InputError(
+            f"{path} has axes {letters} {shape}: an image has (y, x) and one axis of bands "
+            "at most; write one plane to a new file"
+        )
+    y, band = letters.index("YX"), others[0] if others else -1
+    bands = shape[band] if others else 1
+    fold_axes((bands, *shape[y : y + 2]), path)
+    alpha = len(series.keyframe.extrasamples) if others and letters[band] == "S" else 0
+    return Axes(shape, y, band, max(bands - alpha, 1))
+
+
+def _tiff_end(series: Any) -> int:
+    """Give the end of the last segment: what is cut off would read as zeros."""
+    pages = (page for page in series.pages if page is not None)
+    ends = (
+        int(offset + count)
+        for page in pages
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
+    return max(ends, default=0)
+
+
+def _nodata(series: Any) -> float | None:
+    """Give the value that GDAL calls no data."""
+    tag = series.keyframe.tags.get(_GDAL_NODATA)
+    try:
+        value = float(tag.value)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True, slots=True)
+class TiffReader:
+    """A compressed or tiled TIFF series, decoded chunk by chunk."""
+
+    path: str
+    stamp: Version
+    series: int
+    axes: Axes
+    overhead_bytes: int
+    info: ImageInfo
+    scaling: Scaling
+
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+        """Give the stored numbers; zarr reads one box after another."""
+        try:
+            opened = _open_series(self.path, self.stamp, self.series, os.getpid())
+            yield np.asarray(opened.array[self.axes.index(box, band)])
+        except DAMAGE as error:
+            raise _damaged(self.path, error) from None
+
+    def digest(self) -> str:
+        """Digest of the file."""
+        return digest_file(self.path, self.stamp)
+
+
+class _Series:
+    """An open TIFF series, closed when nobody holds it any more."""
+
+    def __init__(self, path: str, when: Version, number: int) -> None:
+        file = open_bytes(path, when)
+        tiff = tifffile.TiffFile(file)
+        self._finalizer = weakref.finalize(self, _close, tiff, file)
+        store: Any = tiff.series[number].aszarr(level=0)
+        self.array: Any = zarr.open_array(store, mode="r")
+
+
+def _close(tiff: tifffile.TiffFile, file: BinaryIO) -> None:
+    tiff.close()
+    file.close()
+
+
+@lru_cache(maxsize=16)
+def _open_series(path: str, when: Version, number: int, process: int) -> _Series:
+    with quiet():
+        return _Series(path, when, number)
+
+
+# ---------------------------------------------------------------- images that are decoded whole
+
+
+@dataclass(frozen=True, slots=True)
+class SmallReader:
+    """A PNG or JPEG, decoded whole once in a process."""
+
+    path: str
+    stamp: Version
+    axes: Axes
+    info: ImageInfo
+    scaling: Scaling = AS_STORED
+
+    @property
+    def overhead_bytes(self) -> int:
+        """The decoded image, and its parts while they are put together."""
+        return 2 * math.prod(self.axes.shape) * np.dtype(self.info.dtype).itemsize
+
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+        """Give a view of the decoded image."""
+        try:
+            yield _decode(self.path, self.stamp)[self.axes.index(box, band)]
+        except DAMAGE as error:
+            raise _damaged(self.path, error) from None
+
+    def digest(self) -> str:
+        """Digest of the file."""
+        return digest_file(self.path, self.stamp)
+
+
+def _open_small(path: str, _: int | str | None) -> Reader:
+    _check_depth(path)
+    when = stamp(path)
+    with open_bytes(path, when) as file, _open_picture(file) as image:
+        width, height = image.size
+    if width * height > WHOLE_PIXELS:
+        raise InputError(
+            f"{path} has {height} x {width} px, but PNG and JPEG are decoded whole and may have "
+            f"{WHOLE_PIXELS} px at most: convert it to tiled TIFF or zarr"
+        )
+    values = _decode(path, when)
+    grey = values.ndim == 2
+    axes = Axes(values.shape, 0, -1 if grey else 2, 1 if grey else values.shape[2])
+    return SmallReader(path, when, axes, _make_info(axes, values.dtype, path))
+
+
+def _check_depth(path: str) -> None:
+    """Refuse 16-bit colour PNG, which Pillow would cut down to 8 bits in silence."""
+    start = peek(path, 26)
+    if start.startswith(_PNG) and start[24:25] == b"\x10" and start[25:] != b"\0":
+        raise InputError(
+            f"{path} is a 16-bit PNG with colour or alpha, of which only 8 bits would be read: "
+            "convert it to TIFF"
+        )
+
+
+_PLAIN_MODES = {"LA": "L", "La": "L"} | dict.fromkeys(
+    ("P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), "RGB"
+)
+"""Modes of Pillow -> what is read of them."""
+
+
+def _open_picture(file: BinaryIO) -> Pillow.Image:
+    """Open a picture of any size, inside `quiet`: the limit of Pillow is less than ours."""
+    limit, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
+    try:
+        return Pillow.open(file)
+    finally:
+        Pillow.MAX_IMAGE_PIXELS = limit
+
+
+@lru_cache(maxsize=4)
+def _decode(path: str, when: Version) -> NDArray[Any]:
+    """Give (h, w) or (h, w, 3) of the stored values; colour maps are resolved, alpha dropped."""
+    with quiet(), open_bytes(path, when) as file, _open_picture(file) as image:
+        plain = _PLAIN_MODES.get(image.mode)
+        return np.asarray(image.convert(plain) if plain else image)

@@ -1,0 +1,358 @@
+"""zarr arrays (v2, v3), groups with one image, OME-NGFF pyramids and what xarray writes.
+
+The pixels of missing chunks are the array's fill value. CF's ``_FillValue``, ``scale_factor`` and
+``add_offset`` are applied. A chunk is decoded as a whole, and so is an array of one huge chunk.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from fcnpipe import remote
+from fcnpipe.core.errors import InputError
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.records import ImageInfo
+from fcnpipe.images.base import (
+    CHUNKS_IN_FLIGHT,
+    DAMAGE,
+    Reader,
+    Scaling,
+    band_index,
+    check_real,
+    damaged,
+    first_line,
+    fold_axes,
+    is_structure,
+    new_digest,
+    number_bands,
+    open_bytes,
+    pad_card,
+    peek,
+    quiet,
+)
+from fcnpipe.remote import Stamp, is_remote
+from fcnpipe.remote.zarr_store import open_chunks
+
+Node = zarr.Array[Any] | zarr.Group
+
+_METADATA = ("zarr.json", ".zarray", ".zgroup")
+_OWN_METADATA = ("zarr.json", ".zarray", ".zattrs")
+_CARD_KEYS = ("fits_cards", "wcs", "cards", "header")
+_READ_BYTES = 1 << 20
+_OWN_MARK, _OWN_IMAGE = "run_key", "image/0/science"
+"""Attribute of a store that fcnpipe made, and the image that it holds with ``--keep-image``."""
+_DEPTH = 4
+"""Levels of groups that are searched for an image."""
+
+
+def recognises(path: str) -> bool:
+    """Whether a folder or URL holds zarr metadata."""
+    return any(peek(f"{path.rstrip('/')}/{name}", 1) for name in _METADATA)
+
+
+def open_reader(path: str, hdu: int | str | None) -> Reader:
+    """Open one array; ``hdu`` is its path in the group.
+
+    Raises
+    ------
+    InputError
+        If there is no such array, or more than one that could be meant, or it is no image.
+    """
+    with quiet():
+        try:
+            root = zarr.open(_store(path), mode="r")
+            member = _find_array(path, root, "" if hdu is None else str(hdu).strip("/"))
+            return _make_reader(path, root, member)
+        except InputError:
+            raise
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+
+
+def _store(path: str) -> Any:
+    return open_chunks(path) if is_remote(path) else path
+
+
+def _damaged(path: str, error: BaseException) -> InputError:
+    reason = first_line(error)
+    return damaged(
+        error, f"{path} cannot be read as zarr: {reason}; check that the copy is complete"
+    )
+
+
+# ---------------------------------------------------------------- which array
+
+
+def _find_array(path: str, root: Node, member: str) -> str:
+    """Give the path of the array inside the store, empty if the store is the array."""
+    wanted, node = member, _descend(root, member)
+    for _ in range(_DEPTH):
+        if node is None or isinstance(node, zarr.Array):
+            break
+        member = _join(member, _choose_member(node))
+        node = _descend(root, member)
+    if isinstance(node, zarr.Array):
+        return member
+    what = f"no single image at {wanted!r}" if wanted else "no single image"
+    if member == _OWN_IMAGE and _OWN_MARK in root.attrs:
+        raise InputError(
+            f"{path} is a result that was made without --keep-image: give the image itself, or name "
+            "an array with --hdu PATH"
+        )
+    if found := _list_arrays(root):
+        raise InputError(f"{path} has {what}, only {found}: choose one with --hdu PATH")
+    raise InputError(f"{path} has {what}, and no arrays at all: give one that holds an image")
+
+
+def _descend(root: Node, member: str) -> Node | None:
+    if not member:
+        return root
+    try:
+        return None if isinstance(root, zarr.Array) else root[member]
+    except KeyError:
+        return None
+
+
+def _choose_member(group: zarr.Group) -> str:
+    """Give the member that holds the image, or a name that is not there."""
+    if _OWN_MARK in group.attrs:
+        return _OWN_IMAGE
+    if scales := _multiscales(group.attrs):
+        return scales
+    images = sorted(name for name, array in group.arrays() if _is_image(array))
+    if "science" in images or len(images) == 1:
+        return "science" if "science" in images else images[0]
+    groups = sorted(group.group_keys())
+    if not images and ("image" in groups or len(groups) == 1):
+        return "image" if "image" in groups else groups[0]
+    return "?"
+
+
+def _multiscales(attributes: Mapping[str, Any]) -> str:
+    """Give the path of level 0 as OME-NGFF 0.5 or 0.4 states it, or an empty string."""
+    ome = attributes.get("ome", attributes)
+    try:
+        return str(ome["multiscales"][0]["datasets"][0]["path"])
+    except (KeyError, IndexError, TypeError):
+        return ""
+
+
+def _is_image(array: zarr.Array[Any]) -> bool:
+    return array.ndim >= 2 and array.dtype.kind in "biufc"
+
+
+def _join(parent: str, name: str) -> str:
+    return f"{parent}/{name}" if parent else name
+
+
+def _list_arrays(root: Node) -> str:
+    if isinstance(root, zarr.Array):
+        return f"one array of {root.shape}"
+    found = [f"{name} {array.shape}" for name, array in _walk_arrays(root, _DEPTH)]
+    return ", ".join(found[:20])
+
+
+def _walk_arrays(
+    group: zarr.Group, depth: int, parent: str = ""
+) -> Iterator[tuple[str, zarr.Array[Any]]]:
+    yield from ((_join(parent, name), array) for name, array in sorted(group.arrays()))
+    if depth > 1:
+        for name, child in sorted(group.groups()):
+            yield from _walk_arrays(child, depth - 1, _join(parent, name))
+
+
+# ---------------------------------------------------------------- reader
+
+
+def _make_reader(path: str, root: Node, member: str) -> Reader:
+    array = cast("zarr.Array[Any]", _descend(root, member))
+    name = f"{path} {member}".strip()
+    check_real(array.dtype, name)
+    shape = fold_axes(array.shape, name)
+    info = ImageInfo(
+        shape=shape,
+        dtype=array.dtype.newbyteorder("=").name,
+        cards=_find_cards(root, member, array),
+        bands=number_bands(shape[0]),
+        unit=str(array.attrs.get("units", array.attrs.get("BUNIT", ""))),
+    )
+    scaling = _read_scaling(array)
+    return ZarrReader(
+        path, member, _token(array), tuple(array.shape), _overhead(array), info, scaling
+    )
+
+
+def _token(array: zarr.Array[Any]) -> str:
+    """Tell a rewritten array from the one that was opened."""
+    return new_digest(repr(array.metadata.to_dict())).hexdigest()
+
+
+def _overhead(array: zarr.Array[Any]) -> int:
+    """Chunks being decoded at a time, compressed and not."""
+    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    return min(2 * CHUNKS_IN_FLIGHT * chunk, 2 * int(array.nbytes))
+
+
+def _read_scaling(array: zarr.Array[Any]) -> Scaling:
+    factor, offset = _number(array, "scale_factor", 1.0), _number(array, "add_offset", 0.0)
+    return Scaling(factor, offset, _find_blank(array))
+
+
+def _number(array: zarr.Array[Any], name: str, default: float) -> float:
+    value: Any = array.attrs.get(name, default)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"attribute {name}={value!r} is no number") from None
+
+
+def _find_blank(array: zarr.Array[Any]) -> int | float | None:
+    """Give the stored number that means no data.
+
+    Notes
+    -----
+    In v2, xarray writes it as the fill value of the array, in v3 as an attribute, for floats as
+    base64 of a little-endian double. Elsewhere a fill value is a value like any other.
+    """
+    blank: Any = array.attrs.get("_FillValue", array.attrs.get("missing_value"))
+    if blank is None and "_ARRAY_DIMENSIONS" in array.attrs:
+        blank = array.metadata.fill_value
+    if isinstance(blank, str):
+        blank = _decode_fill(blank)
+    if blank is None or math.isnan(blank):
+        return None
+    return int(blank) if float(blank).is_integer() else float(blank)
+
+
+def _decode_fill(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float(struct.unpack("<d", base64.standard_b64decode(text))[0])
+
+
+def _find_cards(root: Node, member: str, array: zarr.Array[Any]) -> tuple[str, ...]:
+    """Give header cards kept by the array, its groups, or an array ``wcs`` beside it."""
+    for attributes in _places(root, member, array):
+        for key in _CARD_KEYS:
+            if cards := _parse_header(attributes.get(key)):
+                return cards
+    return ()
+
+
+def _places(root: Node, member: str, array: zarr.Array[Any]) -> Iterator[Mapping[str, Any]]:
+    yield array.attrs
+    parent = member
+    while parent:
+        parent = parent.rpartition("/")[0]
+        for node in (_descend(root, parent), _descend(root, _join(parent, "wcs"))):
+            if node is not None:
+                yield node.attrs
+
+
+def _parse_header(value: Any) -> tuple[str, ...]:
+    """Read cards from a list of cards, the text of a header, or a mapping of keys to values."""
+    if isinstance(value, Mapping):
+        header = fits.Header(dict(value))
+    elif isinstance(value, str):
+        header = fits.Header.fromstring(value, sep="\n" if "\n" in value else "")
+    elif isinstance(value, list | tuple):
+        header = fits.Header.fromstring("".join(pad_card(str(card)) for card in value))
+    else:
+        return ()
+    return tuple(str(card) for card in header.cards if card.keyword and not is_structure(card))
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrReader:
+    """One array of a store.
+
+    Attributes
+    ----------
+    path, member : str
+        Store, and path of the array in it (empty if the store is the array).
+    token : str
+        Digest of the array's metadata when it was opened.
+    shape : tuple of int
+        All axes of the array.
+    overhead_bytes : int
+        Chunks being decoded.
+    """
+
+    path: str
+    member: str
+    token: str
+    shape: tuple[int, ...]
+    overhead_bytes: int
+    info: ImageInfo
+    scaling: Scaling
+
+    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+        """Give the stored numbers; zarr reads safely from several threads."""
+        try:
+            array = _open_array(self.path, self.member, self.token, os.getpid())
+            yield np.asarray(array[self._index(box, band)])
+        except DAMAGE as error:
+            raise _damaged(self.path, error) from None
+
+    def _index(self, box: Box, band: int) -> tuple[slice | int, ...]:
+        return (*band_index(self.shape, band), *box.slices)
+
+    def digest(self) -> str:
+        """Digest of all stored objects of the array, metadata and chunks, and of the cards.
+
+        Notes
+        -----
+        Of an object behind a URL, what the server says names its content, where it says so.
+        """
+        place = f"{self.path.rstrip('/')}/{self.member}".rstrip("/")
+        digest = new_digest("".join(self.info.cards))
+        try:
+            for name, when in self._list(place).items():
+                digest.update(f"/{name}".encode() + b"\0")
+                _update(digest, f"{place}/{name}", when)
+        except DAMAGE as error:
+            raise _damaged(self.path, error) from None
+        return digest.hexdigest()
+
+    def _list(self, place: str) -> dict[str, Stamp]:
+        """Give the stored objects; a web server has no list of them."""
+        if remote.knows_lists(place):
+            return remote.list_objects(place)
+        array = _open_array(self.path, self.member, self.token, os.getpid())
+        return remote.look_at_all(place, [*_OWN_METADATA, *_chunk_names(array)])
+
+
+def _chunk_names(array: zarr.Array[Any]) -> Iterator[str]:
+    stored = array.shards or array.chunks
+    counts = (range(-(-n // step)) for n, step in zip(array.shape, stored, strict=True))
+    return (array.metadata.encode_chunk_key(place) for place in product(*counts))
+
+
+def _update(digest: Any, file: str, when: Stamp) -> None:
+    if when.names_content:
+        digest.update(str(when).encode())
+        return
+    digest.update(when.size_bytes.to_bytes(8, "little"))
+    with open_bytes(file) as handle:
+        while block := handle.read(_READ_BYTES):
+            digest.update(block)
+
+
+@lru_cache(maxsize=16)
+def _open_array(path: str, member: str, token: str, process: int) -> zarr.Array[Any]:
+    with quiet():
+        return zarr.open_array(_store(path), path=member, mode="r")

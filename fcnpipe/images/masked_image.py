@@ -1,0 +1,422 @@
+"""One image with all that belongs to it: bands, weight, mask, sky and noise, read by box.
+
+The planes of an exposure are the bands of the image and, where there are several, a last one: the
+detection plane, their sum weighted by inverse variance. Sources are found by a one-band network,
+and measured, on the last plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe import images
+from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable
+from fcnpipe.core.geometry import Box, TileGrid
+from fcnpipe.core.records import ImageInfo, PixelFlag
+from fcnpipe.core.spec import RunSpec
+from fcnpipe.science import background, pixels
+from fcnpipe.science.background import Background, Cells
+
+Float = NDArray[np.float32]
+SAMPLES = 4
+"""Boxes along each axis from which the noise of the bands is estimated."""
+SAMPLE_EDGE = 192
+WHOLLY = (InputChanged, InputUnreachable)
+"""Errors after which no part of an input counts as missing: another try may read all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What is known of a box of pixels.
+
+    Attributes
+    ----------
+    residual, noise : (planes, h, w) float32
+        Image minus sky and the noise of a pixel, image units; NaN where there is no data.
+    flags : (h, w) uint8
+        Bits of :class:`fcnpipe.core.records.PixelFlag`.
+    """
+
+    residual: Float
+    noise: Float
+    flags: NDArray[np.uint8]
+
+    def cut(self, place: tuple[slice, slice]) -> Patch:
+        """Give a part of it; the same memory."""
+        return Patch(self.residual[(..., *place)], self.noise[(..., *place)], self.flags[place])
+
+    def significance(self, count: int) -> Float:
+        """Give S/N as the network sees it, (n, h, w): the last plane, or the first ``count`` if > 1."""
+        planes = range(len(self.residual))[-1:] if count <= 1 else range(count)
+        return np.stack(
+            [pixels.signal_to_noise(self.residual[p], self.noise[p], self.flags) for p in planes]
+        )
+
+
+class Exposure:
+    """Image, weight, mask and prior of a run.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Names the files.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or does not fit the image.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.image = images.open_image(spec.image, spec.hdu)
+        self._weight = self._open_map(spec.weight, spec.weight_type)
+        self._mask = self._open_map(spec.mask, "mask")
+        self._prior = self._open_map(spec.prior, "prior")
+        self.satur_level = (
+            spec.satur_level if spec.satur_level is not None else self.image.satur_level
+        )
+        self.gain = spec.gain if spec.gain is not None else self.image.gain
+
+    def _open_map(self, path: str | None, what: str) -> images.Image | None:
+        if path is None:
+            return None
+        found = images.open_plane(path, None, self.info.shape[1:], what)
+        if what != "prior" and set(found.readers) & set(self.image.readers):
+            file = images.split_name(path)[0]
+            raise InputError(
+                f"{what} {path} is the image itself: name another file, or its HDU as {file}[HDU]"
+            )
+        return found
+
+    @property
+    def info(self) -> ImageInfo:
+        """What is known of the image."""
+        return self.image.info
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content of image, weight, mask and prior; reads all of them, as a stream."""
+        parts = (self.image, self._weight, self._mask)
+        digest = "-".join(images.digest(part) for part in parts if part is not None)
+        return f"{digest}-prior-{images.digest(self._prior)}" if self._prior else digest
+
+    @property
+    def bands(self) -> int:
+        """Bands of the image."""
+        return self.info.shape[0]
+
+    @property
+    def planes(self) -> int:
+        """Bands, and the detection plane if there are several."""
+        return self.bands + (self.bands > 1)
+
+    @property
+    def frame(self) -> Box:
+        """The image as a box."""
+        return Box(0, 0, *self.info.shape[1:])
+
+    def weigh_bands(self) -> NDArray[np.float64]:
+        """Give the weight of each band in the detection plane, from a sample on a fixed grid.
+
+        Returns
+        -------
+        (bands,) float64
+            Inverse variance of the band's noise, scaled to a sum of 1; equal parts if unknown.
+        """
+        if self.bands == 1:
+            return np.ones(1)
+        noise = np.array([self._sample_noise(band) for band in range(self.bands)])
+        usable = np.isfinite(noise) & (noise > 0)
+        if not usable.any():
+            return np.full(self.bands, 1 / self.bands)
+        weight = np.divide(1, noise**2, out=np.zeros(self.bands), where=usable)
+        return np.asarray(weight / weight.sum(), np.float64)
+
+    def read(self, box: Box, weights: NDArray[np.float64]) -> tuple[Float, NDArray[np.uint8]]:
+        """Read all planes of a box, sky included.
+
+        Returns
+        -------
+        (planes, h, w) float32
+            Image units; NaN where there is no data.
+        (h, w) uint8
+            Bits of :class:`fcnpipe.core.records.PixelFlag`.
+        """
+        bands = [self.image.read(box, band) for band in range(self.bands)]
+        worst = bands[0] if self.bands == 1 else np.max(bands, axis=0)
+        if self.bands > 1:
+            bands.append(sum_planes(bands, weights))
+        flags = pixels.flag_pixels(bands[-1], self._bad(box), self._read_weight(box))
+        if self.satur_level is not None:
+            flags |= pixels.flag_pixels(worst, satur_level=self.satur_level)
+        planes = np.stack(bands) if len(bands) > 1 else bands[0][np.newaxis]
+        return planes, flags
+
+    def read_patch(self, box: Box, sky: Sky | Ruler) -> Patch:
+        """Read a box with its sky taken off and its noise beside it."""
+        values, flags = self.read(box, sky.weights)
+        if isinstance(sky, Ruler):
+            return Patch(values - np.float32(sky.offset), np.full_like(values, sky.scale), flags)
+        noise = np.empty_like(values)
+        weight = self._read_weight(box)
+        for plane, mesh in enumerate(sky.planes):
+            mesh.subtract_sky(values[plane], box.y0, box.x0)
+            noise[plane] = self._noise(mesh, box, weight, sky.scales[plane])
+        return Patch(values, noise, flags)
+
+    def read_patches(self, box: Box, sky: Sky | Ruler, grid: TileGrid) -> tuple[Patch, list[Box]]:
+        """Read a box as `read_patch` does, and go without the parts of it that cannot be read.
+
+        Returns
+        -------
+        Patch
+            Where a part is missing: residual NaN, no data.
+        list of Box
+            The missing parts, as cut by the grid; empty if all is well.
+        """
+        try:
+            return self.read_patch(box, sky), []
+        except WHOLLY:
+            raise
+        except OSError:
+            return self._read_pieces(box, sky, list(grid.inside(box)))
+
+    def _read_pieces(
+        self, box: Box, sky: Sky | Ruler, pieces: list[Box]
+    ) -> tuple[Patch, list[Box]]:
+        planes = (self.planes, *box.shape)
+        noise = np.ones(planes, np.float32)
+        flags = np.full(box.shape, int(PixelFlag.NO_DATA), np.uint8)
+        whole, missing = Patch(np.full(planes, np.nan, np.float32), noise, flags), []
+        for piece in pieces:
+            try:
+                part = self.read_patch(piece, sky)
+            except WHOLLY:
+                raise
+            except OSError:
+                missing.append(piece)
+                continue
+            place = piece.within(box)
+            whole.residual[(..., *place)] = part.residual
+            whole.noise[(..., *place)] = part.noise
+            whole.flags[place] = part.flags
+        return whole, missing
+
+    def read_bands(self, box: Box, grid: TileGrid) -> Float:
+        """Read the bands as they are, (bands, h, w); NaN where a part cannot be read."""
+        try:
+            return np.stack([self.image.read(box, band) for band in range(self.bands)])
+        except WHOLLY:
+            raise
+        except OSError:
+            pieces = list(grid.inside(box))
+        bands = np.full((self.bands, *box.shape), np.nan, np.float32)
+        if pieces != [box]:
+            for piece in pieces:
+                bands[(..., *piece.within(box))] = self.read_bands(piece, grid)
+        return bands
+
+    def read_prior(self, box: Box) -> Float:
+        """Read the prior, (h, w); 0 where it has no number."""
+        assert self._prior is not None
+        values = self._prior.read(box)
+        return np.where(np.isfinite(values), values, np.float32(0))
+
+    def measure_cells(
+        self, box: Box, weights: NDArray[np.float64]
+    ) -> tuple[list[background.Cells], Float]:
+        """Measure the mesh cells of a box that lies on the mesh, plane by plane.
+
+        Returns
+        -------
+        list of Cells
+            One for each plane.
+        (my, mx) float32
+            Typical weight of the cells; NaN without a map of relative weights.
+        """
+        values, flags = self.read(box, weights)
+        bad, cell = (flags & pixels.BAD) != 0, self.spec.back_size
+        cells = [background.measure_cells(plane, bad, cell) for plane in values]
+        weight = self._read_weight(box)
+        if weight is None or self.spec.weight_type != "weight":
+            return cells, np.full(cells[0].shape, np.nan, np.float32)
+        return cells, background.measure_weight(weight, bad, cell)
+
+    def find_unfit_value(self) -> tuple[str, float] | None:
+        """Give a file and a value in it that a float32 cannot hold, if some boxes have one."""
+        named = [(", ".join(self.spec.image), self.image)]
+        if self.spec.weight and self._weight and self.spec.weight_type != "variance":
+            named.append((self.spec.weight, self._weight))
+        for path, image in named:
+            for band, box in product(range(image.info.shape[0]), _samples(self.frame)):
+                exact, values = image.read_double(box, band), image.read(box, band)
+                unfit = np.isfinite(exact) & ~(np.isfinite(values) & ((values != 0) | (exact == 0)))
+                if unfit.any():
+                    return path, float(exact[unfit][0])
+        return None
+
+    def _noise(
+        self, mesh: Background, box: Box, weight: NDArray[Any] | None, scale: float
+    ) -> Float:
+        if weight is None:
+            return mesh.noise(box.y0, box.x0, box.shape)
+        if self.spec.weight_type == "weight":
+            return background.noise_from_weight(weight, scale)
+        known = (weight > 0) & np.isfinite(weight)
+        noise = np.where(known, weight, np.inf)
+        return np.sqrt(noise).astype(np.float32) if self.spec.weight_type == "variance" else noise
+
+    def _read_weight(self, box: Box) -> NDArray[Any] | None:
+        """Give the map as it is; variances of tiny fluxes are too small for float32."""
+        if self._weight is None:
+            return None
+        if self.spec.weight_type == "variance":
+            return self._weight.read_double(box)
+        return self._weight.read(box)
+
+    def _bad(self, box: Box) -> NDArray[np.bool_] | None:
+        if self._mask is None:
+            return None
+        values = self._mask.read_integer(box)
+        bits = self.spec.mask_bits or -1
+        return np.asarray(values & bits, bool)
+
+    def _sample_noise(self, band: int) -> float:
+        found = []
+        for box in _samples(self.frame):
+            try:
+                values = self.image.read(box, band)
+            except WHOLLY:
+                raise
+            except OSError:  # its tile will be named
+                continue
+            cells = background.measure_cells(values, ~np.isfinite(values), SAMPLE_EDGE)
+            found.extend(cells.noise[np.isfinite(cells.noise)].tolist())
+        return float(np.median(found)) if found else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Sky:
+    """Sky and noise of all planes of an exposure.
+
+    Attributes
+    ----------
+    planes : tuple of Background
+        One for each plane.
+    scales : tuple of float
+        Turns a relative weight into noise, for each plane; NaN without a weight map.
+    weights : (bands,) float64
+        Of the bands in the detection plane.
+    """
+
+    planes: tuple[Background, ...]
+    scales: tuple[float, ...]
+    weights: NDArray[np.float64]
+
+    @property
+    def unit(self) -> float:
+        """Unit of fixed-point fluxes on the last plane, a power of two in image units."""
+        noise = self.planes[-1].cells.noise
+        return pixels.flux_unit(float(np.median(noise[noise > 0])))
+
+
+@dataclass(frozen=True, slots=True)
+class Ruler:
+    """A fixed zero and unit of the pixel values, where no sky is to be taken off.
+
+    Attributes
+    ----------
+    offset, scale : float
+        Zero and unit, image units.
+    weights : (bands,) float64
+        Of the bands in the detection plane.
+    """
+
+    offset: float
+    scale: float
+    weights: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class InputTrace:
+    """What tells an input file from a later one at the same place, without reading it.
+
+    Attributes
+    ----------
+    path : str
+        The file, as the images are told.
+    quick, thorough : str
+        What is seen with a glance at a file, and with a look at a whole folder or a URL.
+    """
+
+    path: str
+    quick: str
+    thorough: str
+
+    def check(self, thorough: bool) -> None:
+        """Raise InputChanged unless the file is what it was."""
+        known = self.thorough if thorough else self.quick
+        if images.trace(self.path, thorough) != known:
+            raise InputChanged(
+                f"{self.path} changed while it was read, so nothing is published: put the old one "
+                "back and run the same command again, or begin anew with --overwrite"
+            )
+
+
+def trace_inputs(spec: RunSpec) -> tuple[InputTrace, ...]:
+    """Give traces of image, weight, mask and prior as they are now."""
+    named = (*spec.image, spec.weight, spec.mask, spec.prior)
+    paths = [images.locate(path) for path in named if path]
+    return tuple(InputTrace(p, images.trace(p), images.trace(p, thorough=True)) for p in paths)
+
+
+def sum_planes(planes: list[Float], weights: NDArray[np.float64]) -> Float:
+    """Give the weighted sum of planes, in their order."""
+    total = np.zeros_like(planes[0])
+    for plane, weight in zip(planes, weights, strict=True):
+        total += plane * np.float32(weight)
+    return total
+
+
+def _samples(frame: Box) -> list[Box]:
+    """Boxes spread evenly over the image, the same for any run of it."""
+    height, width = frame.shape
+    edge = (max(height // SAMPLES, 1), max(width // SAMPLES, 1))
+    corners = [tile.core for tile in TileGrid((height, width), edge)]
+    return [Box(b.y0, b.x0, b.y0 + SAMPLE_EDGE, b.x0 + SAMPLE_EDGE).clip(frame) for b in corners]
+
+
+def pack_sky(sky: Sky) -> dict[str, NDArray[Any]]:
+    """Give plain arrays that :func:`unpack_sky` reads."""
+    arrays: dict[str, NDArray[Any]] = {
+        "weights": sky.weights,
+        "scales": np.array(sky.scales),
+        "cell": np.array(sky.planes[0].cell),
+    }
+    for i, plane in enumerate(sky.planes):
+        arrays |= {f"{name}{i}": getattr(plane.cells, name) for name in _CELLS}
+        arrays |= {f"{name}{i}": getattr(plane, name) for name in _COEFFICIENTS}
+    return arrays
+
+
+def unpack_sky(arrays: dict[str, NDArray[Any]]) -> Sky:
+    """Rebuild a sky from plain arrays."""
+    planes = tuple(
+        Background(
+            int(arrays["cell"]),
+            Cells(*(arrays[f"{name}{i}"] for name in _CELLS)),
+            *(arrays[f"{name}{i}"] for name in _COEFFICIENTS),
+        )
+        for i in range(len(arrays["scales"]))
+    )
+    return Sky(planes, tuple(arrays["scales"].tolist()), arrays["weights"])
+
+
+_CELLS = ("sky", "noise", "good")
+_COEFFICIENTS = ("sky_coefficients", "noise_coefficients")

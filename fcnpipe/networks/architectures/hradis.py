@@ -1,0 +1,106 @@
+"""Hradis et al. 2015: a stack of convolutions that restores a blurred and noisy image directly."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from fcnpipe.networks.architectures.layers import (
+    check_choice,
+    check_sizes,
+    initialise_for_relu,
+    scale_channels,
+)
+
+Layers = Literal[15, 10]
+Padding = Literal["same", "valid"]
+_KERNELS = {
+    15: (19, 1, 1, 1, 1, 3, 1, 5, 5, 3, 5, 5, 1, 7, 7),
+    10: (23, 1, 1, 1, 1, 3, 1, 5, 3, 5),
+}
+_CHANNELS = {
+    15: (128, 320, 320, 320, 128, 128, 512, 128, 128, 128, 128, 128, 256, 64),
+    10: (128, 320, 320, 320, 128, 128, 512, 48, 96),
+}
+_GROUPS = {15: {8: 4, 9: 2, 11: 2, 12: 2, 14: 2}, 10: {}}
+"""Groups of the convolutions that have more than one, by their number from 1."""
+_MOST_GROUPS = 4
+
+
+class Hradis(nn.Module):
+    """An image in, the restored image out: convolutions with ReLU after each but the last.
+
+    Parameters
+    ----------
+    bands
+        Channels of the input.
+    outputs
+        Channels of the output: as many as of the input, 3 or 1.
+    layers
+        15 (L15, a field of 51 px) or 10 (L10, a field of 35 px).
+    width
+        Channels of the hidden layers as a fraction of the published ones, in multiples of 4.
+    padding
+        ``"valid"``: no padding, as published; the output is smaller by the field less 1.
+        ``"same"``: zeros around each convolution, the output is as large as the input.
+
+    Raises
+    ------
+    SpecError
+        When a size is not positive or a word or number is not one of the above.
+
+    Notes
+    -----
+    L15 is as in the authors' code. L10's list of layers is ours, after memory of the paper's table:
+    its field is the published one, the rest is not checked.
+    """
+
+    def __init__(
+        self,
+        bands: int = 3,
+        outputs: int = 3,
+        layers: Layers = 15,
+        width: float = 1.0,
+        padding: Padding = "same",
+    ) -> None:
+        super().__init__()
+        check_sizes("network of Hradis", bands=bands, outputs=outputs, width=width)
+        check_choice("layers", layers, list(_KERNELS))
+        check_choice("padding", padding, ["same", "valid"])
+        self.arguments: dict[str, int | float | str] = {
+            "bands": bands,
+            "outputs": outputs,
+            "layers": layers,
+            "width": width,
+            "padding": padding,
+        }
+        hidden = [scale_channels(n, width, _MOST_GROUPS) for n in _CHANNELS[layers]]
+        stack: list[nn.Module] = []
+        for number, (kernel, inner, outer) in enumerate(
+            zip(_KERNELS[layers], [bands, *hidden], [*hidden, outputs], strict=True), start=1
+        ):
+            pad = kernel // 2 if padding == "same" else 0
+            groups = _GROUPS[layers].get(number, 1)
+            stack += [
+                nn.Conv2d(inner, outer, kernel, padding=pad, groups=groups),
+                nn.ReLU(inplace=True),
+            ]
+        self.layers = nn.Sequential(*stack[:-1])
+        self.apply(initialise_for_relu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The restored image.
+
+        Parameters
+        ----------
+        x
+            (n, bands, h, w) float; at least as large as the field for valid padding.
+
+        Returns
+        -------
+        Tensor
+            (n, outputs, h, w) float in the units of training; smaller for valid padding.
+        """
+        restored: Tensor = self.layers(x)
+        return restored

@@ -1,0 +1,1 @@
+"""Running networks: precision, fused and integer kernels, memory allocator."""

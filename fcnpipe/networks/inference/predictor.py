@@ -1,0 +1,300 @@
+"""A torch network at work: S/N in, probability and elevation out, the same bits each time.
+
+Convolutions are bound by arithmetic, so what counts is the arithmetic: float32, bfloat16 where it is
+native, or bytes (:mod:`fcnpipe.networks.inference.int8`). In each, eager mode with channels last is within
+the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused convolutions;
+``benchmarks/forward.py`` prints the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from math import copysign, log, sqrt
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fcnpipe.core.errors import ModelError, SpecError
+from fcnpipe.core.geometry import Box
+from fcnpipe.networks.base import Maps, ModelHeader, Output, Scaling
+from fcnpipe.networks.inference import int8
+from fcnpipe.networks.inference.fused_convolution import fuse
+
+_INPUTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+"""What the input comes in, by the arithmetic of the network."""
+
+
+def choose_device(device: str) -> str:
+    """Give the device that ``device`` means on this machine.
+
+    Raises
+    ------
+    SpecError
+        If it is unknown, or ``cuda`` where there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise SpecError(f"device={device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device='cuda' but no CUDA device is to be seen: use device cpu or auto")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(precision: str, device: str, header: ModelHeader) -> str:
+    """Give the arithmetic that ``precision`` means on this machine: auto is the fastest it has.
+
+    Raises
+    ------
+    SpecError
+        If precision or device is unknown, there is no such device, or no int8 on it.
+    ModelError
+        If the model cannot be run in int8.
+    """
+    if precision not in ("auto", *_INPUTS):
+        raise SpecError(f"precision={precision!r}: choose auto, fp32, bf16 or int8")
+    place = choose_device(device)
+    if precision == "int8":
+        _check_integers(place, header)
+    if precision != "auto":
+        return precision
+    if header.gives_images:
+        return "fp32"
+    if place == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if header.ranges and int8.is_fast():
+        return "int8"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def _check_integers(device: str, header: ModelHeader) -> None:
+    if device != "cpu" or not int8.is_fast():
+        raise SpecError(
+            "precision='int8' needs a CPU that multiplies bytes (VNNI): use auto, bf16 or fp32"
+        )
+    if not header.ranges:
+        raise ModelError(
+            f"model {header.name!r} was packed without the ranges of its layers, which int8 needs: "
+            "use auto, bf16 or fp32"
+        )
+
+
+def _cpu_has_bf16() -> bool:
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, test, bool)() for test in tests)
+
+
+class TorchPredictor:
+    """A network and where it runs.
+
+    Parameters
+    ----------
+    module : Module
+        Gives logits, (1, output, h, w) of (1, bands, h, w).
+    header : ModelHeader
+        Scaling, outputs and their roles.
+    device : {"cpu", "cuda"}
+        Where it runs.
+    precision : {"auto", "fp32", "bf16", "int8"}
+        Arithmetic; sigmoid and maps are float32 in any case.
+    threads : int
+        Threads of the CPU, set anew at each call because torch keeps them per thread.
+
+    Raises
+    ------
+    SpecError, ModelError
+        If the precision is unknown, or is not to be had.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        header: ModelHeader,
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int = 1,
+    ) -> None:
+        precision = choose_precision(precision, device, header)
+        self.header, self.device, self.precision, self.threads = header, device, precision, threads
+        if device == "cuda":
+            _make_repeatable()
+        self.module = _make_ready(module.eval().requires_grad_(False), header, device, precision)
+
+    def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
+        """Give the maps of a window.
+
+        Parameters
+        ----------
+        snr : ndarray
+            (bands, h, w) float32 S/N without NaN, and the extra channels of the header after
+            the bands; h and w multiples of the stride.
+        keep : Box, optional
+            The part of the window wanted, in its pixels; all of it if None.
+
+        Returns
+        -------
+        Maps
+            Equal windows give equal bits on one kind of device with one number of threads.
+
+        Raises
+        ------
+        ModelError
+            If the window does not fit the bands or the stride.
+        """
+        return _maps(self._look(snr, keep), self.header)
+
+    def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
+        """Give the outputs of a window by themselves, (output, h, w) float32; as `__call__`.
+
+        Those in [0, 1] are there after their activation, images as the network gives them.
+        """
+        return np.ascontiguousarray(self._look(snr, keep).numpy())
+
+    def _look(self, snr: NDArray[np.float32], keep: Box | None) -> Tensor:
+        _check_window(snr.shape, self.header)
+        if self.device == "cpu" and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            logits = self._logits(self._input(snr), keep or Box(0, 0, *snr.shape[1:]))
+            # Channels lie last: seen so, the map is one run of memory, and five times faster.
+            outputs = activated(logits[0].permute(1, 2, 0).float(), self.header)
+            return outputs.permute(2, 0, 1).cpu()
+
+    def _logits(self, window: Tensor, keep: Box) -> Tensor:
+        inside = getattr(self.module, "inside", None)
+        if inside is not None and keep.shape != window.shape[2:]:
+            part: Tensor = inside(window, keep)
+            return part
+        whole: Tensor = self.module(window)
+        return whole[(..., *keep.slices)]
+
+    def _input(self, snr: NDArray[np.float32]) -> Tensor:
+        window = torch.from_numpy(self._seen(snr)[np.newaxis])
+        return window.to(self.device, _INPUTS[self.precision], memory_format=torch.channels_last)
+
+    def _seen(self, snr: NDArray[np.float32]) -> NDArray[np.float32]:
+        bands, scaling = len(snr) - len(self.header.extra), self.header.scaling
+        if bands == len(snr):
+            return scaled(snr, scaling)
+        return np.concatenate([scaled(snr[:bands], scaling), snr[bands:]])
+
+
+def _make_ready(
+    module: nn.Module, header: ModelHeader, device: str, precision: str
+) -> Callable[[Tensor], Tensor]:
+    if precision == "int8":
+        return int8.IntegerUNet(module, header.ranges)
+    moved = module.to(device, _INPUTS[precision])
+    wide = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fuse(wide) if device == "cpu" else wide
+
+
+def scaled(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:
+    """Compress S/N to what a network sees: ``asinh(snr / softening)``, float32, same shape.
+
+    With linear scaling the pixels come scaled already: no S/N was made of them.
+
+    numpy.arcsinh where it is written for vectors of 512 bits (1,400 Mpix/s on a Zen 4 core). Elsewhere
+    a loop of ours is three times faster than it and torch.asinh (120 against 37 Mpix/s on a Zen 3
+    core), and right to the last bit but one, up to the largest float32.
+    """
+    if scaling.kind == "linear":
+        return np.asarray(snr, np.float32)
+    if _numpy_is_wide():
+        return np.asarray(np.arcsinh(snr * np.float32(1 / scaling.softening)), np.float32)
+    out = np.empty(snr.shape, np.float32)
+    _asinh(np.ascontiguousarray(snr).ravel(), 1.0 / scaling.softening, out.ravel())
+    return out
+
+
+@cache
+def _numpy_is_wide() -> bool:
+    loops = np.lib.introspect.opt_func_info(func_name="^arcsinh$", signature="float32")
+    now = [loop["current"] for kind in loops.values() for loop in kind.values()]
+    return any("AVX512" in name or "X86_V4" in name for name in now)
+
+
+@numba.njit(cache=True, nogil=True)
+def _asinh(values, factor, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    for i in range(values.size):
+        value = values[i] * factor
+        size = abs(value)
+        out[i] = copysign(log(size + sqrt(size * size + 1.0)), value)
+
+
+def activated(logits: Tensor, header: ModelHeader) -> Tensor:
+    """Give what each output is: (h, w, output) float32 of the logits, channels last.
+
+    Raises
+    ------
+    ModelError
+        If there are other channels than the header names.
+    """
+    if logits.shape[-1] != len(header.outputs):
+        raise ModelError(
+            f"model {header.name!r} gives {logits.shape[-1]} channels but its header names "
+            f"{len(header.outputs)}: name them all"
+        )
+    if all(output.activation == "sigmoid" for output in header.outputs):
+        return torch.sigmoid(logits)
+    outputs = logits.clone()
+    for kind, function in _ACTIVATIONS.items():
+        group = [i for i, output in enumerate(header.outputs) if _asks_for(output, kind)]
+        if group:
+            outputs[..., group] = function(logits[..., group])
+    return outputs
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softmax": partial(torch.softmax, dim=-1),
+    "linear": partial(torch.clamp, min=0, max=1),
+}
+"""What the activations make of all channels that ask for them; a linear image has no limits."""
+
+
+def _asks_for(output: Output, kind: str) -> bool:
+    return output.activation == kind and not (kind == "linear" and output.is_image)
+
+
+def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
+    if shape[0] != header.channels:
+        extra = f" and {', '.join(header.extra)}" if header.extra else ""
+        raise ModelError(
+            f"model {header.name!r} takes {header.bands} band(s){extra}, the window has {shape[0]}"
+        )
+    if shape[1] % header.reach.stride_y or shape[2] % header.reach.stride_x:
+        raise ModelError(
+            f"a window of {shape[1]} x {shape[2]} px is no multiple of stride {header.stride} of "
+            f"model {header.name!r}: pad the image at the high side"
+        )
+
+
+def _make_repeatable() -> None:
+    """Choose cuDNN kernels that give the same bits each time, in full float32.
+
+    Set for good: torch keeps these for the process, and several threads predict at once.
+    """
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def _maps(outputs: Tensor, header: ModelHeader) -> Maps:
+    channel = {output.name: i for i, output in enumerate(header.outputs)}
+    probability = np.stack([outputs[i].numpy() for i in header.class_channels])
+    elevation = np.zeros(outputs.shape[1:], np.float32)
+    for name, share in header.elevation.items():
+        weight = np.float32(share.weight / (1 - share.floor))
+        _raise(elevation, outputs[channel[name]].numpy(), np.float32(share.floor), weight)
+    return Maps(probability, np.clip(elevation, 0, 1, out=elevation))
+
+
+@numba.njit(cache=True, nogil=True)
+def _raise(elevation, output, floor, weight):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Add the weighted part of an output above its floor: in one pass, as it lies apart in memory."""
+    for y in range(elevation.shape[0]):
+        for x in range(elevation.shape[1]):
+            elevation[y, x] += weight * max(output[y, x] - floor, np.float32(0))

@@ -1,0 +1,1 @@
+"""Model files: bundled weights and exported programs."""

@@ -1,0 +1,106 @@
+"""What all models in files share: where they are, what is known of them, how they are made to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcnpipe.core.errors import ModelError
+from fcnpipe.networks.base import ModelHeader
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fcnpipe.networks.inference.predictor import TorchPredictor
+
+SCRATCH = 2
+"""The process grows by this times the arrays of the network: oneDNN's copies, and holes in the heap.
+Measured 512 bytes a pixel for 296 of arrays: U-Net of base 16, depth 3, window 1024 + 2 x 56."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model in a file; its network is read when a predictor is made.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    header : ModelHeader
+        Its header.
+    digest : str
+        BLAKE2b of the file's bytes, hexadecimal.
+    """
+
+    path: Path
+    header: ModelHeader
+    digest: str
+
+    @property
+    def halo(self) -> int:
+        """Pixels to read beyond a core, a multiple of the stride."""
+        return self.header.halo
+
+    @property
+    def stride(self) -> int:
+        """Total subsampling, px."""
+        return self.header.stride
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of the probability map."""
+        return self.header.classes
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Peak memory of a forward pass for each pixel looked at, scratch included."""
+        return SCRATCH * self.header.bytes_per_pixel
+
+    def check_digest(self, found: str) -> None:
+        """Refuse weights that are not those of the header.
+
+        Raises
+        ------
+        ModelError
+            If the file has changed since that was read.
+        """
+        if found != self.digest:
+            raise ModelError(
+                f"model {self.path} changed while it was read: run the same command again"
+            )
+
+    def module(self) -> nn.Module:
+        """Read the network with its weights, on the CPU, in evaluation mode."""
+        raise NotImplementedError
+
+    def precision(self, wanted: str, device: str = "auto") -> str:
+        """Give the arithmetic that ``wanted`` means on this machine: fp32, bf16 or int8."""
+        from fcnpipe.networks.inference.predictor import choose_precision
+
+        return choose_precision(wanted, device, self.header)
+
+    def predictor(
+        self, device: str = "auto", precision: str = "fp32", threads: int = 1
+    ) -> TorchPredictor:
+        """Make it ready to run.
+
+        Parameters
+        ----------
+        device : {"auto", "cpu", "cuda"}
+            ``auto`` takes a GPU where there is one.
+        precision : {"auto", "fp32", "bf16", "int8"}
+            Arithmetic of the network; the maps are float32 in any case.
+        threads : int
+            Threads of the CPU; part of what makes the bits.
+
+        Raises
+        ------
+        SpecError
+            If there is no such device or precision.
+        """
+        from fcnpipe.networks.inference.predictor import TorchPredictor, choose_device
+        from fcnpipe.networks.reach.graph import keep_size
+
+        module = keep_size(self.module(), self.header.channels)
+        return TorchPredictor(module, self.header, choose_device(device), precision, threads)

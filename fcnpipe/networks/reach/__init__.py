@@ -1,0 +1,1 @@
+"""Receptive-field analysis of networks, and its proof."""

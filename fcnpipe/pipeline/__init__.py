@@ -1,0 +1,1 @@
+"""The pipeline: from a run specification to a finished store."""

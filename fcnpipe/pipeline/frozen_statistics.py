@@ -1,0 +1,113 @@
+"""An exported network with the statistics of an image: what saw the whole image no longer does."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from fcnpipe.core.errors import ModelError
+from fcnpipe.core.geometry import Box, round_up
+from fcnpipe.core.spec import RunSpec
+from fcnpipe.export.base import written_whole
+from fcnpipe.images.masked_image import Exposure, Float, Patch
+from fcnpipe.networks import Model, load_model
+from fcnpipe.networks.base import Scaling
+from fcnpipe.networks.inference.predictor import scaled
+from fcnpipe.networks.models.exported import EXPORTED, read_network, read_sidecar
+from fcnpipe.networks.models.frozen_normalisation import find_stride, freeze_program
+from fcnpipe.science.background import estimate
+from fcnpipe.science.pixels import BAD, pad_high
+
+
+def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) -> Model:
+    """Freeze the GroupNorm and InstanceNorm of a program to the statistics of an image.
+
+    Parameters
+    ----------
+    model, out : path
+        The program and the one to write, ``.pt2``; what is said beside it goes along.
+    spec : RunSpec
+        Names the image, its mask and its weight.
+    side : int
+        Of a larger image the middle of this height and width is taken, px.
+
+    Returns
+    -------
+    Model
+        The frozen one, proven to tile exactly.
+
+    Raises
+    ------
+    ModelError
+        If it is no program, has nothing to freeze, or something else stands in the way.
+
+    Notes
+    -----
+    On an image that is not larger than ``side`` the frozen network gives what the network itself gives
+    of the whole image, as the pipeline scales it.
+    """
+    source, target = Path(model), Path(out)
+    if {source.suffix, target.suffix} != {EXPORTED}:
+        raise ModelError(
+            f"{source} to {target}: exported programs ({EXPORTED}) are frozen; no bundled network "
+            "has a norm that sees the image"
+        )
+    network, fields = read_network(source), read_sidecar(source).fields
+    if extra := fields.get("extra"):
+        raise ModelError(f"model {source} looks at {', '.join(extra)} too: freeze it in torch")
+    scaling = Scaling.model_validate(fields.get("scaling", {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, about its own containers
+        stride = find_stride(network.exported_graph, network.bands)
+        sample = read_sample(spec, network.bands, scaling, (side, stride))
+        _save(freeze_program(network.exported_graph, sample), target, sample, stride)
+    if fields:
+        target.with_suffix(".json").write_text(json.dumps(fields, indent=1))
+    return load_model(target)
+
+
+def read_sample(spec: RunSpec, bands: int, scaling: Scaling, sizes: tuple[int, int]) -> Tensor:
+    """Give an image as a network sees it, (1, bands, h, w) float32.
+
+    ``sizes`` are the most that is taken of a side, and of what the sides are multiples, px.
+    """
+    exposure, (side, stride) = Exposure(spec), sizes
+    if bands not in (1, exposure.bands):
+        raise ModelError(
+            f"the network takes {bands} bands, the image has {exposure.bands}: choose another image"
+        )
+    (height, width), weights = exposure.frame.shape, exposure.weigh_bands()
+    top, left = (max(0, (n - side) // 2) // stride * stride for n in (height, width))
+    box = Box(top, left, min(top + side, height), min(left + side, width))
+    values, flags = exposure.read(box, weights)
+    planes = [_measure(plane, (flags & BAD) != 0, scaling, spec.back_size) for plane in values]
+    residual, noise = (np.stack(part) for part in zip(*planes, strict=True))
+    patch = Patch(residual, noise, flags)
+    shape = round_up(values.shape[1], stride), round_up(values.shape[2], stride)
+    return torch.from_numpy(scaled(pad_high(patch.significance(bands), shape), scaling))[None]
+
+
+def _measure(
+    plane: Float, bad: NDArray[np.bool_], scaling: Scaling, cell: int
+) -> tuple[Float, Float]:
+    """Give what is above the sky, and its noise."""
+    if scaling.kind == "linear":
+        return plane - np.float32(scaling.offset), np.full_like(plane, scaling.scale)
+    found = estimate(plane, bad, cell)
+    return plane - found.sky(0, 0, plane.shape), found.noise(0, 0, plane.shape)
+
+
+def _save(graph: fx.GraphModule, path: Path, sample: Tensor, stride: int) -> None:
+    sizes = {2 + i: stride * torch.export.Dim(name, min=2) for i, name in enumerate("yx")}
+    program = torch.export.export(graph, (sample,), dynamic_shapes=(sizes,), strict=False)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    with written_whole(path) as draft:
+        draft.write_bytes(content.getvalue())

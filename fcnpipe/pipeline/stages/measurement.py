@@ -1,0 +1,166 @@
+"""label, measure: write the labels, sum over their pixels, and finish each source where its peak lies.
+
+::
+
+    label    every tile      sums over the core ---------------------+ sums/OWNER/TILE.npz
+    measure  owner's tile    sums of all tiles -> moments -> apertures + rows/OWNER.npz
+
+The owner of a source is the tile whose core holds its peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.records import SourceFlag
+from fcnpipe.pipeline.job import Arrays, Job
+from fcnpipe.science import catalogue
+from fcnpipe.science import measure as measuring
+from fcnpipe.science.basins import paint
+from fcnpipe.science.measure import Columns, Pixels, Region, Sums
+
+Facts = dict[str, float]
+VARIANCE_STEPS = 256
+"""Unit of fixed-point variances, in squared units of flux; the sky's variance is 2**20 or more."""
+LEAST_MARGIN = 64
+MARGIN_PART = 8
+"""Part of a tile that is read around it for its apertures; for a wider one the rest is read, which
+takes as long as a hundred sources."""
+USUAL_REACH = 7.0
+"""Semi-axes beyond which few apertures look: tried first, since all that might be is much more."""
+
+
+def label(job: Job, name: str) -> Facts:
+    """Write the labels of a tile and hand the sums over its pixels to the owners of the sources."""
+    tile, table = job.tile(name), job.store.get_arrays("labels", name)
+    segments = job.store.read("segments", tile.core)
+    labels = paint(segments, table["label"])
+    maps: Arrays = {"label": labels}
+    if job.spec.keep_image:
+        maps["science"] = job.exposure.read_bands(tile.core, job.plan.tiles)
+    checksums = job.write_maps(tile.core, maps)
+    sums = _sum_up(job, tile.core, labels, table)
+    for owner, part in _share_out(job, sums):
+        job.store.put_arrays(f"sums/{owner}", name, part.to_arrays())
+    return {"sources": len(sums), **checksums}
+
+
+def measure(job: Job, name: str) -> Facts:
+    """Finish the sources whose peak lies in a tile."""
+    sums = _collect(job, name)
+    if sums is None:
+        return {"sources": 0}
+    unit = job.sky.unit
+    columns = measuring.finish(sums, unit, _variance_unit(unit), job.plan.shape[1])
+    columns["flags"] |= np.where(_divided(job, name, sums), int(SourceFlag.DEBLENDED), 0).astype(
+        np.int32
+    )
+    columns |= _measure_apertures(job, name, columns)
+    width, zero_point = job.plan.shape[1], job.spec.mag_zeropoint
+    rows = catalogue.complete(columns, job.exposure.info.cards, width, zero_point)
+    job.store.put_arrays("rows", name, rows)
+    return {"sources": len(sums)}
+
+
+def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Sums:
+    around = core.grow(1).clip(job.plan.frame)
+    patch = job.exposure.read_patches(core, job.sky, job.plan.tiles)[0]
+    inner = core.within(around)
+    unit, flags = job.sky.unit, job.store.read("flags", around)
+    flux, variance = measuring.quantise_labelled(
+        (labels, flags[inner]),
+        patch.residual[-1],
+        patch.noise[-1],
+        (unit, _variance_unit(unit)),
+        job.exposure.gain,
+    )
+    pixels = Pixels(
+        labels,
+        flux,
+        variance,
+        job.store.read("probability", core),
+        job.store.read("elevation", core),
+        flags,
+        core,
+        job.plan.shape,
+    )
+    anchors = np.stack(np.divmod(table["source"], job.plan.shape[1]), axis=1)
+    return measuring.accumulate(pixels, anchors, table["present"])
+
+
+def _variance_unit(unit: float) -> float:
+    return unit * unit * VARIANCE_STEPS
+
+
+def _share_out(job: Job, sums: Sums) -> Iterator[tuple[str, Sums]]:
+    """Give the sums of each owner, by the tile that holds the peak."""
+    columns = job.plan.tiles.counts[1]
+    place = sums.anchor // job.plan.tile
+    owner = place[:, 0] * columns + place[:, 1]
+    for number in np.unique(owner):
+        tile = job.plan.tiles.tile(int(number) // columns, int(number) % columns)
+        yield tile.name, sums.take(owner == number)
+
+
+def _collect(job: Job, name: str) -> Sums | None:
+    names = job.store.list_arrays(f"sums/{name}")
+    parts = [Sums.from_arrays(job.store.get_arrays(f"sums/{name}", part)) for part in names]
+    return measuring.combine(parts) if parts else None
+
+
+def _divided(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
+    """Whether the footprint of each source was divided; the owner's table has all that it owns."""
+    table = job.store.get_arrays("labels", name)
+    return np.asarray(table["divided"][np.searchsorted(table["present"], sums.label)])
+
+
+def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
+    """Measure all sources of a tile: most from one region, those that reach further one by one."""
+    margin = max(job.plan.tile // MARGIN_PART, LEAST_MARGIN)
+    near = _read_region(job, job.tile(name).core.grow(margin).clip(job.plan.frame))
+    measured, done = measuring.measure_near(columns, near)
+    for row in np.flatnonzero(~done):
+        one = {what: values[row : row + 1] for what, values in columns.items()}
+        for what, values in _measure_far(job, near, one).items():
+            measured[what][row] = values[0]
+    return measured
+
+
+def _measure_far(job: Job, near: Region, one: Columns) -> Columns:
+    """Measure a source that looks beyond the region of its tile."""
+    usual = min(USUAL_REACH * float(one["semimajor_axis"][0]), measuring.RADIUS_CAP)
+    box = _reach(job, one, usual)
+    measured, done = measuring.measure_near(one, _widen(job, near, box))
+    if done[0]:
+        return measured
+    box = _reach(job, one, measuring.RADIUS_CAP)
+    return measuring.measure_apertures(one, _widen(job, near, box))
+
+
+def _reach(job: Job, one: Columns, cap: float) -> Box:
+    return Box(*measuring.aperture_boxes(one, job.plan.shape, cap)[0].tolist())
+
+
+def _widen(job: Job, near: Region, box: Box) -> Region:
+    """Give the region of a box, of which only what is not there already is read."""
+    known = box.clip(near.box)
+    if not known.size:
+        return _read_region(job, box)
+    around = (
+        Box(box.y0, box.x0, known.y0, box.x1),
+        Box(known.y1, box.x0, box.y1, box.x1),
+        Box(known.y0, box.x0, known.y1, known.x0),
+        Box(known.y0, known.x1, known.y1, box.x1),
+    )
+    parts = [near.cut(box), *(_read_region(job, part) for part in around if part.size)]
+    return measuring.join_regions(parts, box)
+
+
+def _read_region(job: Job, box: Box) -> Region:
+    patch = job.exposure.read_patches(box, job.sky, job.plan.tiles)[0]
+    flags, labels = job.store.read("flags", box), job.store.read("label", box)
+    return Region(patch.residual[-1], patch.noise[-1], labels, flags, box, job.plan.shape)

@@ -1,0 +1,203 @@
+"""predict: read core + halo, network window by window, quantise, write the tile's maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe.core.geometry import Box, Tile
+from fcnpipe.core.records import PixelFlag
+from fcnpipe.images.masked_image import Patch, Ruler, Sky
+from fcnpipe.networks.base import Output
+from fcnpipe.pipeline.job import Arrays, Job
+from fcnpipe.pipeline.plan import Plan
+from fcnpipe.science import pixels
+
+Facts = dict[str, float]
+
+
+def predict(job: Job, name: str) -> Facts:
+    """Run the network over a tile and write its quantised maps.
+
+    Notes
+    -----
+    A neighbour that cannot be read is no data, and reported as a gap: the maps then serve until it
+    can.
+    """
+    core = job.tile(name).core
+    flags, maps, gaps = _look(job, job.tile(name))
+    bad = int(np.count_nonzero(flags & pixels.BAD))
+    return {"bad_pixels": bad, "gaps": gaps, **job.write_maps(core, maps | {"flags": flags})}
+
+
+def leave_out(job: Job, name: str) -> None:
+    """Store the pixels of a tile that cannot be read or computed as no data.
+
+    Notes
+    -----
+    The rest of the image can then be finished without it.
+    """
+    core = job.tile(name).core
+    job.store.write_tile("flags", core, np.full(core.shape, int(PixelFlag.NO_DATA), np.uint8))
+
+
+def list_windows(plan: Plan, tile: Tile) -> Iterator[Box]:
+    """Give the cores of the windows of a tile; those at the high border reach into the canvas."""
+    for y in range(tile.core.y0, tile.core.y1, plan.window):
+        for x in range(tile.core.x0, tile.core.x1, plan.window):
+            yield plan.windows.tile_at(y, x).core
+
+
+def _look(job: Job, tile: Tile) -> tuple[NDArray[np.uint8], Arrays, int]:
+    """Give flags and maps of a tile, and how many neighbours are missing."""
+    patch, wide, gaps = _read(job, tile.core)
+    views = _cut_windows(job, tile, patch, wide)
+    inner = patch.cut(tile.core.within(wide))
+    if job.plan.maps:
+        return inner.flags, _give_outputs(job, tile.core, views, inner), gaps
+    return inner.flags, _give_elevation(job, tile.core, views), gaps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A window as the network sees it.
+
+    Attributes
+    ----------
+    seen : (channels, h, w) float32
+        Its core and halo.
+    kept : Box
+        The part that is wanted, in its pixels.
+    place : (slice, slice)
+        Where that part lies in the tile.
+    """
+
+    seen: NDArray[np.float32]
+    kept: Box
+    place: tuple[slice, slice]
+
+
+def _cut_windows(job: Job, tile: Tile, patch: Patch, wide: Box) -> Iterator[View]:
+    canvas, box = _to_canvas(job, tile.core, patch, wide)
+    for window in list_windows(job.plan, tile):
+        read = window.grow(job.plan.halo).clip(job.plan.canvas)
+        kept = window.clip(tile.core)
+        seen = np.ascontiguousarray(canvas[(..., *read.within(box))])
+        yield View(seen, kept.seen_from(read), kept.within(tile.core))
+
+
+def _give_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
+    """Give the maps that sources are found in."""
+    probability = np.empty((len(job.model.classes), *core.shape), np.uint8)
+    elevation = np.empty(core.shape, np.uint16)
+    for view in views:
+        answer = job.predictor(view.seen, view.kept)
+        probability[(..., *view.place)] = pixels.quantise_probability(answer.probability)
+        elevation[view.place] = pixels.quantise_elevation(answer.elevation)
+    if not job.criteria.on_elevation:
+        pixels.flatten_sky(elevation, probability[0], job.criteria.level)
+    return {"probability": probability, "elevation": elevation}
+
+
+def _give_outputs(job: Job, core: Box, views: Iterator[View], patch: Patch) -> Arrays:
+    """Give the outputs of the network as they are stored, and the image if it is to be kept."""
+    outputs = np.empty((len(job.plan.maps), *core.shape), np.float32)
+    for view in views:
+        outputs[(..., *view.place)] = job.predictor.outputs(view.seen, view.kept)
+    maps = {
+        output.name: _to_stored(job, core, patch, output, values)
+        for output, values in zip(job.model.header.outputs, outputs, strict=True)
+    }
+    if job.spec.keep_image:
+        maps["science"] = job.exposure.read_bands(core, job.plan.tiles)
+    return maps
+
+
+def _to_stored(
+    job: Job, core: Box, patch: Patch, output: Output, values: NDArray[np.float32]
+) -> NDArray[Any]:
+    if output.is_image:
+        return _to_image(job, core, patch, output, values)
+    if output.is_fine:
+        return pixels.quantise_elevation(values)
+    return pixels.quantise_probability(values)
+
+
+def _to_image(
+    job: Job, core: Box, patch: Patch, output: Output, values: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Give an output in the units of the image: a restored one with its sky, a component without."""
+    scaling, zero = job.model.header.scaling, _zero(job)
+    plane = output.band if job.model.header.bands > 1 else -1
+    if output.role != "restored":
+        level = np.zeros(core.shape, np.float32)
+    elif isinstance(zero, Ruler):
+        level = np.full(core.shape, zero.offset, np.float32)
+    else:
+        level = zero.planes[plane].sky(core.y0, core.x0, core.shape)
+    unit = scaling.softening if scaling.kind == "asinh" else 1.0
+    stretched = output.scaled and scaling.kind == "asinh"
+    return pixels.to_image(values, patch.noise[plane], level, unit, stretched)
+
+
+def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
+    """Give the pixels of core + halo + repair, their box, and how many neighbours are missing."""
+    wide = core.grow(job.plan.halo + pixels.FILL_REACH).clip(job.plan.frame)
+    zero = _zero(job)
+    patch, missing = job.exposure.read_patches(wide, zero, job.plan.tiles)
+    if any(part.clip(core).size for part in missing):
+        job.exposure.read_patch(core, zero)  # says why
+    return patch, wide, len(missing)
+
+
+def _zero(job: Job) -> Sky | Ruler:
+    """Give what the network's input is counted from: the sky, or what a linear scaling says."""
+    scaling = job.model.header.scaling
+    if scaling.kind == "linear":
+        return Ruler(scaling.offset, scaling.scale, job.sky.weights)
+    return job.sky
+
+
+def _to_canvas(job: Job, core: Box, patch: Patch, wide: Box) -> tuple[NDArray[np.float32], Box]:
+    """Give S/N of core + halo on the canvas, the extra channels after it, and its box."""
+    plan = job.plan
+    read = core.grow(plan.halo).clip(plan.frame)
+    seen = patch.significance(job.model.header.bands)[(..., *read.within(wide))]
+    if job.model.header.extra:
+        flags = patch.flags[read.within(wide)]
+        seen = np.concatenate([seen, _extra_channels(job, read, flags)])
+    box = _stretch(core, plan)
+    return pixels.pad_high(seen, box.shape), box
+
+
+def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Give what the network sees besides the bands, (channels, h, w).
+
+    Notes
+    -----
+    A pixel's values depend on where it lies in the image, never on the tile.
+    """
+    height, width = job.plan.shape
+    makers: dict[str, Callable[[], NDArray[Any]]] = {
+        "position_y": lambda: pixels.place(read.y0, read.y1, height)[:, np.newaxis],
+        "position_x": lambda: pixels.place(read.x0, read.x1, width),
+        "mask": lambda: (flags & pixels.BAD) != 0,
+        "prior": lambda: job.exposure.read_prior(read),
+    }
+    channels = np.empty((len(job.model.header.extra), *read.shape), np.float32)
+    for channel, name in zip(channels, job.model.header.extra, strict=True):
+        channel[...] = makers[name]()
+    return channels
+
+
+def _stretch(core: Box, plan: Plan) -> Box:
+    """Core + halo on the canvas, where the image ends with pixels repeated up to the stride."""
+    frame, canvas = plan.frame, plan.canvas
+    reach = core.grow(plan.halo)
+    end_y = canvas.y1 if reach.y1 >= frame.y1 else reach.y1
+    end_x = canvas.x1 if reach.x1 >= frame.x1 else reach.x1
+    return Box(max(reach.y0, 0), max(reach.x0, 0), end_y, end_x)

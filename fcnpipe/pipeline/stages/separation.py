@@ -1,0 +1,125 @@
+"""separate, merge, select: climb within tiles, join them up a quad-tree, decide, number the sources."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnpipe.core.geometry import Box, parse_node_name
+from fcnpipe.pipeline.job import ALL, Arrays, Job
+from fcnpipe.science import measure, merge_tree
+from fcnpipe.science.merge_tree import (
+    NO_VERDICTS,
+    Graph,
+    Selection,
+    Settlement,
+    SourceTable,
+    Verdicts,
+)
+from fcnpipe.separators import Watershed
+
+Facts = dict[str, float]
+FLUX_STEPS = 1024
+"""Steps of a pixel's noise in the integer fluxes that --mincont compares."""
+
+
+def separate(job: Job, name: str) -> Facts:
+    """Divide a tile into segments and keep what its seams leave open.
+
+    Notes
+    -----
+    Reads the maps of the neighbours one pixel deep, so their predictions must be there.
+    """
+    core = job.tile(name).core
+    read = core.grow(1).clip(job.plan.frame)
+    elevation = job.store.read("elevation", read)
+    foreground = _find_foreground(job, read, elevation)
+    weights = _weigh(job, read) if job.criteria.branch.mincont_ppm else None
+    found = Watershed(job.criteria.branch).separate(
+        elevation, foreground, core, job.plan.shape, weights
+    )
+    checksums = job.write_maps(core, {"segments": found.segments})
+    job.store.put_arrays("settlement", name, found.settlement.to_arrays())
+    job.store.put_arrays("graph", name, found.graph.to_arrays())
+    return {"segments": int(found.segments.max(initial=0)), **checksums}
+
+
+def join(job: Job, name: str) -> Facts:
+    """Join the graphs of up to four nodes into that of the node above."""
+    children = _children(job, name)
+    graphs = [Graph.from_arrays(job.store.get_arrays("graph", child)) for child in children]
+    graph, settlement = merge_tree.join(graphs, job.criteria.branch)
+    job.store.put_arrays("settlement", name, settlement.to_arrays())
+    job.store.put_arrays("graph", name, graph.to_arrays())
+    return {}
+
+
+def settle(job: Job, name: str) -> Facts:
+    """Hand the verdicts on a node down to those below it."""
+    settlement = Settlement.from_arrays(job.store.get_arrays("settlement", name))
+    verdicts = merge_tree.settle(settlement, _verdicts(job, name), job.criteria.branch)
+    for child, answer in zip(_children(job, name), verdicts, strict=True):
+        job.store.put_arrays("verdicts", child, answer._asdict())
+    return {}
+
+
+def select(job: Job, name: str) -> Facts:
+    """Number the sources that stay, and give each tile its table from segment to label.
+
+    Notes
+    -----
+    The one task that holds all sources, at about a hundred bytes each; never their pixels.
+    """
+    names = [tile.name for tile in job.plan.tiles]
+    needs = job.criteria
+    selection = merge_tree.select(
+        (_tabulate(job, n) for n in names), needs.minarea, needs.minpeak, needs.broad
+    )
+    for tile_name in names:
+        job.store.put_arrays(
+            "labels", tile_name, _label_table(_tabulate(job, tile_name), selection)
+        )
+    job.store.put_arrays("selection", ALL, selection._asdict())
+    return {"sources": len(selection.source)}
+
+
+def _find_foreground(job: Job, box: Box, elevation: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    if job.criteria.on_elevation:
+        return elevation >= job.criteria.level
+    return np.asarray(job.store.read("probability", box)[0] >= job.criteria.level)
+
+
+def _weigh(job: Job, box: Box) -> NDArray[np.int64]:
+    """Flux of each pixel in steps of its noise, not below 0."""
+    patch = job.exposure.read_patches(box, job.sky, job.plan.tiles)[0]
+    flux = np.maximum(patch.significance(1)[0], 0)
+    return measure.quantise_flux(flux, 1 / FLUX_STEPS)
+
+
+def _children(job: Job, name: str) -> list[str]:
+    return [child.name for child in parse_node_name(name).children(job.plan.tiles.counts)]
+
+
+def _verdicts(job: Job, name: str) -> Verdicts:
+    """Give what came down to a node; nothing does to the root."""
+    if not job.store.has_arrays("verdicts", name):
+        return NO_VERDICTS
+    return Verdicts(**job.store.get_arrays("verdicts", name))
+
+
+def _tabulate(job: Job, name: str) -> SourceTable:
+    settlement = Settlement.from_arrays(job.store.get_arrays("settlement", name))
+    return merge_tree.tabulate(settlement, _verdicts(job, name), job.criteria.branch)
+
+
+def _label_table(table: SourceTable, selection: Selection) -> Arrays:
+    """Label of each segment, and of each label here its source and whether its footprint is divided."""
+    label = merge_tree.relabel(table, selection)
+    present = np.unique(label[label > 0])
+    rows = present - 1
+    return {
+        "label": label,
+        "present": present,
+        "source": selection.source[rows],
+        "divided": selection.divided[rows],
+    }

@@ -1,0 +1,256 @@
+"""A finished store, with what plain xarray cannot do: sky positions, cone search, cutouts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from astropy.coordinates import SkyCoord
+from numpy.typing import NDArray
+from xarray.core.coordinate_transform import CoordinateTransform
+from xarray.indexes import CoordinateTransformIndex
+
+from fcnpipe import export
+from fcnpipe.core.errors import SpecError
+from fcnpipe.science.catalogue import sky_coordinates, wcs_of
+from fcnpipe.stores import ZarrStore, open_store
+
+CUTOUT = ("label", "probability", "flags", "science")
+"""Maps of a cutout, where the store has them."""
+
+
+def open(path: str | Path) -> Segmentation:
+    """Open a finished store.
+
+    Parameters
+    ----------
+    path : path
+        OUT.zarr, or its URL.
+
+    Returns
+    -------
+    Segmentation
+
+    Raises
+    ------
+    StoreError
+        If there is no store at ``path``.
+    """
+    return Segmentation(open_store(path))
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The result of a run: maps, catalogue, sky. Nothing is read before it is asked for.
+
+    Attributes
+    ----------
+    store : ZarrStore
+        Where it lies.
+    """
+
+    store: ZarrStore
+
+    @cached_property
+    def tree(self) -> xr.DataTree:
+        """Everything, as plain ``xarray.open_datatree`` gives it."""
+        return xr.open_datatree(self.store.location, engine="zarr")
+
+    @cached_property
+    def image(self) -> xr.Dataset:
+        """Maps at full size; with a WCS also lazy ``ra`` and ``dec`` (y, x), ICRS degrees."""
+        dataset = self.tree["image/0"].to_dataset()
+        if not self.has_sky:
+            return dataset
+        transform = SkyTransform(self.store.cards, self.store.layout.shape)
+        return dataset.assign_coords(xr.Coordinates.from_xindex(SkyIndex(transform)))
+
+    @cached_property
+    def sources(self) -> xr.Dataset:
+        """The catalogue, one row a source, columns in order.
+
+        Raises
+        ------
+        StoreError
+            If the run found no sources.
+        """
+        columns = self.store.columns
+        return self.tree["sources"].to_dataset()[columns]
+
+    @cached_property
+    def has_sky(self) -> bool:
+        """Whether the image has celestial coordinates."""
+        return wcs_of(self.store.cards) is not None
+
+    def cone(self, ra: float, dec: float, radius: float) -> xr.Dataset:
+        """Give the sources around a position, nearest first.
+
+        Parameters
+        ----------
+        ra, dec : float
+            Centre, ICRS degrees.
+        radius : float
+            Degrees.
+
+        Returns
+        -------
+        Dataset
+            Their rows, and ``separation`` in degrees.
+
+        Raises
+        ------
+        SpecError
+            If the image has no celestial coordinates, or there is no such place.
+        """
+        if not (np.isfinite(ra) and abs(dec) <= 90 and radius >= 0):
+            raise SpecError(
+                f"cone ra={ra}, dec={dec}, radius={radius}: give degrees, dec from -90 to 90, and a "
+                "radius of at least 0"
+            )
+        if not self.has_sky:
+            raise SpecError(f"{self.store.path} has no sky positions: its image has no WCS")
+        distance = np.concatenate(
+            [
+                _separation(ra, dec, block["ra"], block["dec"])
+                for block in self.store.source_blocks(["ra", "dec"])
+            ]
+        )
+        rows = np.flatnonzero(distance <= radius)
+        rows = rows[np.argsort(distance[rows], kind="stable")]
+        attrs = {"units": "deg", "long_name": "distance from the centre of the cone"}
+        return self.sources.isel(source=rows).assign(separation=("source", distance[rows], attrs))
+
+    def cutout(
+        self, label: int | None = None, *, source_id: int | None = None, margin: int = 8
+    ) -> xr.Dataset:
+        """Give the maps around one source.
+
+        Parameters
+        ----------
+        label, source_id : int
+            One of the two names the source.
+        margin : int
+            Pixels around its bounding box; clipped by the image.
+
+        Returns
+        -------
+        Dataset
+            `CUTOUT` maps with the pixel coordinates of the full image.
+
+        Raises
+        ------
+        SpecError
+            If there is no such source.
+        """
+        row = self._row(label, source_id)
+        names = [f"bbox_{axis}{end}" for axis in "yx" for end in ("min", "max")]
+        found = self.store.read_sources(names, slice(row, row + 1))
+        y0, y1, x0, x1 = (int(found[name][0]) for name in names)
+        maps = [name for name in CUTOUT if name in self.image]
+        return self.image[maps].isel(
+            y=slice(max(y0 - margin, 0), y1 + 1 + margin),
+            x=slice(max(x0 - margin, 0), x1 + 1 + margin),
+        )
+
+    def export(self, path: str | Path, kind: str | None = None) -> None:
+        """Write one of ``fcnpipe.export.KINDS``; by the file's suffix if not said."""
+        to_sky = partial(sky_coordinates, cards=self.store.cards) if self.has_sky else None
+        export.export(self.store, path, kind, to_sky=to_sky)
+
+    def _row(self, label: int | None, source_id: int | None) -> int:
+        if label is not None and source_id is None:
+            if not 1 <= label <= self.store.n_sources:
+                raise SpecError(f"label={label} is not in 1 to {self.store.n_sources}")
+            return label - 1
+        if source_id is None or label is not None:
+            raise SpecError("a cutout needs a label or a source_id: give one of the two")
+        # Rows are in order of source_id.
+        ids = self.store.read_sources(["source_id"])["source_id"].astype(np.int64)
+        row = int(np.searchsorted(ids, source_id))
+        if row == len(ids) or ids[row] != source_id:
+            raise SpecError(f"source_id={source_id} is not in the catalogue")
+        return row
+
+
+def _separation(
+    ra: float, dec: float, ras: NDArray[np.float64], decs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Give angles on the sphere in degrees (haversine: exact for small ones)."""
+    lon, lat, lons, lats = (np.radians(value) for value in (ra, dec, ras, decs))
+    half = np.sin((lats - lat) / 2) ** 2
+    half = half + np.cos(lat) * np.cos(lats) * np.sin((lons - lon) / 2) ** 2
+    angle: NDArray[np.float64] = np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1))))
+    return angle
+
+
+class SkyTransform(CoordinateTransform):
+    """Pixel (y, x) to and from ICRS degrees, for any part of an image.
+
+    Parameters
+    ----------
+    cards : tuple of str
+        FITS header cards of the whole image.
+    shape : (int, int)
+        Height and width of the part, px.
+    origin : (int, int)
+        Its first pixel (y, x) in the whole image.
+    """
+
+    def __init__(
+        self, cards: tuple[str, ...], shape: tuple[int, int], origin: tuple[int, int] = (0, 0)
+    ) -> None:
+        super().__init__(("ra", "dec"), {"y": shape[0], "x": shape[1]}, np.dtype(np.float64))
+        self.cards, self.shape, self.origin = cards, shape, origin
+
+    def forward(self, dim_positions: dict[str, Any]) -> dict[Hashable, Any]:
+        """Give ra and dec of pixel positions."""
+        y, x = (
+            np.asarray(dim_positions[dim], np.float64) + start
+            for dim, start in zip("yx", self.origin, strict=True)
+        )
+        ra, dec = sky_coordinates(x.ravel(), y.ravel(), self.cards)
+        return {"ra": ra.reshape(x.shape), "dec": dec.reshape(x.shape)}
+
+    def reverse(self, coord_labels: dict[Hashable, Any]) -> dict[str, Any]:
+        """Give pixel positions, not rounded, of ra and dec."""
+        wcs = wcs_of(self.cards)
+        assert wcs is not None
+        sky = SkyCoord(coord_labels["ra"], coord_labels["dec"], unit="deg", frame="icrs")
+        x, y = wcs.world_to_pixel(sky)
+        return {"y": y - self.origin[0], "x": x - self.origin[1]}
+
+    def equals(
+        self, other: CoordinateTransform, *, exclude: frozenset[Hashable] | None = None
+    ) -> bool:
+        """Whether both give the same sky for the same part."""
+        return isinstance(other, SkyTransform) and self._state == other._state
+
+    @property
+    def _state(self) -> tuple[Any, ...]:
+        return self.cards, self.shape, self.origin
+
+
+class SkyIndex(CoordinateTransformIndex):
+    """Lazy sky positions that survive being cut into slices."""
+
+    transform: SkyTransform
+
+    def isel(self, indexers: Any) -> SkyIndex | None:
+        """Give the index of a part; None (no sky index) for anything but slices of step 1."""
+        shape, origin = list(self.transform.shape), list(self.transform.origin)
+        for axis, dim in enumerate("yx"):
+            cut = indexers.get(dim, slice(None))
+            if not isinstance(cut, slice):
+                return None
+            start, stop, step = cut.indices(shape[axis])
+            if step != 1:
+                return None
+            origin[axis] += start
+            shape[axis] = max(stop - start, 0)
+        cards = self.transform.cards
+        return SkyIndex(SkyTransform(cards, (shape[0], shape[1]), (origin[0], origin[1])))

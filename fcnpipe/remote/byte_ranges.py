@@ -1,0 +1,217 @@
+"""Ranges of bytes of one object, fetched side by side, each answer held against the stamp.
+
+::
+
+    rows of a box in a plain file        gaps are short             gaps are long
+    [....xxxx....][....xxxx....][...     one range over all rows    one range for each row
+
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fsspec import asyn
+from numpy.typing import NDArray
+
+from fcnpipe.remote.errors import Changed, RemoteError
+from fcnpipe.remote.file_systems import connect, protocols
+from fcnpipe.remote.retries import patiently
+
+IN_FLIGHT = 16
+"""Requests at the same time."""
+PART_BYTES = 8 << 20
+"""Largest range of one request: several are faster than one, and less is lost with one."""
+GAP_BYTES = 64 << 10
+"""Bytes that nobody wants and that are read all the same, to save a request."""
+
+Range = tuple[int, int]
+"""First byte, and the first one after the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells an object from a later one of the same name.
+
+    Attributes
+    ----------
+    size_bytes : int
+        Its length.
+    etag, modified : str
+        ``ETag`` (S3, https) or generation (GCS), and ``Last-Modified``; empty if unknown.
+    """
+
+    size_bytes: int
+    etag: str = ""
+    modified: str = ""
+
+    @property
+    def names_content(self) -> bool:
+        """Whether no other content has this stamp, as the server promises."""
+        return bool(self.etag) and not self.etag.startswith("W/")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    data: bytes
+    stamp: Stamp
+
+
+def look(url: str) -> Stamp:
+    """Ask for the stamp of an object.
+
+    Raises
+    ------
+    RemoteError
+        If it is missing, closed to us, or its server cannot be reached or knows no ranges.
+    """
+    stamp: Stamp = asyn.sync(asyn.get_loop(), ask_stamp, url)
+    return stamp
+
+
+async def ask_stamp(url: str) -> Stamp:
+    """Do as `look` does, for those that wait for several."""
+    system, name = connect(url)
+    return (await patiently(url, partial(_request, system, name, (0, 1)))).stamp
+
+
+def read(url: str, stamp: Stamp, start: int, stop: int) -> bytes:
+    """Give the bytes from ``start`` to ``stop`` of the object that had this stamp.
+
+    Raises
+    ------
+    Changed
+        If it is another object by now.
+    RemoteError
+        As for `look`.
+    """
+    cuts = range(start, stop, PART_BYTES)
+    return b"".join(fetch(url, stamp, [(cut, min(cut + PART_BYTES, stop)) for cut in cuts]))
+
+
+def read_rows(
+    url: str, stamp: Stamp, start: int, row_bytes: int, step_bytes: int, count: int
+) -> NDArray[np.uint8]:
+    """Give rows of bytes that lie ``step_bytes`` apart, (count, row_bytes); none of more than asked.
+
+    Raises
+    ------
+    Changed, RemoteError
+        As for `read`.
+    """
+    if step_bytes - row_bytes > GAP_BYTES:
+        rows = [(start + i * step_bytes, start + i * step_bytes + row_bytes) for i in range(count)]
+        data = b"".join(fetch(url, stamp, rows))
+        return np.frombuffer(data, np.uint8).reshape(count, row_bytes)
+    length = (count - 1) * step_bytes + row_bytes
+    data = read(url, stamp, start, start + length).ljust(count * step_bytes, b"\0")
+    return np.frombuffer(data, np.uint8).reshape(count, step_bytes)[:, :row_bytes]
+
+
+def fetch(url: str, stamp: Stamp, ranges: Sequence[Range]) -> list[bytes]:
+    """Give the bytes of ranges, in their order, fetched side by side."""
+    system, name = connect(url)
+    found: list[bytes] = asyn.sync(asyn.get_loop(), _fetch_all, url, system, name, stamp, ranges)
+    return found
+
+
+async def _fetch_all(
+    url: str, system: Any, name: str, stamp: Stamp, ranges: Sequence[Range]
+) -> list[bytes]:
+    free = asyncio.Semaphore(IN_FLIGHT)
+
+    async def fetch_one(wanted: Range) -> bytes:
+        async with free:
+            answer = await patiently(url, partial(_request, system, name, wanted))
+        if answer.stamp != stamp:
+            raise Changed(f"{url} changed while it was read: leave inputs alone during a run")
+        return answer.data
+
+    tasks = [asyncio.ensure_future(fetch_one(wanted)) for wanted in ranges]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _request(system: Any, name: str, wanted: Range) -> _Answer:
+    ask = next((ask for kind, ask in _PROTOCOLS.items() if kind in protocols(system)), _ask_plain)
+    answer = await ask(system, name, wanted)
+    stop = min(wanted[1], answer.stamp.size_bytes)
+    if len(answer.data) != stop - wanted[0]:
+        raise EOFError(f"{len(answer.data)} bytes came instead of {stop - wanted[0]}")
+    return answer
+
+
+def _header(wanted: Range) -> str:
+    return f"bytes={wanted[0]}-{wanted[1] - 1}"
+
+
+def _total(content_range: str | None, name: str) -> int:
+    """Give the length of an object from 'bytes 0-99/1234'."""
+    length = (content_range or "").rpartition("/")[2]
+    if not length.isdecimal():
+        raise RemoteError(f"{name}: its server knows no ranges of bytes; copy the file here")
+    return int(length)
+
+
+async def _ask_s3(system: Any, name: str, wanted: Range) -> _Answer:
+    bucket, key, version = system.split_path(name)
+    which = {"VersionId": version} if version else {}
+    answer = await system._call_s3(
+        "get_object", Bucket=bucket, Key=key, Range=_header(wanted), **which
+    )
+    try:
+        data = await answer["Body"].read()
+    finally:
+        answer["Body"].close()
+    size = _total(answer.get("ContentRange"), f"s3://{name}")
+    return _Answer(data, Stamp(size, answer["ETag"], answer["LastModified"].isoformat()))
+
+
+async def _ask_gcs(system: Any, name: str, wanted: Range) -> _Answer:
+    headers, data = await system._call("GET", system.url(name), headers={"Range": _header(wanted)})
+    size = _total(headers.get("Content-Range"), f"gs://{name}")
+    etag = headers.get("X-Goog-Generation") or headers.get("ETag", "")
+    return _Answer(data, Stamp(size, etag, headers.get("Last-Modified", "")))
+
+
+async def _ask_http(system: Any, name: str, wanted: Range) -> _Answer:
+    options = dict(system.kwargs)
+    headers = {
+        **options.pop("headers", {}),
+        "Range": _header(wanted),
+        "Accept-Encoding": "identity",
+    }
+    session = await system.set_session()
+    async with session.get(system.encode_url(name), headers=headers, **options) as answer:
+        if answer.status in (404, 410):
+            raise FileNotFoundError(name)
+        if answer.status in (401, 403):
+            raise PermissionError(f"{answer.status} {answer.reason}")
+        answer.raise_for_status()
+        size = _total(answer.headers.get("Content-Range"), name)
+        data = await answer.read()
+    told = (answer.headers.get(key, "") for key in ("ETag", "Last-Modified"))
+    return _Answer(data, Stamp(size, *told))
+
+
+async def _ask_plain(system: Any, name: str, wanted: Range) -> _Answer:
+    if system.async_impl:
+        about = await system._info(name)
+        data = await system._cat_file(name, start=wanted[0], end=wanted[1])
+    else:
+        about = system.info(name)
+        data = system.cat_file(name, start=wanted[0], end=wanted[1])
+    etag = about.get("ETag") or about.get("etag") or ""
+    modified = about.get("LastModified") or about.get("mtime") or about.get("created") or ""
+    return _Answer(data, Stamp(int(about["size"]), str(etag), str(modified)))
+
+
+_PROTOCOLS = {"s3": _ask_s3, "gs": _ask_gcs, "https": _ask_http}

@@ -1,0 +1,124 @@
+"""Many objects under one prefix: which there are, and what tells them from later ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from fsspec import asyn
+
+from fcnpipe.remote.byte_ranges import IN_FLIGHT, Stamp, ask_stamp
+from fcnpipe.remote.errors import Missing
+from fcnpipe.remote.file_systems import connect
+from fcnpipe.remote.retries import patiently
+
+
+def list_objects(place: str) -> dict[str, Stamp]:
+    """Give all objects below a URL or folder, by their path below it, in order.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer, or knows no lists (https).
+    """
+    return {name: _read_stamp(about) for name, about in find_objects(place).items()}
+
+
+def find_objects(place: str, deep: bool = True) -> dict[str, dict[str, Any]]:
+    """Give what a file system says of all objects below a URL or folder, by their path, in order.
+
+    Parameters
+    ----------
+    place : str
+        URL or folder.
+    deep : bool
+        Whether to look into folders too.
+
+    Raises
+    ------
+    RemoteError
+        As `list_objects`.
+    """
+    system, root = connect(place.rstrip("/"))
+    find = _find if deep else _list_files
+    found = asyn.sync(asyn.get_loop(), patiently, place, partial(find, system, root))
+    return {name.removeprefix(root).lstrip("/"): found[name] for name in sorted(found)}
+
+
+def list_folder(place: str) -> tuple[dict[str, Stamp], list[str]]:
+    """Give the objects right below a URL by their names, and the names of the folders there.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer.
+    """
+    system, root = connect(place.rstrip("/"))
+    found = asyn.sync(asyn.get_loop(), patiently, place, partial(_list, system, root))
+    named = {about["name"].rstrip("/").rpartition("/")[2]: about for about in found}
+    objects = {name: _read_stamp(a) for name, a in named.items() if a["type"] == "file"}
+    return objects, [name for name, about in named.items() if about["type"] == "directory"]
+
+
+async def _list(system: Any, root: str) -> list[dict[str, Any]]:
+    try:
+        if system.async_impl:
+            return list(await system._ls(root, detail=True))
+        return list(system.ls(root, detail=True))
+    except FileNotFoundError:
+        return []
+
+
+def match_objects(pattern: str) -> list[str]:
+    """Give the URLs, in order, that a glob stands for.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer.
+    """
+    system, name = connect(pattern)
+    found = asyn.sync(asyn.get_loop(), patiently, pattern, partial(_glob, system, name))
+    return [str(system.unstrip_protocol(name)) for name in sorted(found)]
+
+
+async def _glob(system: Any, name: str) -> list[str]:
+    return list(await system._glob(name) if system.async_impl else system.glob(name))
+
+
+def look_at_all(place: str, names: Iterable[str]) -> dict[str, Stamp]:
+    """Give those of some objects below a URL that are there; asks for each one."""
+    urls = {name: f"{place.rstrip('/')}/{name}" for name in sorted(names)}
+    found = asyn.sync(asyn.get_loop(), _look_at_all, list(urls.values()))
+    return {name: stamp for name, stamp in zip(urls, found, strict=True) if stamp is not None}
+
+
+async def _look_at_all(urls: list[str]) -> list[Stamp | None]:
+    free = asyncio.Semaphore(IN_FLIGHT)
+
+    async def look_at(url: str) -> Stamp | None:
+        async with free:
+            try:
+                return await ask_stamp(url)
+            except Missing:
+                return None
+
+    return await asyncio.gather(*map(look_at, urls))
+
+
+async def _find(system: Any, root: str) -> dict[str, Any]:
+    if system.async_impl:
+        return dict(await system._find(root, detail=True))
+    return dict(system.find(root, detail=True))
+
+
+async def _list_files(system: Any, root: str) -> dict[str, Any]:
+    return {a["name"]: a for a in await _list(system, root) if a["type"] == "file"}
+
+
+def _read_stamp(about: dict[str, Any]) -> Stamp:
+    etag = about.get("generation") or about.get("ETag") or ""
+    modified = about.get("LastModified") or about.get("updated") or ""
+    return Stamp(int(about["size"]), str(etag), str(modified))

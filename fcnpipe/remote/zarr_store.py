@@ -1,0 +1,67 @@
+"""A zarr store behind a URL, read with patience."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from functools import partial
+
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, WrapperStore
+
+from fcnpipe.remote.file_systems import connect, storage_options
+from fcnpipe.remote.retries import patiently
+
+
+def open_chunks(url: str) -> PatientStore:
+    """Give a read-only store for zarr.
+
+    Raises
+    ------
+    RemoteError
+        If no package is installed that knows the protocol.
+    """
+    connect(url)
+    return PatientStore(FsspecStore.from_url(url.rstrip("/"), storage_options(url), read_only=True))
+
+
+class PatientStore(WrapperStore[FsspecStore]):
+    """A store that asks again where the answer may be another one soon."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+        return f"{self._store.fs.unstrip_protocol(self._store.path)}"
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Give an object, or a range of it; None if there is none."""
+        url = f"{self.url}/{key}"
+        return await patiently(url, partial(self._store.get, key, prototype, byte_range))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Give ranges of objects."""
+        wanted = [self.get(key, prototype, cut) for key, cut in key_ranges]
+        return await asyncio.gather(*wanted)
+
+    async def _get_many(
+        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
+    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
+        for request in requests:
+            yield request[0], await self.get(*request)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        return await patiently(f"{self.url}/{key}", partial(self._store.exists, key))
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Give the names below a prefix."""
+        for name in await patiently(f"{self.url}/{prefix}", partial(self._names, prefix)):
+            yield name
+
+    async def _names(self, prefix: str) -> list[str]:
+        return [name async for name in self._store.list_dir(prefix)]

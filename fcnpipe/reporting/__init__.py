@@ -1,0 +1,1 @@
+"""Progress, event log and report of a run."""

@@ -1,0 +1,296 @@
+"""The account of a run for people: a page of its own, Markdown, and rows for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+
+from fcnpipe.reporting.run_report import Report, StageSums
+
+COLUMNS = (
+    "stage", "time", "task time", "tasks", "tiles", "Mpix/s", "read", "written", "retries", "failed"
+)  # fmt: skip
+PROCESSES_SHOWN = 20
+FAILURES_SHOWN = 20
+
+
+def list_facts(report: Report) -> list[tuple[str, str]]:
+    """Give (what, how much) rows of the run as a whole."""
+    height, width = report.shape
+    rows = [
+        ("status", ": ".join(filter(None, (report.status, report.message)))),
+        ("image", f"{', '.join(report.image)} ({height} x {width} px)"),
+        ("output", report.out),
+        ("model", report.model),
+        ("run key", report.run_key),
+        ("engine", f"{report.engine}, {report.workers} at a time"),
+        ("tiles", f"{report.tiles} of {report.tile} px"),
+        ("time", _say_sessions(report)),
+        ("speed", f"{height * width / max(report.seconds, 1e-9) / 1e6:.2f} Mpix/s over all"),
+        ("began, ended", f"{report.began}, {report.ended}"),
+        ("memory", _say_memory(report)),
+        ("driver", _say_driver(report)),
+        ("versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())),
+    ]
+    if report.sources is not None:
+        rows.insert(1, ("sources", str(report.sources)))
+    return rows
+
+
+def list_stages(report: Report) -> list[tuple[str, ...]]:
+    """Give a row for each stage, as `COLUMNS` names them."""
+    return [_describe_stage(stage) for stage in report.stages]
+
+
+def list_slowest(report: Report) -> list[tuple[str, str, str, str]]:
+    """Give tile, stage, time and process of the slowest tiles."""
+    return [(t.tile, t.stage, _time(t.seconds), t.worker) for t in report.slowest]
+
+
+def list_failures(report: Report) -> list[tuple[str, str]]:
+    """Give task and reason of the first that have failed, and how many more there are."""
+    failed = [row for stage in report.stages for row in stage.failed.items()][:FAILURES_SHOWN]
+    more = report.failures - len(failed)
+    return failed + ([(f"and {more} more", "")] if more > 0 else [])
+
+
+def as_markdown(report: Report) -> str:
+    """Give tables of the run, its stages and its slowest tiles."""
+    tables = [
+        _markdown_table(("", ""), list_facts(report)),
+        _markdown_table(COLUMNS, list_stages(report)),
+        _markdown_table(("slowest tile", "stage", "time", "process"), list_slowest(report)),
+    ]
+    if failures := list_failures(report):
+        tables.append(_markdown_table(("failed", "reason"), failures))
+    return "\n\n".join(tables)
+
+
+def as_html(report: Report) -> str:
+    """Give one page that needs nothing else: no script, no picture, no other file."""
+    title = f"{report.command} {report.out.rstrip('/').rpartition('/')[2]}"
+    parts = [
+        _headline(title, report),
+        _tiles(report),
+        _section("Stages", _stage_bars(report) + _html_table(COLUMNS, list_stages(report), 1)),
+        _section("Memory", _memory_bars(report)),
+        _section("Slowest tiles", _slow_bars(report)),
+    ]
+    if failures := list_failures(report):
+        parts.append(_section("Failed", _html_table(("task", "reason"), failures, 2)))
+    parts.append(_section("Run", _html_table(("", ""), list_facts(report), 2)))
+    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts))
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _describe_stage(stage: StageSums) -> tuple[str, ...]:
+    return (
+        stage.name,
+        _time(stage.seconds),
+        _time(stage.task_seconds),
+        f"{stage.tasks}",
+        f"{stage.tiles or '-'}",
+        f"{stage.speed:.2f}" if stage.pixels else "-",
+        _size(stage.read_bytes),
+        _size(stage.written_bytes),
+        f"{stage.retries}",
+        f"{stage.failures}",
+    )
+
+
+def _say_sessions(report: Report) -> str:
+    sessions = f" in {report.sessions} sessions" if report.sessions > 1 else ""
+    return f"{_time(report.seconds)}{sessions}{', taken up' if report.resumed else ''}"
+
+
+def _say_memory(report: Report) -> str:
+    planned = f"{_size(report.projected_bytes)} planned"
+    if not report.peak_bytes:
+        return f"not measured, {planned}"
+    share = f" ({report.peak_bytes / report.projected_bytes:.0%})" if report.projected_bytes else ""
+    return f"{_size(report.peak_bytes)} measured of {planned}{share} for a process"
+
+
+def _say_driver(report: Report) -> str:
+    planned = report.driver_projected_bytes
+    return f"{_size(report.driver_bytes)} measured" + (
+        f" of {_size(planned)} planned" * bool(planned)
+    )
+
+
+def _time(seconds: float) -> str:
+    """Give a time as one reads it.
+
+    Examples
+    --------
+    >>> _time(0.0421), _time(83), _time(7384)
+    ('0.04 s', '1 min 23 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _size(size_bytes: float) -> str:
+    """Give a size as one reads it.
+
+    Examples
+    --------
+    >>> _size(0), _size(1536), _size(3 * 2**30)
+    ('0 B', '1.5 KiB', '3.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.2f} TiB"
+
+
+# --- Markdown -------------------------------------------------------------------------------------
+
+
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *(map(_mark, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _mark(text: str) -> str:
+    """Escape what Markdown, and the HTML that it may hold, would read as its own."""
+    return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+# --- HTML -----------------------------------------------------------------------------------------
+
+
+def _headline(title: str, report: Report) -> str:
+    status = escape(report.status)
+    message = f"<p class=message>{escape(report.message)}</p>" if report.message else ""
+    return f'<h1>{escape(title)} <span class="badge {status}">{status}</span></h1>{message}'
+
+
+def _tiles(report: Report) -> str:
+    height, width = report.shape
+    pairs = [
+        (_time(report.seconds), "wall time"),
+        (f"{height * width / max(report.seconds, 1e-9) / 1e6:.2f}", "Mpix/s over all"),
+        (_size(report.peak_bytes), f"peak memory of {_size(report.projected_bytes)} planned"),
+        (str(report.failures), "tasks failed"),
+    ]
+    if report.sources is not None:
+        pairs.insert(0, (f"{report.sources:,}", "sources"))
+    cards = (f"<div><b>{escape(v)}</b><span>{escape(n)}</span></div>" for v, n in pairs)
+    return f"<div class=cards>{''.join(cards)}</div>"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+Bar = tuple[str, float, str]
+"""Name, length, and what stands behind it."""
+
+
+def _stage_bars(report: Report) -> str:
+    return _bars([(stage.name, stage.seconds, _time(stage.seconds)) for stage in report.stages])
+
+
+def _slow_bars(report: Report) -> str:
+    rows = [(f"{t.tile} {t.stage}", t.seconds, _time(t.seconds)) for t in report.slowest]
+    return _bars(rows) if rows else "<p>No tile was done.</p>"
+
+
+def _memory_bars(report: Report) -> str:
+    """Draw the peak of each process before what the plan projects."""
+    ranked = sorted(report.peaks.items(), key=lambda item: -item[1])
+    shown = [(worker, peak, _size(peak)) for worker, peak in ranked[:PROCESSES_SHOWN]]
+    more = len(ranked) - len(shown)
+    bars = _bars(shown, report.projected_bytes) if shown else ""
+    plan = f"planned for a process: {_size(report.projected_bytes)}"
+    others = f"; {more} more processes, all with less" if more > 0 else ""
+    driver = f"; driver: {_say_driver(report)}"
+    return f"{bars}<p class=note><i class=mark></i> {escape(plan + others + driver)}</p>"
+
+
+def _bars(rows: Sequence[Bar], mark: float = 0.0) -> str:
+    """Draw bars to one scale, and a line across them; those beyond the line stand out."""
+    longest = max([mark, *(length for _, length, _ in rows)]) or 1.0
+    line = f'<i class=mark style="left:{100 * mark / longest:.2f}%"></i>' if mark else ""
+    return f"<div class=bars>{''.join(_bar(row, longest, mark, line) for row in rows)}</div>"
+
+
+def _bar(row: Bar, longest: float, mark: float, line: str) -> str:
+    name, length, text = row
+    kind = "bar over" if mark and length > mark else "bar"
+    bar = f'<i class="{kind}" style="width:{100 * length / longest:.2f}%"></i>'
+    return f"<span>{escape(name)}</span><span class=track>{bar}{line}</span><b>{escape(text)}</b>"
+
+
+def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
+    """Draw a table of which the first columns are words, the others numbers."""
+    titles = "".join(f"<th>{escape(name)}</th>" for name in head) if any(head) else ""
+    body = "".join(f"<tr>{''.join(_cells(row, words))}</tr>" for row in rows)
+    return f"<div class=wide><table><tr>{titles}</tr>{body}</table></div>"
+
+
+def _cells(row: Sequence[str], words: int) -> Iterator[str]:
+    for number, text in enumerate(row):
+        kind = "" if number < words else " class=number"
+        yield f"<td{kind}>{escape(text)}</td>"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --dim: #667085; --paper: #f6f7f9; --card: #fff;
+  --line: #e3e6eb; --bar: #3b6fb6; --warn: #c2410c; --good: #1a7f4b; --mark: #d97706 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --dim: #98a2b3; --paper: #12161d;
+  --card: #1a2029; --line: #2b3340; --bar: #6c9fe0; --warn: #fb923c; --good: #4ade80; --mark: #fbbf24 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 68rem; padding: 2rem 1.25rem; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.5rem; margin: 0 0 1rem; overflow-wrap: anywhere }
+h2 { font-size: 1.05rem; margin: 0 0 .75rem }
+.badge { font-size: .8rem; font-weight: 600; padding: .2rem .6rem; border-radius: 1rem; vertical-align: middle;
+  color: var(--card); background: var(--warn) }
+.badge.complete { background: var(--good) }
+.badge.running { background: var(--bar) }
+.message { border-left: 4px solid var(--warn); padding: .25rem .75rem; overflow-wrap: anywhere }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem }
+.cards div, section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem }
+.cards div { padding: .75rem 1rem }
+.cards b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums }
+.cards span, .note { color: var(--dim); font-size: .85rem }
+section { padding: 1rem 1.25rem; margin-top: 1rem }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .35rem .75rem; align-items: center;
+  font-variant-numeric: tabular-nums }
+.bars b { text-align: right; font-weight: 500 }
+.track { position: relative; height: 1rem; background: var(--line); border-radius: .2rem }
+.bar { display: block; height: 100%; min-width: 2px; background: var(--bar); border-radius: .2rem }
+.bar.over { background: var(--warn) }
+.track .mark { position: absolute; top: -.2rem; bottom: -.2rem; width: 3px; margin-left: -3px; background: var(--mark) }
+.note .mark { display: inline-block; width: 3px; height: .9em; vertical-align: -.1em; background: var(--mark) }
+.wide { overflow-x: auto }
+.bars + .wide { margin-top: 1rem }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th { text-align: right; color: var(--dim); font-weight: 500; font-size: .85rem; white-space: nowrap }
+th:first-child { text-align: left }
+th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+td { overflow-wrap: anywhere }
+td.number { text-align: right; white-space: nowrap }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""

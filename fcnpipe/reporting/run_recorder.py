@@ -1,0 +1,191 @@
+"""Takes down what happens in a run, in the journal and in the account beside the store."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fcnpipe.core.records import TaskReport
+from fcnpipe.core.resource_usage import peak_memory, take_reading
+from fcnpipe.reporting import report_rendering
+from fcnpipe.reporting.event_log import Journal, now
+from fcnpipe.reporting.run_report import Report, SlowTile, StageSums
+from fcnpipe.stores import ZarrStore
+from fcnpipe.stores.hierarchy import SCRATCH
+from fcnpipe.stores.lifecycle import final_path, report_path
+from fcnpipe.stores.scratch_records import written_whole
+
+SAVE_EVERY_SECONDS = 5.0
+"""Least time between two savings of the account: what a SIGKILL can make it forget."""
+ALL = "all"
+"""Name of a task that is not done by tile."""
+
+
+class Recorder:
+    """An observer that takes down what it is told; that it cannot, it says once and lets the run go on.
+
+    Parameters
+    ----------
+    account : Report
+        Of the run so far.
+    store : ZarrStore
+        OUT.zarr.partial.
+    journal : Journal
+        Is given a line for each event.
+    """
+
+    def __init__(self, account: Report, store: ZarrStore, journal: Journal) -> None:
+        self.account, self._journal = account, journal
+        self._scratch = store.path / SCRATCH
+        self._out = final_path(store.path)
+        self._stage: StageSums | None = None
+        self._told = False
+        self._seen = self._saved = time.monotonic()
+        take_reading()  # what was read before, for the digests, belongs to no stage
+
+    def begin(self, resumed: bool) -> None:
+        """Take down that a session begins."""
+        self.account.resumed |= resumed
+        self._journal.run_key = self.account.run_key
+        what = "taken up" if resumed else "begun"
+        told = self.account.model_dump(
+            include={"command", "image", "out", "engine", "tiles", "projected_bytes"}
+        )
+        self._journal.write("run started", message=f"{what}: {self._out}", **told)
+
+    def start(self, stage: str, tasks: int, pixels: int) -> None:
+        """Take down that a stage begins."""
+        self._let_time_pass()
+        self._stage = self.account.stage(stage)
+        self._journal.write("stage started", stage=stage, tasks=tasks, pixels=pixels)
+
+    def report(self, report: TaskReport) -> None:
+        """Count a task."""
+        assert self._stage is not None
+        again = self._stage.add(report)
+        self.account.note_peak(report.worker, report.peak_bytes)
+        if report.pixels and not report.error:
+            slow = SlowTile(
+                tile=report.name,
+                stage=self._stage.name,
+                seconds=report.seconds,
+                worker=report.worker,
+            )
+            self.account.note_tile(slow)
+        self._write_task(report, again)
+        if time.monotonic() - self._saved >= SAVE_EVERY_SECONDS:
+            self._save()
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Take down that a stage has ended."""
+        assert self._stage is not None
+        self._let_time_pass()
+        sums, self._stage = self._stage, None
+        told = sums.model_dump(exclude={"name", "failed", "seconds"})
+        message = f"{sums.failures} failed" if sums.failures else ""
+        self._journal.write(
+            "stage finished", stage=stage, seconds=sums.seconds, message=message, **told
+        )
+        self._save()
+        self._place()
+
+    def complete(self, store: ZarrStore) -> None:
+        """Take down that the run is done, and its store has its name."""
+        self.account.status = "complete"
+        self.account.sources = store.n_sources if store.has_sources else None
+
+    def close(self, status: str, message: str) -> None:
+        """Take down how the session ends, unless it has completed the run."""
+        if self.account.status != "complete":
+            self.account.status, self.account.message = status, message
+            self._told = True  # the line that ends the run is enough
+        self._let_time_pass()
+        self._save()
+        self._place()
+        done = self.account.status == "complete"
+        self._journal.write(
+            "run finished",
+            "info" if done else "error",
+            status=self.account.status,
+            seconds=self.account.seconds,
+            message=self.account.message,
+            sources=self.account.sources,
+            peak_bytes=self.account.peak_bytes,
+        )
+
+    def _write_task(self, report: TaskReport, again: bool) -> None:
+        assert self._stage is not None
+        event = "tile failed" if report.error else "tile retried" if again else "tile done"
+        self._journal.write(
+            event,
+            "warning" if report.error else "info",
+            stage=self._stage.name,
+            task=report.stage,
+            tile=None if report.name == ALL else report.name,
+            worker=report.worker,
+            seconds=report.seconds,
+            message=report.error,
+            pixels=report.pixels,
+        )
+
+    def _let_time_pass(self) -> None:
+        """Add the time since this was last called to the run, and to the stage it is in."""
+        seen = time.monotonic()
+        passed, self._seen = seen - self._seen, seen
+        self.account.seconds += passed
+        if self._stage is not None:
+            self._stage.seconds += passed
+
+    def _save(self) -> None:
+        """Keep the account where a session that takes the run up will look for it."""
+        self._let_time_pass()
+        self._saved = self._seen
+        self.account.ended, self.account.driver_bytes = now(), peak_memory()
+        if self._scratch.is_dir():
+            with self._spared():
+                _write(self._scratch / "report.json", self.account.model_dump_json(indent=2))
+
+    def _place(self) -> None:
+        """Write the account beside the store."""
+        with self._spared():
+            place(self.account, self._out)
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """Let a run go on whose account cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            if not self._told:
+                warnings.warn(f"no report is written beside {self._out}: {reason}", stacklevel=3)
+            self._told = True
+
+
+@contextmanager
+def recording(recorder: Recorder, resumed: bool) -> Iterator[Recorder]:
+    """Take down how a session begins, and how it ends."""
+    recorder.begin(resumed)
+    try:
+        yield recorder
+    except Exception as error:
+        recorder.close("failed", (str(error).splitlines() or [type(error).__name__])[0])
+        raise
+    except BaseException:
+        recorder.close("interrupted", "interrupted; the same command takes the run up again")
+        raise
+    recorder.close("interrupted", "left before its end; the same command takes the run up again")
+
+
+def place(account: Report, out: Path) -> None:
+    """Write OUT.report.json and OUT.report.html."""
+    _write(report_path(out, "json"), account.model_dump_json(indent=2))
+    _write(report_path(out, "html"), report_rendering.as_html(account))
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

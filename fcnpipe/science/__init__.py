@@ -1,0 +1,1 @@
+"""The science core: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""Simulated skies, galaxies and images whose truth is known."""

@@ -1,0 +1,162 @@
+"""Simulated fields as FITS files: image and truth in one file.
+
+::
+
+    primary    image float32, NaN is bad; TAN WCS; KIND, SEED, FWHM (px)
+    LABEL      owner of each pixel: row of TRUTH + 1, 0 is sky
+    UNCLEAR    1 where only the light of several sources together passes the truth's threshold
+    TRUTH      table of the sources that own a pixel
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from fcnpipe.core.errors import InputError, StoreError
+from fcnpipe.science import scores as evaluate
+from fcnpipe.science.scores import Truth
+from fcnpipe.simulation.scenes import Scene, draw
+
+COLUMNS = ("y", "x", "flux", "snr", "peak_y", "peak_x", "peak")
+SNR_EDGES = (3.0, 5.0, 10.0, 30.0, 100.0, np.inf)
+PIXEL_ARCSEC = 0.263
+"""Pixel of the made-up sky position, that of a common survey camera."""
+
+
+def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> int:
+    """Draw a field and write it; equal arguments give equal pixels.
+
+    Parameters
+    ----------
+    kind : str
+        One of ``fcnpipe.simulation.scenes.KINDS``.
+    shape : (int, int)
+        Height and width, px.
+    seed : int
+        Any non-negative integer.
+    path : path
+        The FITS file; replaced if it exists.
+
+    Returns
+    -------
+    int
+        Number of sources in the truth.
+
+    Raises
+    ------
+    SpecError
+        If the kind is unknown.
+    StoreError
+        If the file cannot be written.
+    """
+    scene = draw(kind, shape, seed)
+    truth, rows = tell_truth(scene)
+    hdus = fits.HDUList(
+        [
+            fits.PrimaryHDU(
+                np.where(scene.bad, np.float32(np.nan), scene.image), _header(scene, kind, seed)
+            ),
+            fits.ImageHDU(truth.label, name="LABEL"),
+            fits.ImageHDU(truth.unclear.astype(np.uint8), name="UNCLEAR"),
+            fits.BinTableHDU(_tabulate(scene, rows), name="TRUTH"),
+        ]
+    )
+    try:
+        hdus.writeto(path, overwrite=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; choose another file"
+        ) from None
+    return len(rows)
+
+
+def tell_truth(scene: Scene) -> tuple[Truth, NDArray[np.intp]]:
+    """Give the truth of a scene, and the rows of its table in it: those that own a pixel."""
+    owners, label = np.unique(np.r_[0, scene.label.ravel()], return_inverse=True)
+    label = label[1:].reshape(scene.label.shape)
+    rows = owners[1:].astype(np.intp) - 1
+    unclear = (label == 0) & (scene.light > scene.truth_sigma * scene.noise)
+    return _truth(label.astype(np.int32), unclear, scene.table[rows]), rows
+
+
+def read_truth(path: str | Path) -> tuple[Truth, float]:
+    """Give the truth of a field and the FWHM of its PSF, px.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or is no simulated field.
+    """
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            table, fwhm = np.array(hdus["TRUTH"].data), float(hdus[0].header["FWHM"])
+            label, unclear = (np.array(hdus[name].data) for name in ("LABEL", "UNCLEAR"))
+    except (OSError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise InputError(
+            f"{path} is no simulated field: {reason}; make one with fcnpipe simulate"
+        ) from None
+    return _truth(label.astype(np.int32), unclear > 0, table), fwhm
+
+
+def compare(label: NDArray[np.integer[Any]], path: str | Path) -> list[tuple[str, str]]:
+    """Give (what, how much) rows: how good a label image is against the truth of a field.
+
+    Parameters
+    ----------
+    label : (h, w) int
+        0 is background.
+    path : path
+        The field.
+    """
+    truth, fwhm_px = read_truth(path)
+    scores = asdict(evaluate.score(label, truth))
+    matched = evaluate.match(label, truth)
+    found, count = evaluate.completeness(matched, truth, SNR_EDGES)
+    apart, pairs = evaluate.pair_recall(matched, truth, fwhm_px)
+    return [
+        *((name.replace("_", " "), f"{value:.4g}") for name, value in scores.items()),
+        *_rows("found at S/N {:g} to {:g}", SNR_EDGES, found, count),
+        *_rows("pairs at {:g} to {:g} FWHM", evaluate.PAIR_EDGES, apart, pairs),
+    ]
+
+
+def _rows(title: str, edges: Any, share: Any, count: Any) -> list[tuple[str, str]]:
+    ends = zip(edges[:-1], edges[1:], share, count, strict=True)
+    return [(title.format(low, high), f"{s:.3f} of {n}") for low, high, s, n in ends if n]
+
+
+def _truth(label: NDArray[np.int32], unclear: NDArray[np.bool_], table: NDArray[Any]) -> Truth:
+    return Truth(
+        label=label,
+        unclear=unclear,
+        peak=_stack(table, "peak_y", "peak_x").astype(np.int64),
+        brightness=_stack(table, "peak")[:, 0],
+        centre=_stack(table, "y", "x"),
+        snr=_stack(table, "snr")[:, 0],
+        flux=_stack(table, "flux")[:, 0],
+    )
+
+
+def _stack(table: NDArray[Any], *names: str) -> NDArray[np.float64]:
+    return np.stack([table[name].astype(np.float64) for name in names], axis=1)
+
+
+def _tabulate(scene: Scene, rows: NDArray[np.intp]) -> NDArray[Any]:
+    table = scene.table[rows][list(COLUMNS)]
+    return np.array(table.tolist(), np.dtype([(name, "f8") for name in COLUMNS]))
+
+
+def _header(scene: Scene, kind: str, seed: int) -> fits.Header:
+    height, width = scene.image.shape
+    header = fits.Header({"KIND": kind, "SEED": seed, "FWHM": scene.fwhm_px, "BUNIT": "adu"})
+    header.update(CTYPE1="RA---TAN", CTYPE2="DEC--TAN", CRVAL1=150.1, CRVAL2=2.2)
+    header.update(CRPIX1=width / 2, CRPIX2=height / 2, CUNIT1="deg", CUNIT2="deg")
+    header.update(CDELT1=-PIXEL_ARCSEC / 3600, CDELT2=PIXEL_ARCSEC / 3600, RADESYS="ICRS")
+    return header

@@ -1,0 +1,1 @@
+"""Surveys: lists of images, incoming files, clean-up."""

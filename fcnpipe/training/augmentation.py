@@ -1,0 +1,269 @@
+"""Crops of image and answer that differ each time: turned, mirrored, bent, and seen in other light.
+
+What moves, moves image and answer alike; what changes the light changes the image alone, except
+that an answer in units of the noise follows when the noise does. Skies keep their photometry: they
+are blurred without loss of flux and get more noise, but no other contrast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from fcnpipe.training.labelled_images import Pair
+
+Floats = NDArray[np.float32]
+NODES = 3
+"""Nodes of the displacements along each axis of a crop (Ronneberger et al. 2015)."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How much the crops differ from the images."""
+
+    symmetries: bool = True
+    """Whether they are turned and mirrored."""
+    elastic_px: float = 10.0
+    """Standard deviation of the displacements of the NODES, px."""
+    elastic_part: float = 0.5
+    """Part of the crops that is bent."""
+    brightness: float = 0.2
+    """Standard deviation of the shift, in the input's unit; linear scaling."""
+    contrast: float = 0.2
+    """Standard deviation of the logarithm of the factor; linear scaling."""
+    noise: float = 0.15
+    """Standard deviation of the added noise is up to this; in noises of the image for asinh."""
+    blur_px: float = 0.0
+    """Standard deviation of the added Gaussian blur is up to this, px."""
+    balance: float = 0.6
+    """Part of the crops for which the rarer of two places is taken."""
+
+
+NONE = Augment(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+"""Crops as they are."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where crops are cut."""
+
+    side: int
+    """Side of a crop, px."""
+    margin: int
+    """Pixels around it that its targets depend on."""
+    photometric: bool = False
+    """Whether the images are in units of their noise, and their flux counts."""
+
+    @property
+    def full(self) -> int:
+        """Side of the crop with its margin, px."""
+        return self.side + 2 * self.margin
+
+
+def cut_crop(pairs: list[Pair], frame: Frame, augment: Augment, rng: np.random.Generator) -> Pair:
+    """A crop with its margin, of a pair at random, changed at random."""
+    pair, corner = _choose_place(pairs, frame, augment, rng)
+    bent = augment.elastic_px > 0 and rng.random() < augment.elastic_part
+    move = draw_displacement(frame.full, augment.elastic_px, rng) if bent else None
+    x, answer = take(pair.x, corner, frame.full, move), take(pair.answer, corner, frame.full, move)
+    weight = None if pair.weight is None else take(pair.weight, corner, frame.full, move)
+    if augment.symmetries:
+        number = int(rng.integers(8))
+        x, answer = turn(x, number), turn(answer, number)
+        weight = None if weight is None else turn(weight, number)
+    if weight is not None:
+        weight = np.maximum(weight, 0)  # bent weights can swing below
+    if frame.photometric:
+        return Pair(*degrade(x, answer, augment, rng), weight=weight)
+    return Pair(relight(x, augment, rng), answer, weight=weight)
+
+
+def _choose_place(
+    pairs: list[Pair], frame: Frame, augment: Augment, rng: np.random.Generator
+) -> tuple[Pair, tuple[int, int]]:
+    options = [_draw_place(pairs, frame, rng) for _ in range(2)]
+    interest = [_interest(*option, frame) for option in options]
+    wanted = rng.random() < augment.balance and interest[1] > interest[0]
+    return options[1] if wanted else options[0]
+
+
+def _draw_place(
+    pairs: list[Pair], frame: Frame, rng: np.random.Generator
+) -> tuple[Pair, tuple[int, int]]:
+    pair = pairs[int(rng.integers(len(pairs)))]
+    y, x = rng.integers(0, np.array(pair.x.shape[1:]) - frame.side + 1)
+    return pair, (int(y) - frame.margin, int(x) - frame.margin)
+
+
+def _interest(pair: Pair, corner: tuple[int, int], frame: Frame) -> float:
+    if pair.rarity is None:
+        return 0.0
+    y, x = corner[0] + frame.margin, corner[1] + frame.margin
+    return float(pair.rarity[y : y + frame.side : 4, x : x + frame.side : 4].mean())
+
+
+# --- what moves -----------------------------------------------------------------------------------
+
+
+def turn(array: Any, number: int) -> Any:
+    """One of the 8 symmetries of the square, of the last two axes; 0 leaves all as it is."""
+    turned = np.rot90(array, number % 4, (-2, -1))
+    return np.ascontiguousarray(turned[..., ::-1] if number >= 4 else turned)
+
+
+def draw_displacement(side: int, sigma_px: float, rng: np.random.Generator) -> Floats:
+    """How far each pixel of a crop is moved, (2, side, side) px.
+
+    Independent Gaussian displacements of 3 x 3 nodes, bicubic in between.
+    """
+    rows = _cubic_rows(side)
+    nodes = rng.normal(0, sigma_px, (2, NODES, NODES))
+    return np.asarray(rows @ nodes @ rows.T, np.float32)
+
+
+def _cubic_rows(side: int) -> NDArray[np.float64]:
+    """(side, NODES): what each node adds to each pixel, by cubic convolution with held ends."""
+    place = np.linspace(0, NODES - 1, side)
+    rows = np.zeros((side, NODES))
+    for node in range(-2, NODES + 2):
+        rows[:, min(max(node, 0), NODES - 1)] += _cubic(np.abs(place - node))
+    return rows
+
+
+def _cubic(d: NDArray[np.float64]) -> NDArray[np.float64]:
+    near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def take(array: Any, corner: tuple[int, int], side: int, move: Floats | None = None) -> Any:
+    """A square of the last two axes, mirrored where it leaves the image.
+
+    Parameters
+    ----------
+    array
+        (..., h, w); integers are labels and keep their values, float32 is interpolated.
+    corner
+        First pixel, which may lie outside.
+    side
+        Side of the square, px.
+    move
+        (2, side, side) px: where each pixel is taken from, beyond its own place.
+    """
+    if move is None:
+        y, x = (
+            _mirror(np.arange(c, c + side), n)
+            for c, n in zip(corner, array.shape[-2:], strict=True)
+        )
+        return array[..., y[:, None], x]
+    planes = array.reshape(-1, *array.shape[-2:])
+    sample = _sample_labels if np.issubdtype(array.dtype, np.integer) else _sample_cubic
+    out = np.stack([sample(np.ascontiguousarray(plane), *corner, move) for plane in planes])
+    return out.reshape(*array.shape[:-2], side, side)
+
+
+def _mirror(index: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    return count - 1 - np.abs(count - 1 - index % max(2 * count - 2, 1))
+
+
+@njit(cache=True, nogil=True)
+def _reflect(i, n):  # type: ignore[no-untyped-def]  # pragma: no cover
+    return n - 1 - abs(n - 1 - i % max(2 * n - 2, 1))
+
+
+@njit(cache=True, nogil=True)
+def _sample_labels(plane, top, left, move):  # type: ignore[no-untyped-def]  # pragma: no cover
+    side = move.shape[1]
+    out = np.empty((side, side), plane.dtype)
+    for i in range(side):
+        for j in range(side):
+            y = int(np.floor(top + i + move[0, i, j] + 0.5))
+            x = int(np.floor(left + j + move[1, i, j] + 0.5))
+            out[i, j] = plane[_reflect(y, plane.shape[0]), _reflect(x, plane.shape[1])]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _weigh(t, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    out[0] = ((-0.5 * t + 1.0) * t - 0.5) * t
+    out[1] = (1.5 * t - 2.5) * t * t + 1.0
+    out[2] = ((-1.5 * t + 2.0) * t + 0.5) * t
+    out[3] = (0.5 * t - 0.5) * t * t
+
+
+@njit(cache=True, nogil=True)
+def _sample_cubic(plane, top, left, move):  # type: ignore[no-untyped-def]  # pragma: no cover
+    side = move.shape[1]
+    out = np.empty((side, side), np.float32)
+    wy, wx = np.empty(4), np.empty(4)
+    for i in range(side):
+        for j in range(side):
+            y, x = top + i + move[0, i, j], left + j + move[1, i, j]
+            v, u = int(np.floor(y)), int(np.floor(x))
+            _weigh(y - v, wy)
+            _weigh(x - u, wx)
+            total = 0.0
+            for a in range(4):
+                row = _reflect(v + a - 1, plane.shape[0])
+                for b in range(4):
+                    total += wy[a] * wx[b] * plane[row, _reflect(u + b - 1, plane.shape[1])]
+            out[i, j] = total
+    return out
+
+
+# --- what changes the light -----------------------------------------------------------------------
+
+
+def relight(x: Floats, augment: Augment, rng: np.random.Generator) -> Floats:
+    """A micrograph in another brightness and contrast, less sharp and noisier."""
+    factor = np.exp(rng.normal(0, augment.contrast))
+    shift, noise = rng.normal(0, augment.brightness), rng.uniform(0, augment.noise)
+    blurred = blur(x, rng.uniform(0, augment.blur_px))
+    return np.asarray(blurred * factor + shift + rng.normal(0, noise, x.shape), np.float32)
+
+
+def degrade(
+    x: Floats, answer: Any, augment: Augment, rng: np.random.Generator
+) -> tuple[Floats, Any]:
+    """A sky seen through worse air, with more noise; both in units of the new noise.
+
+    Parameters
+    ----------
+    x
+        (bands, h, w) float32 in noises of a pixel.
+    answer
+        Labels, or an image in the same unit.
+
+    Notes
+    -----
+    Blur takes noise away as well; what is added makes it white again, down to a part of it. The
+    flux of the crop stays, in units of the old noise.
+    """
+    sigma = rng.uniform(0, augment.blur_px)
+    wanted = 1 + rng.uniform(0, augment.noise)
+    added = np.sqrt(wanted**2 - noise_left(sigma) ** 2)
+    noisy = blur(x, sigma) + rng.normal(0, added, x.shape)
+    unit = np.float32(1 / wanted)
+    return np.asarray(noisy * unit, np.float32), answer * unit if answer.ndim == 3 else answer
+
+
+def blur(x: Floats, sigma_px: float) -> Floats:
+    """The image through a Gaussian of this width; its sum stays."""
+    if sigma_px <= 0:
+        return x
+    return np.asarray(gaussian_filter(x, (0, sigma_px, sigma_px), mode="reflect"), np.float32)
+
+
+def noise_left(sigma_px: float) -> float:
+    """What a blur leaves of white noise: the root of its kernel's squared sum."""
+    if sigma_px <= 0:
+        return 1.0
+    half = ceil(4 * sigma_px) + 1
+    point = np.zeros((1, 2 * half + 1, 2 * half + 1), np.float32)
+    point[0, half, half] = 1
+    return float(np.sqrt(np.sum(blur(point, sigma_px).astype(np.float64) ** 2)))

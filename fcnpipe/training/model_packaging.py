@@ -1,0 +1,139 @@
+"""From the result of a training to a model file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fcnpipe.networks.architectures.unet import UNet
+from fcnpipe.networks.base import Defaults, Output, Scaling, Share
+from fcnpipe.networks.inference.int8 import fits, measure_ranges
+from fcnpipe.networks.models.bundle import save_model
+from fcnpipe.networks.reach.certificate import describe
+from fcnpipe.training import simulated_pairs
+from fcnpipe.training.example_stream import simulate_example
+from fcnpipe.training.loop import load_stored, make_network
+from fcnpipe.training.recipe import Recipe, make_recipe
+
+OUTPUTS = (
+    Output(name="source", role="source"),
+    Output(name="heat", role="centre"),
+    Output(name="relief", role="topography"),
+)
+ELEVATION = {"heat": Share(weight=0.4, floor=0.55), "relief": Share(weight=0.6)}
+"""Shares of the outputs in the elevation, tuned together with the DEFAULTS."""
+RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
+RANGE_SEED, RANGE_SIDE = 555, 640
+DEFAULTS = Defaults(
+    thresh=0.3,
+    dynamics=0.075,
+    minarea=5,
+    minpeak=0.22,
+    broad=17,
+    extended=150,
+    extended_dynamics=0.11,
+)
+"""Separation options of a model that is trained on the OUTPUTS' targets."""
+PAIRS_ELEVATION = {"source": Share(weight=1.0)}
+PAIRS_DEFAULTS = Defaults(thresh=0.1, dynamics=0.15, minarea=40)
+"""What separates cells and other objects of pairs, tuned by benchmarks/membranes.py: the relief, which
+is learned beside it, does not help there, and membranes belong to the cells up to a low threshold."""
+
+
+def pack(
+    folder: Path,
+    path: Path | None = None,
+    scores: Mapping[str, Any] | None = None,
+    elevation: Mapping[str, Share] | None = None,
+    defaults: Defaults | None = None,
+) -> Path:
+    """Make the model file of a training, proven to tile exactly.
+
+    Parameters
+    ----------
+    folder
+        Where :func:`fcnpipe.training.loop.train` left weights and recipe.
+    path
+        Model file to write, ending in ``.safetensors``; NAME.safetensors in the folder if not
+        given.
+    scores
+        What was measured of it; goes into the header. The last validation is added.
+    elevation, defaults
+        How its outputs make the elevation, and separation options that suit it; the usual ones of
+        the task if not given.
+
+    Raises
+    ------
+    ModelError
+        When the network cannot be tiled exactly or the path has another ending.
+    """
+    facts = json.loads((folder / "best.json").read_text())
+    given = facts.pop("recipe")
+    recipe = make_recipe(given, str(folder / "best.json"))
+    network = make_network(recipe)
+    network.load_state_dict(load_stored(folder / "best.pt"))
+    validation, scaling = facts.pop("validation", None), facts.pop("scaling", {})
+    usual, shares = _list_usual(recipe)
+    header = describe(
+        network,
+        recipe.name,
+        list_outputs(recipe, network),
+        shares if elevation is None else elevation,
+        scaling=Scaling(**scaling),
+        defaults=defaults or usual,
+        ranges=_measure_ranges(recipe, network),
+        recipe=given | facts,
+        scores={"validation_loss": validation, **(scores or {})},
+        licence=recipe.licence,
+    )
+    weights = network.half().state_dict() if recipe.half else network.state_dict()
+    return save_model(path or folder / f"{recipe.name}.safetensors", weights, header)
+
+
+def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:
+    """The outputs of a recipe's network, with their roles."""
+    if recipe.is_drawn:
+        return simulated_pairs.outputs_of(recipe.kind)
+    if recipe.pairs is None:
+        return OUTPUTS
+    if recipe.pairs.task != "image":
+        return recipe.pairs.outputs
+    bands = int(recipe.network.get("bands", 1))
+    with torch.no_grad():
+        side = 4 * int(getattr(network, "stride", 1)) + 64
+        planes = network.eval()(torch.zeros(1, bands, side, side)).shape[1]
+    if planes == 1:
+        return recipe.pairs.outputs
+    return tuple(
+        Output(name=f"restored_{n}", role="restored", band=min(n, bands - 1)) for n in range(planes)
+    )
+
+
+def _list_usual(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
+    """Give the separation options and the elevation of a task."""
+    if recipe.is_drawn:
+        return Defaults(), {}
+    if recipe.pairs is None:
+        return DEFAULTS, ELEVATION
+    names = [output.name for output in recipe.pairs.outputs]
+    return PAIRS_DEFAULTS, PAIRS_ELEVATION if "source" in names else {}
+
+
+def _measure_ranges(recipe: Recipe, network: nn.Module) -> dict[str, tuple[float, float]]:
+    """Give what 8-bit arithmetic needs; nothing of pairs, since it is measured on skies."""
+    if recipe.task or not isinstance(network, UNet) or not fits(network):
+        return {}
+    return measure_ranges(network, _list_inputs())
+
+
+def _list_inputs() -> Iterator[torch.Tensor]:
+    """Give skies as the network sees them, faint and bright, from which ranges are measured."""
+    for number, kind in enumerate(RANGE_KINDS):
+        x = simulate_example(kind, RANGE_SIDE, RANGE_SEED, number).x.astype(np.float32)
+        yield torch.from_numpy(x)[None, None]

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fcnpipe.core.errors import ModelError, SpecError
+from fcnpipe.core.geometry import Box
+from fcnpipe.networks import Bundle, Model, load_model
+from fcnpipe.networks.base import ModelHeader, Output, Scaling, Share
+from fcnpipe.networks.inference.predictor import (
+    TorchPredictor,
+    activated,
+    choose_device,
+    choose_precision,
+    scaled,
+)
+from fcnpipe.testing.networks import NetworkTests, predict_in_windows, starry
+
+from .conftest import small_unet
+
+
+class TestUNet(NetworkTests):
+    @pytest.fixture
+    def model(self, small_file: Path) -> Model:
+        return load_model(small_file)
+
+
+@pytest.fixture
+def model(small_file: Path) -> Model:
+    return load_model(small_file)
+
+
+def test_maps_are_what_the_network_says(model: Model) -> None:
+    snr = starry(1, (32, 48))
+    with torch.no_grad():
+        logits = small_unet()(torch.asinh(torch.from_numpy(snr))[None])[0]
+    outputs = torch.sigmoid(logits).numpy()
+    maps = model.predictor("cpu")(snr)
+    np.testing.assert_allclose(maps.probability, outputs[[0, 2]], atol=2e-6)
+    np.testing.assert_allclose(maps.elevation, 0.25 * outputs[0] + 0.75 * outputs[1], atol=2e-6)
+
+
+def test_only_what_is_sure_counts_in_the_elevation(small_file: Path) -> None:
+    bundle = load_model(small_file)
+    assert isinstance(bundle, Bundle)
+    names = [output.name for output in bundle.header.outputs]
+    shares = {names[0]: Share(weight=0.4, floor=0.5), names[1]: Share(weight=0.6)}
+    model = replace(bundle, header=bundle.header.model_copy(update={"elevation": shares}))
+    snr = starry(1, (32, 48))
+    with torch.no_grad():
+        first, second, *_ = torch.sigmoid(
+            small_unet()(torch.asinh(torch.from_numpy(snr))[None])[0]
+        ).numpy()
+    assert (first < 0.5).any()
+    assert (first > 0.5).any()
+    expected = 0.4 * np.where(first > 0.5, 2 * first - 1, 0) + 0.6 * second
+    np.testing.assert_allclose(model.predictor("cpu")(snr).elevation, expected, atol=2e-6)
+
+
+def test_each_output_has_its_activation(small_header: ModelHeader) -> None:
+    outputs = (
+        Output(name="a", role="source"),
+        Output(name="b", role="class:b", activation="softmax"),
+        Output(name="c", role="restored"),
+        Output(name="d", role="class:d", activation="softmax"),
+        Output(name="e", role="topography", activation="linear"),
+        Output(name="f", role="component:f", activation="sigmoid"),
+    )
+    header = small_header.model_copy(update={"outputs": outputs})
+    logits = torch.from_numpy(starry(5, (4, 6))).transpose(0, 2)  # any numbers
+    with pytest.raises(ModelError, match="gives 5 channels but its header names 6"):
+        activated(logits, header)
+    logits = torch.cat([logits, logits[..., :1] + 1], dim=-1)
+    a, b, c, d, e, f = logits.double().numpy().transpose(2, 0, 1)
+    odds = 1 / (1 + np.exp(d - b))
+    expected = [1 / (1 + np.exp(-a)), odds, c, 1 - odds, e.clip(0, 1), 1 / (1 + np.exp(-f))]
+    found = activated(logits, header).numpy().transpose(2, 0, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_outputs_are_what_the_maps_are_made_of(model: Model) -> None:
+    snr, keep = starry(1, (32, 48)), Box(4, 8, 20, 40)
+    predictor = model.predictor("cpu")
+    outputs, maps = predictor.outputs(snr, keep), predictor(snr, keep)
+    assert outputs.dtype == np.float32
+    assert outputs.shape == (3, 16, 32)
+    np.testing.assert_array_equal(outputs[[0, 2]], maps.probability)
+
+
+def test_extra_channels_are_not_scaled(small_header: ModelHeader) -> None:
+    header = small_header.model_copy(update={"extra": ("mask", "prior")})
+    seen = []
+
+    class Witness(torch.nn.Module):
+        def forward(self, window: torch.Tensor) -> torch.Tensor:
+            seen.append(window.numpy()[0])
+            return window
+
+    snr = starry(3, (8, 8))
+    TorchPredictor(Witness(), header)(snr)
+    np.testing.assert_allclose(seen[0][0], np.arcsinh(snr[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(seen[0][1:], snr[1:])
+    with pytest.raises(ModelError, match=r"1 band\(s\) and mask, prior, the window has 1"):
+        TorchPredictor(Witness(), header)(snr[:1])
+
+
+def test_an_image_is_not_made_in_bf16_unasked(
+    small_header: ModelHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    outputs = (Output(name="clean", role="restored"), *small_header.outputs)
+    header = small_header.model_copy(update={"outputs": outputs})
+    assert choose_precision("auto", "cpu", small_header) == "bf16"
+    assert choose_precision("auto", "cpu", header) == "fp32"
+    assert choose_precision("bf16", "cpu", header) == "bf16"
+
+
+def test_a_halo_too_short_is_seen(model: Model) -> None:
+    predictor, snr = model.predictor("cpu"), starry(1, (96, 96))
+    whole = predictor(snr).elevation
+    least = model.header.reach.least_halo
+    exact = predict_in_windows(predictor, snr, 32, least).elevation
+    short = predict_in_windows(predictor, snr, 32, least - model.stride).elevation
+    assert np.abs(exact - whole).max() < 2e-5
+    assert np.abs(short - whole).max() > 2e-5
+
+
+def test_bf16_is_close(model: Model) -> None:
+    snr = starry(1, (32, 32))
+    full, half = (model.predictor("cpu", precision)(snr) for precision in ("fp32", "bf16"))
+    assert half.elevation.dtype == np.float32
+    assert 0 < np.abs(half.elevation - full.elevation).max() < 0.1
+
+
+@pytest.mark.parametrize(("native", "meant"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_what_the_hardware_has(
+    model: Model, monkeypatch: pytest.MonkeyPatch, native: bool, meant: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert model.precision("auto", "cpu") == meant
+    assert model.precision("fp32", "cpu") == "fp32"
+    assert model.predictor("cpu", "auto").precision == meant
+
+
+def test_the_number_of_threads_is_kept(model: Model) -> None:
+    before = torch.get_num_threads()
+    try:
+        model.predictor("cpu", threads=2)(starry(1, (8, 8)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_scaling_is_asinh(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
+    monkeypatch.setattr("fcnpipe.networks.inference.predictor._numpy_is_wide", lambda: wide)
+    snr = np.float32([[[-3e38, -5, -0.0, 0, 1e-3, 2, 1e6]]])
+    np.testing.assert_allclose(scaled(snr, Scaling()), np.arcsinh(snr.astype(float)), rtol=1e-6)
+    inside_out = np.asfortranarray(starry(2, (5, 7)))
+    np.testing.assert_allclose(scaled(inside_out, Scaling()), np.arcsinh(inside_out), atol=1e-6)
+    soft = scaled(snr, Scaling(softening=3.0))
+    assert soft.dtype == np.float32
+    np.testing.assert_allclose(soft, np.arcsinh(snr.astype(float) / 3), rtol=1e-6)
+
+
+def test_what_cannot_be_is_refused(model: Model) -> None:
+    with pytest.raises(SpecError, match="auto, fp32, bf16 or int8"):
+        model.predictor("cpu", precision="fp8")
+    with pytest.raises(SpecError, match="auto, cpu or cuda"):
+        model.predictor("tpu")
+    with pytest.raises(ModelError, match=r"takes 1 band\(s\), the window has 2"):
+        model.predictor("cpu")(starry(2, (8, 8)))
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    with pytest.raises(SpecError, match="no CUDA device"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_agrees_with_the_cpu_and_with_itself(model: Model) -> None:
+    snr = starry(1, (64, 64))
+    predictor = model.predictor("cuda")
+    first, again, cpu = predictor(snr), predictor(snr), model.predictor("cpu")(snr)
+    np.testing.assert_array_equal(first.elevation, again.elevation)
+    np.testing.assert_allclose(first.elevation, cpu.elevation, atol=2e-5)
+    np.testing.assert_allclose(first.probability, cpu.probability, atol=2e-5)

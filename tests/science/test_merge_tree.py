@@ -1,0 +1,187 @@
+"""Keys, thresholds, records, joins and the selection."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcnpipe.core.errors import PlanError
+from fcnpipe.core.geometry import Box, TileGrid
+from fcnpipe.science import merge_tree
+from fcnpipe.science.basins import separate
+from fcnpipe.science.merge_tree import (
+    MILLION,
+    NO_SOURCE,
+    Criterion,
+    Graph,
+    Settlement,
+    SourceTable,
+    join,
+    key_elevation,
+    key_index,
+    pixel_key,
+    relabel,
+    select,
+)
+from fcnpipe.testing.separation import TiledSeparation, tile_tree, true_sources
+
+indices = st.integers(0, 2**45 - 1)
+heights = st.integers(0, 65535)
+
+
+def leaf_graphs(edge: tuple[int, int] = (6, 7)) -> list[Graph]:
+    rng = np.random.default_rng(2)
+    elevation = rng.integers(0, 9, (12, 14)).astype(np.uint16)
+    mask = rng.random((12, 14)) < 0.8
+    grid = TileGrid((12, 14), edge)
+    reads = [(tile.core, tile.core.grow(1).clip(grid.frame).slices) for tile in grid]
+    return [
+        separate(elevation[s], mask[s], core, (12, 14), Criterion(2, 3)).graph for core, s in reads
+    ]
+
+
+@given(heights, indices, heights, indices)
+def test_keys_order_by_elevation_then_raster(e: int, i: int, f: int, j: int) -> None:
+    first, second = pixel_key([e, f], [i, j])
+    assert (first > second) == ((e, -i) > (f, -j))
+    assert (int(key_elevation(first)), int(key_index(first))) == (e, i)
+
+
+@given(st.integers(0, 2**62), st.integers(0, MILLION))
+def test_threshold_is_exact_without_overflow(flux: int, ppm: int) -> None:
+    least = int(merge_tree._threshold(np.array([flux]), Criterion(mincont_ppm=ppm))[0])
+    assert least >= Fraction(ppm, MILLION) * flux > least - 1
+
+
+def test_records_survive_a_file() -> None:
+    graphs = leaf_graphs()
+    graph, settlement = join(graphs[:2], Criterion(2, 3))
+    for record, kind in ((graph, Graph), (settlement, Settlement)):
+        file = io.BytesIO()
+        np.savez(file, **record.to_arrays())
+        file.seek(0)
+        arrays = dict(np.load(file))
+        again = kind.from_arrays(arrays).to_arrays()
+        assert all(again[name].dtype == column.dtype for name, column in record.to_arrays().items())
+        assert all((again[name] == column).all() for name, column in record.to_arrays().items())
+
+
+def test_boxes_that_leave_a_gap_are_refused() -> None:
+    graphs = leaf_graphs()
+    with pytest.raises(PlanError, match="do not fill"):
+        join([graphs[0], graphs[3]], Criterion(2, 3))
+
+
+def test_the_order_of_children_changes_no_verdict() -> None:
+    rng = np.random.default_rng(4)
+    elevation = rng.integers(0, 5, (12, 14)).astype(np.uint16)
+    tree = tile_tree(TileGrid((12, 14), (3, 4)), (4, 4))
+    assert isinstance(tree, list)
+    images = []
+    for _ in range(5):
+        rng.shuffle(tree)  # type: ignore[arg-type]
+        run = TiledSeparation(elevation, elevation > 0, Criterion(1, 4)).run(tree)
+        images.append(run.paint("source"))
+    assert all((image == images[0]).all() for image in images)
+
+
+def test_a_footprint_inside_a_tile_does_not_go_up() -> None:
+    elevation = np.zeros((8, 8), np.uint16)
+    elevation[1:3, 1:3] = 5
+    leaf = separate(elevation[:5, :5], elevation[:5, :5] > 0, Box(0, 0, 4, 4), (8, 8), Criterion())
+    assert not any(map(len, (*leaf.graph.nodes, *leaf.graph.links, *leaf.graph.ring)))
+
+
+def test_pixels_go_to_the_source_they_touch_not_to_the_highest() -> None:
+    """9 is the elder; 5 dies against it but stays; 3 touches only 5, so 5 takes it."""
+    elevation = np.array([[9, 1, 5, 2, 3]], np.uint16)
+    for edge in (1, 2, 3, 5):
+        run = TiledSeparation(elevation, elevation > 0, Criterion(2))
+        source = run.run(tile_tree(TileGrid((1, 5), (1, edge)))).paint("source")
+        assert source.tolist() == [[0, 0, 2, 2, 2]]
+
+
+def test_a_basin_that_a_survivor_took_follows_it() -> None:
+    """4 is taken by 6 across 3; 6 is too low above 5, so both go to 9."""
+    elevation = np.array([[9, 5, 6, 3, 4]], np.uint16)
+    for edge in (1, 2, 5):
+        run = TiledSeparation(elevation, elevation > 0, Criterion(2))
+        source = run.run(tile_tree(TileGrid((1, 5), (1, edge)))).paint("source")
+        assert source.tolist() == [[0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("edge", [(1, 1), (1, 5), (3, 1), (2, 2), (3, 5)])
+def test_of_two_passes_at_one_pixel_the_first_in_raster_order_comes_first(
+    edge: tuple[int, int],
+) -> None:
+    """5 is too low above the pixel 1, which touches the slopes of 9 and of 8."""
+    elevation = np.array([[9, 3, 0, 4, 8], [0, 0, 1, 0, 0], [0, 0, 5, 0, 0]], np.uint16)
+    for image in (elevation, elevation[:, ::-1]):
+        run = TiledSeparation(image, image > 0, Criterion(5))
+        paint = run.run(tile_tree(TileGrid((3, 5), edge))).paint("source")
+        assert set(paint[1:][image[1:] > 0]) == {0}
+        np.testing.assert_array_equal(paint, true_sources(image, image > 0, Criterion(5))[0])
+
+
+def test_contrast_counts_the_whole_footprint() -> None:
+    """A branch of 10 of 100 stays at 10 % and not at 11 %, though its tile sees 30 only."""
+    elevation = np.array([[9, 8, 8, 8, 1, 5]], np.uint16)
+    flux = np.array([[40, 30, 10, 9, 1, 10]])
+    for ppm, sources in ((100_000, {0, 5}), (110_000, {0})):
+        for edge in (1, 2, 3, 6):
+            run = TiledSeparation(elevation, elevation > 0, Criterion(0, 1, ppm), flux)
+            source = run.run(tile_tree(TileGrid((1, 6), (1, edge)))).paint("source")
+            assert set(source.flat) == sources
+
+
+def test_a_verdict_that_waits_for_flux_passes_through_others_that_wait() -> None:
+    """3 is too faint and goes to 5, which is bright enough; both wait for the flux of 9."""
+    elevation = np.array([[3, 2, 5, 1, 6, 8, 9]], np.uint16)
+    flux = np.array([[1, 0, 50, 0, 10, 10, 100]])
+    for edge in (1, 2, 3, 5, 7):
+        run = TiledSeparation(elevation, elevation > 0, Criterion(0, 1, 100_000), flux)
+        source = run.run(tile_tree(TileGrid((1, 7), (1, edge)))).paint("source")
+        assert source.tolist() == [[2, 2, 2, 6, 6, 6, 6]]
+
+
+def table(*rows: tuple[int, int, int, int]) -> SourceTable:
+    return SourceTable(*np.array([(NO_SOURCE, NO_SOURCE, 0, -1), *rows]).T)
+
+
+def test_select_adds_over_tiles_and_ranks() -> None:
+    tables = [
+        table((70, 70, 3, 9), (12, 70, 2, -1)),
+        table((12, 70, 2, 6), (5, 5, 1, 8)),
+        table((90, 90, 9, 2)),
+    ]
+    selection = select(iter(tables), minarea=2, minpeak=3)
+    assert selection.source.tolist() == [12, 70]
+    assert selection.area.tolist() == [4, 3]
+    assert selection.peak.tolist() == [6, 9]
+    assert selection.divided.tolist() == [True, True]
+    assert [relabel(t, selection).tolist() for t in tables] == [[0, 2, 1], [0, 1, 0], [0, 0]]
+
+
+def test_a_footprint_whose_other_sources_were_dropped_is_not_divided() -> None:
+    selection = select([table((3, 3, 8, 9), (4, 3, 1, 9))], minarea=2)
+    assert selection.divided.tolist() == [False]
+
+
+def test_select_of_nothing_is_empty() -> None:
+    selection = select([])
+    assert [len(column) for column in selection] == [0, 0, 0, 0]
+    assert relabel(table((3, 3, 8, 9)), selection).tolist() == [0, 0]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8))
+def test_select_streams(parts: list[list[int]]) -> None:
+    tables = [table(*((s, s, s + 1, s) for s in part)) for part in parts]
+    every = [s for part in parts for s in part]
+    selection = select(iter(tables))
+    assert selection.source.tolist() == sorted(set(every))
+    assert selection.area.tolist() == [(s + 1) * every.count(s) for s in sorted(set(every))]

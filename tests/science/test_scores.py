@@ -1,0 +1,159 @@
+"""The measures against cases counted by hand and against slow, obvious versions."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fcnpipe.core.errors import SpecError
+from fcnpipe.science import scores as evaluate
+from fcnpipe.science.scores import Truth
+
+LABELS = arrays(np.int32, (5, 6), elements=st.integers(0, 4))
+
+
+def make_truth(label, peaks=(), brightness=None, unclear=None, **more):
+    n = len(peaks)
+    label = np.array(label, np.int32)
+    return Truth(
+        label=label,
+        unclear=np.zeros(label.shape, bool) if unclear is None else np.array(unclear, bool),
+        peak=np.array(peaks, np.int64).reshape(n, 2),
+        brightness=np.array(range(n, 0, -1) if brightness is None else brightness, float),
+        centre=np.array(more.get("centre", peaks), float).reshape(n, 2),
+        snr=np.array(more.get("snr", [100.0] * n)),
+        flux=np.array(more.get("flux", [1.0] * n)),
+    )
+
+
+ROW = [[1, 1, 0, 2, 2, 2, 0, 0, 0, 0]]
+
+
+def test_the_truth_itself_is_perfect():
+    truth = make_truth(ROW, [(0, 0), (0, 4)])
+    scores = evaluate.score(truth.label, truth)
+    assert (scores.f_score, scores.area_error, scores.a_error, scores.b_error) == (1, 0, 0, 0)
+
+
+def test_a_merged_pair_counted_by_hand():
+    # One segment of 5 px over sources of 2 and 3 px.
+    truth = make_truth(ROW, [(0, 0), (0, 4)])
+    scores = evaluate.score(np.array([[7, 7, 0, 7, 7, 7, 0, 0, 0, 0]]), truth)
+    assert (scores.precision, scores.recall) == (1.0, 0.5)
+    assert scores.f_score == pytest.approx(2 / 3)
+    # Under: segment 7 overlaps source 2 most, wholly: 0. Over: source 1 (5-2)*2/5, 2 (5-3)*3/5.
+    assert scores.under_merging == 0
+    assert scores.over_merging == pytest.approx((3 * 2 / 5 + 2 * 3 / 5) / 10)
+    assert scores.area_error == pytest.approx(0.24)
+    assert scores.a_error == pytest.approx(np.hypot(1 / 3, 0.24))
+    assert scores.b_error == pytest.approx(1 - (0.76 * 2 / 3) ** (1 / 3))
+
+
+def test_a_split_source_counted_by_hand():
+    truth = make_truth([[1, 1, 1, 1, 0, 0]], [(0, 1)])
+    scores = evaluate.score(np.array([[1, 1, 1, 2, 0, 0]]), truth)
+    assert (scores.precision, scores.recall) == (0.5, 1.0)
+    # Under: (4-3)*3/4 and (4-1)*1/4; over: source 1 overlaps segment 1, wholly.
+    assert scores.under_merging == pytest.approx((3 / 4 + 3 / 4) / 6)
+    assert scores.over_merging == 0
+
+
+def test_the_brightest_source_names_first():
+    truth = make_truth(ROW, [(0, 0), (0, 4)], brightness=[1, 9])
+    assert evaluate.match(np.array([[7] * 6 + [0] * 4]), truth).tolist() == [0, 7]
+
+
+def test_background_is_no_match():
+    truth = make_truth(ROW, [(0, 0), (0, 9)])
+    assert evaluate.match(np.array(ROW), truth).tolist() == [1, 0]
+
+
+def test_nothing_in_nothing_found_is_perfect_and_a_false_one_is_not():
+    truth = make_truth(np.zeros((3, 3)))
+    assert evaluate.score(np.zeros((3, 3), int), truth).f_score == 1
+    assert evaluate.score(np.eye(3, dtype=int), truth).f_score == 0
+
+
+def test_unclear_pixels_are_left_out():
+    unclear = np.zeros((1, 10), bool)
+    unclear[0, 6:] = True
+    truth = make_truth(ROW, [(0, 0), (0, 4)], unclear=unclear)
+    found = np.array([[1, 1, 0, 2, 2, 2, 2, 2, 0, 0]])
+    assert evaluate.score(found, truth).area_error == 0
+
+
+def test_shapes_must_agree():
+    with pytest.raises(SpecError, match="same image"):
+        evaluate.match(np.zeros((2, 2), int), make_truth(ROW))
+
+
+def _slow_under(found, true):
+    total = 0.0
+    for segment in np.unique(found):
+        overlaps = {t: np.sum((found == segment) & (true == t)) for t in np.unique(true)}
+        best = max(overlaps, key=lambda t: (overlaps[t], -t))
+        area = np.sum(true == best)
+        total += (area - overlaps[best]) * overlaps[best] / area
+    return total / found.size
+
+
+@settings(max_examples=60, deadline=None)
+@given(LABELS, LABELS)
+def test_merging_equals_the_slow_version_and_swaps(found, true):
+    under, over = evaluate.measure_merging(found, true)
+    assert under == pytest.approx(_slow_under(found, true))
+    assert over == pytest.approx(_slow_under(true, found))
+    assert evaluate.measure_merging(true, found) == (over, under)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LABELS, st.permutations([1, 2, 3, 4]))
+def test_renaming_segments_changes_nothing(found, order):
+    truth = make_truth(np.arange(30).reshape(5, 6) % 3, [(0, 1), (3, 2)])
+    renamed = np.r_[0, order].astype(np.int32)[found]
+    first, second = evaluate.score(found, truth), evaluate.score(renamed, truth)
+    assert first.f_score == second.f_score
+
+
+def test_completeness_by_bin():
+    truth = make_truth(ROW, [(0, 0), (0, 3), (0, 8)], snr=[3.0, 10.0, 10.0])
+    fraction, number = evaluate.completeness(np.array([0, 2, 0]), truth, [1, 5, 20, 50])
+    assert number.tolist() == [1, 2, 0]
+    assert fraction[:2].tolist() == [0.0, 0.5]
+    assert np.isnan(fraction[2])
+
+
+def test_purity_leaves_out_labels_without_pixels():
+    label = np.array([[1, 0, 3, 3]])
+    fraction, number = evaluate.purity(label, np.array([3, 0]), [5.0, 5.0, 5.0], [1, 10])
+    assert (fraction.tolist(), number.tolist()) == ([0.5], [2])
+
+
+def test_snr_of_segments_by_hand():
+    snr = evaluate.measure_snr(
+        [[4.0, 4.0, 1.0]], np.array([[2.0, 2.0, 2.0]]), np.array([[1, 1, 0]])
+    )
+    assert snr.tolist() == pytest.approx([8 / np.sqrt(8)])
+
+
+def test_pairs_need_light_likeness_and_nearness():
+    truth = make_truth(
+        np.zeros((40, 40)),
+        [(0, 0), (0, 4), (0, 8), (30, 30)],
+        centre=[(0, 0), (0, 4), (0, 8), (30, 30)],
+        snr=[100, 50, 9, 100],
+        flux=[10, 5, 9, 10],
+    )
+    pairs, apart = evaluate.list_pairs(truth, fwhm_px=3.0)
+    assert pairs.tolist() == [[0, 1]]
+    assert apart == pytest.approx([4 / 3])
+    unlike = make_truth(np.zeros((9, 9)), [(0, 0), (0, 4)], flux=[10.0, 2.0])
+    assert len(evaluate.list_pairs(unlike, 3.0)[0]) == 0
+
+
+def test_pair_recall_wants_both():
+    truth = make_truth(np.zeros((40, 40)), [(0, 0), (0, 4), (20, 0), (20, 4)])
+    recall, number = evaluate.pair_recall(np.array([1, 2, 3, 0]), truth, fwhm_px=3.0)
+    assert number.tolist() == [0, 2, 0, 0]
+    assert recall[1] == 0.5
