@@ -41,10 +41,10 @@ from fcnpipe.images.masked_image import Exposure, trace_inputs
 from fcnpipe.pipeline import tasks as work
 from fcnpipe.pipeline.job import ALL, Job, resolve_criteria
 from fcnpipe.pipeline.plan import Command, Plan, check_disk, make_plan, settle_precision
+from fcnpipe.pipeline.session import begin_report
 from fcnpipe.pipeline.stages.publication import list_pyramid
 from fcnpipe.reporting.event_log import Journal
 from fcnpipe.reporting.run_recorder import Recorder, recording
-from fcnpipe.reporting.run_report import begin_report
 from fcnpipe.science.catalogue import explain_no_sky
 from fcnpipe.stores import (
     STAGES,

@@ -13,17 +13,9 @@ few worst: it does not grow with the tiles.
 
 from __future__ import annotations
 
-import platform
-
 from pydantic import BaseModel, ValidationError, computed_field
 
 from fcnpipe.core.records import TaskReport
-from fcnpipe.core.spec import RunSpec
-from fcnpipe.core.version import __version__
-from fcnpipe.pipeline.plan import Plan
-from fcnpipe.reporting.event_log import now
-from fcnpipe.stores import ZarrStore
-from fcnpipe.stores.hierarchy import SCRATCH
 
 SLOWEST = 10
 """Tiles that are named for having taken longest."""
@@ -218,36 +210,3 @@ def load_report(data: str | bytes) -> Report | None:
     except ValidationError:
         return None
     return report if report.format == Report().format else None
-
-
-def begin_report(spec: RunSpec, plan: Plan, store: ZarrStore, command: str) -> Report:
-    """Give the account of the run so far, and what is known of it before the first task."""
-    file = store.path / SCRATCH / "report.json"
-    report = (load_report(file.read_bytes()) if file.is_file() else None) or Report(began=now())
-    told = {
-        "status": "running",
-        "message": "",
-        "command": command,
-        "image": list(spec.image),
-        "out": spec.out,
-        "model": spec.model,
-        "run_key": store.identity.key,
-        "shape": plan.shape,
-        "tile": plan.tile,
-        "tiles": len(plan.tiles),
-        "engine": "dask" if uses_dask(spec) else spec.engine,
-        "sessions": report.sessions + 1,
-        "projected_bytes": plan.memory_bytes,
-        "driver_projected_bytes": plan.driver_bytes,
-        "versions": {
-            "fcnpipe": __version__,
-            "python": platform.python_version(),
-            **store.attrs.get("versions", {}),
-        },
-    }
-    return report.model_copy(update=told)
-
-
-def uses_dask(spec: RunSpec) -> bool:
-    """Whether the tiles run in processes of their own."""
-    return spec.engine == "dask" or bool(spec.scheduler) or bool(spec.cluster)
