@@ -26,7 +26,7 @@ Float = NDArray[np.float32]
 SAMPLES = 4
 """Boxes along each axis from which the noise of the bands is estimated."""
 SAMPLE_EDGE = 192
-WHOLLY = (InputChanged, InputUnreachable)
+WHOLE_INPUT_ERRORS = (InputChanged, InputUnreachable)
 """Errors after which no part of an input counts as missing: another try may read all of it."""
 
 
@@ -58,7 +58,7 @@ class Patch:
         )
 
 
-class Exposure:
+class MaskedImage:
     """Image, weight, mask and prior of a run.
 
     Parameters
@@ -74,20 +74,20 @@ class Exposure:
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
-        self.image = images.open_image(spec.image, spec.hdu)
+        self._image = images.open_image(spec.image, spec.hdu)
         self._weight = self._open_map(spec.weight, spec.weight_type)
         self._mask = self._open_map(spec.mask, "mask")
         self._prior = self._open_map(spec.prior, "prior")
         self.satur_level = (
-            spec.satur_level if spec.satur_level is not None else self.image.satur_level
+            spec.satur_level if spec.satur_level is not None else self._image.satur_level
         )
-        self.gain = spec.gain if spec.gain is not None else self.image.gain
+        self.gain = spec.gain if spec.gain is not None else self._image.gain
 
     def _open_map(self, path: str | None, what: str) -> images.Image | None:
         if path is None:
             return None
         found = images.open_plane(path, None, self.info.shape[1:], what)
-        if what != "prior" and set(found.readers) & set(self.image.readers):
+        if what != "prior" and set(found.readers) & set(self._image.readers):
             file = images.split_name(path)[0]
             raise InputError(
                 f"{what} {path} is the image itself: name another file, or its HDU as {file}[HDU]"
@@ -97,12 +97,12 @@ class Exposure:
     @property
     def info(self) -> ImageInfo:
         """What is known of the image."""
-        return self.image.info
+        return self._image.info
 
     @property
     def digest(self) -> str:
         """Digest of the content of image, weight, mask and prior; reads all of them, as a stream."""
-        parts = (self.image, self._weight, self._mask)
+        parts = (self._image, self._weight, self._mask)
         digest = "-".join(images.digest(part) for part in parts if part is not None)
         return f"{digest}-prior-{images.digest(self._prior)}" if self._prior else digest
 
@@ -148,7 +148,7 @@ class Exposure:
         (h, w) uint8
             Bits of :class:`fcnpipe.core.records.PixelFlag`.
         """
-        bands = [self.image.read(box, band) for band in range(self.bands)]
+        bands = [self._image.read(box, band) for band in range(self.bands)]
         worst = bands[0] if self.bands == 1 else np.max(bands, axis=0)
         if self.bands > 1:
             bands.append(sum_planes(bands, weights))
@@ -158,10 +158,10 @@ class Exposure:
         planes = np.stack(bands) if len(bands) > 1 else bands[0][np.newaxis]
         return planes, flags
 
-    def read_patch(self, box: Box, sky: Sky | Ruler) -> Patch:
+    def read_patch(self, box: Box, sky: Sky | FixedScale) -> Patch:
         """Read a box with its sky taken off and its noise beside it."""
         values, flags = self.read(box, sky.weights)
-        if isinstance(sky, Ruler):
+        if isinstance(sky, FixedScale):
             return Patch(values - np.float32(sky.offset), np.full_like(values, sky.scale), flags)
         noise = np.empty_like(values)
         weight = self._read_weight(box)
@@ -170,7 +170,9 @@ class Exposure:
             noise[plane] = self._noise(mesh, box, weight, sky.scales[plane])
         return Patch(values, noise, flags)
 
-    def read_patches(self, box: Box, sky: Sky | Ruler, grid: TileGrid) -> tuple[Patch, list[Box]]:
+    def read_available_patch(
+        self, box: Box, sky: Sky | FixedScale, grid: TileGrid
+    ) -> tuple[Patch, list[Box]]:
         """Read a box as `read_patch` does, and go without the parts of it that cannot be read.
 
         Returns
@@ -182,13 +184,13 @@ class Exposure:
         """
         try:
             return self.read_patch(box, sky), []
-        except WHOLLY:
+        except WHOLE_INPUT_ERRORS:
             raise
         except OSError:
             return self._read_pieces(box, sky, list(grid.inside(box)))
 
     def _read_pieces(
-        self, box: Box, sky: Sky | Ruler, pieces: list[Box]
+        self, box: Box, sky: Sky | FixedScale, pieces: list[Box]
     ) -> tuple[Patch, list[Box]]:
         planes = (self.planes, *box.shape)
         noise = np.ones(planes, np.float32)
@@ -197,7 +199,7 @@ class Exposure:
         for piece in pieces:
             try:
                 part = self.read_patch(piece, sky)
-            except WHOLLY:
+            except WHOLE_INPUT_ERRORS:
                 raise
             except OSError:
                 missing.append(piece)
@@ -211,8 +213,8 @@ class Exposure:
     def read_bands(self, box: Box, grid: TileGrid) -> Float:
         """Read the bands as they are, (bands, h, w); NaN where a part cannot be read."""
         try:
-            return np.stack([self.image.read(box, band) for band in range(self.bands)])
-        except WHOLLY:
+            return np.stack([self._image.read(box, band) for band in range(self.bands)])
+        except WHOLE_INPUT_ERRORS:
             raise
         except OSError:
             pieces = list(grid.inside(box))
@@ -248,9 +250,9 @@ class Exposure:
             return cells, np.full(cells[0].shape, np.nan, np.float32)
         return cells, background.measure_weight(weight, bad, cell)
 
-    def find_unfit_value(self) -> tuple[str, float] | None:
+    def find_unrepresentable_value(self) -> tuple[str, float] | None:
         """Give a file and a value in it that a float32 cannot hold, if some boxes have one."""
-        named = [(", ".join(self.spec.image), self.image)]
+        named = [(", ".join(self.spec.image), self._image)]
         if self.spec.weight and self._weight and self.spec.weight_type != "variance":
             named.append((self.spec.weight, self._weight))
         for path, image in named:
@@ -291,8 +293,8 @@ class Exposure:
         found = []
         for box in _samples(self.frame):
             try:
-                values = self.image.read(box, band)
-            except WHOLLY:
+                values = self._image.read(box, band)
+            except WHOLE_INPUT_ERRORS:
                 raise
             except OSError:  # its tile will be named
                 continue
@@ -327,7 +329,7 @@ class Sky:
 
 
 @dataclass(frozen=True, slots=True)
-class Ruler:
+class FixedScale:
     """A fixed zero and unit of the pixel values, where no sky is to be taken off.
 
     Attributes
@@ -344,7 +346,7 @@ class Ruler:
 
 
 @dataclass(frozen=True, slots=True)
-class InputTrace:
+class InputFingerprint:
     """What tells an input file from a later one at the same place, without reading it.
 
     Attributes
@@ -369,11 +371,13 @@ class InputTrace:
             )
 
 
-def trace_inputs(spec: RunSpec) -> tuple[InputTrace, ...]:
+def fingerprint_inputs(spec: RunSpec) -> tuple[InputFingerprint, ...]:
     """Give traces of image, weight, mask and prior as they are now."""
     named = (*spec.image, spec.weight, spec.mask, spec.prior)
     paths = [images.locate(path) for path in named if path]
-    return tuple(InputTrace(p, images.trace(p), images.trace(p, thorough=True)) for p in paths)
+    return tuple(
+        InputFingerprint(p, images.trace(p), images.trace(p, thorough=True)) for p in paths
+    )
 
 
 def sum_planes(planes: list[Float], weights: NDArray[np.float64]) -> Float:

@@ -16,7 +16,7 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import Box, round_up
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.export.base import written_whole
-from fcnpipe.images.masked_image import Exposure, Float, Patch
+from fcnpipe.images.masked_image import Float, MaskedImage, Patch
 from fcnpipe.networks import Model, load_model
 from fcnpipe.networks.base import Scaling
 from fcnpipe.networks.inference.predictor import scaled
@@ -78,15 +78,15 @@ def read_sample(spec: RunSpec, bands: int, scaling: Scaling, sizes: tuple[int, i
 
     ``sizes`` are the most that is taken of a side, and of what the sides are multiples, px.
     """
-    exposure, (side, stride) = Exposure(spec), sizes
-    if bands not in (1, exposure.bands):
+    image, (side, stride) = MaskedImage(spec), sizes
+    if bands not in (1, image.bands):
         raise ModelError(
-            f"the network takes {bands} bands, the image has {exposure.bands}: choose another image"
+            f"the network takes {bands} bands, the image has {image.bands}: choose another image"
         )
-    (height, width), weights = exposure.frame.shape, exposure.weigh_bands()
+    (height, width), weights = image.frame.shape, image.weigh_bands()
     top, left = (max(0, (n - side) // 2) // stride * stride for n in (height, width))
     box = Box(top, left, min(top + side, height), min(left + side, width))
-    values, flags = exposure.read(box, weights)
+    values, flags = image.read(box, weights)
     planes = [_measure(plane, (flags & BAD) != 0, scaling, spec.back_size) for plane in values]
     residual, noise = (np.stack(part) for part in zip(*planes, strict=True))
     patch = Patch(residual, noise, flags)

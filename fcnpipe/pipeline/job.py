@@ -16,7 +16,7 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import Box, Tile, parse_tile_name
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.core.timeouts import check_wanted
-from fcnpipe.images.masked_image import Exposure, InputTrace, Sky, unpack_sky
+from fcnpipe.images.masked_image import InputFingerprint, MaskedImage, Sky, unpack_sky
 from fcnpipe.pipeline.plan import Plan
 from fcnpipe.science import pixels
 from fcnpipe.science.merge_tree import MILLION, Criterion
@@ -108,7 +108,7 @@ class Job:
     nonce : str
         Tells this call from others of the same process, whose files may have changed since, and
         from others on the same store.
-    inputs : tuple of InputTrace
+    inputs : tuple of InputFingerprint
         The input files as they were when their digest was taken.
     model_digest : str
         Digest of the model that the run is of; whatever else lies under its name is refused.
@@ -119,7 +119,7 @@ class Job:
     criteria: Criteria
     path: str
     nonce: str
-    inputs: tuple[InputTrace, ...] = ()
+    inputs: tuple[InputFingerprint, ...] = ()
     model_digest: str = ""
 
     @property
@@ -151,13 +151,13 @@ class Job:
         InputChanged
             If not.
         """
-        for trace in self.inputs:
-            trace.check(thorough)
+        for fingerprint in self.inputs:
+            fingerprint.check(thorough)
 
     @property
-    def exposure(self) -> Exposure:
+    def image(self) -> MaskedImage:
         """The image with its weight and mask."""
-        return _recall(self.nonce, "exposure", lambda: Exposure(self.spec))
+        return _recall(self.nonce, "image", lambda: MaskedImage(self.spec))
 
     @property
     def model(self) -> networks.Model:

@@ -37,7 +37,7 @@ from fcnpipe.core.geometry import list_levels
 from fcnpipe.core.records import TaskReport
 from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.core.version import __version__
-from fcnpipe.images.masked_image import Exposure, trace_inputs
+from fcnpipe.images.masked_image import MaskedImage, fingerprint_inputs
 from fcnpipe.pipeline import tasks as work
 from fcnpipe.pipeline.job import ALL, Job, resolve_criteria
 from fcnpipe.pipeline.plan import Command, Plan, check_disk, make_plan, settle_precision
@@ -392,12 +392,12 @@ def _begin(
     """Check everything, and take up or begin the store; None if the result is there already."""
     plan = make_plan(spec, None, command, host_bytes)
     check_disk(plan, spec.out)
-    inputs = trace_inputs(spec)  # before the digest is taken: what comes later is a change
-    exposure, model = Exposure(spec), networks.load_model(spec.model, spec.fwhm, spec.declared)
+    inputs = fingerprint_inputs(spec)  # before the digest is taken: what comes later is a change
+    image, model = MaskedImage(spec), networks.load_model(spec.model, spec.fwhm, spec.declared)
     criteria = resolve_criteria(spec, model.header)
     # What auto means is part of the run key: a resume elsewhere must not change it.
     spec = spec.model_copy(update={"precision": plan.precision})
-    identity = _identify(spec, exposure, model, command)
+    identity = _identify(spec, image, model, command)
     state = _prepare(spec, identity, adopt)
     if state == "complete":
         return None
@@ -405,8 +405,8 @@ def _begin(
         store = ZarrStore.resume(spec.out)
         plan = make_plan(spec, store.layout.edge[0], command, host_bytes)
     else:
-        layout = _lay_out(plan, exposure, model, spec)
-        attributes = _attributes(spec, exposure, plan, model)
+        layout = _lay_out(plan, image, model, spec)
+        attributes = _attributes(spec, image, plan, model)
         replaces = spec.overwrite or adopt is not None
         store = ZarrStore.create(spec.out, layout, identity, attributes, replaces)
     nonce = uuid.uuid4().hex
@@ -597,7 +597,7 @@ def _distrust(job: Job) -> None:
     when the run is taken up next.
     """
     pyramid = job.store.has_arrays("done-create_pyramid", ALL)
-    job.store.restore_frame(job.exposure.info.cards, pyramid)
+    job.store.restore_frame(job.image.info.cards, pyramid)
     if work.drop_broken_records(job):
         _forget(job, (*work.SKY, *work.AFTER_PREDICT))
     for task in work.list_with_maps(job):
@@ -634,18 +634,18 @@ def identify(spec: RunSpec, command: Command) -> RunIdentity:
     """Give what decides the bytes of a run's result; takes the digests of its inputs."""
     model = networks.load_model(spec.model, spec.fwhm, spec.declared)
     spec = spec.model_copy(update={"precision": settle_precision(spec, model)})
-    return _identify(spec, Exposure(spec), model, command)
+    return _identify(spec, MaskedImage(spec), model, command)
 
 
 def _identify(
-    spec: RunSpec, exposure: Exposure, model: networks.Model, command: Command
+    spec: RunSpec, image: MaskedImage, model: networks.Model, command: Command
 ) -> RunIdentity:
     science = spec.science() | {"command": command}
-    return RunIdentity(exposure.digest, model.digest, __version__, science)
+    return RunIdentity(image.digest, model.digest, __version__, science)
 
 
-def _lay_out(plan: Plan, exposure: Exposure, model: networks.Model, spec: RunSpec) -> Layout:
-    info = exposure.info
+def _lay_out(plan: Plan, image: MaskedImage, model: networks.Model, spec: RunSpec) -> Layout:
+    info = image.info
     return Layout(
         shape=plan.shape,
         edge=(plan.tile, plan.tile),
@@ -663,7 +663,7 @@ def _lay_out(plan: Plan, exposure: Exposure, model: networks.Model, spec: RunSpe
 
 
 def _attributes(
-    spec: RunSpec, exposure: Exposure, plan: Plan, model: networks.Model
+    spec: RunSpec, image: MaskedImage, plan: Plan, model: networks.Model
 ) -> dict[str, object]:
     what = "Predictions" if plan.maps else "Sources"
     names = ", ".join(Path(name).name for name in spec.image)
@@ -674,7 +674,7 @@ def _attributes(
         **{k: v for k in ("weight", "mask", "prior") if (v := getattr(spec, k))},
         "model": spec.model,
         "tiling": _vouch(model.header),
-        "unit": exposure.info.unit,
+        "unit": image.info.unit,
         "versions": {
             name: version(name) for name in ("numpy", "numba", "torch", "zarr", "astropy")
         },

@@ -18,7 +18,7 @@ from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.spec import make_spec
 from fcnpipe.images.base import STRIP, Scaling, fold_axes, quiet
-from fcnpipe.images.masked_image import Exposure
+from fcnpipe.images.masked_image import MaskedImage
 
 
 def write(path: Path, shape: tuple[int, ...], value: float = 0.0, **cards: object) -> Path:
@@ -170,12 +170,12 @@ def test_a_plane_that_fits(tmp_path: Path) -> None:
 def test_a_map_is_not_the_image_itself(tmp_path: Path, name: str) -> None:
     path = str(several(tmp_path / "a.fits"))
     with pytest.raises(InputError, match=rf"{name} .*a\.fits is the image itself: .*\[HDU\]"):
-        Exposure(make_spec(image=(path,), out="o", **{name: path}))
+        MaskedImage(make_spec(image=(path,), out="o", **{name: path}))
     bands, own = (f"{path}[ERR]", f"{path}[SCI]"), f"{path}[SCI]"
     with pytest.raises(InputError, match=r"\[SCI\] is the image itself: .*a\.fits\[HDU\]$"):
-        Exposure(make_spec(image=bands, out="o", **{name: own}))
+        MaskedImage(make_spec(image=bands, out="o", **{name: own}))
     spec = make_spec(image=(path,), out="o", weight=f"{path}[ERR]", mask=f"{path}[DQ]")
-    assert Exposure(spec).digest.count("-") == 2
+    assert MaskedImage(spec).digest.count("-") == 2
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,8 @@ def test_outputs_are_those_of_the_whole_image(field: Path, mixed: Path, tmp_path
     ) as session:
         for stage in session.stages[:1]:
             run.run_stage(session, stage, Silence())
-        exposure, sky = session.job.exposure, session.job.sky
-        patch = exposure.read_patch(exposure.frame, sky)
+        masked, sky = session.job.image, session.job.sky
+        patch = masked.read_patch(masked.frame, sky)
     padded = pixels.pad_high(patch.significance(1), (200, 292))
     module = load_model(mixed).module()
     with torch.no_grad():
@@ -307,8 +307,8 @@ def test_bulge_and_disk_add_up(field: Path, tmp_path: Path) -> None:
         make_spec(image=(str(field),), out=str(tmp_path / "w.zarr"), model="none")
     ) as session:
         run.run_stage(session, session.stages[0], Silence())
-        exposure = session.job.exposure
-        patch = exposure.read_patch(exposure.frame, session.job.sky)
+        masked = session.job.image
+        patch = masked.read_patch(masked.frame, session.job.sky)
     padded = pixels.pad_high(patch.significance(1), (200, 292))
     with torch.no_grad():
         total = network.denoise(torch.asinh(torch.from_numpy(padded)[None]))[0, 0, :, :290]

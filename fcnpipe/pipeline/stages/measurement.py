@@ -41,7 +41,7 @@ def label(job: Job, name: str) -> Facts:
     labels = paint(segments, table["label"])
     maps: Arrays = {"label": labels}
     if job.spec.keep_image:
-        maps["science"] = job.exposure.read_bands(tile.core, job.plan.tiles)
+        maps["science"] = job.image.read_bands(tile.core, job.plan.tiles)
     checksums = job.write_maps(tile.core, maps)
     sums = _sum_up(job, tile.core, labels, table)
     for owner, part in _share_out(job, sums):
@@ -61,14 +61,14 @@ def measure(job: Job, name: str) -> Facts:
     )
     columns |= _measure_apertures(job, name, columns)
     width, zero_point = job.plan.shape[1], job.spec.mag_zeropoint
-    rows = catalogue.complete(columns, job.exposure.info.cards, width, zero_point)
+    rows = catalogue.complete(columns, job.image.info.cards, width, zero_point)
     job.store.put_arrays("rows", name, rows)
     return {"sources": len(sums)}
 
 
 def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Sums:
     around = core.grow(1).clip(job.plan.frame)
-    patch = job.exposure.read_patches(core, job.sky, job.plan.tiles)[0]
+    patch = job.image.read_available_patch(core, job.sky, job.plan.tiles)[0]
     inner = core.within(around)
     unit, flags = job.sky.unit, job.store.read("flags", around)
     flux, variance = measuring.quantise_labelled(
@@ -76,7 +76,7 @@ def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Su
         patch.residual[-1],
         patch.noise[-1],
         (unit, _variance_unit(unit)),
-        job.exposure.gain,
+        job.image.gain,
     )
     pixels = Pixels(
         labels,
@@ -161,6 +161,6 @@ def _widen(job: Job, near: Region, box: Box) -> Region:
 
 
 def _read_region(job: Job, box: Box) -> Region:
-    patch = job.exposure.read_patches(box, job.sky, job.plan.tiles)[0]
+    patch = job.image.read_available_patch(box, job.sky, job.plan.tiles)[0]
     flags, labels = job.store.read("flags", box), job.store.read("label", box)
     return Region(patch.residual[-1], patch.noise[-1], labels, flags, box, job.plan.shape)

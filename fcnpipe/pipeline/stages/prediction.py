@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, Tile
 from fcnpipe.core.records import PixelFlag
-from fcnpipe.images.masked_image import Patch, Ruler, Sky
+from fcnpipe.images.masked_image import FixedScale, Patch, Sky
 from fcnpipe.networks.base import Output
 from fcnpipe.pipeline.job import Arrays, Job
 from fcnpipe.pipeline.plan import Plan
@@ -113,7 +113,7 @@ def _give_outputs(job: Job, core: Box, views: Iterator[View], patch: Patch) -> A
         for output, values in zip(job.model.header.outputs, outputs, strict=True)
     }
     if job.spec.keep_image:
-        maps["science"] = job.exposure.read_bands(core, job.plan.tiles)
+        maps["science"] = job.image.read_bands(core, job.plan.tiles)
     return maps
 
 
@@ -135,7 +135,7 @@ def _to_image(
     plane = output.band if job.model.header.bands > 1 else -1
     if output.role != "restored":
         level = np.zeros(core.shape, np.float32)
-    elif isinstance(zero, Ruler):
+    elif isinstance(zero, FixedScale):
         level = np.full(core.shape, zero.offset, np.float32)
     else:
         level = zero.planes[plane].sky(core.y0, core.x0, core.shape)
@@ -148,17 +148,17 @@ def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
     """Give the pixels of core + halo + repair, their box, and how many neighbours are missing."""
     wide = core.grow(job.plan.halo + pixels.FILL_REACH).clip(job.plan.frame)
     zero = _zero(job)
-    patch, missing = job.exposure.read_patches(wide, zero, job.plan.tiles)
+    patch, missing = job.image.read_available_patch(wide, zero, job.plan.tiles)
     if any(part.clip(core).size for part in missing):
-        job.exposure.read_patch(core, zero)  # says why
+        job.image.read_patch(core, zero)  # says why
     return patch, wide, len(missing)
 
 
-def _zero(job: Job) -> Sky | Ruler:
+def _zero(job: Job) -> Sky | FixedScale:
     """Give what the network's input is counted from: the sky, or what a linear scaling says."""
     scaling = job.model.header.scaling
     if scaling.kind == "linear":
-        return Ruler(scaling.offset, scaling.scale, job.sky.weights)
+        return FixedScale(scaling.offset, scaling.scale, job.sky.weights)
     return job.sky
 
 
@@ -186,7 +186,7 @@ def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np
         "position_y": lambda: pixels.place(read.y0, read.y1, height)[:, np.newaxis],
         "position_x": lambda: pixels.place(read.x0, read.x1, width),
         "mask": lambda: (flags & pixels.BAD) != 0,
-        "prior": lambda: job.exposure.read_prior(read),
+        "prior": lambda: job.image.read_prior(read),
     }
     channels = np.empty((len(job.model.header.extra), *read.shape), np.float32)
     for channel, name in zip(channels, job.model.header.extra, strict=True):

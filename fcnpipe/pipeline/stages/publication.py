@@ -40,7 +40,7 @@ def build_level(job: Job, name: str) -> Facts:
     node = parse_node_name(name)
     tile = level_grid(job.store.layout, node.level).tile(node.row, node.column)
     checksums = job.store.build_level(
-        node.level, tile, lambda box: job.exposure.read_bands(box, job.plan.tiles)
+        node.level, tile, lambda box: job.image.read_bands(box, job.plan.tiles)
     )
     return {CRC + name: checksum for name, checksum in checksums.items()}
 
@@ -109,7 +109,7 @@ def prepare_parquet(job: Job, name: str) -> Facts:
 def write_catalogue(job: Job, name: str) -> Facts:
     """Bring the rows of all tiles in order of label and write them, and the table of tiles."""
     count = len(job.store.get_arrays("selection", ALL)["source"])
-    unit, zero_point = job.exposure.info.unit, job.spec.mag_zeropoint
+    unit, zero_point = job.image.info.unit, job.spec.mag_zeropoint
     columns = catalogue.columns_of(unit, magnitudes=zero_point is not None)
     job.store.write_source_columns(
         (column.name, values, _describe(column))

@@ -91,7 +91,7 @@ def _find_foreground(job: Job, box: Box, elevation: NDArray[np.uint16]) -> NDArr
 
 def _weigh(job: Job, box: Box) -> NDArray[np.int64]:
     """Flux of each pixel in steps of its noise, not below 0."""
-    patch = job.exposure.read_patches(box, job.sky, job.plan.tiles)[0]
+    patch = job.image.read_available_patch(box, job.sky, job.plan.tiles)[0]
     flux = np.maximum(patch.significance(1)[0], 0)
     return measure.quantise_flux(flux, 1 / FLUX_STEPS)
 

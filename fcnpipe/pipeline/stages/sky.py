@@ -18,7 +18,7 @@ FLOAT32 = np.finfo(np.float32)
 
 def weigh_bands(job: Job, name: str) -> Facts:
     """Weigh the bands of the image for the detection plane."""
-    job.store.put_arrays("bands", ALL, {"weights": job.exposure.weigh_bands()})
+    job.store.put_arrays("bands", ALL, {"weights": job.image.weigh_bands()})
     return {}
 
 
@@ -29,7 +29,7 @@ def measure_cells(job: Job, name: str) -> Facts:
         return {}
     edge = job.plan.cell
     box = Box(*(corner * edge for corner in cells.corners)).clip(job.plan.frame)
-    planes, weight = job.exposure.measure_cells(box, _weights(job))
+    planes, weight = job.image.measure_cells(box, _weights(job))
     arrays = {
         what: np.stack([getattr(p, what) for p in planes]) for what in ("sky", "noise", "good")
     }
@@ -47,7 +47,7 @@ def fit_sky(job: Job, name: str) -> Facts:
     InputError
         If no pixel of the image is usable, or all are equal.
     """
-    bands, planes = job.exposure.bands, job.exposure.planes
+    bands, planes = job.image.bands, job.image.planes
     mesh = _assemble(job, planes)
     fitted = tuple(
         background.fit_background(Cells(*mesh[:3, p]), job.plan.cell, job.spec.back_filter)
@@ -86,7 +86,7 @@ def _assemble(job: Job, planes: int) -> NDArray[np.float32]:
 def _check(plane: background.Background, job: Job) -> None:
     if not (plane.is_blank or plane.is_noiseless):
         return
-    if unfit := job.exposure.find_unfit_value():
+    if unfit := job.image.find_unrepresentable_value():
         path, value = unfit
         raise InputError(
             f"{path} has pixels of {value:.3g}, but pixels are taken as float32, whose magnitudes go "
