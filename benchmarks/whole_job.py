@@ -151,7 +151,7 @@ def run_monai(model: str, edge: int, roi: int) -> float:
 def list_windows(plan: Plan) -> list[Window]:
     """Give what the plan shows to the network, window by window."""
     reads = [(w.core, w.core.grow(plan.halo).clip(plan.canvas)) for w in plan.windows]
-    return [(read.shape, core.seen_from(read)) for core, read in reads]
+    return [(read.shape, core.relative_to(read)) for core, read in reads]
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ otherwise; so it has to come before Prefect itself.
 
 import os
 
-from fcnpipe.core.garbage_collection import importing
+from fcnpipe.core.garbage_collection import pause_collection
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -21,5 +21,5 @@ QUIET = {
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
-with importing():
+with pause_collection():
     import prefect  # noqa: F401  what is built on it is imported sooner

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from fcnpipe.cli.commands import leave, run_command, stopped_by_signals
-from fcnpipe.core.garbage_collection import keep
+from fcnpipe.core.garbage_collection import freeze_objects
 
 
 def run_by_hand(start: Callable[..., Any], name: str) -> None:
@@ -21,7 +21,7 @@ def run_by_hand(start: Callable[..., Any], name: str) -> None:
     name : str
         Of the module.
     """
-    keep()
+    freeze_objects()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(start)
     with stopped_by_signals():

@@ -37,7 +37,7 @@ from fcnpipe.core.errors import (
     StoreError,
     VerificationError,
 )
-from fcnpipe.core.garbage_collection import keep
+from fcnpipe.core.garbage_collection import freeze_objects
 from fcnpipe.core.spec import SOURCE_OPTIONS, make_spec
 from fcnpipe.core.timeouts import THREAD_PREFIX
 from fcnpipe.core.version import __version__
@@ -106,7 +106,7 @@ def leave(code: int) -> NoReturn:
     Their threads cannot be stopped, and the interpreter would wait for them, or tear them down in
     the middle of a C library. What they leave half-done is done again by a resume.
     """
-    keep()
+    freeze_objects()
     if any(t.name.startswith(THREAD_PREFIX) for t in threading.enumerate()):
         atexit._run_exitfuncs()
         sys.stdout.flush()

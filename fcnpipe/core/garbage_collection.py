@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def pause_collection() -> Iterator[None]:
     """Collect no garbage meanwhile."""
     collects = gc.isenabled()
     gc.disable()
@@ -23,7 +23,7 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def keep() -> None:
+def freeze_objects() -> None:
     """Never again look for garbage among what is there, when a process of ours begins and when it ends.
 
     Notes

@@ -76,9 +76,9 @@ class Box:
 
     def within(self, other: Box) -> tuple[slice, slice]:
         """Slices that cut this box out of an array that holds ``other``."""
-        return self.seen_from(other).slices
+        return self.relative_to(other).slices
 
-    def seen_from(self, other: Box) -> Box:
+    def relative_to(self, other: Box) -> Box:
         """Give the same box in the pixels of an array that holds ``other``."""
         return Box(self.y0 - other.y0, self.x0 - other.x0, self.y1 - other.y0, self.x1 - other.x0)
 
@@ -171,7 +171,7 @@ class TileGrid:
         """Give the tile whose core holds pixel (y, x)."""
         return self.tile(y // self.edge[0], x // self.edge[1])
 
-    def inside(self, box: Box) -> Iterator[Box]:
+    def cores_in(self, box: Box) -> Iterator[Box]:
         """Give, in raster order, the parts of the grid's cores that lie in ``box``."""
         rows = range(box.y0 // self.edge[0], -(-box.y1 // self.edge[0]))
         columns = range(box.x0 // self.edge[1], -(-box.x1 // self.edge[1]))

@@ -11,7 +11,7 @@ from fcnpipe.core.errors import SpecError
 _SECRET = re.compile(
     r"signature|credential|token|secret|passw|auth|api_?key|accesskey|^(sig|key)$", re.I
 )
-WEB = ("http://", "https://")
+WEB_SCHEMES = ("http://", "https://")
 _KNOWN = ("s3", "s3a", "gs", "gcs", "http", "https")
 
 
@@ -20,9 +20,9 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def knows_lists(url: str) -> bool:
+def can_list(url: str) -> bool:
     """Whether its server says which objects there are; one of the web does not."""
-    return not url.startswith(WEB)
+    return not url.startswith(WEB_SCHEMES)
 
 
 def split_part(path: str) -> tuple[str, str]:
@@ -39,12 +39,12 @@ def split_part(path: str) -> tuple[str, str]:
     return file, part
 
 
-def anchor(path: str) -> str:
+def make_absolute(path: str) -> str:
     """Give the path, or URL, that means the same in any folder; the part of the file is kept as it is.
 
     Examples
     --------
-    >>> anchor("/data/night/../field.fits[a/../b]")
+    >>> make_absolute("/data/night/../field.fits[a/../b]")
     '/data/field.fits[a/../b]'
     """
     if is_remote(path):

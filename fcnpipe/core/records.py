@@ -107,7 +107,7 @@ class TaskReport:
     facts : dict
         A few numbers for the summary (sources, bad pixels, ...).
     worker, peak_bytes, read_bytes, written_bytes
-        See :class:`fcnpipe.core.resource_usage.Reading`; empty and 0 of a task that was lost.
+        See :class:`fcnpipe.core.resource_usage.ResourceUsage`; empty and 0 of a task that was lost.
     """
 
     stage: str

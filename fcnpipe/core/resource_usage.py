@@ -15,7 +15,7 @@ from threading import Lock
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ResourceUsage:
     """What was seen at one moment.
 
     Attributes
@@ -53,25 +53,25 @@ def count_written(size_bytes: int) -> None:
         _moved["written"] += size_bytes
 
 
-def take_reading() -> Reading:
+def measure_usage() -> ResourceUsage:
     """Give a reading, from which the next one begins."""
     with _lock:
         read, written = _moved["read"], _moved["written"]
         _moved.update(read=0, written=0)
-    return Reading(_name_process(os.getpid()), peak_memory(), read, written)
+    return ResourceUsage(_name_process(os.getpid()), peak_memory_bytes(), read, written)
 
 
-def peak_memory() -> int:
+def peak_memory_bytes() -> int:
     """Give the most memory that this process has held, bytes."""
     try:
         with open("/proc/self/status", "rb") as status:
             _, _, tail = status.read().partition(b"VmHWM:")
         return int(tail.split(None, 1)[0]) * 1024
     except (OSError, ValueError, IndexError):
-        return _ask_usage()
+        return _read_getrusage()
 
 
-def _ask_usage() -> int:
+def _read_getrusage() -> int:
     """Ask where there is no /proc; macOS counts in bytes."""
     import resource
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.core.paths import anchor, check_url
+from fcnpipe.core.paths import check_url, make_absolute
 
 RUNTIME_OPTIONS = frozenset(
     {
@@ -170,9 +170,9 @@ class RunSpec(BaseModel):
     def anchored(self) -> RunSpec:
         """Give the spec with inputs whose names mean the same in any folder: workers may be in another."""
         names = ("weight", "mask", "prior")
-        maps = {name: anchor(path) for name in names if (path := getattr(self, name))}
-        image, model = tuple(map(anchor, self.image)), self.model
-        model = anchor(model) if Path(model).suffix in MODEL_SUFFIXES else model
+        maps = {name: make_absolute(path) for name in names if (path := getattr(self, name))}
+        image, model = tuple(map(make_absolute, self.image)), self.model
+        model = make_absolute(model) if Path(model).suffix in MODEL_SUFFIXES else model
         return self.model_copy(update={"image": image, "model": model, **maps})
 
     def without_sources(self) -> RunSpec:

@@ -2,7 +2,7 @@
 
 Python cannot end a thread, and a thread that hangs in the C library would not listen: a call that is
 overdue is abandoned. Its thread goes on beside the run, is told so when it next asks with
-:func:`check_wanted`, and never keeps the process from ending.
+:func:`raise_if_abandoned`, and never keeps the process from ending.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Attempt(threading.Thread, Generic[_T]):
         return self._result[0]
 
 
-def call_within(seconds: float, call: Callable[[], _T]) -> _T:
+def call_with_timeout(seconds: float, call: Callable[[], _T]) -> _T:
     """Give what a call gives, if it does so in time.
 
     Raises
@@ -47,7 +47,7 @@ def call_within(seconds: float, call: Callable[[], _T]) -> _T:
 
     Examples
     --------
-    >>> call_within(60, lambda: "done")
+    >>> call_with_timeout(60, lambda: "done")
     'done'
     """
     attempt = _Attempt(call)
@@ -61,7 +61,7 @@ def call_within(seconds: float, call: Callable[[], _T]) -> _T:
     return attempt.outcome()
 
 
-def check_wanted() -> None:
+def raise_if_abandoned() -> None:
     """Stop a call that was abandoned before it does something.
 
     Raises

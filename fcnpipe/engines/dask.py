@@ -34,7 +34,7 @@ from distributed.comm.core import CommClosedError
 
 from fcnpipe.core.errors import EngineError, FcnpipeError, SpecError
 from fcnpipe.core.records import TaskReport
-from fcnpipe.core.timeouts import call_within
+from fcnpipe.core.timeouts import call_with_timeout
 from fcnpipe.core.version import __version__
 from fcnpipe.engines.base import Needs, Task, nothing
 
@@ -481,7 +481,7 @@ def _reach(scheduler: str) -> Any:
     try:
         # What accepts a connection and then says nothing, or speaks HTTP, is no scheduler; Dask
         # waits for its first word without limit, and takes any for a number of bytes to come.
-        call_within(ANSWER_SECONDS, start)
+        call_with_timeout(ANSWER_SECONDS, start)
         return client
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
         _abandon(client)

@@ -16,21 +16,21 @@ import os
 import signal
 from typing import Any
 
-from fcnpipe.core.garbage_collection import keep
+from fcnpipe.core.garbage_collection import freeze_objects
 
 
 def dask_setup(worker: Any) -> None:
     """Let a worker be deaf to Ctrl-C; called by Dask."""
     if worker.nanny:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        keep()
+        freeze_objects()
 
 
 def dask_teardown(worker: Any) -> None:
     """Leave a tile half-done, which a resume does again; called by Dask."""
     if not worker.nanny:
         return
-    keep()
+    freeze_objects()
     if worker.active_threads:
         atexit._run_exitfuncs()
         os._exit(0)

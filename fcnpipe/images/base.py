@@ -597,7 +597,7 @@ def _ask_version(url: str) -> str:
 
 
 def _look_below(url: str) -> dict[str, Stamp]:
-    if remote.knows_lists(url):
+    if remote.can_list(url):
         return remote.list_objects(url)
     return remote.look_at_all(url, ZARR_METADATA)
 

@@ -187,7 +187,7 @@ class MaskedImage:
         except WHOLE_INPUT_ERRORS:
             raise
         except OSError:
-            return self._read_pieces(box, sky, list(grid.inside(box)))
+            return self._read_pieces(box, sky, list(grid.cores_in(box)))
 
     def _read_pieces(
         self, box: Box, sky: Sky | FixedScale, pieces: list[Box]
@@ -217,7 +217,7 @@ class MaskedImage:
         except WHOLE_INPUT_ERRORS:
             raise
         except OSError:
-            pieces = list(grid.inside(box))
+            pieces = list(grid.cores_in(box))
         bands = np.full((self.bands, *box.shape), np.nan, np.float32)
         if pieces != [box]:
             for piece in pieces:

@@ -15,7 +15,7 @@ from fcnpipe import networks
 from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import Box, Tile, parse_tile_name
 from fcnpipe.core.spec import RunSpec
-from fcnpipe.core.timeouts import check_wanted
+from fcnpipe.core.timeouts import raise_if_abandoned
 from fcnpipe.images.masked_image import InputFingerprint, MaskedImage, Sky, unpack_sky
 from fcnpipe.pipeline.plan import Plan
 from fcnpipe.science import pixels
@@ -134,7 +134,7 @@ class Job:
         TimeoutError
             If the task was abandoned.
         """
-        check_wanted()
+        raise_if_abandoned()
         check_owner(Path(self.path), self.nonce)
         return ZarrStore(Path(self.path))
 

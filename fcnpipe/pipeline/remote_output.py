@@ -195,7 +195,7 @@ def _read_file(path: Path) -> bytes | None:
 
 
 def _check_writable(url: str) -> str:
-    if not remote.knows_lists(url):
+    if not remote.can_list(url):
         raise SpecError(f"{url} cannot be written: give an output on disk, s3:// or gs://")
     return url.rstrip("/")
 

@@ -18,7 +18,7 @@ from fcnpipe.core import resource_usage
 from fcnpipe.core.errors import ShardDamaged
 from fcnpipe.core.geometry import Node, parse_tile_name
 from fcnpipe.core.records import TaskReport
-from fcnpipe.core.timeouts import call_within
+from fcnpipe.core.timeouts import call_with_timeout
 from fcnpipe.pipeline.job import ALL, CRC, Job
 from fcnpipe.pipeline.stages import measurement, prediction, publication, separation, sky
 from fcnpipe.stores import ZarrStore
@@ -109,7 +109,7 @@ def perform(job: Job, task: str, name: str) -> TaskReport:
         report = TaskReport(task, name, seconds, size, _explain(found), type(found).__name__)
     else:
         report = TaskReport(task, name, time.perf_counter() - begun, size, facts=facts)
-    return replace(report, **asdict(resource_usage.take_reading()))
+    return replace(report, **asdict(resource_usage.measure_usage()))
 
 
 def perform_either(job: Job, task: str, beside: str, name: str) -> TaskReport:
@@ -121,7 +121,7 @@ def _do_in_time(job: Job, task: str, name: str) -> dict[str, float]:
     limit = job.spec.tile_timeout
     if limit is None or name == ALL:
         return _do(job, task, name)
-    return call_within(limit, partial(_do, job, task, name))
+    return call_with_timeout(limit, partial(_do, job, task, name))
 
 
 def _do(job: Job, task: str, name: str) -> dict[str, float]:

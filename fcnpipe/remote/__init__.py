@@ -13,7 +13,7 @@ that carries one is refused.
 
 from __future__ import annotations
 
-from fcnpipe.core.paths import check_url, is_remote, knows_lists
+from fcnpipe.core.paths import can_list, check_url, is_remote
 from fcnpipe.remote.byte_ranges import Stamp, look, read, read_rows
 from fcnpipe.remote.errors import (
     Changed,
@@ -40,11 +40,11 @@ __all__ = [
     "RemoteFile",
     "Stamp",
     "Unreachable",
+    "can_list",
     "check_url",
     "connect",
     "find_objects",
     "is_remote",
-    "knows_lists",
     "list_folder",
     "list_objects",
     "look",

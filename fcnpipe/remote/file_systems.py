@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from fcnpipe.core.paths import WEB
+from fcnpipe.core.paths import WEB_SCHEMES
 from fcnpipe.remote.errors import RemoteError
 
 _PACKAGES = {
@@ -42,7 +42,7 @@ def protocols(system: Any) -> tuple[str, ...]:
 def storage_options(url: str) -> dict[str, Any]:
     """Give what fsspec is told, over and above its own config files."""
     options: dict[str, Any] = {"use_listings_cache": False}  # an old listing hides a new object
-    if url.startswith(WEB):
+    if url.startswith(WEB_SCHEMES):
         options["client_kwargs"] = {"trust_env": True}  # proxies, and credentials of ~/.netrc
     return options
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fcnpipe.core.records import TaskReport
-from fcnpipe.core.resource_usage import peak_memory, take_reading
+from fcnpipe.core.resource_usage import measure_usage, peak_memory_bytes
 from fcnpipe.reporting import report_rendering
 from fcnpipe.reporting.event_log import Journal, now
 from fcnpipe.reporting.run_report import Report, SlowTile, StageSums
@@ -44,7 +44,7 @@ class Recorder:
         self._stage: StageSums | None = None
         self._told = False
         self._seen = self._saved = time.monotonic()
-        take_reading()  # what was read before, for the digests, belongs to no stage
+        measure_usage()  # what was read before, for the digests, belongs to no stage
 
     def begin(self, resumed: bool) -> None:
         """Take down that a session begins."""
@@ -143,7 +143,7 @@ class Recorder:
         """Keep the account where a session that takes the run up will look for it."""
         self._let_time_pass()
         self._saved = self._seen
-        self.account.ended, self.account.driver_bytes = now(), peak_memory()
+        self.account.ended, self.account.driver_bytes = now(), peak_memory_bytes()
         if self._scratch.is_dir():
             with self._spared():
                 _write(self._scratch / "report.json", self.account.model_dump_json(indent=2))

@@ -39,7 +39,7 @@ class StageSums(BaseModel):
     pixels : int
         Pixels of the cores of these.
     read_bytes, written_bytes : int
-        Pixels and maps; see :class:`fcnpipe.core.resource_usage.Reading`.
+        Pixels and maps; see :class:`fcnpipe.core.resource_usage.ResourceUsage`.
     retries : int
         Tasks that were done after they had failed.
     failed : dict

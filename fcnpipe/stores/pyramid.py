@@ -116,7 +116,7 @@ def _shrink_tile(
     # Half a shard: what becomes of one below. Odd only if there is one shard in all.
     pieces = TileGrid(level_shape(store.layout, level), (-(-edge[0] // 2), -(-edge[1] // 2)))
     result: NDArray[Any] | None = None
-    for piece in pieces.inside(core):
+    for piece in pieces.cores_in(core):
         box = Box(2 * piece.y0, 2 * piece.x0, 2 * piece.y1, 2 * piece.x1).clip(below)
         small = shrink(_even(read(box)))
         if result is None:

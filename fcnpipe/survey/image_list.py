@@ -33,7 +33,7 @@ import yaml
 from astropy.table import Table
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.core.paths import WEB, check_url, is_remote, knows_lists
+from fcnpipe.core.paths import WEB_SCHEMES, can_list, check_url, is_remote
 from fcnpipe.core.spec import RunSpec, make_spec, say_reason, without_idle
 from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
@@ -294,14 +294,14 @@ def match_files(pattern: str) -> list[str]:
 
 def _is_glob(path: str) -> bool:
     """Whether a path has signs of a glob; in an address of the web ``?`` begins a query."""
-    return bool((_MAGIC_OF_WEB if path.startswith(WEB) else _MAGIC).search(path))
+    return bool((_MAGIC_OF_WEB if path.startswith(WEB_SCHEMES) else _MAGIC).search(path))
 
 
 def _glob(pattern: str) -> list[str]:
     """Give what a glob stands for; the web has no lists, so brackets there are not looked up."""
     if "://" not in pattern:
         return glob.glob(pattern, recursive=True)
-    if not (knows_lists(pattern) or "*" in pattern):
+    if not (can_list(pattern) or "*" in pattern):
         return []
     return match_objects(pattern)
 
@@ -387,7 +387,7 @@ def check_table(path: str) -> None:
     SpecError
         If its suffix says no format, or its server takes none.
     """
-    if not knows_lists(path):
+    if not can_list(path):
         raise SpecError(f"table {path} cannot be written: give a file on disk, s3:// or gs://")
     if Path(path).suffix not in TABLES:
         raise SpecError(f"table {path}: its suffix must be one of {', '.join(TABLES)}")

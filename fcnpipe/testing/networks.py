@@ -40,7 +40,7 @@ def predict_in_windows(
     for tile in TileGrid((height, width), (edge, edge)):
         read = tile.core.grow(halo).clip(frame)
         seen = np.ascontiguousarray(canvas[(..., *read.slices)])
-        maps = predictor(seen, tile.core.seen_from(read))
+        maps = predictor(seen, tile.core.relative_to(read))
         elevation[tile.core.slices] = maps.elevation
         probability.append((tile.core, maps.probability))
     whole = np.empty((len(probability[0][1]), height, width), np.float32)

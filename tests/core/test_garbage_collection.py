@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fcnpipe.core.garbage_collection import importing, keep
+from fcnpipe.core.garbage_collection import freeze_objects, pause_collection
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def tie() -> weakref.ref[Knot]:
 
 def test_what_is_kept_stays_and_what_comes_after_is_collected() -> None:
     kept = tie()
-    keep()
+    freeze_objects()
     lost = tie()
     gc.collect()
     assert kept() is not None
@@ -45,13 +45,13 @@ def test_what_is_kept_stays_and_what_comes_after_is_collected() -> None:
 
 
 def test_an_import_that_fails_leaves_the_collector_as_it_was() -> None:
-    with importing():
+    with pause_collection():
         assert not gc.isenabled()
-    with pytest.raises(ImportError), importing():
+    with pytest.raises(ImportError), pause_collection():
         raise ImportError
     assert gc.isenabled()
     gc.disable()
-    with importing():
+    with pause_collection():
         pass
     assert not gc.isenabled()
 

@@ -38,7 +38,7 @@ def test_parts_inside_a_box_partition_it(height: int, width: int, edge: int, box
     grid = TileGrid((height, width), (edge, edge))
     box = box.clip(grid.frame)
     covered = np.zeros((height, width), int)
-    for part in grid.inside(box):
+    for part in grid.cores_in(box):
         covered[part.slices] += 1
     assert covered.sum() == box.size == covered[box.slices].sum()
     assert covered.max(initial=0) <= 1

@@ -438,7 +438,7 @@ class SectionReader:
         """Put a box together from decoded cells."""
         grid = TileGrid(self.info.shape[1:], self.cell)
         values: NDArray[Any] | None = None
-        for part in grid.inside(box):
+        for part in grid.cores_in(box):
             pixels = _read_part(self, band, part, grid.tile_at(part.y0, part.x0).core)
             if values is None:
                 values = np.empty(box.shape, pixels.dtype)

@@ -330,7 +330,7 @@ class ZarrReader:
 
     def _list(self, place: str) -> dict[str, Stamp]:
         """Give the stored objects; a web server has no list of them."""
-        if remote.knows_lists(place):
+        if remote.can_list(place):
             return remote.list_objects(place)
         array = _open_array(self.path, self.member, self.token, os.getpid())
         return remote.look_at_all(place, [*_OWN_METADATA, *_chunk_names(array)])

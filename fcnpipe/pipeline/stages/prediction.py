@@ -87,7 +87,7 @@ def _cut_windows(job: Job, tile: Tile, patch: Patch, wide: Box) -> Iterator[View
         read = window.grow(job.plan.halo).clip(job.plan.canvas)
         kept = window.clip(tile.core)
         seen = np.ascontiguousarray(canvas[(..., *read.within(box))])
-        yield View(seen, kept.seen_from(read), kept.within(tile.core))
+        yield View(seen, kept.relative_to(read), kept.within(tile.core))
 
 
 def _give_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
