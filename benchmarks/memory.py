@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 from astropy.io import fits
 
-from benchmarks.whole_job import write_field
+from benchmarks.end_to_end import write_field
 from fcnpipe.core.spec import make_spec
 from fcnpipe.pipeline.memory import FLOW_BYTES, SERVER_BYTES
 from fcnpipe.pipeline.plan import Plan, make_plan

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.restoration import wiener
 
-from fcnpipe.simulation.blurs import KERNEL_SIDE, KINDS, Pair, draw_pair
+from fcnpipe.simulation.blurred_images import KERNEL_SIDE, KINDS, Pair, draw_pair
 
 Floats = NDArray[np.float32]
 Restore = Callable[[Pair], Floats]

@@ -24,7 +24,7 @@ DRIVER_BYTES = 230 * 2**20
 """The process that hands the tiles out to workers of Dask, their scheduler in it, without torch."""
 DRIVER_TORCH_BYTES = 185 * 2**20
 DRIVER_TILE_BYTES = 1000
-"""What the driver keeps of each tile; ``python -m benchmarks.scheduling`` measures it."""
+"""What the driver keeps of each tile; ``python -m benchmarks.scheduling_overhead`` measures it."""
 FLOW_BYTES = 100 * 2**20
 """What Prefect takes in the process of a flow."""
 SERVER_BYTES = 90 * 2**20

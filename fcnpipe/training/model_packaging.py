@@ -42,7 +42,7 @@ DEFAULTS = Defaults(
 """Separation options of a model that is trained on the OUTPUTS' targets."""
 PAIRS_ELEVATION = {"source": Share(weight=1.0)}
 PAIRS_DEFAULTS = Defaults(thresh=0.1, dynamics=0.15, minarea=40)
-"""What separates cells and other objects of pairs, tuned by benchmarks/membranes.py: the relief, which
+"""What separates cells and other objects of pairs, tuned by benchmarks/membrane_segmentation.py: the relief, which
 is learned beside it, does not help there, and membranes belong to the cells up to a low threshold."""
 
 

@@ -1,6 +1,6 @@
 """Batches of images that are drawn for each step anew, with the images that shall come out.
 
-Kinds: ``text`` and ``stars``, blurred and noisy (see blurs), whose sharp image is wanted; ``galaxies``
+Kinds: ``text`` and ``stars``, blurred and noisy (see blurred_images), whose sharp image is wanted; ``galaxies``
 (see galaxies), whose bulge and disk are.
 """
 
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe.networks.base import Output, Scaling
-from fcnpipe.simulation import blurs, galaxies
+from fcnpipe.simulation import blurred_images, galaxies
 
 Floats = NDArray[np.float32]
 
 GALAXIES = "galaxies"
-KINDS = (*blurs.KINDS, GALAXIES)
+KINDS = (*blurred_images.KINDS, GALAXIES)
 """What can be drawn."""
 
 
@@ -42,7 +42,7 @@ def draw(kind: str, side: int, seed: int) -> Drawing:
     brightest pixels were all that is learned.
     """
     if kind != GALAXIES:
-        pair = blurs.draw_pair(kind, (side, side), seed)
+        pair = blurred_images.draw_pair(kind, (side, side), seed)
         return Drawing(pair.observed[None], pair.truth[None], np.ones_like(pair.truth)[None])
     stamp = galaxies.draw_galaxy(seed)
     weight = 1 / (1 + np.square(stamp.bulge + stamp.disk))

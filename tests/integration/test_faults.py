@@ -22,7 +22,7 @@ MOMENT = {
     "lost shards of a killed run": "middle",
     "clock jumps": "middle",
 }
-"""One of each kind, and when it strikes; ``python -m benchmarks.faults`` tries all at all moments.
+"""One of each kind, and when it strikes; ``python -m benchmarks.fault_injection`` tries all at all moments.
 
 Two runs at once are in test_crash.
 """

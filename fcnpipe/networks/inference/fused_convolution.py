@@ -2,7 +2,7 @@
 
 oneDNN applies a ReLU while the result of a convolution is still in a register; eager torch reads
 and writes all of it once more. In bfloat16 the bits are the same, in float32 all but the last
-ones of some shapes. ``benchmarks/forward.py`` prints both.
+ones of some shapes. ``benchmarks/forward_pass.py`` prints both.
 """
 
 from __future__ import annotations

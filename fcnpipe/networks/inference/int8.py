@@ -8,7 +8,7 @@
     first layer  float32  of S/N, which spans too much for a byte
 
 Of the pixels of the default model's foreground 0.1 % differ from those in float32 (0.02 % in
-bfloat16), and no score of ``benchmarks/quality.py`` changes by more than its noise
+bfloat16), and no score of ``benchmarks/detection_quality.py`` changes by more than its noise
 (docs/decisions/0011).
 """
 

@@ -3,7 +3,7 @@
 glibc maps and unmaps every array above 32 MB, so each layer of a large window pays for fresh
 pages: a U-Net of base 16 runs up to twice slower (2.8 against 4.8 Mpix/s in bfloat16 where the
 hardware has it, one thread; and 2.2 on a Dask worker, whose nanny sets MALLOC_TRIM_THRESHOLD_).
-Measure with ``benchmarks/forward.py``.
+Measure with ``benchmarks/forward_pass.py``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Convolutions are bound by arithmetic, so what counts is the arithmetic: float32, bfloat16 where it is
 native, or bytes (:mod:`fcnpipe.networks.inference.int8`). In each, eager mode with channels last is within
 the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused convolutions;
-``benchmarks/forward.py`` prints the figures.
+``benchmarks/forward_pass.py`` prints the figures.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from fcnpipe.simulation.blurs import KERNEL_SIDE, KINDS, draw_kernel, draw_pair
+from fcnpipe.simulation.blurred_images import KERNEL_SIDE, KINDS, draw_kernel, draw_pair
 
 
 @pytest.mark.parametrize("seed", range(20))

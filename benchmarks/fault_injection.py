@@ -4,8 +4,8 @@ Each line is real processes: a run, the fault, the same run again, and every fil
 run that nothing befell (but for the seconds that a tile took). The moments are the first stage, the
 network, and the last stage that works tile by tile.
 
-    python -m benchmarks.faults                      # all of it, a quarter of an hour on two cores
-    python -m benchmarks.faults --only disk --moments middle,late
+    python -m benchmarks.fault_injection                      # all of it, a quarter of an hour on two cores
+    python -m benchmarks.fault_injection --only disk --moments middle,late
 """
 
 from __future__ import annotations

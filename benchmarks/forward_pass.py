@@ -1,6 +1,6 @@
 """The forward pass of one thread: ways to run the same network, interleaved.
 
-    python -m benchmarks.forward --core 1024 --rounds 5 [--bare] [--inductor] [--openvino]
+    python -m benchmarks.forward_pass --core 1024 --rounds 5 [--bare] [--inductor] [--openvino]
 
 Prints for each the median seconds of a window, its spread, Mpix/s of core, and the ratio to the
 first of its kind. ``--bare`` leaves the allocator as the system has it; ``--openvino`` needs it

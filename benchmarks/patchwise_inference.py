@@ -1,6 +1,6 @@
 """Ciresan's network at every pixel: patch by patch against the dense form, interleaved.
 
-    python -m benchmarks.ciresan --patches 64 --edge 256 --rounds 3
+    python -m benchmarks.patchwise_inference --patches 64 --edge 256 --rounds 3
 
 Prints for each the median seconds of a pixel and its spread, the ratio of the two, and the ratio of
 their multiplications. Both give the same logits; the largest difference is printed too.

@@ -1,6 +1,6 @@
 """The whole job against a bare forward pass of its network, and against MONAI's sliding window.
 
-    python -m benchmarks.whole_job --edge 16384 --rounds 3
+    python -m benchmarks.end_to_end --edge 16384 --rounds 3
 
 Prints Mpix/s of each, interleaved, the median ratio, and the peak resident memory of every process
 of the whole job. The bare forward pass runs the same network over the same windows (core + halo, one

@@ -1,6 +1,6 @@
 """Two Dask workers of one thread each against one, on this machine: seconds of each step, and the labels.
 
-    python -m benchmarks.scaling --edge 12288 --rounds 3
+    python -m benchmarks.strong_scaling --edge 12288 --rounds 3
 
 Both clusters stay up, one of them idle, and take turns; a first small run loads what workers load once.
 Counted are the steps that are done tile by tile, in rounds in which nothing else took more than 3 % of the
@@ -27,10 +27,10 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.whole_job import Stopwatch, write_field
+from benchmarks.end_to_end import Stopwatch, write_field
 from fcnpipe import networks
 from fcnpipe.core.spec import make_spec
-from fcnpipe.engines import Needs
+from fcnpipe.engines import WorkerRequirements
 from fcnpipe.engines.dask import DaskEngine, start_local
 from fcnpipe.pipeline.run import Session, Stage, finish, open_session, run_stage
 from fcnpipe.pipeline.tasks import LEDGER
@@ -97,7 +97,7 @@ def split(session: Session) -> Iterator[Stage]:
 @contextmanager
 def clusters(counts: Sequence[int]) -> Iterator[dict[int, DaskEngine]]:
     """Give an engine for each number of workers."""
-    needs = Needs(networks.worker_environment(), networks.tune_allocator)
+    needs = WorkerRequirements(networks.worker_environment(), networks.tune_allocator)
     with ExitStack() as closing:
         engines: dict[int, DaskEngine] = {}
         for count in counts:

@@ -1,9 +1,9 @@
 """How little data will do, and how wrong its contours may be, shown on membranes.
 
-    python -m benchmarks.small_data slices FOLDER OUT [--steps 400] [--seeds 3]
-    python -m benchmarks.small_data contours FOLDER OUT [--steps 400] [--seeds 3]
+    python -m benchmarks.training_data slices FOLDER OUT [--steps 400] [--seeds 3]
+    python -m benchmarks.training_data contours FOLDER OUT [--steps 400] [--seeds 3]
 
-FOLDER is that of benchmarks/membranes.py. For each point and seed a U-Net of its own (base 8, depth 3)
+FOLDER is that of benchmarks/membrane_segmentation.py. For each point and seed a U-Net of its own (base 8, depth 3)
 is trained for the same number of steps and scored on slices 16-19. ``slices``: trained on 1, 2, 4, 8
 and 16 slices, with and without augmentation; a seed draws weights, crops and which slices.
 ``contours``: trained on 16 slices whose contours were displaced at random, and scored on clean ones,
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.membranes import Options, Slice, pixel_error, score
+from benchmarks.membrane_segmentation import Options, Slice, pixel_error, score
 from fcnpipe.networks.inference.memory_allocator import tune_allocator
 from fcnpipe.training import loop
 from fcnpipe.training.augmentation import NONE, Augment, take

@@ -1,6 +1,6 @@
 """Networks at their published width: the reach that NaNs show, and tiles against the whole in float64.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.full_width fcn [--no-probe]
+    OMP_NUM_THREADS=2 python -m benchmarks.full_width_networks fcn [--no-probe]
 
 The tests do this for narrow networks of the same geometry; FCN-8s has 134 million weights, 1.1 GB in
 float64. Weights are random. Prints the figures below and leaves with 1 if one of them is not as it

@@ -1,6 +1,6 @@
 """What the driver takes for a tile: seconds and memory, where the tiles themselves take nothing.
 
-    python -m benchmarks.scheduling --tiles 100000
+    python -m benchmarks.scheduling_overhead --tiles 100000
 
 An image without data, cut into that many tiles, is planned and a stage of it run on Dask, everything as
 in a real run (the store, the ledger, the report) but for what a worker does, which is nothing. The

@@ -1,6 +1,6 @@
 """Loss comparison on one task: discs under noise, learnt from contours that were drawn carelessly.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.losses --steps 400 --seeds 3 --out FOLDER
+    OMP_NUM_THREADS=1 python -m benchmarks.loss_comparison --steps 400 --seeds 3 --out FOLDER
 
 The same small U-Net, from the same weights, on the same images, with each loss. Labels have each
 contour moved by a smooth random offset of up to 4 px; scores are against the true discs: IoU, Dice

@@ -1,6 +1,6 @@
 """Cells of electron micrographs, told apart by a model and by our own separator.
 
-    python -m benchmarks.membranes MODEL FOLDER [--choose 16-19] [--train 12-15]
+    python -m benchmarks.membrane_segmentation MODEL FOLDER [--choose 16-19] [--train 12-15]
 
 FOLDER has image/N.png and label/N.png of the ISBI 2012 challenge. Tunes the separation options on
 training slices and, beside that, on the held-out ones themselves, and prints for the held-out slices

@@ -1,6 +1,6 @@
 """What Prefect and Dask cost: the flow on one Dask worker over the serial engine, as commands.
 
-    python -m benchmarks.overhead --edge 10000 --rounds 3 --cores 1
+    python -m benchmarks.flow_overhead --edge 10000 --rounds 3 --cores 1
 
 Both are whole commands, from the start of the interpreter to its end, in turns, and may use the same
 cores. The flow has no server, so it starts a temporary one, and a cluster of one worker. The database is
@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.scaling import read_labels
-from benchmarks.whole_job import write_field
+from benchmarks.end_to_end import write_field
+from benchmarks.strong_scaling import read_labels
 
 BAR_PART, BAR_SECONDS = 0.05, 15.0
 QUIET = {
