@@ -48,7 +48,7 @@ from fcnpipe.core.errors import SpecError
 from fcnpipe.survey import cleanup
 from flows.artifacts import ROWS_SHOWN
 from flows.command_line import run_by_hand
-from flows.server import temporary_server
+from flows.temporary_server import temporary_server
 
 NAMES = ("segment", "predict", "survey", "watch", "train", "maintain")
 """Flows whose runs are looked after."""

@@ -24,8 +24,8 @@ from prefect import flow
 from fcnpipe.cli.options import complete_spec, with_run_options
 from fcnpipe.core.spec import RunSpec
 from flows.command_line import run_by_hand
-from flows.server import temporary_server
-from flows.stages import Patience, carry_out, name_run
+from flows.stage_tasks import Patience, carry_out, name_run
+from flows.temporary_server import temporary_server
 
 
 @flow(name="segment", flow_run_name=name_run, retries=0, persist_result=False)

@@ -26,13 +26,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from fcnpipe.core.errors import FcnpipeError, TilesFailed
 from fcnpipe.core.spec import RunSpec
-from fcnpipe.engines import cores
+from fcnpipe.engines import count_cores
 from fcnpipe.pipeline import remote_output
 from fcnpipe.pipeline.plan import Command
 from fcnpipe.survey.image_list import Entry, Row
 from flows.predict import predict
 from flows.segment import segment
-from flows.stages import Patience
+from flows.stage_tasks import Patience
 
 FLOWS = {"segment": segment, "predict": predict}
 GRACE_SECONDS = 20.0
@@ -88,7 +88,7 @@ def share_machine(spec: RunSpec, at_once: int) -> RunSpec:
     """Give a spec its part of this machine's cores, if it runs here and does not say itself."""
     if at_once == 1 or spec.scheduler or spec.cluster or spec.workers:
         return spec
-    return spec.model_copy(update={"workers": max(cores() // at_once, 1)})
+    return spec.model_copy(update={"workers": max(count_cores() // at_once, 1)})
 
 
 # --- this side ------------------------------------------------------------------------------------

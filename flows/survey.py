@@ -38,9 +38,9 @@ from fcnpipe.survey import image_list
 from fcnpipe.survey.image_list import Entry, Row
 from flows.artifacts import ROWS_SHOWN
 from flows.command_line import run_by_hand
-from flows.server import temporary_server
-from flows.stages import Patience
+from flows.stage_tasks import Patience
 from flows.subflows import Order, run_each
+from flows.temporary_server import temporary_server
 
 Images = str | list[str | dict[str, Any]]
 

@@ -28,8 +28,8 @@ from prefect.artifacts import update_progress_artifact as update
 from fcnpipe.training import loop, model_packaging
 from flows.artifacts import UPDATE_EVERY_SECONDS
 from flows.command_line import run_by_hand
-from flows.server import temporary_server
-from flows.stages import Patience, perform, slot
+from flows.stage_tasks import Patience, perform, slot
+from flows.temporary_server import temporary_server
 
 
 @flow(name="train", flow_run_name="{folder}", retries=0, persist_result=False)

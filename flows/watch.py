@@ -38,10 +38,10 @@ from fcnpipe.survey.image_list import Row, list_entries, safe_stem, short_digest
 from fcnpipe.survey.incoming_files import Log, Stamp
 from flows.artifacts import ROWS_SHOWN
 from flows.command_line import run_by_hand
-from flows.server import temporary_server
-from flows.stages import Patience
+from flows.stage_tasks import Patience
 from flows.subflows import Order, run_each
 from flows.survey import prepare_folder, refuse_failed
+from flows.temporary_server import temporary_server
 
 
 class Look(BaseModel):

@@ -38,7 +38,7 @@ from flows import segment as flow
 from flows.artifacts import Account
 from flows.command_line import run_by_hand
 from flows.predict import predict
-from flows.stages import Patience
+from flows.stage_tasks import Patience
 from tests.conftest import Bucket
 from tests.flows.processes import Server, wait_until
 from tests.flows.records import MARKS, artifacts_of, runs_of

@@ -19,7 +19,7 @@ from fcnpipe.core.errors import ImagesFailed, SpecError
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.survey import incoming_files
 from flows import subflows, survey, watch
-from flows.stages import Patience
+from flows.stage_tasks import Patience
 from tests.flows import casualties
 from tests.flows.fields import write_stars
 from tests.flows.records import MARKS, artifacts_of, runs_of

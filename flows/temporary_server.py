@@ -25,7 +25,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-APPLICATION = Path(__file__).with_name("server_application.py")
+APPLICATION = Path(__file__).with_name("temporary_server_process.py")
 LEAN = {
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",

@@ -2,7 +2,7 @@
 
 ::
 
-    python -P flows/server_application.py PORT
+    python -P flows/temporary_server_process.py PORT
 
 It starts without the garbage collector, which would look through all that is imported, and made of
 the tables of a new database, again and again: a fifth of the time.

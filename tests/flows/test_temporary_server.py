@@ -18,14 +18,14 @@ pytest.importorskip("prefect")
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from fcnpipe.pipeline.memory import FLOW_BYTES, SERVER_BYTES
-from flows import server, server_application
+from flows import temporary_server, temporary_server_process
 
 ROOT = Path(__file__).parents[2]
 RUN = """
 import re, os, signal, sys, time
 from pathlib import Path
 from flows.command_line import run_by_hand
-from flows.server import temporary_server
+from flows.temporary_server import temporary_server
 from prefect import flow
 from prefect.client.orchestration import get_client
 import psutil
@@ -53,7 +53,7 @@ run_by_hand(start, "run")
 """
 CALL = """
 from prefect import flow
-from flows.stages import host_bytes
+from flows.stage_tasks import host_bytes
 
 @flow
 def told() -> int:
@@ -93,15 +93,15 @@ def test_a_flow_that_is_called_counts_the_server_that_prefect_imports(
 
 
 def test_what_does_not_come_up_is_left_to_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "APPLICATION", Path("absent.py"))
-    with server.temporary_server():
+    monkeypatch.setattr(temporary_server, "APPLICATION", Path("absent.py"))
+    with temporary_server.temporary_server():
         assert PREFECT_API_URL.value() is None
 
 
 def test_a_server_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_launch", None)
+    monkeypatch.setattr(temporary_server, "_launch", None)
     url = "http://127.0.0.1:1/api"
-    with temporary_settings({PREFECT_API_URL: url}), server.temporary_server():
+    with temporary_settings({PREFECT_API_URL: url}), temporary_server.temporary_server():
         assert PREFECT_API_URL.value() == url
 
 
@@ -117,7 +117,7 @@ def test_a_server_collects_garbage_again_once_it_has_started() -> None:
     async def start() -> None:
         config = uvicorn.Config(serve, port=0, lifespan="on", log_level="critical")
         config.load()
-        started = server_application.Server(config)
+        started = temporary_server_process.Server(config)
         started.lifespan = config.lifespan_class(config)
         gc.disable()
         await started.startup()
