@@ -280,12 +280,14 @@ def quantise_labelled(
     labels, flags = maps
     counts = np.zeros((2, *labels.shape), np.int64)
     scales = (1.0 / units[0], 1.0 / units[1])
-    _round_labelled(labels, flags, flux, noise, scales, np.float64(gain or 0), counts)
+    limits = ((float(-FLUX_LIMIT), float(FLUX_LIMIT)), (0.0, float(VARIANCE_LIMIT)))
+    _round_labelled((labels, flags), flux, noise, scales, limits, np.float64(gain or 0), counts)
     return counts[0], counts[1]
 
 
 @njit(cache=True, nogil=True)
-def _round_labelled(labels, flags, flux, noise, scales, gain, counts):  # type: ignore[no-untyped-def]
+def _round_labelled(maps, flux, noise, scales, limits, gain, counts):  # type: ignore[no-untyped-def]
+    labels, flags = maps
     for i in range(labels.shape[0]):
         for j in range(labels.shape[1]):
             if labels[i, j] == 0 or (flags[i, j] & _BAD) != 0:
@@ -294,8 +296,8 @@ def _round_labelled(labels, flags, flux, noise, scales, gain, counts):  # type: 
             variance = sigma * sigma
             if gain > 0:
                 variance += max(value, 0.0) / gain
-            counts[0, i, j] = _nearest(value, scales[0], -FLUX_LIMIT, FLUX_LIMIT)
-            counts[1, i, j] = _nearest(variance, scales[1], 0, VARIANCE_LIMIT)
+            counts[0, i, j] = _nearest(value, scales[0], limits[0][0], limits[0][1])
+            counts[1, i, j] = _nearest(variance, scales[1], limits[1][0], limits[1][1])
 
 
 @njit(cache=True, nogil=True, forceinline=True)
