@@ -16,7 +16,17 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SCIENCE = ("background", "basins", "measure", "merge_tree", "pixels", "scores")
+SCIENCE = (
+    "background",
+    "basins",
+    "measure",
+    "merge_tree",
+    "mesh_repair",
+    "mesh_spline",
+    "mesh_statistics",
+    "pixels",
+    "scores",
+)
 FORBIDDEN = ("torch", "dask", "distributed", "zarr", "prefect", "astropy", "xarray")
 LONGEST_FUNCTION = 50
 MOST_ARGUMENTS = 8

@@ -19,8 +19,9 @@ from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable
 from fcnpipe.core.geometry import Box, TileGrid
 from fcnpipe.core.records import ImageInfo, PixelFlag
 from fcnpipe.core.spec import RunSpec
-from fcnpipe.science import background, pixels
-from fcnpipe.science.background import Background, Cells
+from fcnpipe.science import pixels
+from fcnpipe.science.background import Background, noise_from_weight
+from fcnpipe.science.mesh_statistics import Cells, measure_cells, measure_weight
 
 Float = NDArray[np.float32]
 SAMPLES = 4
@@ -230,9 +231,7 @@ class MaskedImage:
         values = self._prior.read(box)
         return np.where(np.isfinite(values), values, np.float32(0))
 
-    def measure_cells(
-        self, box: Box, weights: NDArray[np.float64]
-    ) -> tuple[list[background.Cells], Float]:
+    def measure_cells(self, box: Box, weights: NDArray[np.float64]) -> tuple[list[Cells], Float]:
         """Measure the mesh cells of a box that lies on the mesh, plane by plane.
 
         Returns
@@ -244,11 +243,11 @@ class MaskedImage:
         """
         values, flags = self.read(box, weights)
         bad, cell = (flags & pixels.BAD) != 0, self.spec.back_size
-        cells = [background.measure_cells(plane, bad, cell) for plane in values]
+        cells = [measure_cells(plane, bad, cell) for plane in values]
         weight = self._read_weight(box)
         if weight is None or self.spec.weight_type != "weight":
             return cells, np.full(cells[0].shape, np.nan, np.float32)
-        return cells, background.measure_weight(weight, bad, cell)
+        return cells, measure_weight(weight, bad, cell)
 
     def find_unrepresentable_value(self) -> tuple[str, float] | None:
         """Give a file and a value in it that a float32 cannot hold, if some boxes have one."""
@@ -269,7 +268,7 @@ class MaskedImage:
         if weight is None:
             return mesh.noise(box.y0, box.x0, box.shape)
         if self.spec.weight_type == "weight":
-            return background.noise_from_weight(weight, scale)
+            return noise_from_weight(weight, scale)
         known = (weight > 0) & np.isfinite(weight)
         noise = np.where(known, weight, np.inf)
         return np.sqrt(noise).astype(np.float32) if self.spec.weight_type == "variance" else noise
@@ -298,7 +297,7 @@ class MaskedImage:
                 raise
             except OSError:  # its tile will be named
                 continue
-            cells = background.measure_cells(values, ~np.isfinite(values), SAMPLE_EDGE)
+            cells = measure_cells(values, ~np.isfinite(values), SAMPLE_EDGE)
             found.extend(cells.noise[np.isfinite(cells.noise)].tolist())
         return float(np.median(found)) if found else float("nan")
 

@@ -10,7 +10,7 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.images.masked_image import Sky, pack_sky
 from fcnpipe.pipeline.job import ALL, Job
 from fcnpipe.science import background
-from fcnpipe.science.background import Cells
+from fcnpipe.science.mesh_statistics import Cells
 
 Facts = dict[str, float]
 FLOAT32 = np.finfo(np.float32)
