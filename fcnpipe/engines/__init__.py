@@ -9,26 +9,26 @@ from types import ModuleType
 
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.spec import RunSpec
-from fcnpipe.engines.base import Engine, Needs
+from fcnpipe.engines.base import Engine, WorkerRequirements
 from fcnpipe.engines.serial import SerialEngine
 from fcnpipe.engines.threads import ThreadsEngine
 
-__all__ = ["Engine", "Needs", "ask", "cores", "open_engine"]
+__all__ = ["Engine", "WorkerRequirements", "count_cores", "open_engine", "query_workers"]
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Give the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_engine(spec: RunSpec, needs: Needs) -> Engine:
+def open_engine(spec: RunSpec, requirements: WorkerRequirements) -> Engine:
     """Start the engine that the spec names.
 
     Parameters
     ----------
     spec : RunSpec
         Its ``engine``, ``workers``, ``scheduler`` and ``cluster`` count.
-    needs : Needs
+    requirements : WorkerRequirements
         What worker processes must have.
 
     Raises
@@ -38,15 +38,15 @@ def open_engine(spec: RunSpec, needs: Needs) -> Engine:
     EngineError
         If it has no worker, or none that can do the tasks.
     """
-    workers = spec.workers or cores()
+    workers = spec.workers or count_cores()
     if spec.on_dask:
-        return _open_dask(spec, workers, needs)
+        return _open_dask(spec, workers, requirements)
     if spec.engine == "threads" and workers > 1:
         return ThreadsEngine(workers)
     return SerialEngine()
 
 
-def ask(spec: RunSpec, question: Callable[[], str]) -> set[str]:
+def query_workers(spec: RunSpec, question: Callable[[], str]) -> set[str]:
     """Put a question to the workers of the spec's scheduler, and give their different answers.
 
     Parameters
@@ -63,19 +63,19 @@ def ask(spec: RunSpec, question: Callable[[], str]) -> set[str]:
     EngineError
         If it has no worker, or one that cannot answer.
     """
-    answers: set[str] = _dask().ask(spec.scheduler, question, spec.cluster)
+    answers: set[str] = _dask().query_workers(spec.scheduler, question, spec.cluster)
     return answers
 
 
-def _open_dask(spec: RunSpec, workers: int, needs: Needs) -> Engine:
+def _open_dask(spec: RunSpec, workers: int, requirements: WorkerRequirements) -> Engine:
     dask = _dask()
     engine: Engine
     if spec.scheduler:
-        engine = dask.connect(spec.scheduler, needs, spec.cluster)
+        engine = dask.connect(spec.scheduler, requirements, spec.cluster)
     elif spec.cluster:
-        engine = dask.start_cluster(spec.cluster, needs)
+        engine = dask.start_cluster(spec.cluster, requirements)
     else:
-        engine = dask.start_local(workers, needs)
+        engine = dask.start_local(workers, requirements)
     return engine
 
 

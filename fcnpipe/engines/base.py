@@ -12,12 +12,12 @@ Task = Callable[[str], TaskReport]
 """Takes the name of a tile or node. Never raises: a failure comes back in ``report.error``."""
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class WorkerRequirements:
     """What a process needs before it can do tasks.
 
     Attributes
@@ -31,11 +31,11 @@ class Needs:
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    prepare: Callable[[], object] = nothing
+    prepare: Callable[[], object] = do_nothing
     memory_bytes: int = 0
     task_bytes: int = 0
 
-    def bytes_for(self, threads: int) -> int:
+    def memory_for(self, threads: int) -> int:
         """Give what a process of so many threads takes at most."""
         return self.memory_bytes + (threads - 1) * self.task_bytes
 

@@ -36,7 +36,7 @@ from fcnpipe.core.errors import EngineError, FcnpipeError, SpecError
 from fcnpipe.core.records import TaskReport
 from fcnpipe.core.timeouts import call_with_timeout
 from fcnpipe.core.version import __version__
-from fcnpipe.engines.base import Needs, Task, nothing
+from fcnpipe.engines.base import Task, WorkerRequirements, do_nothing
 
 # Distributed is annotated here and there only.
 Client: Any = distributed.Client
@@ -95,7 +95,7 @@ COUNT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class WorkerSelection:
     """What tasks ask of workers, and how long they wait for it.
 
     Attributes
@@ -104,7 +104,7 @@ class Demand:
         What a worker must offer for each task it is given, e.g. ``{"GPU": 1}``.
     wait_seconds : float
         How long to wait for a worker where there is none.
-    most : int
+    max_workers : int
         Workers that an adaptive cluster may grow to: it grows to what is asked of it.
     setup : str
         Name of what makes workers ready, under which those that cannot be say why.
@@ -112,10 +112,10 @@ class Demand:
 
     resources: dict[str, float] | None = None
     wait_seconds: float = WAIT_SECONDS
-    most: int = 0
+    max_workers: int = 0
     setup: str = ""
 
-    def is_met_by(self, worker: Mapping[str, Any]) -> bool:
+    def accepts(self, worker: Mapping[str, Any]) -> bool:
         """Whether a worker, as the scheduler knows it, may be given a task."""
         offers = worker.get("resources", {})
         return all(offers.get(name, 0) >= n for name, n in (self.resources or {}).items())
@@ -158,7 +158,7 @@ class DaskEngine:
         Connected client.
     closing : ExitStack
         What is undone by :meth:`close`: the client, the cluster if it is ours, the settings.
-    demand : Demand
+    selection : WorkerSelection
         What tasks ask of workers.
     revive : callable
         Is called where all workers have been gone for long: their nannies may have given up.
@@ -168,11 +168,11 @@ class DaskEngine:
         self,
         client: Any,
         closing: ExitStack,
-        demand: Demand,
-        revive: Callable[[], object] = nothing,
+        selection: WorkerSelection,
+        revive: Callable[[], object] = do_nothing,
     ) -> None:
         self._client, self._closing = client, closing
-        self.demand, self._revive = demand, revive
+        self.selection, self._revive = selection, revive
         self._counted, self._threads = float("-inf"), 1
 
     @property
@@ -211,7 +211,7 @@ class DaskEngine:
 
     def _width(self) -> int:
         """Give how many tasks to have in flight: enough for all workers, and for more to be asked for."""
-        return 2 * max(self.workers, self.demand.most) + 2
+        return 2 * max(self.workers, self.selection.max_workers) + 2
 
     def _choose_size(self, reports: list[TaskReport], left: int) -> int:
         """Give how many names to hand out together: fewer towards the end, where workers would wait.
@@ -219,7 +219,7 @@ class DaskEngine:
         One, where it is not known how many are left.
         """
         seconds = sum(report.seconds for report in reports) or GROUP_SECONDS
-        plenty = left // (4 * max(self.workers, self.demand.most))
+        plenty = left // (4 * max(self.workers, self.selection.max_workers))
         return max(min(int(GROUP_SECONDS / seconds * len(reports)), plenty), 1)
 
     def _stream(
@@ -247,7 +247,12 @@ class DaskEngine:
 
     def _submit(self, task: Task, group: list[str], token: str) -> Any:
         return self._client.submit(
-            _do_all, task, group, key=(token, group[0]), pure=False, resources=self.demand.resources
+            _do_all,
+            task,
+            group,
+            key=(token, group[0]),
+            pure=False,
+            resources=self.selection.resources,
         )
 
     def _await(self, ended: SimpleQueue[Any]) -> Any:
@@ -256,11 +261,11 @@ class DaskEngine:
         while True:
             with suppress(Empty):
                 return ended.get(timeout=LOOK_SECONDS)
-            if _has_worker(self._client, self.demand, seen):
+            if _has_worker(self._client, self.selection, seen):
                 seen, revive = time.monotonic(), self._revive
             elif time.monotonic() - seen > REVIVE_SECONDS:
                 revive()
-                revive = nothing
+                revive = do_nothing
 
     def _report(self, future: Any, group: list[str]) -> list[TaskReport]:
         if future.status == "finished":
@@ -285,7 +290,7 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
 
     Parameters
     ----------
-    needs : Needs
+    requirements : WorkerRequirements
         Environment, and what is to be called.
     known : iterable of str
         Addresses of the workers that are there. What they lack is told to who asks; one that comes later
@@ -297,9 +302,9 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
     called sets the allocator by itself.
     """
 
-    def __init__(self, needs: Needs, known: Iterable[str] = ()) -> None:
+    def __init__(self, requirements: WorkerRequirements, known: Iterable[str] = ()) -> None:
         self.name = f"fcnpipe-{uuid.uuid4().hex}"
-        self.version, self.needs, self.known = __version__, needs, frozenset(known)
+        self.version, self.requirements, self.known = __version__, requirements, frozenset(known)
 
     def setup(self, worker: Any) -> None:
         """Make a worker ready, or say why it cannot be."""
@@ -319,8 +324,8 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
                 f"it has fcnpipe {__version__}, this run is of {self.version}: "
                 "install one version everywhere"
             )
-        os.environ.update({**ONE_THREAD, **self.needs.environment})
-        self.needs.prepare()
+        os.environ.update({**ONE_THREAD, **self.requirements.environment})
+        self.requirements.prepare()
 
     def _turn_away(self, worker: Any, reason: str) -> None:
         logging.getLogger("distributed.worker").error(reason)
@@ -328,7 +333,7 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
         worker.loop.add_callback(worker.close, nanny=True, reason=reason)
 
 
-def _has_worker(client: Any, demand: Demand, since: float) -> bool:
+def _has_worker(client: Any, selection: WorkerSelection, since: float) -> bool:
     """Whether there is a worker that tasks can run on.
 
     Raises
@@ -338,11 +343,11 @@ def _has_worker(client: Any, demand: Demand, since: float) -> bool:
         does not answer.
     """
     workers = _list_workers(client)
-    if any(map(demand.is_met_by, workers)):
+    if any(map(selection.accepts, workers)):
         return True
-    if demand.setup and (refusals := client.get_events(demand.setup)):
+    if selection.setup and (refusals := client.get_events(selection.setup)):
         raise EngineError(refusals[-1][1])
-    limit = min(RESOURCE_SECONDS, demand.wait_seconds) if workers else demand.wait_seconds
+    limit = min(RESOURCE_SECONDS, selection.wait_seconds) if workers else selection.wait_seconds
     if time.monotonic() - since < limit:
         return False
     if not workers:
@@ -351,7 +356,7 @@ def _has_worker(client: Any, demand: Demand, since: float) -> bool:
             "the cluster longer (wait_seconds); the same command takes the run up again"
         )
     raise EngineError(
-        f"none of {len(workers)} Dask worker(s) at {_address(client)} offers {demand.resources}: start them "
+        f"none of {len(workers)} Dask worker(s) at {_address(client)} offers {selection.resources}: start them "
         "with --resources, or ask for others (resources of --cluster)"
     )
 
@@ -392,7 +397,7 @@ def _address(client: Any) -> str:
 
 
 def connect(
-    scheduler: str, needs: Needs, description: Mapping[str, Any] | None = None
+    scheduler: str, requirements: WorkerRequirements, description: Mapping[str, Any] | None = None
 ) -> DaskEngine:
     """Use a scheduler that runs already.
 
@@ -401,7 +406,7 @@ def connect(
     scheduler : str
         Its address (``tcp://``, ``tls://`` with the certificates of Dask's configuration, ...), or
         the file that it wrote (``dask scheduler --scheduler-file``).
-    needs : Needs
+    requirements : WorkerRequirements
         What a worker must have.
     description : mapping, optional
         ``resources`` and ``wait_seconds``.
@@ -417,10 +422,10 @@ def connect(
     with _opening() as closing:
         client = _reach(scheduler)
         closing.callback(client.close)
-        return _make_ready(client, closing, needs, description)
+        return _make_ready(client, closing, requirements, description)
 
 
-def ask(
+def query_workers(
     scheduler: str, question: Callable[[], Any], description: Mapping[str, Any] | None = None
 ) -> set[Any]:
     """Put a question to the workers of a scheduler that tasks may go to, and give their different answers.
@@ -440,15 +445,15 @@ def ask(
         If there is no worker, or one cannot answer.
     """
     description = _check_keys(description or {}, DEMAND_KEYS)
-    demand = _read_demand(description)
+    selection = _read_selection(description)
     with ExitStack() as closing:
         closing.enter_context(dask.config.set(SETTINGS))
         client = _reach(scheduler)
         closing.callback(client.close)
         told: list[Any] = []
         while not told:  # a worker that leaves meanwhile has no say
-            _await_worker(client, demand)
-            able = [w["address"] for w in _list_workers(client) if demand.is_met_by(w)]
+            _await_worker(client, selection)
+            able = [w["address"] for w in _list_workers(client) if selection.accepts(w)]
             with _talking(client):
                 answers = client.run(question, workers=able, on_error="return").values()
             told = [answer for answer in answers if not isinstance(answer, CommClosedError)]
@@ -506,14 +511,14 @@ def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def start_local(workers: int, needs: Needs) -> DaskEngine:
+def start_local(workers: int, requirements: WorkerRequirements) -> DaskEngine:
     """Start one process of one thread for each worker on this machine.
 
     Parameters
     ----------
     workers : int
         Number of processes.
-    needs : Needs
+    requirements : WorkerRequirements
         What a worker must have; its variables are set before it imports anything.
     """
     return start_cluster(
@@ -525,14 +530,14 @@ def start_local(workers: int, needs: Needs) -> DaskEngine:
                 "dashboard_address": "127.0.0.1:0",
                 "memory_limit": None,
                 "silence_logs": logging.CRITICAL,
-                "env": dict(needs.environment),
+                "env": dict(requirements.environment),
             },
         },
-        needs,
+        requirements,
     )
 
 
-def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
+def start_cluster(description: Mapping[str, Any], requirements: WorkerRequirements) -> DaskEngine:
     """Start a cluster of any class.
 
     Parameters
@@ -540,7 +545,7 @@ def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
     description : mapping
         ``cluster_class`` (dotted name), ``cluster_kwargs``, ``adapt_kwargs``, ``resources`` that a task
         asks for, and ``wait_seconds``, the time to wait for a worker.
-    needs : Needs
+    requirements : WorkerRequirements
         What a worker must have. Those on this machine have its variables from their first instruction
         on: a nanny sets its ``env`` in a worker that runs already, too late for the C library's allocator.
 
@@ -553,7 +558,7 @@ def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
     """
     description = _check_keys(description, CLUSTER_KEYS)
     settings = {
-        "distributed.nanny.pre-spawn-environ": {**ONE_THREAD, **needs.environment},
+        "distributed.nanny.pre-spawn-environ": {**ONE_THREAD, **requirements.environment},
         "distributed.worker.preload": ["fcnpipe.engines.worker_preload"],
     }
     with _opening(settings) as closing:
@@ -565,8 +570,8 @@ def start_cluster(description: Mapping[str, Any], needs: Needs) -> DaskEngine:
         closing.callback(lambda: client.close())
         # A heartbeat that is under way when the scheduler leaves is no error of the run.
         closing.callback(_hush, client)
-        revive = partial(_restart, cluster) if isinstance(cluster, LocalCluster) else nothing
-        return _make_ready(client, closing, needs, description, revive)
+        revive = partial(_restart, cluster) if isinstance(cluster, LocalCluster) else do_nothing
+        return _make_ready(client, closing, requirements, description, revive)
 
 
 @contextmanager
@@ -671,12 +676,12 @@ def _fall_silent() -> None:
 def _make_ready(
     client: Any,
     closing: ExitStack,
-    needs: Needs,
+    requirements: WorkerRequirements,
     description: Mapping[str, Any],
-    revive: Callable[[], object] = nothing,
+    revive: Callable[[], object] = do_nothing,
 ) -> DaskEngine:
     """Wait for a worker, prepare all that come, and see that they suffice."""
-    setup = WorkerSetup(needs, client.scheduler_info(n_workers=-1)["workers"])
+    setup = WorkerSetup(requirements, client.scheduler_info(n_workers=-1)["workers"])
     closing.callback(_unregister, client, setup.name)
     try:
         _register(client, setup)
@@ -684,9 +689,9 @@ def _make_ready(
         raise
     except Exception as error:
         raise _unfit(_address(client), error) from None
-    demand = _find_demand(client, description, setup.name)
-    _check_memory(_list_workers(client), needs)
-    return DaskEngine(client, closing, demand, revive)
+    selection = _select_workers(client, description, setup.name)
+    _check_memory(_list_workers(client), requirements)
+    return DaskEngine(client, closing, selection, revive)
 
 
 def _register(client: Any, plugin: Any) -> None:
@@ -703,28 +708,28 @@ def _unregister(client: Any, name: str) -> None:
             client.unregister_worker_plugin(name)
 
 
-def _find_demand(client: Any, description: Mapping[str, Any], setup: str) -> Demand:
+def _select_workers(client: Any, description: Mapping[str, Any], setup: str) -> WorkerSelection:
     """Give what tasks ask for, once there is a worker that offers it."""
     adapt = description.get("adapt_kwargs") or {}
-    demand = _read_demand(description, setup)
+    selection = _read_selection(description, setup)
     if adapt and not adapt.get("minimum") and not adapt.get("minimum_jobs"):
-        return demand  # the first worker comes when there are tasks
-    _await_worker(client, demand)
-    if demand.resources is None:
-        return replace(demand, resources=_gpu_resources(_list_workers(client)))
-    return demand
+        return selection  # the first worker comes when there are tasks
+    _await_worker(client, selection)
+    if selection.resources is None:
+        return replace(selection, resources=_gpu_resources(_list_workers(client)))
+    return selection
 
 
-def _read_demand(description: Mapping[str, Any], setup: str = "") -> Demand:
+def _read_selection(description: Mapping[str, Any], setup: str = "") -> WorkerSelection:
     adapt = description.get("adapt_kwargs") or {}
-    most = int(adapt.get("maximum") or adapt.get("maximum_jobs") or 0)
+    max_workers = int(adapt.get("maximum") or adapt.get("maximum_jobs") or 0)
     wait_seconds = float(description.get("wait_seconds", WAIT_SECONDS))
-    return Demand(description.get("resources"), wait_seconds, most, setup)
+    return WorkerSelection(description.get("resources"), wait_seconds, max_workers, setup)
 
 
-def _await_worker(client: Any, demand: Demand) -> None:
+def _await_worker(client: Any, selection: WorkerSelection) -> None:
     begun = time.monotonic()
-    while not _has_worker(client, demand, begun):
+    while not _has_worker(client, selection, begun):
         time.sleep(0.1)
 
 
@@ -732,11 +737,11 @@ def _gpu_resources(workers: list[dict[str, Any]]) -> dict[str, float] | None:
     return {"GPU": 1} if workers and all("GPU" in w.get("resources", {}) for w in workers) else None
 
 
-def _check_memory(workers: list[dict[str, Any]], needs: Needs) -> None:
+def _check_memory(workers: list[dict[str, Any]], requirements: WorkerRequirements) -> None:
     """Refuse workers that the plan does not fit into, before the first pixel."""
     for worker in workers:
         limit, threads = worker.get("memory_limit"), worker.get("nthreads", 1)
-        if limit and limit < (needed := needs.bytes_for(threads)):
+        if limit and limit < (needed := requirements.memory_for(threads)):
             tiles = "a tile needs" if threads == 1 else f"{threads} tiles at a time need"
             raise EngineError(
                 f"Dask worker {worker.get('name')} may take {limit / 2**30:.2f} GiB, {tiles} "

@@ -182,7 +182,9 @@ def make_plan(
     edge = _tile_edge(spec.window, tile or spec.tile, (height, width))
     _check_window(spec.window, model.stride)
     spec = spec.model_copy(update={"precision": settle_precision(spec, model)})
-    workers = spec.workers or (engines.cores() if spec.on_dask or spec.engine != "serial" else 1)
+    workers = spec.workers or (
+        engines.count_cores() if spec.on_dask or spec.engine != "serial" else 1
+    )
     kept_bytes = image.overhead_bytes + host_bytes * (not spec.on_dask)
     load = _load(spec, model, edge, shape, bands + len(model.header.extra) + len(maps))
     tiles = len(TileGrid((height, width), (edge, edge)))
@@ -229,7 +231,7 @@ def settle_precision(spec: RunSpec, model: networks.Model) -> str:
     if spec.precision != "auto":
         return spec.precision
     if spec.scheduler:
-        return _agree(engines.ask(spec, partial(model.precision, "auto", spec.device)))
+        return _agree(engines.query_workers(spec, partial(model.precision, "auto", spec.device)))
     if not _asks_for_gpus(spec):
         return model.precision("auto", spec.device)
     with suppress(SpecError):  # a cluster of this machine's own

@@ -37,7 +37,8 @@ from fcnpipe.core.geometry import list_levels
 from fcnpipe.core.records import TaskReport
 from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.core.version import __version__
-from fcnpipe.images.masked_image import MaskedImage, fingerprint_inputs
+from fcnpipe.images.fingerprints import fingerprint_inputs
+from fcnpipe.images.masked_image import MaskedImage
 from fcnpipe.pipeline import tasks as work
 from fcnpipe.pipeline.job import ALL, Job, resolve_criteria
 from fcnpipe.pipeline.plan import Command, Plan, check_disk, make_plan, settle_precision
@@ -426,12 +427,14 @@ def _withdrawn(store: ZarrStore) -> Iterator[None]:
         raise
 
 
-def _list_needs(job: Job) -> engines.Needs:
+def _list_needs(job: Job) -> engines.WorkerRequirements:
     prepare: Callable[[], object] = networks.tune_allocator
     if work.remaining(job, "predict", (tile.name for tile in job.plan.tiles)):
         prepare = job.load_network
     memory = job.plan.memory
-    return engines.Needs(networks.worker_environment(), prepare, memory.of(1), memory.task)
+    return engines.WorkerRequirements(
+        networks.worker_environment(), prepare, memory.of(1), memory.task
+    )
 
 
 def _prepare(spec: RunSpec, identity: RunIdentity, adopt: Adoption | None) -> State:

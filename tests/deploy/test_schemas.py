@@ -21,7 +21,7 @@ from jsonschema import Draft202012Validator
 pytest.importorskip("prefect")
 
 from fcnpipe.core.spec import load_spec
-from fcnpipe.engines import Needs
+from fcnpipe.engines import WorkerRequirements
 from fcnpipe.engines import dask as engine
 from fcnpipe.engines.gpu import GpuCluster
 from tests.deploy.commands import DEPLOY, documents, load, pods
@@ -292,10 +292,10 @@ def test_a_local_cluster_starts_as_described(
 ) -> None:
     description = load(name)
     description["cluster_kwargs"] |= few
-    started = engine.start_cluster(description, Needs())
+    started = engine.start_cluster(description, WorkerRequirements())
     try:
         assert started.workers == threads
-        assert started.demand.resources == resources
+        assert started.selection.resources == resources
     finally:
         started.close()
 

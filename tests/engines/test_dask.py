@@ -26,8 +26,8 @@ from distributed.utils import LoopRunner
 from fcnpipe.core.errors import EngineError, SpecError
 from fcnpipe.core.records import TaskReport
 from fcnpipe.engines import worker_preload
-from fcnpipe.engines.base import Needs
-from fcnpipe.engines.dask import DaskEngine, ask, connect, start_cluster
+from fcnpipe.engines.base import WorkerRequirements
+from fcnpipe.engines.dask import DaskEngine, connect, query_workers, start_cluster
 from fcnpipe.engines.gpu import GpuCluster, list_devices
 from tests.engines import processes
 
@@ -37,7 +37,7 @@ def note() -> None:
     os.environ["FCNPIPE_PREPARED"] = f"{os.getpid()}"
 
 
-NEEDS = Needs({"FCNPIPE_TEST": "1"}, note)
+NEEDS = WorkerRequirements({"FCNPIPE_TEST": "1"}, note)
 LOCAL = {
     "n_workers": 1,
     "threads_per_worker": 1,
@@ -101,7 +101,7 @@ def test_workers_whose_lifetime_ends_lose_nothing(scheduler: Path) -> None:
 def test_a_run_whose_workers_have_all_left_ends(scheduler: Path) -> None:
     with processes.workers(scheduler, 1) as (process,):
         engine = connect(str(scheduler), NEEDS)
-        engine.demand = replace(engine.demand, wait_seconds=1)
+        engine.selection = replace(engine.selection, wait_seconds=1)
         reports = engine.run(tell, names(2000))
         next(reports)
         processes.stop(process)
@@ -112,7 +112,7 @@ def test_a_run_whose_workers_have_all_left_ends(scheduler: Path) -> None:
 
 def test_a_worker_that_joins_late_is_prepared_and_works(worker: Path) -> None:
     engine = connect(str(worker), NEEDS)
-    assert engine.demand.resources == {"GPU": 1}
+    assert engine.selection.resources == {"GPU": 1}
     reports = engine.run(tell, names(5000))
     done = [next(reports) for _ in range(5)]
     assert len(pids(done)) == 1
@@ -137,9 +137,9 @@ def test_workers_that_cannot_do_it_are_refused_in_seconds(worker: Path) -> None:
     with pytest.raises(EngineError, match=r"none of 1 Dask worker.* offers {'TAPE': 1}"):
         connect(str(worker), NEEDS, {"resources": {"TAPE": 1}, "wait_seconds": 1})
     with pytest.raises(EngineError, match=r"may take 1\.00 GiB, a tile needs 2\.00"):
-        connect(str(worker), Needs(memory_bytes=2 * 2**30))
+        connect(str(worker), WorkerRequirements(memory_bytes=2 * 2**30))
     with pytest.raises(EngineError, match="ModuleNotFoundError: No module named 'fcnpipe'"):
-        connect(str(worker), Needs(prepare=fail))
+        connect(str(worker), WorkerRequirements(prepare=fail))
 
 
 def tell_kind() -> str:
@@ -152,21 +152,21 @@ def no_gpu() -> None:
 
 def test_workers_that_tasks_may_go_to_are_asked(worker: Path) -> None:
     """Of others nobody wants to know, and one that cannot answer is one clear line."""
-    assert ask(str(worker), os.getpid).isdisjoint({os.getpid()})
+    assert query_workers(str(worker), os.getpid).isdisjoint({os.getpid()})
     with (
         processes.workers(worker, 1, "--resources", "TAPE=1", environment={"FCNPIPE_KIND": "a"}),
         processes.workers(worker, 2, "--resources", "TAPE=1", environment={"FCNPIPE_KIND": "b"}),
     ):
         wanted = {"resources": {"TAPE": 1}}
         end = time.monotonic() + 60
-        while ask(str(worker), tell_kind, wanted) != {"a", "b"}:
+        while query_workers(str(worker), tell_kind, wanted) != {"a", "b"}:
             assert time.monotonic() < end
         with pytest.raises(EngineError, match="cannot be made ready: KeyError: 'FCNPIPE_KIND'"):
-            ask(str(worker), tell_kind)
+            query_workers(str(worker), tell_kind)
     with pytest.raises(EngineError, match="cannot do this run's tasks: device='cuda' but no CUDA"):
-        ask(str(worker), no_gpu)
+        query_workers(str(worker), no_gpu)
     with pytest.raises(SpecError, match="no Dask scheduler answers"):
-        ask("tcp://127.0.0.1:9", os.getpid)
+        query_workers("tcp://127.0.0.1:9", os.getpid)
 
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9", "nonsense", "no.json"])
@@ -280,7 +280,7 @@ def test_each_gpu_has_a_process_that_sees_it_alone(
         NEEDS,
     )
     try:
-        assert engine.demand.resources == {"GPU": 1}
+        assert engine.selection.resources == {"GPU": 1}
         seen = [
             (r.facts["pid"], r.facts["CUDA_VISIBLE_DEVICES"]) for r in engine.run(tell, names(40))
         ]

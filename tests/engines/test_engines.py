@@ -16,7 +16,7 @@ import pytest
 from fcnpipe.core.records import TaskReport
 from fcnpipe.core.spec import make_spec
 from fcnpipe.engines import SerialEngine, ThreadsEngine, open_engine
-from fcnpipe.engines.base import Engine, Needs
+from fcnpipe.engines.base import Engine, WorkerRequirements
 from fcnpipe.engines.dask import WORKER, ScriptGuard, start_local
 from fcnpipe.testing.engines import EngineTests
 
@@ -38,7 +38,7 @@ class TestThreads(EngineTests):
 class TestDask(EngineTests):
     @pytest.fixture
     def engine(self) -> Iterator[Engine]:
-        engine = start_local(1, Needs({"FCNPIPE_TEST": "1"}))
+        engine = start_local(1, WorkerRequirements({"FCNPIPE_TEST": "1"}))
         yield engine
         engine.close()
 
@@ -60,7 +60,7 @@ def die_once(mark: str, name: str) -> TaskReport:
 
 
 def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
-    engine = start_local(1, Needs({"FCNPIPE_TEST": "1"}))
+    engine = start_local(1, WorkerRequirements({"FCNPIPE_TEST": "1"}))
     try:
         reports = {r.name: r for r in engine.run(die, ["a", "poison", "b", "c", "d", "e", "f"])}
     finally:
@@ -79,7 +79,7 @@ def test_short_tasks_go_out_together_and_only_the_one_that_kills_is_lost(
 ) -> None:
     names = [f"t{number:02}" for number in range(80)]
     names[20] = "poison"
-    engine = start_local(1, Needs())
+    engine = start_local(1, WorkerRequirements())
     submit, sizes = engine._submit, list[int]()
     monkeypatch.setattr(
         engine,
@@ -102,13 +102,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from fcnpipe.engines.base import Needs
+from fcnpipe.engines.base import WorkerRequirements
 from fcnpipe.engines.dask import start_local
 from tests.engines.test_engines import die_once
 
 with Path(sys.argv[1]).open("a") as file:
     file.write("ran ")
-engine = start_local(1, Needs({"FCNPIPE_TEST": "1"}))
+engine = start_local(1, WorkerRequirements({"FCNPIPE_TEST": "1"}))
 task = partial(die_once, sys.argv[1] + ".died")
 print(sorted(report.name for report in engine.run(task, ["a", "poison", "b"]) if not report.error))
 engine.close()
@@ -142,13 +142,15 @@ def test_other_processes_are_told_of_the_script() -> None:
     [("serial", 4, SerialEngine), ("threads", 1, SerialEngine), ("threads", 2, ThreadsEngine)],
 )
 def test_the_spec_chooses_the_engine(engine: str, workers: int, kind: type) -> None:
-    opened = open_engine(make_spec(image=("a",), out="o", engine=engine, workers=workers), Needs())
+    opened = open_engine(
+        make_spec(image=("a",), out="o", engine=engine, workers=workers), WorkerRequirements()
+    )
     assert isinstance(opened, kind)
     opened.close()
 
 
 def test_workers_say_nothing_of_a_scheduler_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = start_local(1, Needs())
+    engine = start_local(1, WorkerRequirements())
     levels = []
 
     def look() -> int:

@@ -10,7 +10,7 @@ from astropy.io import fits
 from benchmarks.memory import MOST, watch
 from fcnpipe.core.errors import PlanError
 from fcnpipe.core.spec import make_spec
-from fcnpipe.engines.base import Needs
+from fcnpipe.engines.base import WorkerRequirements
 from fcnpipe.pipeline.memory import COMPILER_BYTES, FLOW_BYTES, Load, PixelBytes, project
 from fcnpipe.pipeline.plan import Plan, make_plan
 
@@ -92,4 +92,4 @@ def test_what_does_not_fit_is_refused(field: Path) -> None:
 
 
 def test_a_worker_needs_room_for_each_thread() -> None:
-    assert Needs(memory_bytes=500, task_bytes=200).bytes_for(3) == 900
+    assert WorkerRequirements(memory_bytes=500, task_bytes=200).memory_for(3) == 900

@@ -57,12 +57,12 @@ def test_auto_is_what_the_workers_of_a_scheduler_say(
 ) -> None:
     """This machine, which may have no GPU, is not asked."""
 
-    def ask(asked: RunSpec, question: object) -> set[str]:
+    def query_workers(asked: RunSpec, question: object) -> set[str]:
         said.append(asked.scheduler)
         return answers
 
     said: list[str | None] = []
-    monkeypatch.setattr(engines, "ask", ask)
+    monkeypatch.setattr(engines, "query_workers", query_workers)
     answers = {"bf16"}
     assert settle_precision(spec(scheduler="tcp://far:8786", device="cuda"), model) == "bf16"
     answers = {"int8", "bf16"}
