@@ -36,12 +36,14 @@ from fcnpipe.pipeline import run
 from fcnpipe.pipeline.plan import Command
 from fcnpipe.pipeline.run import Observer, Prediction, Result
 from fcnpipe.remote import uploads
-from fcnpipe.reporting.run_recorder import place
-from fcnpipe.reporting.run_report import Report, load_report
+from fcnpipe.reporting.run_recorder import write_report
+from fcnpipe.reporting.run_report import RunReport, parse_report
 from fcnpipe.stores import open_store, parquet_path, partial_path
-from fcnpipe.stores.base import load_identity, load_layout
+from fcnpipe.stores.base import load_layout
 from fcnpipe.stores.hierarchy import create_array, ledger_spec
-from fcnpipe.stores.lifecycle import CLAIM, consolidate, hold, read_attributes, report_path
+from fcnpipe.stores.identity import load_identity
+from fcnpipe.stores.lifecycle import CLAIM, consolidate, hold, read_attributes
+from fcnpipe.stores.paths import report_path
 
 ROOT = "zarr.json"
 MOST_NAMES = 10_000
@@ -152,11 +154,11 @@ def locate_report(out: str, suffix: str = "json") -> str:
     return f"{locate_catalogue(out).removesuffix('.parquet')}.report.{suffix}"
 
 
-def read_report(out: str) -> Report | None:
+def read_report(out: str) -> RunReport | None:
     """Give the account of the last run that was to make a store; None if there is none."""
     where = locate_report(out)
     data = uploads.get(where) if remote.is_remote(out) else _read_file(Path(where))
-    return load_report(data) if data is not None else None
+    return parse_report(data) if data is not None else None
 
 
 def was_finished(spec: RunSpec, command: Command, since: str = "") -> bool:
@@ -169,7 +171,7 @@ def was_finished(spec: RunSpec, command: Command, since: str = "") -> bool:
     command : {"segment", "predict"}
         What is wanted of it.
     since : str
-        As :func:`fcnpipe.reporting.event_log.now` gives it; any time if empty.
+        As :func:`fcnpipe.reporting.event_log.utc_timestamp` gives it; any time if empty.
 
     Raises
     ------
@@ -351,9 +353,9 @@ class Target:
 
     def _put_report(self) -> None:
         """Put the account of the run there, under the name that the output has there."""
-        account = read_report(str(self.local))
-        if account is not None:
-            place(account.model_copy(update={"out": self.url}), self.local)
+        report = read_report(str(self.local))
+        if report is not None:
+            write_report(report.model_copy(update={"out": self.url}), self.local)
             for suffix in REPORT_SUFFIXES:
                 self._put_beside(locate_report(self.url, suffix), report_path(self.local, suffix))
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from fcnpipe.core.records import TaskReport
 from fcnpipe.core.resource_usage import measure_usage, peak_memory_bytes
 from fcnpipe.reporting import report_rendering
-from fcnpipe.reporting.event_log import Journal, now
-from fcnpipe.reporting.run_report import Report, SlowTile, StageSums
+from fcnpipe.reporting.event_log import EventLog, utc_timestamp
+from fcnpipe.reporting.run_report import RunReport, SlowTile, StageSums
 from fcnpipe.stores import ZarrStore
+from fcnpipe.stores.atomic_writes import written_whole
 from fcnpipe.stores.hierarchy import SCRATCH
-from fcnpipe.stores.lifecycle import final_path, report_path
-from fcnpipe.stores.scratch_records import written_whole
+from fcnpipe.stores.paths import final_path, report_path
 
 SAVE_EVERY_SECONDS = 5.0
 """Least time between two savings of the account: what a SIGKILL can make it forget."""
@@ -24,7 +24,7 @@ ALL = "all"
 """Name of a task that is not done by tile."""
 
 
-class Recorder:
+class RunRecorder:
     """An observer that takes down what it is told; that it cannot, it says once and lets the run go on.
 
     Parameters
@@ -37,8 +37,8 @@ class Recorder:
         Is given a line for each event.
     """
 
-    def __init__(self, account: Report, store: ZarrStore, journal: Journal) -> None:
-        self.account, self._journal = account, journal
+    def __init__(self, run_report: RunReport, store: ZarrStore, event_log: EventLog) -> None:
+        self.run_report, self._event_log = run_report, event_log
         self._scratch = store.path / SCRATCH
         self._out = final_path(store.path)
         self._stage: StageSums | None = None
@@ -48,25 +48,25 @@ class Recorder:
 
     def begin(self, resumed: bool) -> None:
         """Take down that a session begins."""
-        self.account.resumed |= resumed
-        self._journal.run_key = self.account.run_key
+        self.run_report.resumed |= resumed
+        self._event_log.run_key = self.run_report.run_key
         what = "taken up" if resumed else "begun"
-        told = self.account.model_dump(
+        told = self.run_report.model_dump(
             include={"command", "image", "out", "engine", "tiles", "projected_bytes"}
         )
-        self._journal.write("run started", message=f"{what}: {self._out}", **told)
+        self._event_log.write("run started", message=f"{what}: {self._out}", **told)
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
         """Take down that a stage begins."""
         self._let_time_pass()
-        self._stage = self.account.stage(stage)
-        self._journal.write("stage started", stage=stage, tasks=tasks, pixels=pixels)
+        self._stage = self.run_report.stage(stage)
+        self._event_log.write("stage started", stage=stage, tasks=tasks, pixels=pixels)
 
     def report(self, report: TaskReport) -> None:
         """Count a task."""
         assert self._stage is not None
         again = self._stage.add(report)
-        self.account.note_peak(report.worker, report.peak_bytes)
+        self.run_report.note_peak(report.worker, report.peak_bytes)
         if report.pixels and not report.error:
             slow = SlowTile(
                 tile=report.name,
@@ -74,10 +74,10 @@ class Recorder:
                 seconds=report.seconds,
                 worker=report.worker,
             )
-            self.account.note_tile(slow)
+            self.run_report.note_tile(slow)
         self._write_task(report, again)
         if time.monotonic() - self._saved >= SAVE_EVERY_SECONDS:
-            self._save()
+            self._save_checkpoint()
 
     def end(self, stage: str, seconds: float) -> None:
         """Take down that a stage has ended."""
@@ -86,40 +86,40 @@ class Recorder:
         sums, self._stage = self._stage, None
         told = sums.model_dump(exclude={"name", "failed", "seconds"})
         message = f"{sums.failures} failed" if sums.failures else ""
-        self._journal.write(
+        self._event_log.write(
             "stage finished", stage=stage, seconds=sums.seconds, message=message, **told
         )
-        self._save()
-        self._place()
+        self._save_checkpoint()
+        self._write_report()
 
     def complete(self, store: ZarrStore) -> None:
         """Take down that the run is done, and its store has its name."""
-        self.account.status = "complete"
-        self.account.sources = store.n_sources if store.has_sources else None
+        self.run_report.status = "complete"
+        self.run_report.sources = store.n_sources if store.has_sources else None
 
     def close(self, status: str, message: str) -> None:
         """Take down how the session ends, unless it has completed the run."""
-        if self.account.status != "complete":
-            self.account.status, self.account.message = status, message
+        if self.run_report.status != "complete":
+            self.run_report.status, self.run_report.message = status, message
             self._told = True  # the line that ends the run is enough
         self._let_time_pass()
-        self._save()
-        self._place()
-        done = self.account.status == "complete"
-        self._journal.write(
+        self._save_checkpoint()
+        self._write_report()
+        done = self.run_report.status == "complete"
+        self._event_log.write(
             "run finished",
             "info" if done else "error",
-            status=self.account.status,
-            seconds=self.account.seconds,
-            message=self.account.message,
-            sources=self.account.sources,
-            peak_bytes=self.account.peak_bytes,
+            status=self.run_report.status,
+            seconds=self.run_report.seconds,
+            message=self.run_report.message,
+            sources=self.run_report.sources,
+            peak_bytes=self.run_report.peak_bytes,
         )
 
     def _write_task(self, report: TaskReport, again: bool) -> None:
         assert self._stage is not None
         event = "tile failed" if report.error else "tile retried" if again else "tile done"
-        self._journal.write(
+        self._event_log.write(
             event,
             "warning" if report.error else "info",
             stage=self._stage.name,
@@ -135,23 +135,23 @@ class Recorder:
         """Add the time since this was last called to the run, and to the stage it is in."""
         seen = time.monotonic()
         passed, self._seen = seen - self._seen, seen
-        self.account.seconds += passed
+        self.run_report.seconds += passed
         if self._stage is not None:
             self._stage.seconds += passed
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         """Keep the account where a session that takes the run up will look for it."""
         self._let_time_pass()
         self._saved = self._seen
-        self.account.ended, self.account.driver_bytes = now(), peak_memory_bytes()
+        self.run_report.ended, self.run_report.driver_bytes = utc_timestamp(), peak_memory_bytes()
         if self._scratch.is_dir():
             with self._spared():
-                _write(self._scratch / "report.json", self.account.model_dump_json(indent=2))
+                _write(self._scratch / "report.json", self.run_report.model_dump_json(indent=2))
 
-    def _place(self) -> None:
+    def _write_report(self) -> None:
         """Write the account beside the store."""
         with self._spared():
-            place(self.account, self._out)
+            write_report(self.run_report, self._out)
 
     @contextmanager
     def _spared(self) -> Iterator[None]:
@@ -166,7 +166,7 @@ class Recorder:
 
 
 @contextmanager
-def recording(recorder: Recorder, resumed: bool) -> Iterator[Recorder]:
+def record_session(recorder: RunRecorder, resumed: bool) -> Iterator[RunRecorder]:
     """Take down how a session begins, and how it ends."""
     recorder.begin(resumed)
     try:
@@ -180,10 +180,10 @@ def recording(recorder: Recorder, resumed: bool) -> Iterator[Recorder]:
     recorder.close("interrupted", "left before its end; the same command takes the run up again")
 
 
-def place(account: Report, out: Path) -> None:
+def write_report(run_report: RunReport, out: Path) -> None:
     """Write OUT.report.json and OUT.report.html."""
-    _write(report_path(out, "json"), account.model_dump_json(indent=2))
-    _write(report_path(out, "html"), report_rendering.as_html(account))
+    _write(report_path(out, "json"), run_report.model_dump_json(indent=2))
+    _write(report_path(out, "html"), report_rendering.render_html(run_report))
 
 
 def _write(path: Path, text: str) -> None:

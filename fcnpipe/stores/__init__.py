@@ -6,15 +6,15 @@ from fcnpipe.stores.base import (
     STAGES,
     Columns,
     Layout,
-    RunIdentity,
     ScienceReader,
     State,
     Store,
     Verification,
 )
-from fcnpipe.stores.damage import Damage
-from fcnpipe.stores.lifecycle import check_owner, discard, hold, partial_path, prepare
-from fcnpipe.stores.parquet import parquet_path
+from fcnpipe.stores.identity import RunIdentity
+from fcnpipe.stores.integrity import Damage
+from fcnpipe.stores.lifecycle import check_owner, discard, hold, prepare
+from fcnpipe.stores.paths import parquet_path, partial_path
 from fcnpipe.stores.remote_store import PublishedStore, open_store
 from fcnpipe.stores.zarr import ZarrStore
 

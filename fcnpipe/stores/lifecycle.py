@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcnpipe.core.errors import StoreError, VerificationError
-from fcnpipe.stores.base import RunIdentity, State, load_identity
-from fcnpipe.stores.damage import CHECKSUMS, seal
+from fcnpipe.stores.atomic_writes import TEMPORARY, storing, written_whole
+from fcnpipe.stores.base import State
 from fcnpipe.stores.hierarchy import SCRATCH
-from fcnpipe.stores.parquet import parquet_path, write_parquet
-from fcnpipe.stores.scratch_records import TEMPORARY, storing, written_whole
+from fcnpipe.stores.identity import RunIdentity, load_identity
+from fcnpipe.stores.integrity import CHECKSUMS, seal
+from fcnpipe.stores.parquet import write_parquet
+from fcnpipe.stores.paths import final_path, parquet_path, partial_path, report_path
 from fcnpipe.stores.verification import find_gaps, find_problems
 
 if TYPE_CHECKING:
@@ -45,28 +47,6 @@ CLAIM = ".claim"
 
 FAILED = "failed"
 """Root attribute of a partial store: names of the tiles that failed."""
-
-
-def partial_path(out: str | Path) -> Path:
-    """Give OUT.zarr.partial of OUT.zarr."""
-    out = Path(out)
-    return out.with_name(f"{out.name}.partial")
-
-
-def final_path(partial: Path) -> Path:
-    """Give OUT.zarr of OUT.zarr.partial; a finished store's own path is given back."""
-    return partial.with_name(partial.name.removesuffix(".partial"))
-
-
-def report_path(out: str | Path, suffix: str) -> Path:
-    """Give where the account of a run lies beside the store, as ``json`` or ``html``.
-
-    Examples
-    --------
-    >>> report_path("field.zarr", "html").name
-    'field.report.html'
-    """
-    return parquet_path(out).with_suffix(f".report.{suffix}")
 
 
 def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> State:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.stores.scratch_records import written_whole
+from fcnpipe.stores.atomic_writes import written_whole
+from fcnpipe.stores.paths import parquet_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,18 +61,6 @@ def find_difference(store: ZarrStore) -> str:
 
 def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-
-
-def parquet_path(out: str | Path) -> Path:
-    """Give where the catalogue lies beside the store.
-
-    Examples
-    --------
-    >>> parquet_path("field.zarr").name, parquet_path("field").name
-    ('field.parquet', 'field.parquet')
-    """
-    out = Path(out)
-    return out.with_suffix(".parquet") if out.suffix == ".zarr" else Path(f"{out}.parquet")
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:

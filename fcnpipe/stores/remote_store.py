@@ -18,7 +18,7 @@ from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box
 from fcnpipe.remote import uploads
 from fcnpipe.remote.zarr_store import open_chunks
-from fcnpipe.stores.damage import Damage
+from fcnpipe.stores.integrity import Damage
 from fcnpipe.stores.zarr import WCS, ZarrStore
 
 

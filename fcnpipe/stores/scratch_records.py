@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import uuid
 import zipfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,44 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.core.errors import StoreError
+from fcnpipe.stores.atomic_writes import written_whole
 from fcnpipe.stores.base import Arrays
-
-TEMPORARY = ".partial"
-"""Suffix of a file that is being written; zarr uses the same."""
-
-
-@contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one clear line.
-
-    Raises
-    ------
-    StoreError
-        Disk full, no permission, a file where a folder should be, ...
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StoreError(
-            f"cannot write {path}: {reason}; make room or choose another output, "
-            "then run the same command again"
-        ) from None
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path that becomes ``path`` at the end, or vanishes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def put_record(folder: Path, name: str, arrays: Arrays) -> None:

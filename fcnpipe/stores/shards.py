@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import ShardDamaged
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.resource_usage import count_read, count_written
-from fcnpipe.stores.scratch_records import written_whole
+from fcnpipe.stores.atomic_writes import written_whole
 
 ZSTD_LEVEL = -1
 """Maps of noise gain 8 % from level 1, which takes twice as long to write them and to read them."""

@@ -16,8 +16,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, Tile
-from fcnpipe.stores.base import ROW_CHUNK, TileCheck, Verification
-from fcnpipe.stores.scratch_records import storing
+from fcnpipe.stores.atomic_writes import storing
+from fcnpipe.stores.base import TileCheck, Verification
+from fcnpipe.stores.catalogue import ROW_CHUNK
 
 if TYPE_CHECKING:
     from fcnpipe.stores.zarr import ZarrStore

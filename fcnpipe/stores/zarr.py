@@ -20,48 +20,45 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box, Tile
+from fcnpipe.stores.atomic_writes import storing, written_whole
 from fcnpipe.stores.base import (
-    ROW_CHUNK,
     Arrays,
     Column,
     Columns,
     Layout,
-    RunIdentity,
     ScienceReader,
     TileCheck,
     Verification,
     check_core,
-    load_identity,
     load_layout,
 )
-from fcnpipe.stores.damage import CHECKSUMS, Damage, find_damage, restore_frame
+from fcnpipe.stores.catalogue import ROW_CHUNK, check_rows, column_spec, write_rows
 from fcnpipe.stores.hierarchy import (
     SCRATCH,
-    ArraySpec,
     create_array,
     create_hierarchy,
     fill_array,
     image_specs,
     store_values,
 )
+from fcnpipe.stores.identity import RunIdentity, load_identity
+from fcnpipe.stores.integrity import CHECKSUMS, Damage, find_damage, restore_frame
 from fcnpipe.stores.lifecycle import (
     FAILED,
     OVERWRITE_MARK,
     consolidate,
-    partial_path,
     prepare_parquet,
     publish_store,
     read_attributes,
     set_attributes,
 )
+from fcnpipe.stores.paths import partial_path
 from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
 from fcnpipe.stores.scratch_records import (
     drop_broken_records,
     get_record,
     list_records,
     put_record,
-    storing,
-    written_whole,
 )
 from fcnpipe.stores.shards import ShardedMap
 from fcnpipe.stores.verification import check_sums, check_tile, verify_store
@@ -484,11 +481,11 @@ class ZarrStore:
             attrs = {"title": TITLE, "columns": list(first)}
             group = self._fresh_group("sources", attrs)
             arrays = {
-                name: create_array(group, name, _column_spec(values, attrs, count))
+                name: create_array(group, name, column_spec(values, attrs, count))
                 for name, (values, attrs) in first.items()
             }
-            rows = _write_rows(arrays, chain([first], blocks))
-        _check_rows(rows, count)
+            rows = write_rows(arrays, chain([first], blocks))
+        check_rows(rows, count)
 
     def write_source_columns(self, columns: Iterable[Column]) -> None:
         """Write the catalogue, column by column, rows in order of label.
@@ -508,8 +505,8 @@ class ZarrStore:
             lengths: dict[str, int] = {}
             for name, values, attrs in columns:
                 lengths[name] = len(values)
-                _check_rows(len(values), next(iter(lengths.values())))
-                fill_array(group, name, _column_spec(values, attrs, len(values)), values)
+                check_rows(len(values), next(iter(lengths.values())))
+                fill_array(group, name, column_spec(values, attrs, len(values)), values)
             group.attrs["columns"] = list(lengths)
 
     @property
@@ -666,41 +663,3 @@ def _scan_ledger(folder: Path) -> Iterator[tuple[int, int]]:
             for column in os.scandir(row.path):
                 if column.name.isdecimal():
                     yield int(row.name), int(column.name)
-
-
-def _column_spec(values: NDArray[Any], attrs: Mapping[str, Any], count: int) -> ArraySpec:
-    assert values.ndim == 1, values.shape
-    assert values.dtype.kind in "biuf", values.dtype
-    fill = np.nan if values.dtype.kind == "f" else 0
-    chunks = (min(max(count, 1), ROW_CHUNK),)
-    return ArraySpec((count,), values.dtype.name, ("source",), chunks, fill=fill, attrs=attrs)
-
-
-def _check_rows(rows: int, count: int) -> None:
-    if rows != count:
-        raise StoreError(f"{rows} rows of a catalogue of {count} were given: pass all of them")
-
-
-def _write_rows(arrays: Mapping[str, zarr.Array[Any]], blocks: Iterable[Columns]) -> int:
-    """Write blocks one after the other in whole chunks; give the number of rows."""
-    start = 0
-    for columns in _whole_chunks(blocks):
-        stop = start + len(next(iter(columns.values())))
-        for name, array in arrays.items():
-            if start < stop <= array.shape[0]:
-                array[start:stop] = columns[name]
-        start = stop
-    return start
-
-
-def _whole_chunks(blocks: Iterable[Columns]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Re-cut blocks of rows so that all but the last fill whole storage chunks."""
-    rest: dict[str, NDArray[Any]] = {}
-    for block in blocks:
-        rest = {k: np.concatenate([rest[k], v]) if rest else v for k, (v, _) in block.items()}
-        whole = len(next(iter(rest.values()))) // ROW_CHUNK * ROW_CHUNK
-        if whole:
-            yield {name: values[:whole] for name, values in rest.items()}
-            rest = {name: values[whole:] for name, values in rest.items()}
-    if rest:
-        yield rest

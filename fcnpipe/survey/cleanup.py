@@ -31,15 +31,8 @@ from pathlib import Path
 
 from fcnpipe.core.errors import InputError, StoreError
 from fcnpipe.remote import uploads
-from fcnpipe.stores.lifecycle import (
-    CLAIM,
-    discard,
-    final_path,
-    finish_publishing,
-    hold,
-    partial_path,
-    read_attributes,
-)
+from fcnpipe.stores.lifecycle import CLAIM, discard, finish_publishing, hold, read_attributes
+from fcnpipe.stores.paths import final_path, partial_path
 from fcnpipe.survey.incoming_files import alone
 
 BRIEF = frozenset({"building", "catalogue", "temporary"})

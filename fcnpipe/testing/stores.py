@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box
-from fcnpipe.stores.base import Columns, Layout, RunIdentity, Store
+from fcnpipe.stores.base import Columns, Layout, Store
+from fcnpipe.stores.identity import RunIdentity
 
 MAPS = {"label": "int32", "segments": "int32", "elevation": "uint16", "flags": "uint8"}
 """Maps without a leading axis, by name, and their dtype."""

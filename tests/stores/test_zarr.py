@@ -185,7 +185,7 @@ def test_ledger_read_from_the_folder_is_the_array(partial: ZarrStore) -> None:
 
 
 def test_rows_are_cut_to_whole_chunks(partial: ZarrStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcnpipe.stores.zarr.ROW_CHUNK", 4)
+    monkeypatch.setattr("fcnpipe.stores.catalogue.ROW_CHUNK", 4)
     flux = np.arange(23.0)
     partial.write_sources([make_columns(b) for b in np.split(flux, [1, 10, 11, 12])], 23)
     np.testing.assert_array_equal(partial.read_sources(["flux"])["flux"], flux)

@@ -26,10 +26,10 @@ import zarr
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Tile
+from fcnpipe.stores.atomic_writes import written_whole
 from fcnpipe.stores.hierarchy import SCRATCH, create_hierarchy
 from fcnpipe.stores.parquet import find_difference
 from fcnpipe.stores.pyramid import create_pyramid, level_grid
-from fcnpipe.stores.scratch_records import written_whole
 from fcnpipe.stores.shards import add_file
 from fcnpipe.stores.verification import find_gaps
 
