@@ -17,18 +17,12 @@ from types import ModuleType
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.paths import split_part
-from fcnpipe.images import base, formats
-from fcnpipe.images.base import (
-    Image,
-    PathLike,
-    Reader,
-    header_value,
-    peek,
-    say_shape,
-    stack_readers,
-    stamp,
-    trace,
-)
+from fcnpipe.images import file_access, formats
+from fcnpipe.images.axes import say_shape
+from fcnpipe.images.base import Image, Reader, stack_readers
+from fcnpipe.images.file_access import PathLike, peek, stamp
+from fcnpipe.images.fingerprints import trace
+from fcnpipe.images.headers import header_value
 
 __all__ = [
     "Image",
@@ -67,7 +61,7 @@ def open_image(paths: PathLike | Sequence[PathLike], hdu: int | str | None = Non
     chosen = [split_name(path, hdu) for path in _listed(paths)]
     if not chosen:
         raise InputError("no image was given: name at least one file")
-    names = [base.locate(path) for path, _ in chosen]
+    names = [file_access.locate(path) for path, _ in chosen]
     readers = [_open_reader(name, own) for name, (_, own) in zip(names, chosen, strict=True)]
     told = [
         f"{name}[{own}]" if own != hdu else name
@@ -131,7 +125,7 @@ def locate(path: PathLike) -> str:
     InputError
         If a local file does not exist or cannot be read.
     """
-    return base.locate(split_name(path)[0])
+    return file_access.locate(split_name(path)[0])
 
 
 def _listed(paths: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:

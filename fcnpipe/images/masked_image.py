@@ -19,6 +19,7 @@ from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable
 from fcnpipe.core.geometry import Box, TileGrid
 from fcnpipe.core.records import ImageInfo, PixelFlag
 from fcnpipe.core.spec import RunSpec
+from fcnpipe.images.sky import FixedScale, Sky
 from fcnpipe.science import pixels
 from fcnpipe.science.background import Background, noise_from_weight
 from fcnpipe.science.mesh_statistics import Cells, measure_cells, measure_weight
@@ -302,83 +303,6 @@ class MaskedImage:
         return float(np.median(found)) if found else float("nan")
 
 
-@dataclass(frozen=True, slots=True)
-class Sky:
-    """Sky and noise of all planes of an exposure.
-
-    Attributes
-    ----------
-    planes : tuple of Background
-        One for each plane.
-    scales : tuple of float
-        Turns a relative weight into noise, for each plane; NaN without a weight map.
-    weights : (bands,) float64
-        Of the bands in the detection plane.
-    """
-
-    planes: tuple[Background, ...]
-    scales: tuple[float, ...]
-    weights: NDArray[np.float64]
-
-    @property
-    def unit(self) -> float:
-        """Unit of fixed-point fluxes on the last plane, a power of two in image units."""
-        noise = self.planes[-1].cells.noise
-        return pixels.flux_unit(float(np.median(noise[noise > 0])))
-
-
-@dataclass(frozen=True, slots=True)
-class FixedScale:
-    """A fixed zero and unit of the pixel values, where no sky is to be taken off.
-
-    Attributes
-    ----------
-    offset, scale : float
-        Zero and unit, image units.
-    weights : (bands,) float64
-        Of the bands in the detection plane.
-    """
-
-    offset: float
-    scale: float
-    weights: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class InputFingerprint:
-    """What tells an input file from a later one at the same place, without reading it.
-
-    Attributes
-    ----------
-    path : str
-        The file, as the images are told.
-    quick, thorough : str
-        What is seen with a glance at a file, and with a look at a whole folder or a URL.
-    """
-
-    path: str
-    quick: str
-    thorough: str
-
-    def check(self, thorough: bool) -> None:
-        """Raise InputChanged unless the file is what it was."""
-        known = self.thorough if thorough else self.quick
-        if images.trace(self.path, thorough) != known:
-            raise InputChanged(
-                f"{self.path} changed while it was read, so nothing is published: put the old one "
-                "back and run the same command again, or begin anew with --overwrite"
-            )
-
-
-def fingerprint_inputs(spec: RunSpec) -> tuple[InputFingerprint, ...]:
-    """Give traces of image, weight, mask and prior as they are now."""
-    named = (*spec.image, spec.weight, spec.mask, spec.prior)
-    paths = [images.locate(path) for path in named if path]
-    return tuple(
-        InputFingerprint(p, images.trace(p), images.trace(p, thorough=True)) for p in paths
-    )
-
-
 def sum_planes(planes: list[Float], weights: NDArray[np.float64]) -> Float:
     """Give the weighted sum of planes, in their order."""
     total = np.zeros_like(planes[0])
@@ -393,33 +317,3 @@ def _samples(frame: Box) -> list[Box]:
     edge = (max(height // SAMPLES, 1), max(width // SAMPLES, 1))
     corners = [tile.core for tile in TileGrid((height, width), edge)]
     return [Box(b.y0, b.x0, b.y0 + SAMPLE_EDGE, b.x0 + SAMPLE_EDGE).clip(frame) for b in corners]
-
-
-def pack_sky(sky: Sky) -> dict[str, NDArray[Any]]:
-    """Give plain arrays that :func:`unpack_sky` reads."""
-    arrays: dict[str, NDArray[Any]] = {
-        "weights": sky.weights,
-        "scales": np.array(sky.scales),
-        "cell": np.array(sky.planes[0].cell),
-    }
-    for i, plane in enumerate(sky.planes):
-        arrays |= {f"{name}{i}": getattr(plane.cells, name) for name in _CELLS}
-        arrays |= {f"{name}{i}": getattr(plane, name) for name in _COEFFICIENTS}
-    return arrays
-
-
-def unpack_sky(arrays: dict[str, NDArray[Any]]) -> Sky:
-    """Rebuild a sky from plain arrays."""
-    planes = tuple(
-        Background(
-            int(arrays["cell"]),
-            Cells(*(arrays[f"{name}{i}"] for name in _CELLS)),
-            *(arrays[f"{name}{i}"] for name in _COEFFICIENTS),
-        )
-        for i in range(len(arrays["scales"]))
-    )
-    return Sky(planes, tuple(arrays["scales"].tolist()), arrays["weights"])
-
-
-_CELLS = ("sky", "noise", "good")
-_COEFFICIENTS = ("sky_coefficients", "noise_coefficients")

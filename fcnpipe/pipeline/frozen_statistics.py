@@ -16,7 +16,8 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import Box, round_up
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.export.base import written_whole
-from fcnpipe.images.masked_image import Float, MaskedImage, Patch
+from fcnpipe.images.masked_image import MaskedImage, Patch
+from fcnpipe.images.scaling import Float
 from fcnpipe.networks import Model, load_model
 from fcnpipe.networks.base import Scaling
 from fcnpipe.networks.inference.predictor import scaled

@@ -16,7 +16,9 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import Box, Tile, parse_tile_name
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.core.timeouts import raise_if_abandoned
-from fcnpipe.images.masked_image import InputFingerprint, MaskedImage, Sky, unpack_sky
+from fcnpipe.images.fingerprints import InputFingerprint
+from fcnpipe.images.masked_image import MaskedImage
+from fcnpipe.images.sky import Sky, unpack_sky
 from fcnpipe.pipeline.plan import Plan
 from fcnpipe.science import pixels
 from fcnpipe.science.merge_tree import MILLION, Criterion

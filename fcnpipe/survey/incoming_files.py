@@ -26,7 +26,8 @@ from astropy.io import fits
 
 from fcnpipe.core.errors import InputError, StoreError
 from fcnpipe.export.base import written_whole
-from fcnpipe.images.base import hash_file, open_bytes
+from fcnpipe.images.digests import hash_file
+from fcnpipe.images.file_access import open_bytes
 from fcnpipe.remote import connect, find_objects, is_remote
 from fcnpipe.survey.image_list import safe_stem, short_digest
 
@@ -43,7 +44,7 @@ HEADER_BLOCKS = 5000
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class FileStamp:
     """A file without its content: as long as this stays, so has the file.
 
     Attributes
@@ -59,7 +60,7 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class FileRecord:
     """What is known of one file.
 
     Attributes
@@ -80,7 +81,7 @@ class Known:
         Why it failed, one line.
     """
 
-    stamp: Stamp
+    stamp: FileStamp
     digest: str
     out: str
     status: str = "begun"
@@ -89,16 +90,16 @@ class Known:
     error: str = ""
 
 
-Log = dict[str, Known]
+FileRegistry = dict[str, FileRecord]
 """What is known, by path or URL."""
 
 
 # --- looking --------------------------------------------------------------------------------------
 
 
-def look(
+def list_files(
     source: str, patterns: Sequence[str] = PATTERNS, recursive: bool = False
-) -> dict[str, Stamp]:
+) -> dict[str, FileStamp]:
     """Give the files in a folder or below a URL that are not still on their way by their name.
 
     Parameters
@@ -135,16 +136,16 @@ def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
     return matches and not hidden and not parts[-1].endswith(TEMPORARY)
 
 
-def _stamp(facts: Mapping[str, Any]) -> Stamp:
+def _stamp(facts: Mapping[str, Any]) -> FileStamp:
     changed = next((facts[name] for name in CHANGED if facts.get(name) is not None), "")
-    return Stamp(int(facts.get("size") or 0), str(changed))
+    return FileStamp(int(facts.get("size") or 0), str(changed))
 
 
-def choose(found: Mapping[str, Stamp], log: Log, attempts: int) -> list[str]:
+def select_pending_files(found: Mapping[str, FileStamp], log: FileRegistry, attempts: int) -> list[str]:
     """Give the files that are new, have changed, or are worth another attempt."""
     made = {known.digest for known in log.values() if known.status != "copy"}
 
-    def is_settled(path: str, stamp: Stamp) -> bool:
+    def is_settled(path: str, stamp: FileStamp) -> bool:
         known = log.get(path)
         if known is None or known.stamp != stamp:
             return False
@@ -158,7 +159,7 @@ def choose(found: Mapping[str, Stamp], log: Log, attempts: int) -> list[str]:
 # --- whole or not ---------------------------------------------------------------------------------
 
 
-def find_missing(path: str, size: int) -> str:
+def describe_missing(path: str, size: int) -> str:
     """Say what a file lacks; nothing if it is whole, or no plain FITS file and so nobody knows.
 
     Parameters
@@ -222,7 +223,7 @@ def _count_data(header: fits.Header) -> int:
 # --- known or not ---------------------------------------------------------------------------------
 
 
-def enter(path: str, stamp: Stamp, log: Log) -> Known:
+def register_file(path: str, stamp: FileStamp, log: FileRegistry) -> FileRecord:
     """Take the digest of a file and give what is then known of it.
 
     Returns
@@ -236,20 +237,20 @@ def enter(path: str, stamp: Stamp, log: Log) -> Known:
         return replace(before, stamp=stamp)
     original = _find_original(path, digest, log)
     if original is not None:
-        return Known(stamp, digest, original.out, "copy")
+        return FileRecord(stamp, digest, original.out, "copy")
     own = before is not None and before.status != "copy"
     out = before.out if before is not None and own else _choose_out(path, digest, log)
-    return Known(stamp, digest, out, replaced=own)
+    return FileRecord(stamp, digest, out, replaced=own)
 
 
-def _find_original(path: str, digest: str, log: Log) -> Known | None:
+def _find_original(path: str, digest: str, log: FileRegistry) -> FileRecord | None:
     for other, known in log.items():
         if other != path and known.digest == digest and known.status != "copy":
             return known
     return None
 
 
-def _choose_out(path: str, digest: str, log: Log) -> str:
+def _choose_out(path: str, digest: str, log: FileRegistry) -> str:
     """Give a store that no other file has: named as the file, else with a part of the digest."""
     taken = {known.out for other, known in log.items() if other != path and known.status != "copy"}
     stem = safe_stem(path)
@@ -258,7 +259,7 @@ def _choose_out(path: str, digest: str, log: Log) -> str:
     )
 
 
-def load_log(path: Path) -> Log:
+def load_registry(path: Path) -> FileRegistry:
     """Read what is known; nothing if there is no file yet.
 
     Raises
@@ -269,7 +270,7 @@ def load_log(path: Path) -> Log:
     try:
         found = json.loads(path.read_bytes())["files"]
         return {
-            name: Known(**(item | {"stamp": Stamp(**item["stamp"])}))
+            name: FileRecord(**(item | {"stamp": FileStamp(**item["stamp"])}))
             for name, item in found.items()
         }
     except FileNotFoundError:
@@ -280,7 +281,7 @@ def load_log(path: Path) -> Log:
         ) from None
 
 
-def save_log(path: Path, log: Log) -> None:
+def save_registry(path: Path, log: FileRegistry) -> None:
     """Write what is known, whole or not at all, and on the disk."""
     with written_whole(path) as temporary, temporary.open("w") as file:
         json.dump({"files": {name: asdict(known) for name, known in log.items()}}, file, indent=1)
@@ -289,7 +290,7 @@ def save_log(path: Path, log: Log) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Keep others from the same work; who is killed lets go.
 
     Parameters

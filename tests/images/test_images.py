@@ -17,8 +17,10 @@ from fcnpipe import images
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.spec import make_spec
-from fcnpipe.images.base import STRIP, Scaling, fold_axes, quiet
+from fcnpipe.images.axes import fold_axes
+from fcnpipe.images.errors import quiet
 from fcnpipe.images.masked_image import MaskedImage
+from fcnpipe.images.scaling import STRIP, Scaling
 
 
 def write(path: Path, shape: tuple[int, ...], value: float = 0.0, **cards: object) -> Path:

@@ -34,26 +34,13 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box, TileGrid, round_up
 from fcnpipe.core.records import ImageInfo
-from fcnpipe.images.base import (
-    AS_STORED,
-    DAMAGE,
-    Reader,
-    Scaling,
-    Version,
-    band_index,
-    damaged,
-    digest_file,
-    first_line,
-    fold_axes,
-    is_structure,
-    number_bands,
-    open_bytes,
-    peek,
-    quiet,
-    read_rows,
-    size_of,
-    stamp,
-)
+from fcnpipe.images.axes import band_index, fold_axes, number_bands
+from fcnpipe.images.base import Reader
+from fcnpipe.images.digests import digest_file
+from fcnpipe.images.errors import DAMAGE, damaged, first_line, quiet
+from fcnpipe.images.file_access import Version, open_bytes, peek, read_rows, size_of, stamp
+from fcnpipe.images.headers import is_structure
+from fcnpipe.images.scaling import AS_STORED, Scaling
 from fcnpipe.remote import Stamp
 
 CACHE_BYTES = 256 << 20

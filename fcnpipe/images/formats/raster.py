@@ -25,26 +25,12 @@ from PIL import Image as Pillow
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import ImageInfo
-from fcnpipe.images.base import (
-    AS_STORED,
-    CHUNKS_IN_FLIGHT,
-    DAMAGE,
-    Reader,
-    Scaling,
-    Version,
-    check_real,
-    damaged,
-    digest_file,
-    first_line,
-    fold_axes,
-    number_bands,
-    open_bytes,
-    peek,
-    quiet,
-    read_rows,
-    size_of,
-    stamp,
-)
+from fcnpipe.images.axes import check_real, fold_axes, number_bands
+from fcnpipe.images.base import CHUNKS_IN_FLIGHT, Reader
+from fcnpipe.images.digests import digest_file
+from fcnpipe.images.errors import DAMAGE, damaged, first_line, quiet
+from fcnpipe.images.file_access import Version, open_bytes, peek, read_rows, size_of, stamp
+from fcnpipe.images.scaling import AS_STORED, Scaling
 
 WHOLE_PIXELS = 1 << 28
 """Largest image that is decoded whole, px."""

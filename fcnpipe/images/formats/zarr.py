@@ -25,24 +25,13 @@ from fcnpipe import remote
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import ImageInfo
-from fcnpipe.images.base import (
-    CHUNKS_IN_FLIGHT,
-    DAMAGE,
-    Reader,
-    Scaling,
-    band_index,
-    check_real,
-    damaged,
-    first_line,
-    fold_axes,
-    is_structure,
-    new_digest,
-    number_bands,
-    open_bytes,
-    pad_card,
-    peek,
-    quiet,
-)
+from fcnpipe.images.axes import band_index, check_real, fold_axes, number_bands
+from fcnpipe.images.base import CHUNKS_IN_FLIGHT, Reader
+from fcnpipe.images.digests import new_digest
+from fcnpipe.images.errors import DAMAGE, damaged, first_line, quiet
+from fcnpipe.images.file_access import open_bytes, peek
+from fcnpipe.images.headers import is_structure, pad_card
+from fcnpipe.images.scaling import Scaling
 from fcnpipe.remote import Stamp, is_remote
 from fcnpipe.remote.zarr_store import open_chunks
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, Tile
 from fcnpipe.core.records import PixelFlag
-from fcnpipe.images.masked_image import FixedScale, Patch, Sky
+from fcnpipe.images.masked_image import Patch
+from fcnpipe.images.sky import FixedScale, Sky
 from fcnpipe.networks.base import Output
 from fcnpipe.pipeline.job import Arrays, Job
 from fcnpipe.pipeline.plan import Plan

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
-from fcnpipe.images.masked_image import Sky, pack_sky
+from fcnpipe.images.sky import Sky, pack_sky
 from fcnpipe.pipeline.job import ALL, Job
 from fcnpipe.science import background
 from fcnpipe.science.mesh_statistics import Cells

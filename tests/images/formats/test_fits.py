@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from fcnpipe import images
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
-from fcnpipe.images import Image, base
-from fcnpipe.images.base import find_number
+from fcnpipe.images import Image, file_access
 from fcnpipe.images.formats import fits as reader
+from fcnpipe.images.headers import find_number
 from fcnpipe.testing.images import ImageTests, draw_boxes
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -517,9 +517,9 @@ def test_rows_come_in_strips_of_any_length(
 ) -> None:
     """Each row alone or with what lies between, several strips, and a system that gives less than asked."""
     if interrupted:
-        monkeypatch.setattr(base, "_read_whole", lambda *_: 0)
-    monkeypatch.setattr(base, "STRIP_BYTES", 1500)
-    monkeypatch.setattr(base, "GAP_BYTES", gap)
+        monkeypatch.setattr(file_access, "_read_whole", lambda *_: 0)
+    monkeypatch.setattr(file_access, "STRIP_BYTES", 1500)
+    monkeypatch.setattr(file_access, "GAP_BYTES", gap)
     read = os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, parts, start: read(file, [parts[0][:97]], start))
     image = images.open_image(FLAVOURS["plain-float32"](tmp_path))

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from fcnpipe.images import base
-from fcnpipe.images.base import hash_file
+from fcnpipe.images import digests
+from fcnpipe.images.digests import hash_file
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(base, "_PART_BYTES", 10)
-    monkeypatch.setattr(base, "_READ_BYTES", 4)
+    monkeypatch.setattr(digests, "_PART_BYTES", 10)
+    monkeypatch.setattr(digests, "_READ_BYTES", 4)
     path = tmp_path / "file"
     path.write_bytes(bytes(range(47)))
     return path

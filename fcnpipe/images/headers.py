@@ -1,0 +1,72 @@
+"""FITS header cards of an image: values, padding and structural keywords."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from astropy.io import fits
+
+from fcnpipe.core.records import ImageInfo
+from fcnpipe.images.errors import quiet
+
+_STRUCTURE = re.compile(
+    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|GROUPS|[PG]COUNT|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM"
+    r"|TFIELDS|T(TYPE|FORM|DIM|NULL|UNIT)\d+|END|"
+    r"Z(IMAGE|SIMPLE|TENSION|BITPIX|NAXIS\d*|EXTEND|[PG]COUNT|TILE\d+|CMPTYPE|NAME\d+|VAL\d+|QUANTIZ"
+    r"|DITHER0|BLANK|SCALE|ZERO|HECKSUM|DATASUM|BLOCKED|MASKCMP)"
+)
+
+
+def header_value(info: ImageInfo, key: str, default: Any = None) -> Any:
+    """Give the value of a header card, or ``default`` if there is none.
+
+    Examples
+    --------
+    >>> info = ImageInfo((1, 9, 9), "int16", (str(fits.Card("GAIN", 2.5)),))
+    >>> header_value(info, "gain"), header_value(info, "SATURATE")
+    (2.5, None)
+    """
+    value = _parse_cards(info.cards).get(key, default)
+    return default if isinstance(value, fits.card.Undefined) else value
+
+
+def find_number(info: ImageInfo, keys: Sequence[str]) -> float | None:
+    """Give the first of these cards that holds a finite number, or none."""
+    for key in keys:
+        value = header_value(info, key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+@lru_cache(maxsize=16)
+def _parse_cards(cards: tuple[str, ...]) -> dict[str, Any]:
+    with quiet():
+        header = fits.Header.fromstring("".join(pad_card(card) for card in cards))
+        return _Upper((card.keyword, _value(card)) for card in header.cards)
+
+
+class _Upper(dict[str, Any]):
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(key.upper(), default)
+
+
+def _value(card: fits.Card) -> Any:
+    try:
+        return card.value
+    except fits.VerifyError:
+        return None
+
+
+def pad_card(card: str) -> str:
+    """Fill a card up to 80 characters, or a multiple of them."""
+    return card.ljust(-(-len(card) // 80) * 80)
+
+
+def is_structure(card: fits.Card) -> bool:
+    """Whether a card says how the pixels are stored, which is no longer true of what is read."""
+    return bool(_STRUCTURE.fullmatch(card.keyword))
