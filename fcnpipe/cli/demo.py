@@ -16,7 +16,7 @@ from fcnpipe.core.spec import make_spec
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.run import Result
 from fcnpipe.reading import results
-from fcnpipe.reporting.progress import Progress
+from fcnpipe.reporting.progress import Observer
 from fcnpipe.simulation import fits_fields
 from fcnpipe.stores import ZarrStore
 
@@ -57,7 +57,7 @@ class Shown:
     brightest: dict[str, NDArray[Any]]
 
 
-def show(folder: Path, model: str, progress: Progress) -> list[Shown]:
+def show(folder: Path, model: str, progress: Observer) -> list[Shown]:
     """Segment the Hubble Deep Field that scikit-image ships, and a simulated field with a truth.
 
     Parameters
@@ -67,7 +67,7 @@ def show(folder: Path, model: str, progress: Progress) -> list[Shown]:
         ``.png``.
     model : str
         Bundled name, or a model file.
-    progress : Progress
+    progress : Observer
         Is told how far the runs are.
 
     Raises
@@ -84,7 +84,7 @@ def show(folder: Path, model: str, progress: Progress) -> list[Shown]:
     return [_show_hubble(folder, model, progress), _show_field(folder, model, progress)]
 
 
-def _show_hubble(folder: Path, model: str, progress: Progress) -> Shown:
+def _show_hubble(folder: Path, model: str, progress: Observer) -> Shown:
     image, out = folder / "hubble.jpg", folder / "hubble.zarr"
     with as_file(files("skimage.data") / "hubble_deep_field.jpg") as shipped:
         shutil.copyfile(shipped, image)
@@ -92,7 +92,7 @@ def _show_hubble(folder: Path, model: str, progress: Progress) -> Shown:
     return Shown("Hubble Deep Field, three bands", _list_facts(image, out, result), _brightest(out))
 
 
-def _show_field(folder: Path, model: str, progress: Progress) -> Shown:
+def _show_field(folder: Path, model: str, progress: Observer) -> Shown:
     image, out = folder / "field.fits", folder / "field.zarr"
     true = fits_fields.simulate(KIND, SHAPE, SEED, image)
     result = _segment(image, out, model, progress)
@@ -102,7 +102,7 @@ def _show_field(folder: Path, model: str, progress: Progress) -> Shown:
     return Shown("simulated field with a WCS", facts, _brightest(out))
 
 
-def _segment(image: Path, out: Path, model: str, progress: Progress) -> Result:
+def _segment(image: Path, out: Path, model: str, progress: Observer) -> Result:
     options: dict[str, Any] = {
         "model": model,
         "window": WINDOW,

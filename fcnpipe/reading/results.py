@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
-from xarray.core.coordinate_transform import CoordinateTransform
-from xarray.indexes import CoordinateTransformIndex
 
 from fcnpipe import export
 from fcnpipe.core.errors import SpecError
+from fcnpipe.reading.sky_index import SkyIndex, SkyTransform
 from fcnpipe.science.catalogue import sky_coordinates, wcs_of
 from fcnpipe.stores import ZarrStore, open_store
 
@@ -186,71 +182,3 @@ def _separation(
     half = half + np.cos(lat) * np.cos(lats) * np.sin((lons - lon) / 2) ** 2
     angle: NDArray[np.float64] = np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1))))
     return angle
-
-
-class SkyTransform(CoordinateTransform):
-    """Pixel (y, x) to and from ICRS degrees, for any part of an image.
-
-    Parameters
-    ----------
-    cards : tuple of str
-        FITS header cards of the whole image.
-    shape : (int, int)
-        Height and width of the part, px.
-    origin : (int, int)
-        Its first pixel (y, x) in the whole image.
-    """
-
-    def __init__(
-        self, cards: tuple[str, ...], shape: tuple[int, int], origin: tuple[int, int] = (0, 0)
-    ) -> None:
-        super().__init__(("ra", "dec"), {"y": shape[0], "x": shape[1]}, np.dtype(np.float64))
-        self.cards, self.shape, self.origin = cards, shape, origin
-
-    def forward(self, dim_positions: dict[str, Any]) -> dict[Hashable, Any]:
-        """Give ra and dec of pixel positions."""
-        y, x = (
-            np.asarray(dim_positions[dim], np.float64) + start
-            for dim, start in zip("yx", self.origin, strict=True)
-        )
-        ra, dec = sky_coordinates(x.ravel(), y.ravel(), self.cards)
-        return {"ra": ra.reshape(x.shape), "dec": dec.reshape(x.shape)}
-
-    def reverse(self, coord_labels: dict[Hashable, Any]) -> dict[str, Any]:
-        """Give pixel positions, not rounded, of ra and dec."""
-        wcs = wcs_of(self.cards)
-        assert wcs is not None
-        sky = SkyCoord(coord_labels["ra"], coord_labels["dec"], unit="deg", frame="icrs")
-        x, y = wcs.world_to_pixel(sky)
-        return {"y": y - self.origin[0], "x": x - self.origin[1]}
-
-    def equals(
-        self, other: CoordinateTransform, *, exclude: frozenset[Hashable] | None = None
-    ) -> bool:
-        """Whether both give the same sky for the same part."""
-        return isinstance(other, SkyTransform) and self._state == other._state
-
-    @property
-    def _state(self) -> tuple[Any, ...]:
-        return self.cards, self.shape, self.origin
-
-
-class SkyIndex(CoordinateTransformIndex):
-    """Lazy sky positions that survive being cut into slices."""
-
-    transform: SkyTransform
-
-    def isel(self, indexers: Any) -> SkyIndex | None:
-        """Give the index of a part; None (no sky index) for anything but slices of step 1."""
-        shape, origin = list(self.transform.shape), list(self.transform.origin)
-        for axis, dim in enumerate("yx"):
-            cut = indexers.get(dim, slice(None))
-            if not isinstance(cut, slice):
-                return None
-            start, stop, step = cut.indices(shape[axis])
-            if step != 1:
-                return None
-            origin[axis] += start
-            shape[axis] = max(stop - start, 0)
-        cards = self.transform.cards
-        return SkyIndex(SkyTransform(cards, (shape[0], shape[1]), (origin[0], origin[1])))

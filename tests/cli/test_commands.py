@@ -222,7 +222,7 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = ("numpy", "torch", "zarr", "dask", "numba", "astropy", "xarray")
     code = (
         "import sys\n"
-        "from fcnpipe.cli.commands import run_command, app\n"
+        "from fcnpipe.cli.commands import app, run_command\n"
         "run_command(lambda: app(args=['segment', '--help'], standalone_mode=False))\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
