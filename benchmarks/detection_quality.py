@@ -26,15 +26,13 @@ from fcnpipe.science import scores as evaluate
 from fcnpipe.science.background import estimate
 from fcnpipe.science.basins import separate_whole
 from fcnpipe.science.merge_tree import Criterion
-from fcnpipe.science.pixels import (
+from fcnpipe.science.normalisation import flag_pixels, pad_high, signal_to_noise
+from fcnpipe.science.quantisation import (
     ELEVATION_TOP,
     PROBABILITY_TOP,
-    flag_pixels,
     level,
-    pad_high,
     quantise_elevation,
     quantise_probability,
-    signal_to_noise,
 )
 
 Labels = NDArray[np.int32]

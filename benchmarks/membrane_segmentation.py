@@ -26,11 +26,11 @@ from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model
 from fcnpipe.science.basins import separate_whole
 from fcnpipe.science.merge_tree import Criterion
-from fcnpipe.science.pixels import (
+from fcnpipe.science.normalisation import pad_high
+from fcnpipe.science.quantisation import (
     ELEVATION_TOP,
     PROBABILITY_TOP,
     level,
-    pad_high,
     quantise_elevation,
     quantise_probability,
 )

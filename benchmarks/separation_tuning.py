@@ -24,15 +24,8 @@ from fcnpipe.networks.base import Model
 from fcnpipe.science.background import estimate
 from fcnpipe.science.basins import separate_whole
 from fcnpipe.science.merge_tree import Criterion
-from fcnpipe.science.pixels import (
-    ELEVATION_TOP,
-    PROBABILITY_TOP,
-    flag_pixels,
-    level,
-    pad_high,
-    quantise_elevation,
-    signal_to_noise,
-)
+from fcnpipe.science.normalisation import flag_pixels, pad_high, signal_to_noise
+from fcnpipe.science.quantisation import ELEVATION_TOP, PROBABILITY_TOP, level, quantise_elevation
 from fcnpipe.simulation.scenes import KINDS as SCENES
 from fcnpipe.simulation.scenes import draw
 from fcnpipe.simulation.skies import Sky as SceneSky

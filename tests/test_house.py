@@ -24,7 +24,8 @@ SCIENCE = (
     "mesh_repair",
     "mesh_spline",
     "mesh_statistics",
-    "pixels",
+    "normalisation",
+    "quantisation",
     "scores",
 )
 FORBIDDEN = ("torch", "dask", "distributed", "zarr", "prefect", "astropy", "xarray")

@@ -20,7 +20,7 @@ from fcnpipe.core.geometry import Box, TileGrid
 from fcnpipe.core.records import ImageInfo, PixelFlag
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.images.sky import FixedScale, Sky
-from fcnpipe.science import pixels
+from fcnpipe.science import normalisation
 from fcnpipe.science.background import Background, noise_from_weight
 from fcnpipe.science.mesh_statistics import Cells, measure_cells, measure_weight
 
@@ -56,7 +56,10 @@ class Patch:
         """Give S/N as the network sees it, (n, h, w): the last plane, or the first ``count`` if > 1."""
         planes = range(len(self.residual))[-1:] if count <= 1 else range(count)
         return np.stack(
-            [pixels.signal_to_noise(self.residual[p], self.noise[p], self.flags) for p in planes]
+            [
+                normalisation.signal_to_noise(self.residual[p], self.noise[p], self.flags)
+                for p in planes
+            ]
         )
 
 
@@ -154,9 +157,9 @@ class MaskedImage:
         worst = bands[0] if self.bands == 1 else np.max(bands, axis=0)
         if self.bands > 1:
             bands.append(sum_planes(bands, weights))
-        flags = pixels.flag_pixels(bands[-1], self._bad(box), self._read_weight(box))
+        flags = normalisation.flag_pixels(bands[-1], self._bad(box), self._read_weight(box))
         if self.satur_level is not None:
-            flags |= pixels.flag_pixels(worst, satur_level=self.satur_level)
+            flags |= normalisation.flag_pixels(worst, satur_level=self.satur_level)
         planes = np.stack(bands) if len(bands) > 1 else bands[0][np.newaxis]
         return planes, flags
 
@@ -243,7 +246,7 @@ class MaskedImage:
             Typical weight of the cells; NaN without a map of relative weights.
         """
         values, flags = self.read(box, weights)
-        bad, cell = (flags & pixels.BAD) != 0, self.spec.back_size
+        bad, cell = (flags & normalisation.BAD) != 0, self.spec.back_size
         cells = [measure_cells(plane, bad, cell) for plane in values]
         weight = self._read_weight(box)
         if weight is None or self.spec.weight_type != "weight":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.science import pixels
+from fcnpipe.science import quantisation
 from fcnpipe.science.background import Background
 from fcnpipe.science.mesh_statistics import Cells
 
@@ -38,7 +38,7 @@ class Sky:
     def unit(self) -> float:
         """Unit of fixed-point fluxes on the last plane, a power of two in image units."""
         noise = self.planes[-1].cells.noise
-        return pixels.flux_unit(float(np.median(noise[noise > 0])))
+        return quantisation.flux_unit(float(np.median(noise[noise > 0])))
 
 
 @dataclass(frozen=True, slots=True)

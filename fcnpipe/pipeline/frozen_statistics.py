@@ -24,7 +24,7 @@ from fcnpipe.networks.inference.predictor import scaled
 from fcnpipe.networks.models.exported import EXPORTED, read_network, read_sidecar
 from fcnpipe.networks.models.frozen_normalisation import find_stride, freeze_program
 from fcnpipe.science.background import estimate
-from fcnpipe.science.pixels import BAD, pad_high
+from fcnpipe.science.normalisation import BAD, pad_high
 
 
 def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) -> Model:

@@ -20,7 +20,7 @@ from fcnpipe.images.fingerprints import InputFingerprint
 from fcnpipe.images.masked_image import MaskedImage
 from fcnpipe.images.sky import Sky, unpack_sky
 from fcnpipe.pipeline.plan import Plan
-from fcnpipe.science import pixels
+from fcnpipe.science import quantisation
 from fcnpipe.science.merge_tree import MILLION, Criterion
 from fcnpipe.stores import ZarrStore, check_owner
 
@@ -70,7 +70,7 @@ def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
     """
     usual = header.defaults
     on_elevation = header.detect_on == "elevation"
-    top = pixels.ELEVATION_TOP if on_elevation else pixels.PROBABILITY_TOP
+    top = quantisation.ELEVATION_TOP if on_elevation else quantisation.PROBABILITY_TOP
     minarea = usual.minarea if spec.minarea is None else spec.minarea
     mincont = usual.mincont if spec.mincont is None else spec.mincont
     if spec.dynamics is None:
@@ -79,16 +79,18 @@ def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
         dynamics, extended = spec.dynamics, 0
     return Criteria(
         on_elevation,
-        pixels.level(networks.threshold_of(header, spec.thresh), top),
+        quantisation.level(networks.threshold_of(header, spec.thresh), top),
         Criterion(
-            pixels.level(dynamics, pixels.ELEVATION_TOP),
+            quantisation.level(dynamics, quantisation.ELEVATION_TOP),
             minarea,
             round(mincont * MILLION),
             extended=extended,
-            extended_dynamics=pixels.level(usual.extended_dynamics, pixels.ELEVATION_TOP),
+            extended_dynamics=quantisation.level(
+                usual.extended_dynamics, quantisation.ELEVATION_TOP
+            ),
         ),
         minarea,
-        pixels.level(usual.minpeak, pixels.ELEVATION_TOP),
+        quantisation.level(usual.minpeak, quantisation.ELEVATION_TOP),
         usual.broad,
     )
 

@@ -31,7 +31,7 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.images import Image, open_image
 from fcnpipe.networks.base import Output, Scaling
 from fcnpipe.science.background import estimate
-from fcnpipe.science.pixels import flag_pixels, signal_to_noise
+from fcnpipe.science.normalisation import flag_pixels, signal_to_noise
 from fcnpipe.training.shape_losses import weigh_borders
 
 Floats = NDArray[np.float32]

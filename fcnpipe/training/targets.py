@@ -20,7 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.science.background import estimate
-from fcnpipe.science.pixels import flag_pixels, signal_to_noise
+from fcnpipe.science.normalisation import flag_pixels, signal_to_noise
 from fcnpipe.science.scores import Truth
 from fcnpipe.simulation.scenes import Scene, detectable
 

@@ -37,7 +37,7 @@ from fcnpipe.networks.reach.certificate import check_model, describe
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.run import Silence
 from fcnpipe.pipeline.stages import prediction
-from fcnpipe.science import pixels
+from fcnpipe.science import normalisation
 from fcnpipe.stores import ZarrStore
 from tests.integration.scenes import assert_same, content
 
@@ -147,7 +147,7 @@ def test_outputs_are_those_of_the_whole_image(field: Path, mixed: Path, tmp_path
             run.run_stage(session, stage, Silence())
         masked, sky = session.job.image, session.job.sky
         patch = masked.read_patch(masked.frame, sky)
-    padded = pixels.pad_high(patch.significance(1), (200, 292))
+    padded = normalisation.pad_high(patch.significance(1), (200, 292))
     module = load_model(mixed).module()
     with torch.no_grad():
         values = module(torch.asinh(torch.from_numpy(padded)[None]))[0, :, :, :290].double().numpy()
@@ -309,7 +309,7 @@ def test_bulge_and_disk_add_up(field: Path, tmp_path: Path) -> None:
         run.run_stage(session, session.stages[0], Silence())
         masked = session.job.image
         patch = masked.read_patch(masked.frame, session.job.sky)
-    padded = pixels.pad_high(patch.significance(1), (200, 292))
+    padded = normalisation.pad_high(patch.significance(1), (200, 292))
     with torch.no_grad():
         total = network.denoise(torch.asinh(torch.from_numpy(padded)[None]))[0, 0, :, :290]
     total = total.double().numpy() * patch.noise[0]

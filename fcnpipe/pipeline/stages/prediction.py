@@ -16,7 +16,7 @@ from fcnpipe.images.sky import FixedScale, Sky
 from fcnpipe.networks.base import Output
 from fcnpipe.pipeline.job import Arrays, Job
 from fcnpipe.pipeline.plan import Plan
-from fcnpipe.science import pixels
+from fcnpipe.science import normalisation, quantisation
 
 Facts = dict[str, float]
 
@@ -31,7 +31,7 @@ def predict(job: Job, name: str) -> Facts:
     """
     core = job.tile(name).core
     flags, maps, gaps = _look(job, job.tile(name))
-    bad = int(np.count_nonzero(flags & pixels.BAD))
+    bad = int(np.count_nonzero(flags & normalisation.BAD))
     return {"bad_pixels": bad, "gaps": gaps, **job.write_maps(core, maps | {"flags": flags})}
 
 
@@ -97,10 +97,10 @@ def _give_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
     elevation = np.empty(core.shape, np.uint16)
     for view in views:
         answer = job.predictor(view.seen, view.kept)
-        probability[(..., *view.place)] = pixels.quantise_probability(answer.probability)
-        elevation[view.place] = pixels.quantise_elevation(answer.elevation)
+        probability[(..., *view.place)] = quantisation.quantise_probability(answer.probability)
+        elevation[view.place] = quantisation.quantise_elevation(answer.elevation)
     if not job.criteria.on_elevation:
-        pixels.flatten_sky(elevation, probability[0], job.criteria.level)
+        quantisation.flatten_sky(elevation, probability[0], job.criteria.level)
     return {"probability": probability, "elevation": elevation}
 
 
@@ -124,8 +124,8 @@ def _to_stored(
     if output.is_image:
         return _to_image(job, core, patch, output, values)
     if output.is_fine:
-        return pixels.quantise_elevation(values)
-    return pixels.quantise_probability(values)
+        return quantisation.quantise_elevation(values)
+    return quantisation.quantise_probability(values)
 
 
 def _to_image(
@@ -142,12 +142,12 @@ def _to_image(
         level = zero.planes[plane].sky(core.y0, core.x0, core.shape)
     unit = scaling.softening if scaling.kind == "asinh" else 1.0
     stretched = output.scaled and scaling.kind == "asinh"
-    return pixels.to_image(values, patch.noise[plane], level, unit, stretched)
+    return normalisation.to_image(values, patch.noise[plane], level, unit, stretched)
 
 
 def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
     """Give the pixels of core + halo + repair, their box, and how many neighbours are missing."""
-    wide = core.grow(job.plan.halo + pixels.FILL_REACH).clip(job.plan.frame)
+    wide = core.grow(job.plan.halo + normalisation.FILL_REACH).clip(job.plan.frame)
     zero = _zero(job)
     patch, missing = job.image.read_available_patch(wide, zero, job.plan.tiles)
     if any(part.clip(core).size for part in missing):
@@ -172,7 +172,7 @@ def _to_canvas(job: Job, core: Box, patch: Patch, wide: Box) -> tuple[NDArray[np
         flags = patch.flags[read.within(wide)]
         seen = np.concatenate([seen, _extra_channels(job, read, flags)])
     box = _stretch(core, plan)
-    return pixels.pad_high(seen, box.shape), box
+    return normalisation.pad_high(seen, box.shape), box
 
 
 def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -184,9 +184,9 @@ def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np
     """
     height, width = job.plan.shape
     makers: dict[str, Callable[[], NDArray[Any]]] = {
-        "position_y": lambda: pixels.place(read.y0, read.y1, height)[:, np.newaxis],
-        "position_x": lambda: pixels.place(read.x0, read.x1, width),
-        "mask": lambda: (flags & pixels.BAD) != 0,
+        "position_y": lambda: normalisation.place(read.y0, read.y1, height)[:, np.newaxis],
+        "position_x": lambda: normalisation.place(read.x0, read.x1, width),
+        "mask": lambda: (flags & normalisation.BAD) != 0,
         "prior": lambda: job.image.read_prior(read),
     }
     channels = np.empty((len(job.model.header.extra), *read.shape), np.float32)

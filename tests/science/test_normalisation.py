@@ -1,4 +1,4 @@
-"""Pixels in, integers out, and never a trace of the array they were cut in."""
+"""Pixels in, signal-to-noise out, and never a trace of the array they were cut in."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcnpipe.core.records import PixelFlag
-from fcnpipe.science import pixels
+from fcnpipe.science import normalisation
 
 
 def scene(seed: int, shape: tuple[int, int] = (60, 70)) -> tuple[np.ndarray, np.ndarray]:
@@ -14,21 +14,21 @@ def scene(seed: int, shape: tuple[int, int] = (60, 70)) -> tuple[np.ndarray, np.
     image = rng.normal(0, 1, shape).astype(np.float32)
     image[rng.random(shape) < 0.1] = np.nan
     image[20:40, 30:55] = np.nan
-    return image, pixels.flag_pixels(image)
+    return image, normalisation.flag_pixels(image)
 
 
 def test_each_reason_has_its_bit() -> None:
     image = np.array([[1, np.nan, np.inf, 9, 2, 3]], np.float32)
     mask = np.array([[0, 0, 0, 0, 1, 0]], bool)
     weight = np.array([[1, 1, 1, 1, 1, 0]], np.float32)
-    flags = pixels.flag_pixels(image, mask, weight, satur_level=9)
+    flags = normalisation.flag_pixels(image, mask, weight, satur_level=9)
     expected = [0, PixelFlag.NO_DATA, PixelFlag.NO_DATA | PixelFlag.SATURATED, PixelFlag.SATURATED]
     assert flags[0].tolist() == [*map(int, expected), int(PixelFlag.MASKED), int(PixelFlag.MASKED)]
 
 
 def test_fill_is_the_weighted_mean_of_good_neighbours() -> None:
     image, flags = scene(1)
-    filled = pixels.signal_to_noise(image, np.ones_like(image), flags)
+    filled = normalisation.signal_to_noise(image, np.ones_like(image), flags)
     assert np.isfinite(filled).all()
     for y, x in np.argwhere(flags)[::37]:
         total = weight = 0.0
@@ -43,11 +43,11 @@ def test_fill_is_the_weighted_mean_of_good_neighbours() -> None:
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(30, 60), st.integers(30, 70))
 def test_fill_does_not_see_the_cut(y0: int, x0: int, y1: int, x1: int) -> None:
     image, flags = scene(2)
-    whole = pixels.signal_to_noise(image, np.ones_like(image), flags)
-    margin = pixels.FILL_REACH
+    whole = normalisation.signal_to_noise(image, np.ones_like(image), flags)
+    margin = normalisation.FILL_REACH
     ya, xa = max(y0 - margin, 0), max(x0 - margin, 0)
     cut = (slice(ya, y1 + margin), slice(xa, x1 + margin))
-    part = pixels.signal_to_noise(image[cut], np.ones_like(image[cut]), flags[cut])
+    part = normalisation.signal_to_noise(image[cut], np.ones_like(image[cut]), flags[cut])
     inner = part[y0 - ya : y0 - ya + y1 - y0, x0 - xa : x0 - xa + x1 - x0]
     np.testing.assert_array_equal(inner, whole[y0:y1, x0:x1])
 
@@ -58,14 +58,14 @@ def test_the_scaling_is_undone_in_double_precision(seed: int, unit: float, stret
     values, noise, zero = rng.normal(0, [[[3]], [[1]], [[100]]], (3, 5, 7)).astype(np.float32)
     noise = np.abs(noise) + np.float32(0.1)
     noise[2, 3] = np.inf
-    image = pixels.to_image(values, noise, zero, unit, stretched)
+    image = normalisation.to_image(values, noise, zero, unit, stretched)
     exact = values.astype(float)
     exact = unit * (np.sinh(exact) if stretched else exact) * noise + zero
     assert image.dtype == np.float32
     assert np.isnan(image[2, 3])
     known = np.isfinite(noise)
     np.testing.assert_allclose(image[known], exact[known], rtol=1e-6, atol=1e-5)
-    part = pixels.to_image(values[1:3, 2:], noise[1:3, 2:], zero[1:3, 2:], unit, stretched)
+    part = normalisation.to_image(values[1:3, 2:], noise[1:3, 2:], zero[1:3, 2:], unit, stretched)
     np.testing.assert_array_equal(part, image[1:3, 2:])
 
 
@@ -73,41 +73,14 @@ def test_the_scaling_is_undone_in_double_precision(seed: int, unit: float, stret
 def test_a_place_is_that_of_the_image(size: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, size - 1))
     stop = data.draw(st.integers(start + 1, size))
-    whole = pixels.place(0, size, size)
-    np.testing.assert_array_equal(pixels.place(start, stop, size), whole[start:stop])
+    whole = normalisation.place(0, size, size)
+    np.testing.assert_array_equal(normalisation.place(start, stop, size), whole[start:stop])
     assert whole[0] == -1
     assert whole[-1] == (1 if size > 1 else -1)
     assert (np.diff(whole) > 0).all()
 
 
-@given(st.floats(0, 1), st.integers(0, 65535))
-def test_level_is_the_threshold_in_integers(fraction: float, value: int) -> None:
-    passes = value >= pixels.level(fraction, 65535)
-    if abs(value / 65535 - fraction) > 1e-9:
-        assert passes == (value / 65535 >= fraction)
-
-
-@given(st.floats(1e-12, 1e12))
-def test_the_unit_resolves_the_noise(noise: float) -> None:
-    steps = noise / pixels.flux_unit(noise)
-    assert 2**14 <= steps < 2**15
-
-
 def test_padding_repeats_the_edge() -> None:
     array = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
-    padded = pixels.pad_high(array, (3, 4))
+    padded = normalisation.pad_high(array, (3, 4))
     np.testing.assert_array_equal(padded[0], [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5]])
-
-
-@given(seed=st.integers(0, 99), foreground=st.integers(4, 255))
-def test_the_sky_is_flat_and_the_foreground_keeps_its_elevation(seed: int, foreground: int) -> None:
-    rng = np.random.default_rng(seed)
-    probability = rng.integers(0, 256, (9, 11), np.uint8)
-    before = rng.integers(1, 65536, (9, 11)).astype(np.uint16)
-    after = before.copy()
-    pixels.flatten_sky(after, probability, foreground)
-    kept = after == before
-    assert kept[probability >= foreground].all()
-    assert kept[4 * probability.astype(int) >= foreground].all()
-    assert (after[~kept] == 0).all()
-    assert not kept[4 * (probability.astype(int) + 1) <= foreground].any()

@@ -1,8 +1,7 @@
-"""From raw pixels to signal-to-noise for the network, and from its answers to integers.
+"""Signal-to-noise for the network from raw pixels, and the units of the image from its answers.
 
-Everything after the quantised maps is integer or totally ordered, so that sums and orders cannot
-depend on how the image was tiled. Each function here gives a pixel a value that depends on that
-pixel and at most :data:`FILL_REACH` neighbours, never on the array it was cut in.
+Each function here gives a pixel a value that depends on that pixel and at most
+:data:`FILL_REACH` neighbours, never on the array it was cut in.
 """
 
 from __future__ import annotations
@@ -22,12 +21,6 @@ Flags = NDArray[np.uint8]
 
 FILL_REACH = 4
 """A bad pixel takes the weighted mean of good pixels up to this far in y and x; beyond it is sky."""
-ELEVATION_TOP = 65535
-PROBABILITY_TOP = 255
-SKY_PART = 4
-"""What is less probable than this part of the foreground's level is sky for certain."""
-FLUX_BITS = 14
-"""Fixed-point fluxes resolve the typical noise of a pixel to 2**-FLUX_BITS."""
 _NO_DATA = int(PixelFlag.NO_DATA)
 BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
 """Pixels that carry no information; saturated ones do."""
@@ -99,6 +92,19 @@ def signal_to_noise(residual: Float, noise: Float, flags: Flags) -> Float:
     return np.where(bad, _local_mean(clean, ~bad), clean)
 
 
+def _local_mean(values: Float, good: NDArray[np.bool_]) -> Float:
+    total = _blur(np.where(good, values, np.float32(0)))
+    weight = _blur(good.astype(np.float32))
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-6)
+
+
+def _blur(values: Float) -> Float:
+    step = np.arange(-FILL_REACH, FILL_REACH + 1)
+    kernel = np.exp(-0.5 * (step / (FILL_REACH / 2)) ** 2)
+    rows = correlate1d(values, kernel, axis=0, mode="constant")
+    return np.asarray(correlate1d(rows, kernel, axis=1, mode="constant"), np.float32)
+
+
 def pad_high(array: NDArray[np.float32], shape: tuple[int, int]) -> Float:
     """Repeat the last row and column until the last two axes have ``shape``."""
     missing = shape[0] - array.shape[-2], shape[1] - array.shape[-1]
@@ -152,59 +158,3 @@ def place(start: int, stop: int, size: int) -> Float:
     array([-0.5,  0. ], dtype=float32)
     """
     return (2 * np.arange(start, stop) / max(size - 1, 1) - 1).astype(np.float32)
-
-
-def quantise_probability(probability: Float) -> NDArray[np.uint8]:
-    """Round probabilities in [0, 1] to 255ths."""
-    return np.asarray(np.rint(probability * np.float32(PROBABILITY_TOP)), np.uint8)
-
-
-def quantise_elevation(elevation: Float) -> NDArray[np.uint16]:
-    """Round elevations in [0, 1] to 65535ths."""
-    return np.asarray(np.rint(elevation * np.float32(ELEVATION_TOP)), np.uint16)
-
-
-def flatten_sky(
-    elevation: NDArray[np.uint16], probability: NDArray[np.uint8], foreground: int
-) -> None:
-    """Set the elevation to 0, in place, where the sky is: far below the level of the foreground.
-
-    Only foreground is separated. Of the sky the elevation says nothing, in noise that does not
-    compress: without it the map takes a third of the space, and of the time to write it.
-    """
-    elevation[probability < foreground // SKY_PART] = 0
-
-
-def level(fraction: float, top: int) -> int:
-    """Give the least integer level of a map with this top that is not below ``fraction`` of it.
-
-    Examples
-    --------
-    >>> level(0.5, 255), level(0.0, 255), level(1.0, 255)
-    (128, 0, 255)
-    """
-    return math.ceil(fraction * top - 1e-9)
-
-
-def flux_unit(noise: float) -> float:
-    """Give the power of two that resolves ``noise`` (image units, > 0) to FLUX_BITS bits.
-
-    Examples
-    --------
-    >>> flux_unit(1.0) == flux_unit(1.9) == 2.0**-14
-    True
-    """
-    return math.ldexp(1.0, math.floor(math.log2(noise)) - FLUX_BITS)
-
-
-def _local_mean(values: Float, good: NDArray[np.bool_]) -> Float:
-    total = _blur(np.where(good, values, np.float32(0)))
-    weight = _blur(good.astype(np.float32))
-    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-6)
-
-
-def _blur(values: Float) -> Float:
-    step = np.arange(-FILL_REACH, FILL_REACH + 1)
-    kernel = np.exp(-0.5 * (step / (FILL_REACH / 2)) ** 2)
-    rows = correlate1d(values, kernel, axis=0, mode="constant")
-    return np.asarray(correlate1d(rows, kernel, axis=1, mode="constant"), np.float32)
