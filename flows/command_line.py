@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from fcnpipe.cli.commands import leave, run_command, stopped_by_signals
+from fcnpipe.cli.exit_codes import leave, run_command, stopped_by_signals
 from fcnpipe.core.garbage_collection import freeze_objects
 
 
