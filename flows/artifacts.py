@@ -21,7 +21,7 @@ from fcnpipe.core.spec import RunSpec
 from fcnpipe.pipeline.plan import Plan
 from fcnpipe.pipeline.remote_output import locate_catalogue, read_report
 from fcnpipe.reporting import report_rendering, thumbnails
-from fcnpipe.reporting.progress import Tally, describe_failure
+from fcnpipe.reporting.progress import StageTally, describe_failure
 from fcnpipe.stores import open_store
 
 UPDATE_EVERY_SECONDS = 5.0
@@ -38,13 +38,13 @@ class StageArtifact:
 
     def __init__(self) -> None:
         self.failed: list[str] = []
-        self.tally = Tally("", 0, 0)
+        self.tally = StageTally("", 0, 0)
         self._artifact: Any = None
         self._updated = 0.0
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
         """Create the artifact."""
-        self.tally = Tally(stage, tasks, pixels)
+        self.tally = StageTally(stage, tasks, pixels)
         self._artifact = create_progress_artifact(
             0.0, key=f"stage-{stage}", description=f"{stage}: {tasks} tasks, {pixels} px"
         )
@@ -148,7 +148,7 @@ def show_report(out: str) -> None:
         return
     if report is not None:
         create_markdown_artifact(
-            report_rendering.as_markdown(report), key="report", description=out
+            report_rendering.render_markdown(report), key="report", description=out
         )
 
 
@@ -161,13 +161,13 @@ def show_pictures(out: str) -> None:
     """
     try:
         store = open_store(out)
-        sky, words = thumbnails.picture_sky(store)
-        preview = thumbnails.picture_result(store)
+        sky, words = thumbnails.draw_sky_thumbnail(store)
+        preview = thumbnails.draw_result_thumbnail(store)
     except Exception as error:
         get_run_logger().warning(f"no pictures of {out}: {error}")
         return
-    create_image_artifact(thumbnails.as_url(preview), key="preview", description=out)
-    create_image_artifact(thumbnails.as_url(sky), key="sky", description=words)
+    create_image_artifact(thumbnails.encode_data_url(preview), key="preview", description=out)
+    create_image_artifact(thumbnails.encode_data_url(sky), key="sky", description=words)
 
 
 def _split(failure: str) -> dict[str, str]:

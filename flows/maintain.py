@@ -110,7 +110,7 @@ def _treat(leftover: cleanup.Leftover, remove: bool) -> dict[str, Any]:
     if not remove or leftover.action == "keep":
         return row
     try:
-        cleanup.clear(leftover)
+        cleanup.clean_up(leftover)
     except OSError as error:  # one that cannot be removed never stops the rest
         return row | {"reason": str(error).splitlines()[0]}
     get_run_logger().info(f"{leftover.path}: {leftover.action}")

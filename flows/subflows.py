@@ -29,7 +29,7 @@ from fcnpipe.core.spec import RunSpec
 from fcnpipe.engines import count_cores
 from fcnpipe.pipeline import remote_output
 from fcnpipe.pipeline.plan import Command
-from fcnpipe.survey.image_list import Entry, Row
+from fcnpipe.survey.image_list import SurveyImage, SurveyRow
 from flows.predict import predict
 from flows.segment import segment
 from flows.stage_tasks import Patience
@@ -64,7 +64,7 @@ class Order:
     since: str | None = None
 
 
-def run_each(entries: Sequence[Entry], order: Order) -> Iterator[Row]:
+def run_each(entries: Sequence[SurveyImage], order: Order) -> Iterator[SurveyRow]:
     """Run a subflow for each image; give a row for each as it ends, whatever its end.
 
     Notes
@@ -98,15 +98,15 @@ def share_machine(spec: RunSpec, at_once: int) -> RunSpec:
 class _Running:
     """An image at work."""
 
-    entry: Entry
+    entry: SurveyImage
     process: Any
     receiver: Any
     begun: float
 
-    def finish(self) -> Row:
+    def finish(self) -> SurveyRow:
         """Take what the process says; if it died without a word, say how."""
         try:
-            row: Row | None = self.receiver.recv()
+            row: SurveyRow | None = self.receiver.recv()
         except EOFError:
             row = None
         self.receiver.close()
@@ -116,12 +116,12 @@ class _Running:
         self.process.join()
         return row or self._lost(_say_end(self.process.exitcode))
 
-    def _lost(self, reason: str) -> Row:
+    def _lost(self, reason: str) -> SurveyRow:
         seconds = time.monotonic() - self.begun
-        return Row(self.entry.name, self.entry.out, "failed", seconds=seconds, error=reason)
+        return SurveyRow(self.entry.name, self.entry.out, "failed", seconds=seconds, error=reason)
 
 
-def _start(entry: Entry, order: Order, context: bytes) -> _Running:
+def _start(entry: SurveyImage, order: Order, context: bytes) -> _Running:
     receiver, sender = _FORKING.Pipe(duplex=False)
     process = _FORKING.Process(target=_work, args=(sender, entry, order, context))
     process.start()
@@ -164,17 +164,17 @@ def _dump_context() -> bytes:
 # --- the other side -------------------------------------------------------------------------------
 
 
-def _work(sender: Any, entry: Entry, order: Order, context: bytes) -> None:
+def _work(sender: Any, entry: SurveyImage, order: Order, context: bytes) -> None:
     """Run the subflow of one image and send its row."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     begun = time.monotonic()
     with hydrated_context(cloudpickle.loads(context)):
         facts = _run_flow(entry, order)
-    sender.send(Row(entry.name, entry.out, seconds=time.monotonic() - begun, **facts))
+    sender.send(SurveyRow(entry.name, entry.out, seconds=time.monotonic() - begun, **facts))
     sender.close()
 
 
-def _run_flow(entry: Entry, order: Order) -> dict[str, Any]:
+def _run_flow(entry: SurveyImage, order: Order) -> dict[str, Any]:
     try:
         spec = _keep_finished(share_machine(entry.spec, order.at_once), order)
     except FcnpipeError as error:

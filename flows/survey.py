@@ -35,7 +35,7 @@ from fcnpipe.cli.options import with_run_options
 from fcnpipe.core.errors import ImagesFailed, SpecError, StoreError
 from fcnpipe.pipeline.plan import Command
 from fcnpipe.survey import image_list
-from fcnpipe.survey.image_list import Entry, Row
+from fcnpipe.survey.image_list import SurveyImage, SurveyRow
 from flows.artifacts import ROWS_SHOWN
 from flows.command_line import run_by_hand
 from flows.stage_tasks import Patience
@@ -90,14 +90,16 @@ def segment_survey(
         If what was given cannot be read.
     """
     table = table or f"{folder.rstrip('/')}/survey.ecsv"
-    image_list.check_table(table)
-    entries = image_list.list_entries(images, folder, options, column)
+    image_list.check_table_path(table)
+    entries = image_list.list_images(images, folder, options, column)
     prepare_folder(folder)
-    since = image_list.begin(table) if any(e.options.get("overwrite") for e in entries) else None
+    since = (
+        image_list.mark_started(table) if any(e.options.get("overwrite") for e in entries) else None
+    )
     rows = run_all(entries, Order(command, at_once, patience, since), table)
     refuse_failed(rows)
     if since is not None:
-        image_list.end(table)
+        image_list.mark_finished(table)
     return [image_list.as_dict(row) for row in rows]
 
 
@@ -116,9 +118,9 @@ def prepare_folder(folder: str) -> None:
         raise StoreError(f"cannot make {folder}: {error.strerror}; choose another") from None
 
 
-def run_all(entries: list[Entry], order: Order, table: str) -> list[Row]:
+def run_all(entries: list[SurveyImage], order: Order, table: str) -> list[SurveyRow]:
     """Run all images; write the table and show it, however this ends."""
-    log, ended = get_run_logger(), dict[str, Row]()
+    log, ended = get_run_logger(), dict[str, SurveyRow]()
     progress: Any = create_progress_artifact(0.0, key="images", description=f"{len(entries)}")
     try:
         for row in run_each(entries, order):
@@ -126,13 +128,13 @@ def run_all(entries: list[Entry], order: Order, table: str) -> list[Row]:
             log.info(f"{row.image}: {row.status} in {row.seconds:.1f} s {row.error}".rstrip())
             update_progress_artifact(progress, 100.0 * len(ended) / len(entries))
     finally:
-        rows = [ended.get(e.out, Row(e.name, e.out, "left")) for e in entries]
-        image_list.write_rows(rows, table)
+        rows = [ended.get(e.out, SurveyRow(e.name, e.out, "left")) for e in entries]
+        image_list.write_table(rows, table)
         show_rows(rows, table)
     return rows
 
 
-def show_rows(rows: list[Row], table: str) -> None:
+def show_rows(rows: list[SurveyRow], table: str) -> None:
     """Create the summary artifact; what has failed comes first."""
     counts = Counter(row.status for row in rows)
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
@@ -144,7 +146,7 @@ def show_rows(rows: list[Row], table: str) -> None:
     )
 
 
-def refuse_failed(rows: list[Row]) -> None:
+def refuse_failed(rows: list[SurveyRow]) -> None:
     """Name the images that have failed.
 
     Raises

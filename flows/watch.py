@@ -34,8 +34,8 @@ from fcnpipe.core.errors import SpecError
 from fcnpipe.pipeline.plan import Command
 from fcnpipe.remote import is_remote
 from fcnpipe.survey import incoming_files
-from fcnpipe.survey.image_list import Row, list_entries, safe_stem, short_digest
-from fcnpipe.survey.incoming_files import Log, Stamp
+from fcnpipe.survey.image_list import SurveyRow, list_images, safe_stem, short_digest
+from fcnpipe.survey.incoming_files import FileRegistry, FileStamp
 from flows.artifacts import ROWS_SHOWN
 from flows.command_line import run_by_hand
 from flows.stage_tasks import Patience
@@ -102,8 +102,8 @@ def watch(
     path = _place_state(source, folder, state)
     prepare_folder(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with incoming_files.alone(path.with_name(f"{path.name}.lock")):
-        book = Book(path, incoming_files.load_log(path))
+    with incoming_files.exclusive_lock(path.with_name(f"{path.name}.lock")):
+        book = Book(path, incoming_files.load_registry(path))
         _enter_arrivals(book, source, look)
         rows = book.work(options or {}, folder, Order(command, at_once, patience, since=""))
     book.show(source)
@@ -113,14 +113,14 @@ def watch(
 
 def _enter_arrivals(book: Book, source: str, look: Look) -> None:
     """Look, wait, look again, and take down what has stayed as it was."""
-    found = incoming_files.look(source, look.patterns, look.recursive)
-    if not incoming_files.choose(found, book.log, look.attempts):
+    found = incoming_files.list_files(source, look.patterns, look.recursive)
+    if not incoming_files.select_pending_files(found, book.log, look.attempts):
         return
     time.sleep(look.settle_seconds)
-    again = incoming_files.look(source, look.patterns, look.recursive)
+    again = incoming_files.list_files(source, look.patterns, look.recursive)
     settled = {name: stamp for name, stamp in again.items() if found.get(name) == stamp}
     book.note_changing(again.keys() - settled.keys())
-    book.enter_all(settled, incoming_files.choose(settled, book.log, look.attempts))
+    book.enter_all(settled, incoming_files.select_pending_files(settled, book.log, look.attempts))
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Book:
     """
 
     path: Path
-    log: Log
+    log: FileRegistry
 
     def __post_init__(self) -> None:
         self.told: list[dict[str, Any]] = []
@@ -156,35 +156,35 @@ class Book:
         for path in sorted(paths):
             self._tell(path, "incomplete", reason="still changing")
 
-    def enter_all(self, found: dict[str, Stamp], paths: list[str]) -> None:
+    def enter_all(self, found: dict[str, FileStamp], paths: list[str]) -> None:
         """Take down what is settled: left alone, a copy, known after all, or to be done."""
         for path in paths:
             try:
                 self._enter(path, found[path])
             except OSError as error:  # gone, or cannot be read: one bad file never stops the rest
                 self._tell(path, "incomplete", reason=str(error).splitlines()[0])
-        incoming_files.save_log(self.path, self.log)
+        incoming_files.save_registry(self.path, self.log)
 
-    def _enter(self, path: str, stamp: Stamp) -> None:
-        missing = incoming_files.find_missing(path, stamp.size)
+    def _enter(self, path: str, stamp: FileStamp) -> None:
+        missing = incoming_files.describe_missing(path, stamp.size)
         if missing:
             self._tell(path, "incomplete", reason=missing)
             return
-        known = self.log[path] = incoming_files.enter(path, stamp, self.log)
+        known = self.log[path] = incoming_files.register_file(path, stamp, self.log)
         if known.status == "copy":
             self._tell(path, "copy", known.out)
         elif known.status != "done":
             self.waiting.append(path)
 
-    def work(self, options: dict[str, Any], folder: str, order: Order) -> list[Row]:
+    def work(self, options: dict[str, Any], folder: str, order: Order) -> list[SurveyRow]:
         """Do what waits; each is taken down before it is begun and after it has ended."""
         given = [self._describe(path) for path in self.waiting]
-        entries = list_entries(given, folder, options) if given else []
+        entries = list_images(given, folder, options) if given else []
         for entry in entries:
             known = self.log[entry.name]
             self.log[entry.name] = replace(known, status="begun", attempts=known.attempts + 1)
         if entries:
-            incoming_files.save_log(self.path, self.log)
+            incoming_files.save_registry(self.path, self.log)
         return [self._take_down(row) for row in run_each(entries, order)] if entries else []
 
     def _describe(self, path: str) -> dict[str, Any]:
@@ -195,12 +195,12 @@ class Book:
             **({"overwrite": True} if known.replaced else {}),
         }
 
-    def _take_down(self, row: Row) -> Row:
+    def _take_down(self, row: SurveyRow) -> SurveyRow:
         status = "failed" if row.status == "failed" else "done"
         known = self.log[row.image]
         kept = known.replaced and status == "failed"
         self.log[row.image] = replace(known, status=status, error=row.error, replaced=kept)
-        incoming_files.save_log(self.path, self.log)
+        incoming_files.save_registry(self.path, self.log)
         self._tell(row.image, status, row.out, row.error)
         return row
 

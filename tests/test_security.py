@@ -29,10 +29,10 @@ from fcnpipe.networks import list_models, load_model
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling, list_maps
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.reach.certificate import describe
-from fcnpipe.survey.image_list import list_entries
-from fcnpipe.training.labelled_images import Pairs, read_pairs
-from fcnpipe.training.loop import load_recipe, load_stored
+from fcnpipe.networks.models.headers import describe
+from fcnpipe.survey.image_list import list_images
+from fcnpipe.training.labelled_images import PairsSpec, read_pairs
+from fcnpipe.training.loop import load_recipe, load_checkpoint
 from fcnpipe.training.recipe import make_recipe
 
 EVIL = "../../evil"
@@ -142,7 +142,7 @@ def test_no_model_runs_code(name: str, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("name", IMAGES)
 def test_no_training_pair_runs_code(name: str) -> None:
     IMAGES[name](Path(name))
-    pairs = Pairs(name, name, train="0", choose="1")
+    pairs = PairsSpec(name, name, train="0", choose="1")
     with pytest.raises(InputError):
         read_pairs(pairs, "0", Scaling())
     assert not Path("boom").exists()
@@ -151,7 +151,7 @@ def test_no_training_pair_runs_code(name: str) -> None:
 def test_no_checkpoint_runs_code() -> None:
     torch.save({"network": Bomb()}, "checkpoint.pt")
     with pytest.raises(InputError, match="weights and numbers only"):
-        load_stored(Path("checkpoint.pt"))
+        load_checkpoint(Path("checkpoint.pt"))
     assert not Path("boom").exists()
 
 
@@ -165,7 +165,7 @@ def test_no_table_recipe_or_configuration_runs_code(capsys: pytest.CaptureFixtur
     )
     for name in ("survey.yaml", "survey.ecsv"):
         with pytest.raises(SpecError, match="cannot be read"):
-            list_entries(name, "out")
+            list_images(name, "out")
     with pytest.raises(SpecError, match="cannot be read"):
         load_recipe(Path("survey.yaml"))
     refusal(capsys, "segment", "sky.fits", "out.zarr", "--config", "survey.yaml")
@@ -176,7 +176,7 @@ def test_a_table_starts_no_program() -> None:
     cluster = {"cluster_class": "subprocess.Popen", "cluster_kwargs": {"args": ["mkdir", "boom"]}}
     row = {"image": "x.fits", "cluster": cluster, "scheduler": "tcp://h:1", "scratch": "/x"}
     pq.write_table(pa.Table.from_pylist([row]), "survey.parquet")
-    (entry,) = list_entries("survey.parquet", "out")
+    (entry,) = list_images("survey.parquet", "out")
     assert entry.options.keys() == {"image", "out"}
 
 
@@ -187,12 +187,12 @@ def test_a_table_starts_no_program() -> None:
 def test_a_table_names_no_store_elsewhere(out: str) -> None:
     Path("survey.csv").write_text(f"image,out\nx.fits,{out}\n")
     with pytest.raises(SpecError, match="leaves the folder"):
-        list_entries("survey.csv", "out")
+        list_images("survey.csv", "out")
 
 
 def test_images_are_not_named_out_of_the_folder(room: Path) -> None:
     names = [f"{EVIL}.fits", "/a/..", "..", "https://h/x/..", f"sky.fits[{EVIL}]"]
-    for entry in list_entries([{"image": name} for name in names], "out"):
+    for entry in list_images([{"image": name} for name in names], "out"):
         place = Path(entry.out).resolve()
         assert place.parent == room / "out", entry.name
 
@@ -319,5 +319,5 @@ def test_a_password_is_not_repeated(option: str, capsys: pytest.CaptureFixture[s
 )
 def test_a_survey_lists_no_secret(images: Any) -> None:
     with pytest.raises(SpecError) as refused:
-        list_entries(images, "out")
+        list_images(images, "out")
     assert "sesame" not in str(refused.value)

@@ -42,7 +42,7 @@ from fcnpipe.stores import open_store, parquet_path, partial_path
 from fcnpipe.stores.base import load_layout
 from fcnpipe.stores.hierarchy import create_array, ledger_spec
 from fcnpipe.stores.identity import load_identity
-from fcnpipe.stores.lifecycle import CLAIM, consolidate, hold, read_attributes
+from fcnpipe.stores.lifecycle import CLAIM_SUFFIX, consolidate, lock_output, read_attributes
 from fcnpipe.stores.paths import report_path
 
 ROOT = "zarr.json"
@@ -101,7 +101,7 @@ def delivered(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
         yield None
         return
     target.claim(spec.overwrite)
-    with hold(target.token_file):  # as long as this process lives, whatever it is at
+    with lock_output(target.token_file):  # as long as this process lives, whatever it is at
         try:
             # What waits on disk to be taken there is of this run, unless the inputs are others now.
             afresh = spec.overwrite and not target.holds(spec, command)
@@ -109,7 +109,7 @@ def delivered(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
         except BaseException:
             target.withdraw()
             raise
-        with hold(target.local):
+        with lock_output(target.local):
             target.deliver()
         target.clear()
 
@@ -230,7 +230,7 @@ class Target:
         attributes = self._read_root()
         if attributes is None:
             return False
-        run.identify(spec, command).refuse(self.url, load_identity(attributes))
+        run.identify(spec, command).check_same_run(self.url, load_identity(attributes))
         return True
 
     def holds(self, spec: RunSpec, command: Command) -> bool:
@@ -286,7 +286,7 @@ class Target:
     @property
     def token_file(self) -> Path:
         """File that says which claim is ours, and of what URL; locked while a run is at it."""
-        return self.local.with_name(f"{self.local.name}{CLAIM}")
+        return self.local.with_name(f"{self.local.name}{CLAIM_SUFFIX}")
 
     def _read_token(self) -> str:
         said = self.token_file.read_text() if self.token_file.exists() else ""

@@ -32,7 +32,7 @@ from fcnpipe.core.errors import SpecError
 FIELDS = ("run_key", "stage", "task", "tile", "worker", "seconds", "message")
 
 
-class Journal:
+class EventLog:
     """Adds lines to a file, each in one piece, so that several runs may share it.
 
     Parameters
@@ -60,7 +60,7 @@ class Journal:
         if self._file is None:
             return
         known = dict.fromkeys(FIELDS) | {"run_key": self.run_key, "message": ""}
-        line = {"time": now(), "level": level, "event": event} | known | fields
+        line = {"time": utc_timestamp(), "level": level, "event": event} | known | fields
         try:
             self._file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
@@ -74,14 +74,14 @@ class Journal:
             self._file.close()
             self._file = None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> EventLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def now() -> str:
+def utc_timestamp() -> str:
     """Give the time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

@@ -18,7 +18,7 @@ LINE_EVERY_SECONDS = 30.0
 """Least time between two lines about one stage, where there is no terminal."""
 
 
-class Progress(Protocol):
+class Observer(Protocol):
     """Is told how far a run is; what ``fcnpipe.run`` calls an observer."""
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
@@ -35,7 +35,7 @@ class Progress(Protocol):
 
 
 @dataclass
-class Tally:
+class StageTally:
     """What is done of one stage."""
 
     stage: str
@@ -73,7 +73,7 @@ class Tally:
         return line.rstrip()
 
 
-class Quiet:
+class SilentObserver:
     """Shows nothing; failed tiles are named by the error at the end."""
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
@@ -86,7 +86,7 @@ class Quiet:
         """Ignore it."""
 
 
-class Lines:
+class LineObserver:
     """One line at the end of each stage, and now and then in between.
 
     Parameters
@@ -99,12 +99,12 @@ class Lines:
 
     def __init__(self, console: Console, every: float = LINE_EVERY_SECONDS) -> None:
         self._console, self._every = console, every
-        self._tally = Tally("", 0, 0)
+        self._tally = StageTally("", 0, 0)
         self._written = 0.0
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
         """Begin to count."""
-        self._tally, self._written = Tally(stage, tasks, pixels), time.monotonic()
+        self._tally, self._written = StageTally(stage, tasks, pixels), time.monotonic()
 
     def report(self, report: TaskReport) -> None:
         """Count a task; say where we are if that was not said for a while."""
@@ -130,7 +130,7 @@ class Lines:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class Display:
+class BarObserver:
     """A bar for the stage at work, and a line for each that is through.
 
     Parameters
@@ -140,14 +140,14 @@ class Display:
     """
 
     def __init__(self, bars: Bars) -> None:
-        self._bars, self._lines = bars, Lines(bars.console, every=float("inf"))
+        self._bars, self._lines = bars, LineObserver(bars.console, every=float("inf"))
         self._bar: TaskID | None = None
-        self._tally = Tally("", 0, 0)
+        self._tally = StageTally("", 0, 0)
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
         """Show a bar."""
         self._lines.start(stage, tasks, pixels)
-        self._tally = Tally(stage, tasks, pixels)
+        self._tally = StageTally(stage, tasks, pixels)
         self._bar = self._bars.add_task(stage, total=pixels or tasks, count=f"0/{tasks}", rate="")
 
     def report(self, report: TaskReport) -> None:
@@ -170,12 +170,12 @@ class Display:
         self._lines.end(stage, seconds)
 
 
-def count_steps(progress: Progress, what: str, pixels: int) -> Callable[[int, int], None]:
+def count_steps(progress: Observer, what: str, pixels: int) -> Callable[[int, int], None]:
     """Give a function to be told the steps done and the steps in all, for work without tiles.
 
     Parameters
     ----------
-    progress : Progress
+    progress : Observer
         Shows them as the tasks of one stage.
     what : str
         Name of the stage.
@@ -206,7 +206,7 @@ def describe_failure(report: TaskReport) -> str:
 
 
 @contextmanager
-def watch(quiet: bool, console: Console | None = None) -> Iterator[Progress]:
+def show_progress(quiet: bool, console: Console | None = None) -> Iterator[Observer]:
     """Give an observer that suits the place: nothing, a live display, or plain lines.
 
     Parameters
@@ -218,12 +218,12 @@ def watch(quiet: bool, console: Console | None = None) -> Iterator[Progress]:
     """
     console = console or Console(stderr=True)
     if quiet:
-        yield Quiet()
+        yield SilentObserver()
     elif not console.is_terminal:
-        yield Lines(console)
+        yield LineObserver(console)
     else:
         with Bars(*_columns(), console=console, transient=True) as bars:
-            yield Display(bars)
+            yield BarObserver(bars)
 
 
 def _columns() -> tuple[TextColumn | BarColumn | TimeRemainingColumn, ...]:

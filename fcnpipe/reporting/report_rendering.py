@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from fcnpipe.reporting.run_report import Report, StageSums
+from fcnpipe.reporting.run_report import RunReport, StageSums
 
 COLUMNS = (
     "stage", "time", "task time", "tasks", "tiles", "Mpix/s", "read", "written", "retries", "failed"
@@ -14,7 +14,7 @@ PROCESSES_SHOWN = 20
 FAILURES_SHOWN = 20
 
 
-def list_facts(report: Report) -> list[tuple[str, str]]:
+def list_run_facts(report: RunReport) -> list[tuple[str, str]]:
     """Give (what, how much) rows of the run as a whole."""
     height, width = report.shape
     rows = [
@@ -37,48 +37,48 @@ def list_facts(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def list_stages(report: Report) -> list[tuple[str, ...]]:
+def list_stage_rows(report: RunReport) -> list[tuple[str, ...]]:
     """Give a row for each stage, as `COLUMNS` names them."""
     return [_describe_stage(stage) for stage in report.stages]
 
 
-def list_slowest(report: Report) -> list[tuple[str, str, str, str]]:
+def list_slowest_tiles(report: RunReport) -> list[tuple[str, str, str, str]]:
     """Give tile, stage, time and process of the slowest tiles."""
     return [(t.tile, t.stage, _time(t.seconds), t.worker) for t in report.slowest]
 
 
-def list_failures(report: Report) -> list[tuple[str, str]]:
+def list_failed_tasks(report: RunReport) -> list[tuple[str, str]]:
     """Give task and reason of the first that have failed, and how many more there are."""
     failed = [row for stage in report.stages for row in stage.failed.items()][:FAILURES_SHOWN]
     more = report.failures - len(failed)
     return failed + ([(f"and {more} more", "")] if more > 0 else [])
 
 
-def as_markdown(report: Report) -> str:
+def render_markdown(report: RunReport) -> str:
     """Give tables of the run, its stages and its slowest tiles."""
     tables = [
-        _markdown_table(("", ""), list_facts(report)),
-        _markdown_table(COLUMNS, list_stages(report)),
-        _markdown_table(("slowest tile", "stage", "time", "process"), list_slowest(report)),
+        _markdown_table(("", ""), list_run_facts(report)),
+        _markdown_table(COLUMNS, list_stage_rows(report)),
+        _markdown_table(("slowest tile", "stage", "time", "process"), list_slowest_tiles(report)),
     ]
-    if failures := list_failures(report):
+    if failures := list_failed_tasks(report):
         tables.append(_markdown_table(("failed", "reason"), failures))
     return "\n\n".join(tables)
 
 
-def as_html(report: Report) -> str:
+def render_html(report: RunReport) -> str:
     """Give one page that needs nothing else: no script, no picture, no other file."""
     title = f"{report.command} {report.out.rstrip('/').rpartition('/')[2]}"
     parts = [
         _headline(title, report),
         _tiles(report),
-        _section("Stages", _stage_bars(report) + _html_table(COLUMNS, list_stages(report), 1)),
+        _section("Stages", _stage_bars(report) + _html_table(COLUMNS, list_stage_rows(report), 1)),
         _section("Memory", _memory_bars(report)),
         _section("Slowest tiles", _slow_bars(report)),
     ]
-    if failures := list_failures(report):
+    if failures := list_failed_tasks(report):
         parts.append(_section("Failed", _html_table(("task", "reason"), failures, 2)))
-    parts.append(_section("Run", _html_table(("", ""), list_facts(report), 2)))
+    parts.append(_section("Run", _html_table(("", ""), list_run_facts(report), 2)))
     return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts))
 
 
@@ -100,12 +100,12 @@ def _describe_stage(stage: StageSums) -> tuple[str, ...]:
     )
 
 
-def _say_sessions(report: Report) -> str:
+def _say_sessions(report: RunReport) -> str:
     sessions = f" in {report.sessions} sessions" if report.sessions > 1 else ""
     return f"{_time(report.seconds)}{sessions}{', taken up' if report.resumed else ''}"
 
 
-def _say_memory(report: Report) -> str:
+def _say_memory(report: RunReport) -> str:
     planned = f"{_size(report.projected_bytes)} planned"
     if not report.peak_bytes:
         return f"not measured, {planned}"
@@ -113,7 +113,7 @@ def _say_memory(report: Report) -> str:
     return f"{_size(report.peak_bytes)} measured of {planned}{share} for a process"
 
 
-def _say_driver(report: Report) -> str:
+def _say_driver(report: RunReport) -> str:
     planned = report.driver_projected_bytes
     return f"{_size(report.driver_bytes)} measured" + (
         f" of {_size(planned)} planned" * bool(planned)
@@ -165,13 +165,13 @@ def _mark(text: str) -> str:
 # --- HTML -----------------------------------------------------------------------------------------
 
 
-def _headline(title: str, report: Report) -> str:
+def _headline(title: str, report: RunReport) -> str:
     status = escape(report.status)
     message = f"<p class=message>{escape(report.message)}</p>" if report.message else ""
     return f'<h1>{escape(title)} <span class="badge {status}">{status}</span></h1>{message}'
 
 
-def _tiles(report: Report) -> str:
+def _tiles(report: RunReport) -> str:
     height, width = report.shape
     pairs = [
         (_time(report.seconds), "wall time"),
@@ -193,16 +193,16 @@ Bar = tuple[str, float, str]
 """Name, length, and what stands behind it."""
 
 
-def _stage_bars(report: Report) -> str:
+def _stage_bars(report: RunReport) -> str:
     return _bars([(stage.name, stage.seconds, _time(stage.seconds)) for stage in report.stages])
 
 
-def _slow_bars(report: Report) -> str:
+def _slow_bars(report: RunReport) -> str:
     rows = [(f"{t.tile} {t.stage}", t.seconds, _time(t.seconds)) for t in report.slowest]
     return _bars(rows) if rows else "<p>No tile was done.</p>"
 
 
-def _memory_bars(report: Report) -> str:
+def _memory_bars(report: RunReport) -> str:
     """Draw the peak of each process before what the plan projects."""
     ranked = sorted(report.peaks.items(), key=lambda item: -item[1])
     shown = [(worker, peak, _size(peak)) for worker, peak in ranked[:PROCESSES_SHOWN]]

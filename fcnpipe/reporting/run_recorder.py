@@ -14,7 +14,7 @@ from fcnpipe.reporting import report_rendering
 from fcnpipe.reporting.event_log import EventLog, utc_timestamp
 from fcnpipe.reporting.run_report import RunReport, SlowTile, StageSums
 from fcnpipe.stores import ZarrStore
-from fcnpipe.stores.atomic_writes import written_whole
+from fcnpipe.stores.atomic_writes import atomic_write
 from fcnpipe.stores.hierarchy import SCRATCH
 from fcnpipe.stores.paths import final_path, report_path
 
@@ -187,5 +187,5 @@ def write_report(run_report: RunReport, out: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -98,7 +98,7 @@ class SlowTile(BaseModel):
     worker: str
 
 
-class Report(BaseModel):
+class RunReport(BaseModel):
     """The account of a run.
 
     Attributes
@@ -203,10 +203,10 @@ class Report(BaseModel):
             self.slowest = ranked[:SLOWEST]
 
 
-def load_report(data: str | bytes) -> Report | None:
+def parse_report(data: str | bytes) -> RunReport | None:
     """Give the account that was written; None if it is broken, or of another format."""
     try:
-        report = Report.model_validate_json(data)
+        report = RunReport.model_validate_json(data)
     except ValidationError:
         return None
-    return report if report.format == Report().format else None
+    return report if report.format == RunReport().format else None

@@ -25,7 +25,7 @@ SIZE_PX = 384
 """Longest side: a PNG of noise is then 150 kB, which a data: URL may well be."""
 
 
-def picture_result(store: ZarrStore, size: int = SIZE_PX) -> bytes:
+def draw_result_thumbnail(store: ZarrStore, size: int = SIZE_PX) -> bytes:
     """Give a PNG of what a run gave: the image with outlines, or the first output of a network.
 
     Parameters
@@ -46,7 +46,7 @@ def picture_result(store: ZarrStore, size: int = SIZE_PX) -> bytes:
     return _encode(_upright(picture, store))
 
 
-def picture_sky(store: ZarrStore, size: int = SIZE_PX) -> tuple[bytes, str]:
+def draw_sky_thumbnail(store: ZarrStore, size: int = SIZE_PX) -> tuple[bytes, str]:
     """Give a PNG of the sky level, dark to bright, and what it goes from and to in words."""
     levels = _last_plane(store, "sky")
     known = levels[np.isfinite(levels)]
@@ -65,7 +65,7 @@ def picture_sky(store: ZarrStore, size: int = SIZE_PX) -> tuple[bytes, str]:
     return _encode(_upright(picture, store)), words
 
 
-def as_url(png: bytes) -> str:
+def encode_data_url(png: bytes) -> str:
     """Give a PNG as a data: URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 

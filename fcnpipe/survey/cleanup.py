@@ -31,9 +31,15 @@ from pathlib import Path
 
 from fcnpipe.core.errors import InputError, StoreError
 from fcnpipe.remote import uploads
-from fcnpipe.stores.lifecycle import CLAIM, discard, finish_publishing, hold, read_attributes
+from fcnpipe.stores.lifecycle import (
+    CLAIM_SUFFIX,
+    finish_publishing,
+    lock_output,
+    read_attributes,
+    remove_partial,
+)
 from fcnpipe.stores.paths import final_path, partial_path
-from fcnpipe.survey.incoming_files import alone
+from fcnpipe.survey.incoming_files import exclusive_lock
 
 BRIEF = frozenset({"building", "catalogue", "temporary"})
 """What a live run has without a lock, but not for long."""
@@ -94,7 +100,7 @@ def _least_age(kind: str, age_seconds: float) -> float:
     return max(age_seconds, BRIEF_SECONDS) if kind in BRIEF else age_seconds
 
 
-def clear(leftover: Leftover) -> None:
+def clean_up(leftover: Leftover) -> None:
     """Do what is to be done with a leftover, unless a run has taken it up meanwhile.
 
     Raises
@@ -110,7 +116,7 @@ def clear(leftover: Leftover) -> None:
         elif leftover.kind == "claim":
             _give_free(path)
         elif leftover.kind == "partial":
-            discard(path)
+            remove_partial(path)
         elif path.is_dir():
             shutil.rmtree(path)
         else:
@@ -120,12 +126,12 @@ def clear(leftover: Leftover) -> None:
 def _hold(kind: str, path: Path, stack: ExitStack) -> None:
     """Lock what a run that is alive has locked; refused if there is one."""
     if kind == "lock":
-        stack.enter_context(alone(path))
+        stack.enter_context(exclusive_lock(path))
         return
-    claim = final_path(path).with_name(final_path(path).name + CLAIM)
+    claim = final_path(path).with_name(final_path(path).name + CLAIM_SUFFIX)
     for one in (claim, path):
         if one.exists():
-            stack.enter_context(hold(one))
+            stack.enter_context(lock_output(one))
 
 
 def _give_free(claim: Path) -> None:
@@ -172,8 +178,8 @@ def _kind_of_file(path: Path) -> str:
         return "temporary"
     if path.name.endswith(".parquet.partial"):
         return "" if _partial_of(path).exists() else "catalogue"
-    if path.name.endswith(f".zarr{CLAIM}"):
-        store = path.with_name(path.name.removesuffix(CLAIM))
+    if path.name.endswith(f".zarr{CLAIM_SUFFIX}"):
+        store = path.with_name(path.name.removesuffix(CLAIM_SUFFIX))
         return "" if store.exists() or partial_path(store).exists() else "claim"
     return "lock" if _LOCK.fullmatch(path.name) else ""
 

@@ -38,11 +38,11 @@ from fcnpipe.core.spec import RunSpec, make_spec, say_reason, without_idle
 from fcnpipe.export.base import written_whole
 from fcnpipe.images import split_name
 from fcnpipe.remote import match_objects, read_whole, uploads
-from fcnpipe.reporting.event_log import now
+from fcnpipe.reporting.event_log import utc_timestamp
 
 Options = dict[str, Any]
-TABLES = (".csv", ".ecsv", ".parquet")
-MANIFESTS = (".yaml", ".yml")
+TABLE_SUFFIXES = (".csv", ".ecsv", ".parquet")
+YAML_SUFFIXES = (".yaml", ".yml")
 PATHS = ("image", "weight", "mask", "prior")
 """Options that name a file beside the file that they stand in."""
 
@@ -56,7 +56,7 @@ LONGEST_STEM = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SurveyImage:
     """One image of a survey.
 
     Attributes
@@ -80,7 +80,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SurveyRow:
     """What became of one image: a row of the table of a survey.
 
     Attributes
@@ -115,12 +115,12 @@ class Row:
 # --- images in ------------------------------------------------------------------------------------
 
 
-def list_entries(
+def list_images(
     images: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
     folder: str,
     options: Mapping[str, Any] | None = None,
     column: str = "image",
-) -> list[Entry]:
+) -> list[SurveyImage]:
     """Give the images of a survey, each with its options and its store.
 
     Parameters
@@ -167,15 +167,15 @@ def _check_shared(options: Options) -> None:
 def _expand(item: str | Mapping[str, Any], column: str) -> Iterator[Options]:
     if isinstance(item, Mapping):
         yield from _match({**item}, "")
-    elif item.lower().endswith(MANIFESTS):
-        yield from _read_manifest(item)
-    elif item.lower().endswith(TABLES):
+    elif item.lower().endswith(YAML_SUFFIXES):
+        yield from _read_yaml(item)
+    elif item.lower().endswith(TABLE_SUFFIXES):
         yield from _read_table(item, column)
     else:
         yield from _match({"image": item}, "")
 
 
-def _read_manifest(path: str) -> Iterator[Options]:
+def _read_yaml(path: str) -> Iterator[Options]:
     found = _load_yaml(path)
     images = found.get("images") if isinstance(found, dict) else found
     if not isinstance(images, list) or not images:
@@ -347,25 +347,25 @@ def short_digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _place(found: Iterable[Options], folder: str) -> list[Entry]:
+def _place(found: Iterable[Options], folder: str) -> list[SurveyImage]:
     """Give each image its store; images of one name get a part of the digest of their path."""
     entries = []
     for options in found:
         name = options["image"][0]
         out = str(options.get("out") or f"{safe_stem(name)}.zarr")
-        entries.append(Entry(name, out, options))
+        entries.append(SurveyImage(name, out, options))
     count = Counter(entry.out for entry in entries)
     return [_put(e, folder, alone=count[e.out] == 1 or bool(e.options.get("out"))) for e in entries]
 
 
-def _put(entry: Entry, folder: str, alone: bool) -> Entry:
+def _put(entry: SurveyImage, folder: str, alone: bool) -> SurveyImage:
     place = os.path.abspath(entry.name) if "://" not in entry.name else entry.name
     name = entry.out if alone else f"{safe_stem(entry.name)}-{short_digest(place)}.zarr"
     out = name if "://" in name or os.path.isabs(name) else f"{folder.rstrip('/')}/{name}"
     return replace(entry, out=out, options=entry.options | {"out": out})
 
 
-def _check_outputs(entries: list[Entry]) -> None:
+def _check_outputs(entries: list[SurveyImage]) -> None:
     owners: dict[str, str] = {}
     for entry in entries:
         if entry.out in owners:
@@ -379,7 +379,7 @@ def _check_outputs(entries: list[Entry]) -> None:
 # --- the table of what became of them -------------------------------------------------------------
 
 
-def check_table(path: str) -> None:
+def check_table_path(path: str) -> None:
     """Refuse a table that cannot be written.
 
     Raises
@@ -389,32 +389,32 @@ def check_table(path: str) -> None:
     """
     if not can_list(path):
         raise SpecError(f"table {path} cannot be written: give a file on disk, s3:// or gs://")
-    if Path(path).suffix not in TABLES:
-        raise SpecError(f"table {path}: its suffix must be one of {', '.join(TABLES)}")
+    if Path(path).suffix not in TABLE_SUFFIXES:
+        raise SpecError(f"table {path}: its suffix must be one of {', '.join(TABLE_SUFFIXES)}")
 
 
-def write_rows(rows: Sequence[Row], path: str) -> None:
+def write_table(rows: Sequence[SurveyRow], path: str) -> None:
     """Write the table of a survey to a path or URL, by its suffix: whole, or not at all."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, path.rpartition("/")[2])
-            _write_table(rows, file)
+            _write_table_file(rows, file)
             uploads.put(path, file.read_bytes())
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        _write_table(rows, temporary)
+        _write_table_file(rows, temporary)
 
 
-def begin(table: str) -> str:
+def mark_started(table: str) -> str:
     """Give when a survey was begun that is not through, from the mark beside its table; else begin now.
 
     Returns
     -------
     str
-        UTC, as :func:`fcnpipe.reporting.event_log.now` gives it.
+        UTC, as :func:`fcnpipe.reporting.event_log.utc_timestamp` gives it.
     """
-    mark, begun = f"{table}.begun", now()
+    mark, begun = f"{table}.begun", utc_timestamp()
     if is_remote(table):
         found = uploads.get(mark)
         if found is None:
@@ -427,7 +427,7 @@ def begin(table: str) -> str:
     return Path(mark).read_text()
 
 
-def end(table: str) -> None:
+def mark_finished(table: str) -> None:
     """Take away the mark of a survey: it is through."""
     if is_remote(table):
         uploads.remove([f"{table}.begun"])
@@ -435,8 +435,8 @@ def end(table: str) -> None:
         Path(f"{table}.begun").unlink(missing_ok=True)
 
 
-def _write_table(rows: Sequence[Row], file: Path) -> None:
-    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(Row)}
+def _write_table_file(rows: Sequence[SurveyRow], file: Path) -> None:
+    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(SurveyRow)}
     if file.suffix == ".parquet":
         pq.write_table(pa.table(columns, schema=_schema()), file)
     else:
@@ -445,15 +445,15 @@ def _write_table(rows: Sequence[Row], file: Path) -> None:
 
 
 _KINDS = {"int": (np.int64, pa.int64()), "float": (np.float64, pa.float64())}
-_DTYPES = [_KINDS.get(str(f.type), (np.str_, pa.string()))[0] for f in fields(Row)]
+_DTYPES = [_KINDS.get(str(f.type), (np.str_, pa.string()))[0] for f in fields(SurveyRow)]
 
 
 def _schema() -> pa.Schema:
     return pa.schema(
-        [(f.name, _KINDS.get(str(f.type), (np.str_, pa.string()))[1]) for f in fields(Row)]
+        [(f.name, _KINDS.get(str(f.type), (np.str_, pa.string()))[1]) for f in fields(SurveyRow)]
     )
 
 
-def as_dict(row: Row) -> dict[str, Any]:
+def as_dict(row: SurveyRow) -> dict[str, Any]:
     """Give a row as a mapping of plain values."""
     return asdict(row)

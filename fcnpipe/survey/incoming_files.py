@@ -141,7 +141,9 @@ def _stamp(facts: Mapping[str, Any]) -> FileStamp:
     return FileStamp(int(facts.get("size") or 0), str(changed))
 
 
-def select_pending_files(found: Mapping[str, FileStamp], log: FileRegistry, attempts: int) -> list[str]:
+def select_pending_files(
+    found: Mapping[str, FileStamp], log: FileRegistry, attempts: int
+) -> list[str]:
     """Give the files that are new, have changed, or are worth another attempt."""
     made = {known.digest for known in log.values() if known.status != "copy"}
 

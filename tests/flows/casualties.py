@@ -4,13 +4,13 @@ import os
 import signal
 from typing import Any
 
-from fcnpipe.survey.image_list import Entry
+from fcnpipe.survey.image_list import SurveyImage
 from flows import subflows
 
 WORK = subflows._work
 
 
-def work(sender: Any, entry: Entry, order: subflows.Order, context: bytes) -> None:
+def work(sender: Any, entry: SurveyImage, order: subflows.Order, context: bytes) -> None:
     """Die if the image is called poison, as the kernel lets a process die that takes the memory."""
     if "poison" in entry.name:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -27,7 +27,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
 
 from fcnpipe.core.spec import RunSpec
-from fcnpipe.survey.incoming_files import load_log
+from fcnpipe.survey.incoming_files import load_registry
 from tests.deploy.pools import read_templates
 from tests.flows import processes
 from tests.flows.fields import write_stars
@@ -168,22 +168,22 @@ def test_files_that_arrive_are_found_once_each(deployed: processes.Server, tmp_p
         shutil.copy(incoming / "whole.fits", incoming / "copied.fits")
         whole = {path: path.stat().st_mtime_ns for path in (found / "whole.zarr").rglob("*")}
         (state,) = found.glob("watch-*.json")
-        processes.wait_until(lambda: len(load_log(state)) == 4, "all four are known")
+        processes.wait_until(lambda: len(load_registry(state)) == 4, "all four are known")
         processes.wait_until(
-            lambda: all(known.status != "begun" for known in load_log(state).values()),
+            lambda: all(known.status != "begun" for known in load_registry(state).values()),
             "all four are done",
         )
         last = len(runs(deployment))
         wait_for_runs(deployment, last + 1)
     ended = runs(deployment)
     assert {run.state.name for run in ended if run.state} <= {"Completed", "Cancelled"}
-    assert {Path(p).name: (k.status, k.out) for p, k in load_log(state).items()} == {
+    assert {Path(p).name: (k.status, k.out) for p, k in load_registry(state).items()} == {
         "whole.fits": ("done", "whole.zarr"),
         "late.fits": ("done", "late.zarr"),
         "named.fits": ("done", "named.zarr"),
         "copied.fits": ("copy", "whole.zarr"),
     }
-    assert {known.attempts for known in load_log(state).values()} == {0, 1}
+    assert {known.attempts for known in load_registry(state).values()} == {0, 1}
     stores = {path.name for path in found.glob("*.zarr")}
     assert stores == {"whole.zarr", "late.zarr", "named.zarr"}
     assert whole == {path: path.stat().st_mtime_ns for path in (found / "whole.zarr").rglob("*")}

@@ -116,9 +116,9 @@ def test_a_watch_that_was_killed_before_it_took_down_what_had_landed(tmp_path: P
 
     assert run() == {"done": 1}
     (state,) = out.glob("watch-*.json")
-    log = incoming_files.load_log(state)
+    log = incoming_files.load_registry(state)
     begun = {name: replace(one, status="begun", replaced=True) for name, one in log.items()}
-    incoming_files.save_log(state, begun)
+    incoming_files.save_registry(state, begun)
     before = {path: path.stat().st_mtime_ns for path in (out / "field.zarr").rglob("*")}
     assert run() == {"done": 1}
     assert before == {path: path.stat().st_mtime_ns for path in (out / "field.zarr").rglob("*")}

@@ -249,7 +249,7 @@ def test_a_claim_of_which_nothing_is_left_is_given_up(
         file.write_text(f"a\n{bucket.put(f'{place}-{token}', b'')}")
         bucket.put(f"{place}-{token}.partial", json.dumps({"token": token}).encode())
     for leftover in cleanup.find_leftovers(str(tmp_path), 0):
-        cleanup.clear(leftover)
+        cleanup.clean_up(leftover)
     assert list(tmp_path.iterdir()) == []
     system = fsspec.filesystem("s3")
     system.invalidate_cache()

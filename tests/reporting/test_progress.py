@@ -8,10 +8,17 @@ import re
 from rich.console import Console
 
 from fcnpipe.core.records import TaskReport
-from fcnpipe.reporting.progress import Display, Lines, Progress, Quiet, Tally, watch
+from fcnpipe.reporting.progress import (
+    BarObserver,
+    LineObserver,
+    Observer,
+    SilentObserver,
+    StageTally,
+    show_progress,
+)
 
 
-def play(progress: Progress) -> None:
+def play(progress: Observer) -> None:
     progress.start("predict", 2, 2_000_000)
     progress.report(TaskReport("predict", "r000c000", pixels=1_000_000))
     progress.report(TaskReport("predict", "r000c001", pixels=1_000_000, error="no space left"))
@@ -32,7 +39,7 @@ def text(of: Console) -> str:
 
 def test_lines_sum_a_stage_up_and_name_what_failed() -> None:
     place = console()
-    play(Lines(place))
+    play(LineObserver(place))
     lines = text(place).splitlines()
     assert lines[0] == "predict r000c001 failed: no space left"
     assert re.fullmatch(r"predict +2 tasks +4\.0 s +0\.5 Mpix/s", lines[1])
@@ -41,14 +48,14 @@ def test_lines_sum_a_stage_up_and_name_what_failed() -> None:
 
 def test_lines_in_between_have_a_rate_and_the_time_left() -> None:
     place = console()
-    play(Lines(place, every=0))
+    play(LineObserver(place, every=0))
     assert re.search(r"predict +1 of 2 +[\d.]+ Mpix/s +\d+ s left", text(place))
 
 
 def test_a_terminal_has_a_bar() -> None:
     place = console(force_terminal=True)
-    with watch(quiet=False, console=place) as progress:
-        assert isinstance(progress, Display)
+    with show_progress(quiet=False, console=place) as progress:
+        assert isinstance(progress, BarObserver)
         play(progress)
     assert "predict" in text(place)
     assert "Mpix/s" in text(place)
@@ -56,16 +63,16 @@ def test_a_terminal_has_a_bar() -> None:
 
 def test_elsewhere_there_are_lines_and_quiet_is_quiet() -> None:
     place = console()
-    with watch(quiet=False, console=place) as progress:
-        assert isinstance(progress, Lines)
-    with watch(quiet=True, console=place) as progress:
-        assert isinstance(progress, Quiet)
+    with show_progress(quiet=False, console=place) as progress:
+        assert isinstance(progress, LineObserver)
+    with show_progress(quiet=True, console=place) as progress:
+        assert isinstance(progress, SilentObserver)
         play(progress)
     assert text(place) == ""
 
 
 def test_time_left_is_counted_in_pixels() -> None:
-    tally = Tally("predict", tasks=4, pixels=100)
+    tally = StageTally("predict", tasks=4, pixels=100)
     assert tally.left == float("inf")
     tally.add(TaskReport("predict", "r000c000", pixels=75))
     assert tally.left < tally.seconds

@@ -23,7 +23,7 @@ from fcnpipe.core.records import TaskReport
 from fcnpipe.pipeline import tasks as work
 from fcnpipe.pipeline.remote_output import read_report
 from fcnpipe.reporting import report_rendering
-from fcnpipe.reporting.run_report import Report, SlowTile, StageSums, load_report
+from fcnpipe.reporting.run_report import RunReport, SlowTile, StageSums, parse_report
 from fcnpipe.simulation.scenes import draw
 from fcnpipe.stores import ZarrStore
 
@@ -53,7 +53,7 @@ def read_lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def account_of(out: Path) -> Report:
+def account_of(out: Path) -> RunReport:
     report = read_report(str(out))
     assert report is not None
     return report
@@ -217,8 +217,8 @@ def test_the_terminal_shows_it(
     assert [word for word in [*STAGES, *facts] if word not in shown] == []
     lines = [line.split() for line in shown.splitlines()]
     rows = [
-        *report_rendering.list_stages(story.report),
-        *report_rendering.list_slowest(story.report),
+        *report_rendering.list_stage_rows(story.report),
+        *report_rendering.list_slowest_tiles(story.report),
     ]
     assert [row for row in rows if " ".join(row).split() not in lines] == []
     with pytest.raises(SystemExit) as leave:
@@ -244,7 +244,7 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(field: Path, tmp_path: Path) 
 
 
 def test_the_account_does_not_grow_with_the_tiles() -> None:
-    rng, report, sizes = random.Random(1), Report(), {}
+    rng, report, sizes = random.Random(1), RunReport(), {}
     stage, seconds = report.stage("predict"), []
     for number in range(1, 8_001):
         seconds.append(rng.expovariate(1))
@@ -269,7 +269,7 @@ def test_failures_are_counted_when_there_are_too_many_to_name() -> None:
 
 @pytest.mark.parametrize("data", ["", "{", '{"format": 99}', '{"stages": 3}', "[]"])
 def test_an_account_that_is_broken_is_none(data: str) -> None:
-    assert load_report(data) is None
+    assert parse_report(data) is None
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -320,22 +320,22 @@ def test_the_page_shows_what_the_record_says(story: Story) -> None:
 
 def test_everything_on_the_page_is_escaped() -> None:
     words = ("status", "message", "command", "out", "model", "run_key", "engine", "began", "ended")
-    report = Report(**dict.fromkeys(words, EVIL), image=[EVIL], versions={EVIL: EVIL})
+    report = RunReport(**dict.fromkeys(words, EVIL), image=[EVIL], versions={EVIL: EVIL})
     report.peaks, report.sources = {EVIL: 5}, 3
     report.stage(EVIL).add(TaskReport(EVIL, EVIL, error=EVIL))
     report.note_tile(SlowTile(tile=EVIL, stage=EVIL, seconds=1, worker=EVIL))
-    text = report_rendering.as_html(report)
+    text = report_rendering.render_html(report)
     assert "<script" not in text
     assert sum(EVIL in word for word in Page(text).words) > 10
-    table = report_rendering.as_markdown(report)
+    table = report_rendering.render_markdown(report)
     assert "<script" not in table
     assert all(re.match(r"\|.*\|$", line) for line in table.splitlines() if line)
 
 
 def test_bars_are_as_long_as_what_they_stand_for() -> None:
-    report = Report(projected_bytes=400, peaks={"a:1": 100, "b:2": 500})
+    report = RunReport(projected_bytes=400, peaks={"a:1": 100, "b:2": 500})
     report.stage("short").seconds, report.stage("long").seconds = 1.0, 4.0
-    text = report_rendering.as_html(report)
+    text = report_rendering.render_html(report)
     assert re.findall(r'class="(bar|bar over)" style="width:([\d.]+)%', text) == [
         *(("bar", "25.00"), ("bar", "100.00")),
         *(("bar over", "100.00"), ("bar", "20.00")),

@@ -18,9 +18,9 @@ import pytest
 
 from fcnpipe import images
 from fcnpipe.core.errors import InputError, StoreError
-from fcnpipe.stores.lifecycle import hold, set_attributes
-from fcnpipe.survey.cleanup import clear, find_leftovers
-from fcnpipe.survey.incoming_files import alone
+from fcnpipe.stores.lifecycle import lock_output, set_attributes
+from fcnpipe.survey.cleanup import clean_up, find_leftovers
+from fcnpipe.survey.incoming_files import exclusive_lock
 from tests.flows.fields import write_stars
 
 HEX = "0123456789abcdef0123456789abcdef"
@@ -68,7 +68,7 @@ def found(folder: Path, days: float = 7) -> dict[str, str]:
 def clear_all(folder: Path) -> None:
     for one in find_leftovers(str(folder), 7 * DAY):
         if one.action != "keep":
-            clear(one)
+            clean_up(one)
 
 
 def names(folder: Path) -> set[str]:
@@ -84,7 +84,7 @@ def test_the_store_of_a_killed_run_goes_when_it_is_old(folder: Path) -> None:
     size = sum(p.lstat().st_size for p in Path(one.path).rglob("*"))
     assert size <= one.size_bytes <= size + 4096
     assert 29 < one.age_seconds / DAY < 31
-    clear(one)
+    clean_up(one)
     beside = {"whole.parquet", "whole.report.html", "whole.report.json"}
     assert names(folder / "deep") == {"field.fits", "whole.zarr", *beside}
 
@@ -96,7 +96,7 @@ def test_a_file_that_is_young_keeps_a_store(folder: Path) -> None:
 
 
 def _hold(path: Path, sender: object) -> None:
-    with hold(path):
+    with lock_output(path):
         sender.send("held")  # type: ignore[attr-defined]
         signal.pause()
 
@@ -113,12 +113,12 @@ def test_a_store_that_a_live_run_holds_is_kept(folder: Path) -> None:
         assert receiver.recv() == "held"
         assert found(folder) == {"killed.zarr.partial": "keep"}
         with pytest.raises(StoreError, match="being written"):
-            clear(one)  # found before the run took it up
+            clean_up(one)  # found before the run took it up
         assert partial.is_dir()
     finally:
         process.kill()
         process.join()
-    clear(one)
+    clean_up(one)
     assert not partial.exists()
 
 
@@ -168,7 +168,7 @@ def test_small_things(folder: Path) -> None:
     age(folder)
     expected = {name.partition("/")[0] for name in ours} | {"killed.zarr.partial"}
     assert set(found(folder)) == expected
-    with alone(deep / "watch-incoming-1.json.lock"):
+    with exclusive_lock(deep / "watch-incoming-1.json.lock"):
         assert found(folder)["watch-incoming-1.json.lock"] == "keep"
     clear_all(folder)
     kept = {name.partition("/")[0] for name in others} - {"killed.parquet.partial"}
@@ -190,7 +190,7 @@ def test_what_a_live_run_has_beside_its_store_is_kept(
     image = images.open_image(deep / "field.fits.gz")
     unpacked = Path(image.readers[0].file.unpacked).parent  # type: ignore[attr-defined]
     age(folder)
-    with hold(deep / "killed.zarr.claim"), hold(deep / "begun.zarr.claim"):
+    with lock_output(deep / "killed.zarr.claim"), lock_output(deep / "begun.zarr.claim"):
         assert found(folder) == {
             "killed.zarr.partial": "keep", "begun.zarr.claim": "keep", unpacked.name: "keep",
             "whole.parquet.partial": "finish",

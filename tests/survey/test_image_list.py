@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from fcnpipe.core.errors import SpecError
 from fcnpipe.remote import RemoteError
 from fcnpipe.survey import image_list
-from fcnpipe.survey.image_list import Row, check_table, list_entries, safe_stem, write_rows
+from fcnpipe.survey.image_list import (
+    SurveyRow,
+    check_table_path,
+    list_images,
+    safe_stem,
+    write_table,
+)
 from tests.conftest import Bucket
 from tests.remote.servers import Site, now_and_then
 
@@ -32,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def outs(*args: object, **kwargs: object) -> dict[str, str]:
     """Store by image, names only."""
-    found = list_entries(*args, **kwargs)  # type: ignore[arg-type]
+    found = list_images(*args, **kwargs)  # type: ignore[arg-type]
     return {os.path.basename(e.name): e.out for e in found}
 
 
@@ -42,23 +48,23 @@ def test_paths_and_globs(folder: Path) -> None:
         "b.fits": "out/b.zarr",
         "a.fits": "out/a.zarr",
     }
-    found = list_entries(f"{folder}/**/*.fits", "out")
+    found = list_images(f"{folder}/**/*.fits", "out")
     assert [os.path.relpath(e.name, folder) for e in found] == [
         "a.fits", "b.fits", "night/a.fits", "night/c[1].fits",
     ]  # fmt: skip
 
 
 def test_a_file_with_a_bracket_in_its_name_is_no_glob(folder: Path) -> None:
-    (entry,) = list_entries(f"{folder}/night/c[1].fits", "out")
+    (entry,) = list_images(f"{folder}/night/c[1].fits", "out")
     assert entry.name.endswith("c[1].fits")
     assert entry.out.startswith("out/c_1-")
 
 
 def test_an_hdu_in_brackets_is_no_glob(folder: Path) -> None:
-    found = list_entries([f"{folder}/a.fits[{hdu}]" for hdu in ("1", "SCI,2")], "out")
+    found = list_images([f"{folder}/a.fits[{hdu}]" for hdu in ("1", "SCI,2")], "out")
     assert [os.path.basename(e.name) for e in found] == ["a.fits[1]", "a.fits[SCI,2]"]
     assert len({e.out for e in found}) == 2
-    found = list_entries(f"{folder}/*.fits[SCI,2]", "out")
+    found = list_images(f"{folder}/*.fits[SCI,2]", "out")
     assert [os.path.basename(e.name) for e in found] == ["a.fits[SCI,2]", "b.fits[SCI,2]"]
 
 
@@ -70,15 +76,15 @@ def test_the_address_of_one_file_is_looked_up_only_if_it_is_a_glob(
     monkeypatch.setattr(image_list, "match_objects", lambda url: asked.append(url) or 1 / 0)
     if url.startswith("s3"):
         with pytest.raises(ZeroDivisionError):
-            list_entries(url, "out")
+            list_images(url, "out")
     else:
-        assert [e.spec.image for e in list_entries(url, "out")] == [(url,)]
+        assert [e.spec.image for e in list_images(url, "out")] == [(url,)]
         assert not asked
 
 
 def test_images_of_one_name_have_different_stores_that_stay_the_same(folder: Path) -> None:
-    first = [e.out for e in list_entries(f"{folder}/**/a.fits", "out")]
-    again = [e.out for e in list_entries([f"{folder}/night/a.fits", f"{folder}/a.fits"], "out")]
+    first = [e.out for e in list_images(f"{folder}/**/a.fits", "out")]
+    again = [e.out for e in list_images([f"{folder}/night/a.fits", f"{folder}/a.fits"], "out")]
     assert len(set(first)) == 2
     assert first == again[::-1]
 
@@ -92,7 +98,7 @@ def test_remote_images_are_listed_through_their_file_system() -> None:
     assert outs("memory://survey/*.fits", "out") == {
         "x.fits": "out/x.zarr", "y.fits": "out/y.zarr",
     }  # fmt: skip
-    hdus = list_entries(["memory://survey/x.fits[1]", "memory://survey/*.fits[SCI]"], "out")
+    hdus = list_images(["memory://survey/x.fits[1]", "memory://survey/*.fits[SCI]"], "out")
     assert [e.name for e in hdus] == [
         "memory://survey/x.fits[1]",
         "memory:///survey/x.fits[SCI]",
@@ -109,7 +115,7 @@ def test_a_manifest_has_options_for_all_and_for_one(folder: Path) -> None:
         "  - {image: [a.fits, b.fits], out: two.zarr, thresh: 4, mask: m.fits}\n"
         "  - {image: 'night/*.fits', hdu: 1}\n"
     )
-    entries = list_entries(str(path), "out", {"model": "default", "window": 128})
+    entries = list_images(str(path), "out", {"model": "default", "window": 128})
     assert [e.out for e in entries][1] == "out/two.zarr"
     one, two, three, four = (e.spec for e in entries)
     assert one.image == (str(folder / "a.fits"),)
@@ -122,11 +128,11 @@ def test_a_manifest_has_options_for_all_and_for_one(folder: Path) -> None:
 def test_an_option_for_all_may_go_with_a_map_that_only_some_have(folder: Path) -> None:
     shared = {"weight_type": "rms", "mask_bits": 4}
     with_map = {"image": str(folder / "a.fits"), "weight": "w.fits"}
-    first, second = list_entries([with_map, str(folder / "b.fits")], "out", shared)
+    first, second = list_images([with_map, str(folder / "b.fits")], "out", shared)
     assert (first.spec.weight_type, first.spec.mask_bits) == ("rms", None)
     assert (second.spec.weight_type, second.spec.mask_bits) == ("weight", None)
     with pytest.raises(SpecError, match="mask_bits=0"):
-        list_entries(str(folder / "a.fits"), "out", {"mask_bits": 0})
+        list_images(str(folder / "a.fits"), "out", {"mask_bits": 0})
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".ecsv", ".parquet"])
@@ -138,7 +144,7 @@ def test_a_table_has_a_column_of_images_and_columns_of_options(folder: Path, suf
         pq.write_table(pa.table(columns), path)
     else:
         Table(columns).write(path, format=f"ascii{suffix}")
-    one, two = (e.spec for e in list_entries(str(path), "out", {"gain": 1.0}, column="file"))
+    one, two = (e.spec for e in list_images(str(path), "out", {"gain": 1.0}, column="file"))
     assert (one.gain, one.minarea, one.mask) == (2.5, 7, str(folder / "m.fits"))
     assert (two.gain, two.minarea, two.mask) == (1.0, 9, None)
 
@@ -162,7 +168,7 @@ def test_a_table_has_a_column_of_images_and_columns_of_options(folder: Path, suf
 )
 def test_what_is_wrong_is_said_in_one_line(images: object, options: object, said: str) -> None:
     with pytest.raises(SpecError, match=said) as caught:
-        list_entries(images, "out", options)  # type: ignore[arg-type]
+        list_images(images, "out", options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
@@ -179,7 +185,7 @@ def test_what_is_wrong_is_said_in_one_line(images: object, options: object, said
 def test_a_broken_manifest(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(SpecError, match=said):
-        list_entries(str(tmp_path / "m.yaml"), "out")
+        list_images(str(tmp_path / "m.yaml"), "out")
 
 
 @pytest.mark.usefixtures("hasty")
@@ -189,15 +195,15 @@ def test_tables_behind_urls_are_asked_for_again(fault: str, web: tuple[str, Site
     Table({"image": ["a.fits"]}).write(site.folder / "night.csv", format="ascii.csv")
     (site.folder / "night.yaml").write_text("images: [b.fits]")
     site.traffic.fault = now_and_then(fault)
-    found = list_entries([f"{url}/night.csv", f"{url}/night.yaml"], "out")
+    found = list_images([f"{url}/night.csv", f"{url}/night.yaml"], "out")
     assert [e.name for e in found] == [f"{url}/a.fits", f"{url}/b.fits"]
     assert site.traffic.faults == 2
     with pytest.raises(RemoteError, match=rf"^{url}/no\.csv does not exist"):
-        list_entries(f"{url}/no.csv", "out")
+        list_images(f"{url}/no.csv", "out")
 
 
 def test_an_option_that_is_wrong_for_one_image_waits_for_its_turn() -> None:
-    good, bad = list_entries(["x.fits", {"image": "y.fits", "window": 1}], "out")
+    good, bad = list_images(["x.fits", {"image": "y.fits", "window": 1}], "out")
     assert good.spec.window == 1024
     with pytest.raises(SpecError, match="window=1"):
         _ = bad.spec
@@ -221,18 +227,19 @@ def test_names_that_had_to_be_changed_stay_apart() -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".ecsv", ".parquet"])
 @pytest.mark.parametrize(
-    "rows", [[], [Row("a, b", "o", "failed", error='said "no"'), Row("c", "d", "done", 5)]]
+    "rows",
+    [[], [SurveyRow("a, b", "o", "failed", error='said "no"'), SurveyRow("c", "d", "done", 5)]],
 )
-def test_the_table_comes_back_as_it_was(tmp_path: Path, suffix: str, rows: list[Row]) -> None:
+def test_the_table_comes_back_as_it_was(tmp_path: Path, suffix: str, rows: list[SurveyRow]) -> None:
     path = tmp_path / f"new/table{suffix}"
-    write_rows(rows, str(path))
+    write_table(rows, str(path))
     if suffix == ".parquet":
         assert pq.read_table(path).to_pylist() == [
-            {name: getattr(row, name) for name in Row.__slots__} for row in rows
+            {name: getattr(row, name) for name in SurveyRow.__slots__} for row in rows
         ]
     else:
         found = Table.read(path, format=f"ascii{suffix}")
-        assert found.colnames == list(Row.__slots__)
+        assert found.colnames == list(SurveyRow.__slots__)
         assert [[_text(cell) for cell in row] for row in found] == [
             [_text(cell) for cell in astuple(row)] for row in rows
         ]
@@ -245,9 +252,9 @@ def _text(cell: object) -> str:
 
 def test_a_table_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(SpecError, match="suffix"):
-        check_table("out/survey.xlsx")
+        check_table_path("out/survey.xlsx")
     with pytest.raises(SpecError, match="cannot be written: give a file on disk, s3:// or gs://"):
-        check_table("https://host/survey.ecsv")
+        check_table_path("https://host/survey.ecsv")
 
 
 @pytest.mark.usefixtures("hasty")
@@ -263,11 +270,11 @@ def test_a_survey_of_a_bucket_in_a_bucket(
     assert outs(f"{place}/*.fits", f"{place}/out") == {
         "a.fits": f"{place}/out/a.zarr", "b.fits": f"{place}/out/b.zarr",
     }  # fmt: skip
-    rows = [Row(f"{place}/{name}.fits", f"{place}/out/{name}.zarr", "done") for name in "ab"]
-    begun = image_list.begin(f"{place}/out/survey.ecsv")
-    assert begun == image_list.begin(f"{place}/out/survey.ecsv") != ""
-    write_rows(rows, f"{place}/out/survey.ecsv")
-    image_list.end(f"{place}/out/survey.ecsv")
+    rows = [SurveyRow(f"{place}/{name}.fits", f"{place}/out/{name}.zarr", "done") for name in "ab"]
+    begun = image_list.mark_started(f"{place}/out/survey.ecsv")
+    assert begun == image_list.mark_started(f"{place}/out/survey.ecsv") != ""
+    write_table(rows, f"{place}/out/survey.ecsv")
+    image_list.mark_finished(f"{place}/out/survey.ecsv")
     assert bucket.traffic.faults >= 2
     bucket.traffic.clear()
     (found,) = bucket.read_all(f"{tmp_path.name}/out").values()

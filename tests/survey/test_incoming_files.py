@@ -15,20 +15,20 @@ from astropy.io import fits
 
 from fcnpipe.core.errors import InputError, StoreError
 from fcnpipe.survey.incoming_files import (
-    Known,
-    Stamp,
-    alone,
-    choose,
-    enter,
-    find_missing,
-    load_log,
-    look,
-    save_log,
+    FileRecord,
+    FileStamp,
+    describe_missing,
+    exclusive_lock,
+    list_files,
+    load_registry,
+    register_file,
+    save_registry,
+    select_pending_files,
 )
 
 
 def seen(folder: Path, **more: object) -> set[str]:
-    return {os.path.relpath(path, folder) for path in look(str(folder), **more)}  # type: ignore[arg-type]
+    return {os.path.relpath(path, folder) for path in list_files(str(folder), **more)}  # type: ignore[arg-type]
 
 
 def test_only_files_that_have_arrived_by_their_name(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_bucket_is_looked_into_through_its_file_system() -> None:
     system = fsspec.filesystem("memory")
     system.pipe("/bucket/in/x.fits", b"123")
     system.pipe("/bucket/in/x.fits.part", b"1")
-    found = look("memory://bucket/in")
+    found = list_files("memory://bucket/in")
     assert list(found) == ["memory:///bucket/in/x.fits"]
     assert found["memory:///bucket/in/x.fits"].size == 3
     assert found["memory:///bucket/in/x.fits"].changed
@@ -59,7 +59,7 @@ def test_a_bucket_is_looked_into_through_its_file_system() -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
-        look(str(tmp_path / "absent"))
+        list_files(str(tmp_path / "absent"))
 
 
 # --- whole or not ---------------------------------------------------------------------------------
@@ -99,14 +99,14 @@ def test_a_file_is_whole_only_when_its_last_pixel_is_there(
         last = hdus[-1].fileinfo()
         ends = {0, *(hdu.fileinfo()["hdrLoc"] for hdu in hdus)}
     path = tmp_path / "cut.fits"
-    assert find_missing(str(files[kind]), len(whole)) == ""
+    assert describe_missing(str(files[kind]), len(whole)) == ""
     sizes = {1, 5, 2879, 2881, last["datLoc"] - 1, last["datLoc"], last["datLoc"] + 1, *ends}
     for size in sizes & set(range(len(whole))):
         path.write_bytes(whole[:size])
         # At the end of an HDU nobody can know that another follows.
         expected = "" if size in ends and size else "missing" if size else "empty"
-        assert expected in find_missing(str(path), size), size
-        assert bool(find_missing(str(path), size)) == bool(expected), size
+        assert expected in describe_missing(str(path), size), size
+        assert bool(describe_missing(str(path), size)) == bool(expected), size
 
 
 def test_what_is_no_plain_fits_file_is_taken_as_it_is(
@@ -114,32 +114,32 @@ def test_what_is_no_plain_fits_file_is_taken_as_it_is(
 ) -> None:
     path = tmp_path / "junk.fits"
     path.write_bytes(b"\x1f\x8b and so on")
-    assert find_missing(str(path), 13) == ""
+    assert describe_missing(str(path), 13) == ""
     path.write_bytes(files["plain"].read_bytes() + b"no HDU" * 999)
-    assert find_missing(str(path), path.stat().st_size) == ""
+    assert describe_missing(str(path), path.stat().st_size) == ""
 
 
 # --- known or not ---------------------------------------------------------------------------------
 
 
-def settle(folder: Path, log: dict[str, Known], status: str = "done") -> dict[str, str]:
+def settle(folder: Path, log: dict[str, FileRecord], status: str = "done") -> dict[str, str]:
     """What a run does, without the waiting and the work: status by name before the work."""
-    found, entered = look(str(folder)), {}
-    for path in choose(found, log, 2):
-        log[path] = enter(path, found[path], log)
+    found, entered = list_files(str(folder)), {}
+    for path in select_pending_files(found, log, 2):
+        log[path] = register_file(path, found[path], log)
         entered[os.path.basename(path)] = log[path].status
         if log[path].status == "begun" or log[path].status == "failed":
             known = log[path]
-            log[path] = Known(known.stamp, known.digest, known.out, status, known.attempts + 1)
+            log[path] = FileRecord(known.stamp, known.digest, known.out, status, known.attempts + 1)
     return entered
 
 
-def out_of(log: dict[str, Known], name: str) -> str:
+def out_of(log: dict[str, FileRecord], name: str) -> str:
     return next(known.out for path, known in log.items() if os.path.basename(path) == name)
 
 
 def test_each_content_once(tmp_path: Path) -> None:
-    log: dict[str, Known] = {}
+    log: dict[str, FileRecord] = {}
     (tmp_path / "a.fits").write_bytes(b"one")
     assert settle(tmp_path, log) == {"a.fits": "begun"}
     assert settle(tmp_path, log) == {}
@@ -158,17 +158,17 @@ def test_each_content_once(tmp_path: Path) -> None:
 
 
 def test_a_replaced_file_may_replace_what_was_made_of_it(tmp_path: Path) -> None:
-    log: dict[str, Known] = {}
+    log: dict[str, FileRecord] = {}
     (tmp_path / "a.fits").write_bytes(b"one")
     settle(tmp_path, log)
     (tmp_path / "a.fits").write_bytes(b"two")
-    (path, stamp), = look(str(tmp_path)).items()  # fmt: skip
-    assert enter(path, stamp, log).replaced
-    assert not enter(path, stamp, {}).replaced
+    (path, stamp), = list_files(str(tmp_path)).items()  # fmt: skip
+    assert register_file(path, stamp, log).replaced
+    assert not register_file(path, stamp, {}).replaced
 
 
 def test_two_files_of_one_stem_have_two_stores(tmp_path: Path) -> None:
-    log: dict[str, Known] = {}
+    log: dict[str, FileRecord] = {}
     (tmp_path / "a.fits").write_bytes(b"one")
     (tmp_path / "a.fit").write_bytes(b"two")
     settle(tmp_path, log)
@@ -178,7 +178,7 @@ def test_two_files_of_one_stem_have_two_stores(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_tried_so_many_times(tmp_path: Path) -> None:
-    log: dict[str, Known] = {}
+    log: dict[str, FileRecord] = {}
     (tmp_path / "a.fits").write_bytes(b"one")
     assert settle(tmp_path, log, "failed") == {"a.fits": "begun"}
     assert settle(tmp_path, log, "failed") == {"a.fits": "failed"}
@@ -189,22 +189,24 @@ def test_what_fails_is_tried_so_many_times(tmp_path: Path) -> None:
 
 def test_the_log_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
-    assert load_log(path) == {}
-    log = {"/x/a.fits": Known(Stamp(3, "1.5"), "d", "a.zarr", "failed", 2, True, "said so")}
-    save_log(path, log)
-    assert load_log(path) == log
+    assert load_registry(path) == {}
+    log = {
+        "/x/a.fits": FileRecord(FileStamp(3, "1.5"), "d", "a.zarr", "failed", 2, True, "said so")
+    }
+    save_registry(path, log)
+    assert load_registry(path) == log
     assert [p.name for p in tmp_path.iterdir()] == ["log.json"]
     for damage in ("", "{}", "[]", '{"files": {"a": 1}}'):
         path.write_text(damage)
         with pytest.raises(StoreError, match="move it away"):
-            load_log(path)
+            load_registry(path)
 
 
 # --- one at a time --------------------------------------------------------------------------------
 
 
 def _hold(path: Path, sender: object) -> None:
-    with alone(path):
+    with exclusive_lock(path):
         sender.send("held")  # type: ignore[attr-defined]
         signal.pause()
 
@@ -215,12 +217,12 @@ def test_one_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     process = context.Process(target=_hold, args=(path, sender))
     process.start()
     assert receiver.recv() == "held"
-    with pytest.raises(StoreError, match="one at a time"), alone(path):
+    with pytest.raises(StoreError, match="one at a time"), exclusive_lock(path):
         pass
     process.kill()
     process.join()
-    with alone(path):
+    with exclusive_lock(path):
         # Whoever cleans up may remove it: the next one makes another.
         path.unlink()
-        with alone(path):
+        with exclusive_lock(path):
             pass
