@@ -13,9 +13,9 @@ from fcnpipe.stores.base import (
 )
 from fcnpipe.stores.identity import RunIdentity
 from fcnpipe.stores.integrity import Damage
-from fcnpipe.stores.lifecycle import check_owner, discard, hold, prepare
+from fcnpipe.stores.lifecycle import check_owner, lock_output, prepare_output, remove_partial
 from fcnpipe.stores.paths import parquet_path, partial_path
-from fcnpipe.stores.remote_store import PublishedStore, open_store
+from fcnpipe.stores.remote_store import RemoteStore, open_store
 from fcnpipe.stores.zarr import ZarrStore
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "Columns",
     "Damage",
     "Layout",
-    "PublishedStore",
+    "RemoteStore",
     "RunIdentity",
     "ScienceReader",
     "State",
@@ -31,10 +31,10 @@ __all__ = [
     "Verification",
     "ZarrStore",
     "check_owner",
-    "discard",
-    "hold",
+    "lock_output",
     "open_store",
     "parquet_path",
     "partial_path",
-    "prepare",
+    "prepare_output",
+    "remove_partial",
 ]

@@ -15,7 +15,7 @@ TEMPORARY = ".partial"
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
+def convert_os_errors(path: Path) -> Iterator[None]:
     """Turn what the file system refuses into one clear line.
 
     Raises
@@ -36,7 +36,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path that becomes ``path`` at the end, or vanishes on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")

@@ -71,7 +71,7 @@ class RunIdentity:
             )
         return found
 
-    def refuse(self, place: object, other: RunIdentity) -> None:
+    def check_same_run(self, place: object, other: RunIdentity) -> None:
         """Raise StoreError, unless what lies at ``place`` was begun by this very run."""
         if other.key != self.key:
             raise StoreError(

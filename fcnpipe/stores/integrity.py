@@ -26,7 +26,7 @@ import zarr
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Tile
-from fcnpipe.stores.atomic_writes import written_whole
+from fcnpipe.stores.atomic_writes import atomic_write
 from fcnpipe.stores.hierarchy import SCRATCH, create_hierarchy
 from fcnpipe.stores.parquet import find_difference
 from fcnpipe.stores.pyramid import create_pyramid, level_grid
@@ -121,7 +121,7 @@ def restore_frame(path: Path, layout: Layout, pyramid: bool) -> None:
         for file in fresh.glob("*/**/*"):
             ours = path / file.relative_to(fresh)
             if file.is_file() and not (ours.is_file() and ours.read_bytes() == file.read_bytes()):
-                with written_whole(ours) as temporary:
+                with atomic_write(ours) as temporary:
                     shutil.copyfile(file, temporary)
 
 

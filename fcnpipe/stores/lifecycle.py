@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcnpipe.core.errors import StoreError, VerificationError
-from fcnpipe.stores.atomic_writes import TEMPORARY, storing, written_whole
+from fcnpipe.stores.atomic_writes import TEMPORARY, atomic_write, convert_os_errors
 from fcnpipe.stores.base import State
 from fcnpipe.stores.hierarchy import SCRATCH
 from fcnpipe.stores.identity import RunIdentity, load_identity
@@ -42,14 +42,14 @@ OVERWRITE_MARK = "overwrite"
 OWNER = "owner.json"
 """Scratch file that names the run to which a partial store belongs."""
 
-CLAIM = ".claim"
+CLAIM_SUFFIX = ".claim"
 """Suffix of the file beside a store that is to be taken behind a URL: locked by the run that makes it."""
 
 FAILED = "failed"
 """Root attribute of a partial store: names of the tiles that failed."""
 
 
-def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> State:
+def prepare_output(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> State:
     """Say what is to be done at an output path, and clear it where that is agreed.
 
     Parameters
@@ -75,12 +75,12 @@ def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> 
         by one, is no store of ours, or the place cannot be written.
     """
     out, partial = Path(out), partial_path(out)
-    with storing(out):
+    with convert_os_errors(out):
         _check_writable(out)
         _check_ours(out)
         _check_ours(partial)
         if partial.exists():
-            with hold(partial):
+            with lock_output(partial):
                 pass
         if overwrite and not _has_begun(partial, identity):
             _remove_all(partial, _leftover(parquet_path(out)))
@@ -89,17 +89,17 @@ def prepare(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> 
         return _decide(out, partial, identity)
 
 
-def discard(partial: Path) -> None:
+def remove_partial(partial: Path) -> None:
     """Remove OUT.zarr.partial, the catalogue that waits beside it, and the account of its run."""
     out = final_path(partial)
-    with storing(partial):
+    with convert_os_errors(partial):
         _remove_all(partial, _leftover(parquet_path(out)))
         if not out.exists():
             _remove_all(report_path(out, "json"), report_path(out, "html"))
 
 
 @contextmanager
-def hold(partial: Path, owner: str = "") -> Iterator[None]:
+def lock_output(partial: Path, owner: str = "") -> Iterator[None]:
     """Keep other runs away from OUT.zarr.partial for a while.
 
     Parameters
@@ -193,7 +193,7 @@ def _consented(partial: Path, identity: RunIdentity) -> bool:
 
 
 def _refuse_another(path: Path, identity: RunIdentity) -> None:
-    identity.refuse(path, load_identity(read_attributes(path)))
+    identity.check_same_run(path, load_identity(read_attributes(path)))
 
 
 def _check_ours(path: Path) -> None:
@@ -233,7 +233,7 @@ def publish_store(store: ZarrStore, overwrite: bool = False, checked: bool = Fal
     if store.attrs["status"] != "complete":
         _check_consent(store.path, out, overwrite)
         problems = list(find_gaps(store)) if checked else find_problems(store)
-        refuse_problems(store.path, problems)
+        raise_problems(store.path, problems)
         if store.has_sources and not (checked and _leftover(parquet_path(out)).exists()):
             prepare_parquet(store)
         _sweep(store.path)
@@ -249,7 +249,7 @@ def _write_checksums(path: Path) -> None:
     _write_json(path / CHECKSUMS / "zarr.json", group)
 
 
-def refuse_problems(path: Path, problems: list[str]) -> None:
+def raise_problems(path: Path, problems: list[str]) -> None:
     """Refuse to publish a store that contradicts itself.
 
     Raises
@@ -310,7 +310,7 @@ def consolidate(path: Path, attributes: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2))
 
 
@@ -329,7 +329,7 @@ def finish_publishing(partial: Path) -> None:
     -----
     Call it while you `hold` the store.
     """
-    with storing(partial):
+    with convert_os_errors(partial):
         _finish(partial)
 
 

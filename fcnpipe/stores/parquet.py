@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.stores.atomic_writes import written_whole
+from fcnpipe.stores.atomic_writes import atomic_write
 from fcnpipe.stores.paths import parquet_path
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def write_parquet(store: ZarrStore, path: Path) -> None:
 
     schema = parquet_schema(store)
     with (
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         pq.ParquetWriter(temporary, schema, **_encoding(schema)) as writer,
     ):
         for block in store.source_blocks():

@@ -36,11 +36,11 @@ def open_store(path: str | Path) -> ZarrStore:
         If there is none, or it cannot be had.
     """
     text = str(path)
-    return PublishedStore.open(text) if remote.is_remote(text) else ZarrStore.open(path)
+    return RemoteStore.open(text) if remote.is_remote(text) else ZarrStore.open(path)
 
 
 @dataclass(frozen=True)
-class PublishedStore(ZarrStore):
+class RemoteStore(ZarrStore):
     """A finished store behind a URL, read-only.
 
     Parameters
@@ -54,7 +54,7 @@ class PublishedStore(ZarrStore):
     url: str = ""
 
     @classmethod
-    def open(cls, path: str | Path) -> PublishedStore:
+    def open(cls, path: str | Path) -> RemoteStore:
         """Open a store by its URL.
 
         Raises

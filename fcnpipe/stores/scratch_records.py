@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.stores.atomic_writes import written_whole
+from fcnpipe.stores.atomic_writes import atomic_write
 from fcnpipe.stores.base import Arrays
 
 
 def put_record(folder: Path, name: str, arrays: Arrays) -> None:
     """Write arrays as ``folder/name.npz``."""
-    with written_whole(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+    with atomic_write(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 

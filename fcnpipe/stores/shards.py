@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import ShardDamaged
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.resource_usage import count_read, count_written
-from fcnpipe.stores.atomic_writes import written_whole
+from fcnpipe.stores.atomic_writes import atomic_write
 
 ZSTD_LEVEL = -1
 """Maps of noise gain 8 % from level 1, which takes twice as long to write them and to read them."""
@@ -88,7 +88,7 @@ class ShardedMap:
             return NO_FILE
         table = index.astype("<u8").tobytes()
         parts = [*chunks, table, _checksum(table)]
-        with written_whole(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             file.writelines(parts)
         count_written(sum(map(len, parts)))
         return reduce(google_crc32c.extend, parts, 0)

@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, Tile
-from fcnpipe.stores.atomic_writes import storing
+from fcnpipe.stores.atomic_writes import convert_os_errors
 from fcnpipe.stores.base import TileCheck, Verification
 from fcnpipe.stores.catalogue import ROW_CHUNK
 
@@ -131,7 +131,7 @@ def check_sums(store: ZarrStore, checks: Iterable[TileCheck]) -> Iterator[str]:
             yield from check.problems
         return
     yield from _rows_out_of_order(store)
-    with tempfile.TemporaryFile() as file, storing(Path(tempfile.gettempdir())):
+    with tempfile.TemporaryFile() as file, convert_os_errors(Path(tempfile.gettempdir())):
         # All of it at once: a memory map of a file that the disk has no room for kills the process.
         os.posix_fallocate(file.fileno(), 0, 8 * (store.n_sources + 1))
         areas = np.memmap(file, np.int64, "r+", shape=(store.n_sources + 1,))

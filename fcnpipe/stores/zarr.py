@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box, Tile
-from fcnpipe.stores.atomic_writes import storing, written_whole
+from fcnpipe.stores.atomic_writes import atomic_write, convert_os_errors
 from fcnpipe.stores.base import (
     Arrays,
     Column,
@@ -130,7 +130,7 @@ class ZarrStore:
             "status": "partial",
             "layout": layout.dump(),
         }
-        with storing(partial):
+        with convert_os_errors(partial):
             for begun in partial.parent.glob(f"{partial.name}.*.new"):
                 shutil.rmtree(begun, ignore_errors=True)
             building.parent.mkdir(parents=True, exist_ok=True)
@@ -181,17 +181,17 @@ class ZarrStore:
         VerificationError
             If labels, catalogue and ledger contradict each other; the partial store stays.
         """
-        with storing(self.path):
+        with convert_os_errors(self.path):
             return replace(self, path=publish_store(self, overwrite, checked))
 
     def close_incomplete(self, failed: Sequence[str]) -> None:
         """Name what failed and make the rest readable; the status is then ``incomplete``."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             consolidate(self.path, {"status": "incomplete", FAILED: list(failed)})
 
     def reopen(self) -> None:
         """Set the status back to ``partial``, nothing having failed yet."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             set_attributes(self.path, {"status": "partial", FAILED: []})
 
     def check_tile(self, tile: Tile, written: Mapping[str, int] | None = None) -> TileCheck:
@@ -212,7 +212,7 @@ class ZarrStore:
 
     def prepare_parquet(self) -> None:
         """Write the catalogue as parquet, under a name that `publish` changes to OUT.parquet."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             prepare_parquet(self)
 
     def verify(self) -> Verification:
@@ -225,7 +225,7 @@ class ZarrStore:
 
     def restore_frame(self, cards: Sequence[str], pyramid: bool) -> None:
         """Put back what is lost of metadata and coordinates, those of the pyramid if it is there."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             restore_frame(self.path, replace(self.layout, cards=tuple(cards)), pyramid)
 
     @property
@@ -319,7 +319,7 @@ class ZarrStore:
     def adopt_tile(self, other: ZarrStore, name: str, tile: Tile) -> int:
         """Take a map of a tile from another store of the same layout; give its checksum."""
         there, here = (s._map(s._place(name)).file(tile.core) for s in (other, self))
-        with storing(self.path):
+        with convert_os_errors(self.path):
             if there.exists():
                 here.parent.mkdir(parents=True, exist_ok=True)
                 _link(there, here)
@@ -329,14 +329,14 @@ class ZarrStore:
         target = self._map(place)
         assert data.dtype == target.dtype, (place, data.dtype, target.dtype)
         assert data.shape == (*target.lead, *box.shape), (place, data.shape, box)
-        with storing(self.path):
+        with convert_os_errors(self.path):
             return target.write(box, data)
 
     # -- ledger --------------------------------------------------------------------------
 
     def mark(self, stage: str, tile: Tile) -> None:
         """Vouch that the tile's data of this stage has landed; call it last."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             self._array("ledger")[self._stage(stage), tile.row, tile.column] = 1
 
     def unmark(self, stage: str) -> None:
@@ -388,7 +388,7 @@ class ZarrStore:
 
     def put_arrays(self, stage: str, name: str, arrays: Arrays) -> None:
         """Keep a scratch record, whole or not at all; it goes when the store is published."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             put_record(self.path / SCRATCH / stage, name, arrays)
 
     def get_arrays(
@@ -425,7 +425,7 @@ class ZarrStore:
         """Write ``sky`` or ``noise`` as a whole: `Layout.mesh_shape` float32, NaN unknown."""
         array = self._array(f"background/{name}")
         assert values.shape == array.shape, (name, values.shape, array.shape)
-        with storing(self.path):
+        with convert_os_errors(self.path):
             array[...] = values.astype(np.float32)
 
     def read_mesh(self, name: str) -> NDArray[np.float32]:
@@ -434,7 +434,7 @@ class ZarrStore:
 
     def write_tiles(self, columns: Columns) -> None:
         """Write the table of tiles: (tile_y, tile_x) arrays such as status and n_sources."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             group = self._fresh_group("tiles", {"title": "one row a tile"})
             for name, (values, attrs) in columns.items():
                 assert values.shape == self.layout.grid.counts, (name, values.shape)
@@ -446,7 +446,7 @@ class ZarrStore:
 
     def write_checksums(self, level: int, tables: Mapping[str, NDArray[np.uint32]]) -> None:
         """Write the CRC-32C of the shards of each map of a level, (shard_y, shard_x)."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             if not self.has(CHECKSUMS):
                 zarr.create_group(self.path / CHECKSUMS, zarr_format=3)
             group = self._fresh_group(
@@ -477,7 +477,7 @@ class ZarrStore:
         """
         blocks = iter(blocks)
         first = next(blocks)
-        with storing(self.path):
+        with convert_os_errors(self.path):
             attrs = {"title": TITLE, "columns": list(first)}
             group = self._fresh_group("sources", attrs)
             arrays = {
@@ -500,7 +500,7 @@ class ZarrStore:
         StoreError
             If a column has another length than the first.
         """
-        with storing(self.path):
+        with convert_os_errors(self.path):
             group = self._fresh_group("sources", {"title": TITLE})
             lengths: dict[str, int] = {}
             for name, values, attrs in columns:
@@ -561,7 +561,7 @@ class ZarrStore:
 
     def create_pyramid(self, science: bool) -> None:
         """Create the empty pyramid, with or without science image, and its OME-NGFF metadata."""
-        with storing(self.path):
+        with convert_os_errors(self.path):
             create_pyramid(self.path, self.layout, science or self.layout.keep_image)
 
     def pyramid_tiles(self, level: int) -> list[Tile]:
@@ -582,7 +582,7 @@ class ZarrStore:
         science : callable, optional
             Reads the full-size image, for level 1 of a store that does not keep it.
         """
-        with storing(self.path):
+        with convert_os_errors(self.path):
             return build_level(self, level, tile, science)
 
     def write_level_tile(self, name: str, level: int, box: Box, data: NDArray[Any]) -> int:
@@ -650,7 +650,7 @@ def _open_array(path: Path, stamp: tuple[int, int]) -> zarr.Array[Any]:
 
 def _link(there: Path, here: Path) -> None:
     """Give a file a second name, or a copy where there are no such names."""
-    with written_whole(here) as temporary:
+    with atomic_write(here) as temporary:
         try:
             os.link(there, temporary)
         except OSError:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Tile
-from fcnpipe.stores import Layout, RunIdentity, ScienceReader, State, ZarrStore, prepare
+from fcnpipe.stores import Layout, RunIdentity, ScienceReader, State, ZarrStore, prepare_output
 from fcnpipe.stores.base import Columns
 
 LAYOUT = Layout((150, 200), (64, 64), (3, 4), stages=("predict", "label"), cards=("A = 1",))
@@ -41,7 +41,7 @@ def take_up(
     out: Path, identity: RunIdentity = IDENTITY, overwrite: bool = False
 ) -> tuple[State, ZarrStore]:
     """Create, resume or find the store of the run, as a run does."""
-    state = prepare(out, identity, overwrite)
+    state = prepare_output(out, identity, overwrite)
     if state == "fresh":
         return state, ZarrStore.create(out, LAYOUT, identity, {"title": "test"}, overwrite)
     return state, ZarrStore.resume(out) if state == "resume" else ZarrStore.open(out)

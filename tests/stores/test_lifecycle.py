@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from fcnpipe.core.errors import StoreError, VerificationError
-from fcnpipe.stores import RunIdentity, ZarrStore, lifecycle, parquet_path, partial_path, prepare
+from fcnpipe.stores import (
+    RunIdentity,
+    ZarrStore,
+    lifecycle,
+    parquet_path,
+    partial_path,
+    prepare_output,
+)
 from fcnpipe.testing.small_run import IDENTITY, LAYOUT, do_tile, end_run, take_up
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -152,9 +159,9 @@ def test_states_of_an_output(tmp_path: Path) -> None:
     assert (state, store.path) == ("fresh", partial_path(out))
     for tile in LAYOUT.grid:
         do_tile(store, tile)
-    assert prepare(out, IDENTITY) == "resume"
+    assert prepare_output(out, IDENTITY) == "resume"
     end_run(store)
-    assert prepare(out, IDENTITY) == "complete"
+    assert prepare_output(out, IDENTITY) == "complete"
     assert not partial_path(out).exists()
 
 
@@ -186,7 +193,7 @@ def test_another_run_is_refused_and_told_why(
     store = request.getfixturevalue("published" if whole else "partial")
     out = lifecycle.final_path(store.path)
     with pytest.raises(StoreError, match=r"differs in .*--overwrite") as caught:
-        prepare(out, replace(IDENTITY, **change))
+        prepare_output(out, replace(IDENTITY, **change))
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
     assert store.attrs["run_key"] == IDENTITY.key
@@ -235,10 +242,12 @@ def test_what_was_begun_afresh_is_taken_up(partial: ZarrStore) -> None:
     assert store.done("label").all()
     end_run(store)
     out.rename(store.path)  # killed before the very last step
-    assert prepare(out, IDENTITY, overwrite=True) == "complete"
-    assert prepare(out, IDENTITY, overwrite=True) == "fresh"
+    assert prepare_output(out, IDENTITY, overwrite=True) == "complete"
+    assert prepare_output(out, IDENTITY, overwrite=True) == "fresh"
     take_up(out, overwrite=True)
-    assert prepare(out, RunIdentity("input", "new model", "1", {}), overwrite=True) == "fresh"
+    assert (
+        prepare_output(out, RunIdentity("input", "new model", "1", {}), overwrite=True) == "fresh"
+    )
     assert not store.path.exists()
 
 
@@ -249,7 +258,7 @@ def test_what_is_not_ours_is_never_touched(tmp_path: Path, suffix: str, overwrit
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
     with pytest.raises(StoreError, match="exists and is no fcnpipe store"):
-        prepare(tmp_path / "out.zarr", IDENTITY, overwrite=overwrite)
+        prepare_output(tmp_path / "out.zarr", IDENTITY, overwrite=overwrite)
     assert (precious / "thesis.tex").exists()
 
 
@@ -268,14 +277,14 @@ def test_output_that_appeared_meanwhile_is_not_replaced(
 def test_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write .*; make room or choose another output"):
-        prepare(tmp_path / "file" / "out.zarr", IDENTITY)
+        prepare_output(tmp_path / "file" / "out.zarr", IDENTITY)
 
 
 def test_failures_are_named_until_the_run_is_whole(partial: ZarrStore) -> None:
     partial.close_incomplete(["r000c001 (predict: bad)"])
     assert partial.attrs["status"] == "incomplete"
     assert partial.attrs["failed"] == ["r000c001 (predict: bad)"]
-    assert prepare(lifecycle.final_path(partial.path), IDENTITY) == "resume"
+    assert prepare_output(lifecycle.final_path(partial.path), IDENTITY) == "resume"
     partial.reopen()
     assert partial.attrs["status"] == "partial"
     for tile in LAYOUT.grid:

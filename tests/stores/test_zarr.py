@@ -214,7 +214,7 @@ def test_full_disk_is_one_clear_line(partial: ZarrStore, monkeypatch: pytest.Mon
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fcnpipe.stores.shards.written_whole", refuse)
+    monkeypatch.setattr("fcnpipe.stores.shards.atomic_write", refuse)
     tile = LAYOUT.grid.tile(0, 0)
     with pytest.raises(StoreError, match=r"cannot write .*No space left on device; make room"):
         partial.write_tile("label", tile.core, np.ones((64, 64), np.int32))

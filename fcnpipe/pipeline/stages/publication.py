@@ -12,7 +12,7 @@ from fcnpipe.core.geometry import Node, Tile, parse_node_name, parse_tile_name
 from fcnpipe.pipeline.job import ALL, CRC, Arrays, Job
 from fcnpipe.science import catalogue
 from fcnpipe.stores.base import TileCheck
-from fcnpipe.stores.lifecycle import refuse_problems
+from fcnpipe.stores.lifecycle import raise_problems
 from fcnpipe.stores.pyramid import level_count, level_grid
 
 Facts = dict[str, float]
@@ -68,7 +68,7 @@ def check_sums(job: Job, name: str) -> Facts:
         If the store contradicts itself: it is not published.
     """
     tables = _make_tables(job, 0)
-    refuse_problems(job.store.path, job.store.check_sums(_read_checks(job, tables)))
+    raise_problems(job.store.path, job.store.check_sums(_read_checks(job, tables)))
     job.store.write_checksums(0, tables)
     for level, nodes in enumerate(list_pyramid(job), 1):
         tables = _make_tables(job, level)
