@@ -7,10 +7,10 @@ from pathlib import Path
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.paths import is_remote
 from fcnpipe.export.base import Finished, ScienceReader, ToSky
-from fcnpipe.export.fits import export_labels, export_map, export_outputs
+from fcnpipe.export.catalogue_tables import TABLES, read_table
+from fcnpipe.export.ds9_regions import export_regions
+from fcnpipe.export.fits_images import export_labels, export_map, export_outputs
 from fcnpipe.export.preview import Style, export_preview
-from fcnpipe.export.region import export_regions
-from fcnpipe.export.table import TABLES, read_table
 
 MAPS = ("labels", "flags", "probability")
 """Maps that can be exported."""

@@ -22,8 +22,8 @@ from fcnpipe.remote.errors import (
     RemoteError,
     Unreachable,
 )
+from fcnpipe.remote.file_object import RemoteFile, read_whole
 from fcnpipe.remote.file_systems import connect
-from fcnpipe.remote.files import RemoteFile, read_whole
 from fcnpipe.remote.listing import (
     find_objects,
     list_folder,

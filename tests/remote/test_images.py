@@ -21,7 +21,7 @@ from fcnpipe.core.errors import InputError, SpecError
 from fcnpipe.core.geometry import Box
 from fcnpipe.images import Image
 from fcnpipe.images.formats import fits as fits_images
-from fcnpipe.remote import file_systems, files
+from fcnpipe.remote import file_object, file_systems
 from fcnpipe.testing.images import ImageTests
 from tests.conftest import Bucket
 from tests.remote.servers import Site, now_and_then
@@ -270,7 +270,7 @@ def test_a_file_that_changes_on_a_web_server_is_noticed(web: tuple[str, Site]) -
 
 def _forget_blocks() -> None:
     """What is kept was true when it was read."""
-    files._BLOCKS.clear()
+    file_object._BLOCKS.clear()
     fits_images._CELLS.clear()
 
 
