@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from fcnpipe.networks.architectures.registry import architecture, list_architectures
 from fcnpipe.networks.base import Reach
 from fcnpipe.networks.inference.memory_allocator import tune_allocator
-from fcnpipe.networks.models.bundle import architecture, list_architectures
+from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import TOLERANCE, probe, tiling_error
-from fcnpipe.networks.reach.graph import analyse
 
 SEEN = 1e-6
 """Least difference, of logits of order 1, that counts as seen."""

@@ -11,14 +11,14 @@ __all__ = ["__version__", "open", "predict", "reach", "segment"]
 
 if TYPE_CHECKING:
     from fcnpipe.api import predict, segment
-    from fcnpipe.networks.tiling import reach
+    from fcnpipe.networks.tiling_report import reach
     from fcnpipe.reading.results import open
 
 _PLACES = {
     "segment": "fcnpipe.api",
     "predict": "fcnpipe.api",
     "open": "fcnpipe.reading.results",
-    "reach": "fcnpipe.networks.tiling",
+    "reach": "fcnpipe.networks.tiling_report",
 }
 
 

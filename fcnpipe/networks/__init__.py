@@ -3,6 +3,7 @@
 Importing this package does not import torch; loading a network does.
 """
 
+from fcnpipe.networks.architectures.registry import list_architectures
 from fcnpipe.networks.base import (
     Certificate,
     Maps,
@@ -18,14 +19,8 @@ from fcnpipe.networks.base import (
 )
 from fcnpipe.networks.inference.memory_allocator import tune_allocator, worker_environment
 from fcnpipe.networks.matched_filter import MatchedFilter
-from fcnpipe.networks.models.bundle import (
-    Bundle,
-    list_architectures,
-    list_models,
-    load_model,
-    read_header,
-    save_model,
-)
+from fcnpipe.networks.models.bundle import Bundle, read_header, save_model
+from fcnpipe.networks.models.loading import list_models, load_model
 
 __all__ = [
     "Bundle",

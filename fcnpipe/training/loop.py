@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fcnpipe.core.errors import InputError, SpecError, TrainingError
 from fcnpipe.networks import Bundle, load_model
+from fcnpipe.networks.architectures.registry import architecture
 from fcnpipe.networks.inference.memory_allocator import tune_allocator
-from fcnpipe.networks.models.bundle import architecture
 from fcnpipe.training.batches import Batch, Source, cut_batch, open_source
 from fcnpipe.training.distributed import Ranks, count_processes, joined
 from fcnpipe.training.learning_curve import draw_curve

@@ -15,7 +15,7 @@ from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Defaults, Output, Scaling, Share
 from fcnpipe.networks.inference.int8 import fits, measure_ranges
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.reach.certificate import describe
+from fcnpipe.networks.models.headers import describe
 from fcnpipe.training import simulated_pairs
 from fcnpipe.training.example_stream import simulate_example
 from fcnpipe.training.loop import load_stored, make_network

@@ -33,7 +33,7 @@ class Recipe:
     seed: int = 1
     """Seed of the weights, the scenes and the crops."""
     architecture: str = "unet"
-    """File of fcnpipe/networks that holds the network."""
+    """File of fcnpipe/networks/architectures that holds the network."""
     network: dict[str, Any] = field(default_factory=dict)
     """Arguments of the network."""
     begin: str = ""

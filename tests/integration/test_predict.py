@@ -33,7 +33,7 @@ from fcnpipe.networks.architectures.bulge_disk import BulgeDisk
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.reach.certificate import check_model, describe
+from fcnpipe.networks.models.headers import check_model, describe
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.run import Silence
 from fcnpipe.pipeline.stages import prediction

@@ -10,7 +10,7 @@ import torch
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import ModelHeader, Output
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.reach.certificate import describe
+from fcnpipe.networks.models.headers import describe
 
 OUTPUTS = (
     Output(name="blob", role="source"),

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.geometry import Box
-from fcnpipe.networks.architectures.layers import check_choice
+from fcnpipe.networks.architectures.construction import check_choice
 from fcnpipe.networks.architectures.unet import UNet
 
 Units = Literal["asinh", "linear"]

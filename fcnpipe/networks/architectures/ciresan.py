@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fcnpipe.networks.architectures.layers import check_choice, check_sizes
+from fcnpipe.networks.architectures.construction import check_choice, check_sizes
 
 Activation = Literal["tanh", "relu"]
 Padding = Literal["same", "valid"]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fcnpipe.networks.architectures.layers import (
+from fcnpipe.networks.architectures.construction import (
     VGG16,
     check_choice,
     check_sizes,

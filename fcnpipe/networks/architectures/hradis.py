@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fcnpipe.networks.architectures.layers import (
+from fcnpipe.networks.architectures.construction import (
     check_choice,
     check_sizes,
     initialise_for_relu,

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fcnpipe.networks.architectures.layers import check_choice, check_sizes
+from fcnpipe.networks.architectures.construction import check_choice, check_sizes
 
 Activation = Literal["sigmoid", "tanh"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from fcnpipe.networks.architectures.layers import (
+from fcnpipe.networks.architectures.construction import (
     VGG16,
     check_sizes,
     initialise_for_relu,

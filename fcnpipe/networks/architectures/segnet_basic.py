@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fcnpipe.networks.architectures.layers import check_sizes, initialise_for_relu, scale_channels
+from fcnpipe.networks.architectures.construction import (
+    check_sizes,
+    initialise_for_relu,
+    scale_channels,
+)
 
 _LEVELS = 4
 _CHANNELS = 64

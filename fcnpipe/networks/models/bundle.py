@@ -14,30 +14,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pkgutil
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from fcnpipe.core.errors import ModelError
-from fcnpipe.networks import architectures
-from fcnpipe.networks.base import Model, ModelHeader, parse_header
-from fcnpipe.networks.matched_filter import MatchedFilter
-from fcnpipe.networks.models.stored import StoredModel
+from fcnpipe.networks.architectures.registry import build
+from fcnpipe.networks.base import ModelHeader, parse_header
+from fcnpipe.networks.models.base import StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
-"""Folder of the bundled models."""
 METADATA_KEY = "fcnpipe"
 SUFFIX = ".safetensors"
-_PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".t7", ".joblib"})
-_NOT_ARCHITECTURES = frozenset({"layers"})
 
 
 class Bundle(StoredModel):
@@ -63,107 +56,17 @@ class Bundle(StoredModel):
         return module.eval()
 
 
-def load_model(
-    name_or_path: str | Path, fwhm: float = 3.0, declared: tuple[int, int] | None = None
-) -> Model:
-    """Give a model by name or file.
-
-    Parameters
-    ----------
-    name_or_path : str or Path
-        ``none`` for a matched filter, a bundled name (see `list_models`), a model file, or an
-        exported program (``.pt2``; see `exported.load_exported`).
-    fwhm : float
-        Width of the matched filter, px; nothing else reads it.
-    declared : (int, int), optional
-        Halo and stride of an exported program, px, on the user's word: nothing is proven.
+def load_bundle(path: Path) -> Bundle:
+    """Read a model file, without its weights.
 
     Raises
     ------
     ModelError
-        If it is unknown, a pickle, no safetensors file, has no header, or its weights do not fit; of
-        a program, if it cannot be tiled; if a halo is declared of something that is proven.
+        If it is no safetensors file, has no header, or its weights do not fit.
     """
-    if Path(name_or_path).suffix == ".pt2":
-        from fcnpipe.networks.models.exported import load_exported
-
-        return load_exported(Path(name_or_path), declared)
-    if declared is not None:
-        raise ModelError(
-            f"halo={declared[0]} is declared, but the halo of model {name_or_path} is known: leave it "
-            "out, it is for exported programs (.pt2) that cannot be analysed"
-        )
-    if str(name_or_path) == "none":
-        return MatchedFilter(fwhm)
-    path = _locate(str(name_or_path))
     bundle = Bundle(path, read_header(path), _digest(path))
     _check_shapes(bundle)
     return bundle
-
-
-def list_models() -> tuple[str, ...]:
-    """Give the names that `load_model` knows without a path."""
-    return (*sorted(path.stem for path in WEIGHTS.glob(f"*{SUFFIX}")), "none")
-
-
-def list_architectures() -> tuple[str, ...]:
-    """Give the architectures: the files of this folder that hold one."""
-    names = {info.name for info in pkgutil.iter_modules(architectures.__path__)}
-    return tuple(sorted(names - _NOT_ARCHITECTURES))
-
-
-def architecture(name: str) -> type[nn.Module]:
-    """Give the class of an architecture.
-
-    Raises
-    ------
-    ModelError
-        If the folder has none of this name.
-    """
-    if name not in list_architectures():
-        raise ModelError(
-            f"architecture {name!r} is not one of {', '.join(list_architectures())}: update fcnpipe"
-        )
-    module = import_module(f"{architectures.__name__}.{name}")
-    wanted = name.replace("_", "")
-    found: type[nn.Module] = next(
-        value for key, value in vars(module).items() if key.lower() == wanted
-    )
-    return found
-
-
-def architecture_name(module: nn.Module) -> str:
-    """Give the name under which `architecture` finds the module's class.
-
-    Raises
-    ------
-    ModelError
-        If the class is not in the folder.
-    """
-    name = type(module).__module__.rpartition(".")[2]
-    if name not in list_architectures() or architecture(name) is not type(module):
-        raise ModelError(
-            f"network {type(module).__name__} is not in fcnpipe/networks: give it a file there"
-        )
-    return name
-
-
-def build(header: ModelHeader) -> nn.Module:
-    """Make the network of a header, with fresh weights.
-
-    Raises
-    ------
-    ModelError
-        If the architecture is unknown or does not take the arguments.
-    """
-    try:
-        return architecture(header.architecture)(**header.arguments)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(
-            f"architecture {header.architecture!r} refuses its arguments: {error}"
-        ) from None
 
 
 def save_model(
@@ -219,30 +122,6 @@ def read_header(path: str | Path) -> ModelHeader:
             f"model {path} has no fcnpipe header (reach, outputs, scaling): save it with save_model"
         )
     return parse_header(metadata[METADATA_KEY], str(path))
-
-
-def _locate(name: str) -> Path:
-    path = Path(name)
-    if path.suffix in _PICKLES:
-        raise ModelError(
-            f"model {name} is a pickle, which can run any code: save its weights with save_model"
-        )
-    if path.suffix == ".onnx":
-        raise ModelError(
-            f"model {name} is ONNX, which is not read here: convert it to .pt2 (load it into torch, "
-            "torch.export.export with dynamic height and width, torch.export.save)"
-        )
-    if path.suffix == SUFFIX:
-        if not path.is_file():
-            raise ModelError(f"model {name} does not exist: check the path")
-        return path
-    bundled = WEIGHTS / f"{name}{SUFFIX}"
-    if path.name == name and bundled.is_file():
-        return bundled
-    raise ModelError(
-        f"model {name!r} is neither a {SUFFIX} file nor one of {', '.join(list_models())}: "
-        "choose one of these, or give the path of a file"
-    )
 
 
 def _digest(path: Path) -> str:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -30,13 +30,11 @@ from torch import Tensor, nn
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.base import Certificate, ModelHeader, Reach
-from fcnpipe.networks.models.archive import read_archive
-from fcnpipe.networks.models.stored import StoredModel
-from fcnpipe.networks.reach.certificate import PIPELINE_BYTES, certify, declare
-from fcnpipe.networks.reach.graph import activation_bytes, reach_of, trace
-
-if TYPE_CHECKING:
-    pass
+from fcnpipe.networks.models.archive_inspection import read_archive
+from fcnpipe.networks.models.base import PIPELINE_BYTES, StoredModel
+from fcnpipe.networks.reach.analysis import reach_of, trace_same_size
+from fcnpipe.networks.reach.certificate import certify, declare
+from fcnpipe.networks.reach.tracing import activation_bytes
 
 EXPORTED = ".pt2"
 ARCHITECTURE = "exported"
@@ -132,7 +130,7 @@ def load_exported(path: Path, declared: tuple[int, int] | None = None) -> Export
     Notes
     -----
     `torch.export.load` alone unpickles parts of such a file without limits and evaluates text in it
-    as Python. So the archive is looked through first (:mod:`fcnpipe.networks.models.archive`): only a graph
+    as Python. So the archive is looked through first (:mod:`fcnpipe.networks.models.archive_inspection`): only a graph
     of torch's operations and plain arrays are let through, and the guards are never compiled.
     """
     return _load(path, _digest(path), declared)
@@ -141,7 +139,7 @@ def load_exported(path: Path, declared: tuple[int, int] | None = None) -> Export
 @lru_cache(maxsize=8)
 def _load(path: Path, digest: str, declared: tuple[int, int] | None) -> Exported:
     network, sidecar = read_network(path), read_sidecar(path)
-    program = trace(network, network.bands)
+    program = trace_same_size(network, network.bands)
     certificate = _declare(*declared, str(path)) if declared else sidecar.declared
     reach = certificate.reach if certificate else reach_of(program)
     certificate = certificate or certify(network, network.bands, reach)

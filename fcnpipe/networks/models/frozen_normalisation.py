@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fcnpipe.core.errors import ModelError
-from fcnpipe.networks.reach.graph import analyse
+from fcnpipe.networks.reach.analysis import analyse
 
 _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.LazyInstanceNorm2d)
 

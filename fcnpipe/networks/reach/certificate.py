@@ -15,11 +15,8 @@ weights that happen to be tiny. Both run on strips a few strides thick, so they 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from math import inf
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +24,8 @@ from torch import Tensor, nn
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import round_up
-from fcnpipe.networks.base import Certificate, ModelHeader, Output, Reach, Share
-from fcnpipe.networks.models.bundle import Bundle, architecture_name, load_model
-from fcnpipe.networks.reach.graph import activation_bytes, analyse, keep_size, reach_of, trace
-
-__all__ = ["Certificate", "certify", "check_model", "declare", "describe", "probe", "tiling_error"]
+from fcnpipe.networks.base import Certificate, Reach
+from fcnpipe.networks.reach.analysis import analyse, keep_size
 
 TOLERANCE = 1e-12
 """Largest difference between tiles and the whole in float64, of logits of order 1."""
@@ -40,8 +34,6 @@ _THICKNESS = (1, 2, 4, 8)
 _STARTS = (1, 7)
 """Strides from the image's edge to the second window, to try in turn: odd, so that a stride that is too
 small shows; the greater where reflection padding refuses short windows."""
-PIPELINE_BYTES = 40
-"""Input, scaled input, outputs and maps of a window, for each pixel."""
 
 
 def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Certificate:
@@ -84,74 +76,6 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
 def declare(reach: Reach) -> Certificate:
     """Take somebody's word for the reach of a black box; nothing is proven."""
     return Certificate("declared", reach, reach.halo)
-
-
-def describe(
-    module: nn.Module,
-    name: str,
-    outputs: Sequence[Output],
-    elevation: Mapping[str, float | Share],
-    **rest: Any,
-) -> ModelHeader:
-    """Analyse, prove and describe a network of the folder, ready for `save_model`.
-
-    Parameters
-    ----------
-    module : Module
-        Its class is one of fcnpipe/networks; ``module.arguments`` made it, among them ``bands``.
-    name : str
-        Name of the model.
-    outputs : sequence of Output
-        Channels in order.
-    elevation : mapping of str to float or Share
-        Share of each output in the elevation map; a number is its weight.
-    **rest
-        Other fields of `ModelHeader`: extra, version, scaling, detect_on, defaults, recipe, scores, ...
-
-    Raises
-    ------
-    ModelError
-        If the network cannot be tiled exactly, or a field is wrong.
-    """
-    arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
-    bands = int(arguments.get("bands", 1))
-    still = keep_size(copy.deepcopy(module).eval(), bands)
-    program = trace(still, bands)
-    reach = reach_of(program)
-    return ModelHeader(
-        name=name,
-        architecture=architecture_name(module),
-        arguments=arguments,
-        bands=bands - len(rest.get("extra", ())),
-        outputs=tuple(outputs),
-        elevation={k: v if isinstance(v, Share) else Share(weight=v) for k, v in elevation.items()},
-        reach=reach,
-        bytes_per_pixel=activation_bytes(program) + PIPELINE_BYTES,
-        certificate=certify(still, bands, reach),
-        **rest,
-    )
-
-
-def check_model(name_or_path: str | Path) -> Certificate:
-    """Prove a model file anew and compare with what its header says.
-
-    Raises
-    ------
-    ModelError
-        If the file cannot be used, its network cannot be tiled, or its header says another reach.
-    """
-    model = load_model(name_or_path)
-    if not isinstance(model, Bundle):
-        assert model.header.certificate is not None
-        return model.header.certificate
-    module = model.module()
-    reach = analyse(module, model.header.channels)
-    if reach != model.header.reach:
-        raise ModelError(
-            f"model {name_or_path}: its header says {model.header.reach} but its network has "
-            f"{reach}: save it again"
-        )
-    return certify(module, model.header.channels, reach)
 
 
 def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:

@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from fcnpipe.core.geometry import Box
 from fcnpipe.networks.architectures.bulge_disk import BulgeDisk, take_apart
-
-from .lively import enliven
+from tests.networks.lively import enliven
 
 PRECISIONS = [torch.float64, torch.float32, torch.bfloat16]
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from fcnpipe.networks.architectures.hradis import Hradis
-
-from .lively import enliven
+from tests.networks.lively import enliven
 
 NARROW = {"width": 1 / 64, "bands": 1, "outputs": 1}
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from fcnpipe.networks.architectures.pang import Pang
-from fcnpipe.networks.reach.graph import analyse
+from fcnpipe.networks.reach.analysis import analyse
 
 
 @pytest.mark.parametrize("hidden", [1, 5])

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from fcnpipe.networks.architectures.segnet import SegNet
 from fcnpipe.networks.architectures.segnet_basic import SegNetBasic
-from fcnpipe.networks.reach.graph import analyse
-
-from .lively import enliven
+from fcnpipe.networks.reach.analysis import analyse
+from tests.networks.lively import enliven
 
 NETWORKS = {"segnet": SegNet(width=1 / 64), "basic": SegNetBasic(width=1 / 64)}
 

@@ -19,8 +19,7 @@ from fcnpipe.networks.inference.predictor import (
     scaled,
 )
 from fcnpipe.testing.networks import NetworkTests, predict_in_windows, starry
-
-from .conftest import small_unet
+from tests.networks.conftest import small_unet
 
 
 class TestUNet(NetworkTests):

@@ -14,11 +14,11 @@ from torch import nn
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks import list_architectures, list_models, load_model, read_header, save_model
+from fcnpipe.networks.architectures.registry import architecture_name
 from fcnpipe.networks.base import ModelHeader, Reach, check_bands, parse_header, threshold_of
-from fcnpipe.networks.models import bundle as bundles
-from fcnpipe.networks.models.bundle import Bundle, architecture_name
-
-from .conftest import small_unet
+from fcnpipe.networks.models import loading
+from fcnpipe.networks.models.bundle import Bundle
+from tests.networks.conftest import small_unet
 
 
 def fields(header: ModelHeader, **changes: object) -> dict[str, object]:
@@ -55,7 +55,7 @@ def test_bundled_models_are_known_by_name(
     small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "default.safetensors").write_bytes(small_file.read_bytes())
-    monkeypatch.setattr(bundles, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
     assert list_models() == ("default", "none")
     assert load_model("default").digest == load_model(small_file).digest
 

@@ -19,9 +19,8 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import ModelHeader, Reach
 from fcnpipe.simulation.scenes import draw
-
-from . import small_networks as small
-from .conftest import OUTPUTS, small_unet
+from tests.networks import small_networks as small
+from tests.networks.conftest import OUTPUTS, small_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, on saving
 

@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.models.frozen_normalisation import FrozenNorm, freeze_norms
+from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import TOLERANCE, certify
-from fcnpipe.networks.reach.graph import analyse
-
-from . import small_networks as small
+from tests.networks import small_networks as small
 
 NORMS = {
     "group": nn.GroupNorm(2, 4),

@@ -14,19 +14,17 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.networks import load_model
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import ModelHeader, Reach
+from fcnpipe.networks.models.headers import check_model, describe
+from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import (
     TOLERANCE,
     certify,
-    check_model,
     declare,
-    describe,
     probe,
     tiling_error,
 )
-from fcnpipe.networks.reach.graph import analyse
-
-from . import small_networks as small
-from .conftest import OUTPUTS, small_unet
+from tests.networks import small_networks as small
+from tests.networks.conftest import OUTPUTS, small_unet
 
 
 @pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SCRATCH = 2
 """The process grows by this times the arrays of the network: oneDNN's copies, and holes in the heap.
 Measured 512 bytes a pixel for 296 of arrays: U-Net of base 16, depth 3, window 1024 + 2 x 56."""
+PIPELINE_BYTES = 40
+"""Input, scaled input, outputs and maps of a window, for each pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class StoredModel:
             If there is no such device or precision.
         """
         from fcnpipe.networks.inference.predictor import TorchPredictor, choose_device
-        from fcnpipe.networks.reach.graph import keep_size
+        from fcnpipe.networks.reach.analysis import keep_size
 
         module = keep_size(self.module(), self.header.channels)
         return TorchPredictor(module, self.header, choose_device(device), precision, threads)

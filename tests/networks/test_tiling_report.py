@@ -11,9 +11,8 @@ import fcnpipe
 from fcnpipe.cli import commands
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Reach
-
-from . import small_networks as small
-from .conftest import small_unet
+from tests.networks import small_networks as small
+from tests.networks.conftest import small_unet
 
 
 @pytest.fixture

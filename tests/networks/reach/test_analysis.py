@@ -13,10 +13,10 @@ from torch.nn import functional
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Reach
+from fcnpipe.networks.reach.analysis import analyse, fit, trace_same_size
 from fcnpipe.networks.reach.certificate import certify, probe
-from fcnpipe.networks.reach.graph import activation_bytes, analyse, fit, trace
-
-from . import small_networks as small
+from fcnpipe.networks.reach.tracing import activation_bytes
+from tests.networks import small_networks as small
 
 
 def even(reach: int, stride: int = 1, cell: int | None = None) -> Reach:
@@ -269,7 +269,7 @@ def test_sizes_that_do_not_fit_are_tried_in_silence() -> None:
 
 def test_a_run_needs_the_size_kept() -> None:
     with pytest.raises(ModelError, match=r"turns \(96, 192\) px into .* pad inside it"):
-        trace(UNet(1, 1, 1, 2, padding="valid").eval())
+        trace_same_size(UNet(1, 1, 1, 2, padding="valid").eval())
 
 
 def test_in_place_work_is_followed() -> None:
@@ -324,8 +324,8 @@ def test_what_sees_the_whole_image_is_refused_by_name(
 def test_memory_is_that_of_the_widest_moment() -> None:
     """Two arrays of 8 and 1 channels, then of 8 and 8: 64 bytes for each pixel."""
     network = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 1, 1))
-    assert activation_bytes(trace(network)) == 64
-    assert activation_bytes(trace(UNet(1, 3, 4, 2).eval())) == 4 * 16
+    assert activation_bytes(trace_same_size(network)) == 64
+    assert activation_bytes(trace_same_size(UNet(1, 3, 4, 2).eval())) == 4 * 16
 
 
 def test_the_graph_is_followed_in_the_precision_of_the_network() -> None:

@@ -12,12 +12,14 @@ from torch import nn
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.base import Certificate, Model, Reach
-from fcnpipe.networks.models.bundle import SUFFIX, Bundle, load_model
+from fcnpipe.networks.models.bundle import SUFFIX, Bundle
 from fcnpipe.networks.models.exported import EXPORTED, read_network, read_sidecar
-from fcnpipe.networks.reach.certificate import certify, check_model
-from fcnpipe.networks.reach.graph import analyse, fit
+from fcnpipe.networks.models.headers import check_model
+from fcnpipe.networks.models.loading import load_model
+from fcnpipe.networks.reach.analysis import analyse, fit
+from fcnpipe.networks.reach.certificate import certify
+from fcnpipe.networks.reach.image_sizes import SizeRule, measure_sizes
 from fcnpipe.networks.reach.rules import WrapsAround
-from fcnpipe.networks.reach.sizes import SizeRule, measure_sizes
 
 WINDOWS = (256, 512, 1024, 2048)
 """Windows to show the halo's overhead for, px."""

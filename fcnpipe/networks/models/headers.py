@@ -1,0 +1,88 @@
+"""Headers of models: made from a network, and checked against the network of a file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fcnpipe.core.errors import ModelError
+from fcnpipe.networks.architectures.registry import architecture_name
+from fcnpipe.networks.base import Certificate, ModelHeader, Output, Share
+from fcnpipe.networks.models.base import PIPELINE_BYTES
+from fcnpipe.networks.models.bundle import Bundle
+from fcnpipe.networks.models.loading import load_model
+from fcnpipe.networks.reach.analysis import analyse, keep_size, reach_of, trace_same_size
+from fcnpipe.networks.reach.certificate import certify
+from fcnpipe.networks.reach.tracing import activation_bytes
+
+
+def describe(
+    module: nn.Module,
+    name: str,
+    outputs: Sequence[Output],
+    elevation: Mapping[str, float | Share],
+    **rest: Any,
+) -> ModelHeader:
+    """Analyse, prove and describe a network of the folder, ready for `save_model`.
+
+    Parameters
+    ----------
+    module : Module
+        Its class is one of fcnpipe/networks; ``module.arguments`` made it, among them ``bands``.
+    name : str
+        Name of the model.
+    outputs : sequence of Output
+        Channels in order.
+    elevation : mapping of str to float or Share
+        Share of each output in the elevation map; a number is its weight.
+    **rest
+        Other fields of `ModelHeader`: extra, version, scaling, detect_on, defaults, recipe, scores, ...
+
+    Raises
+    ------
+    ModelError
+        If the network cannot be tiled exactly, or a field is wrong.
+    """
+    arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
+    bands = int(arguments.get("bands", 1))
+    still = keep_size(copy.deepcopy(module).eval(), bands)
+    program = trace_same_size(still, bands)
+    reach = reach_of(program)
+    return ModelHeader(
+        name=name,
+        architecture=architecture_name(module),
+        arguments=arguments,
+        bands=bands - len(rest.get("extra", ())),
+        outputs=tuple(outputs),
+        elevation={k: v if isinstance(v, Share) else Share(weight=v) for k, v in elevation.items()},
+        reach=reach,
+        bytes_per_pixel=activation_bytes(program) + PIPELINE_BYTES,
+        certificate=certify(still, bands, reach),
+        **rest,
+    )
+
+
+def check_model(name_or_path: str | Path) -> Certificate:
+    """Prove a model file anew and compare with what its header says.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be used, its network cannot be tiled, or its header says another reach.
+    """
+    model = load_model(name_or_path)
+    if not isinstance(model, Bundle):
+        assert model.header.certificate is not None
+        return model.header.certificate
+    module = model.module()
+    reach = analyse(module, model.header.channels)
+    if reach != model.header.reach:
+        raise ModelError(
+            f"model {name_or_path}: its header says {model.header.reach} but its network has "
+            f"{reach}: save it again"
+        )
+    return certify(module, model.header.channels, reach)
