@@ -1,4 +1,4 @@
-"""One specification of a run, behind the flags, the YAML file, the Python call and Prefect."""
+"""RunSpec: the options of a run, behind the flags, the YAML file, the Python call and Prefect."""
 
 from __future__ import annotations
 
@@ -29,146 +29,186 @@ RUNTIME_OPTIONS = frozenset(
         "log_file",
     }
 )
-"""Options that change how a run is done, never what it gives; left out of the run key."""
+"""Options that change how a run is executed, never its result; the run key leaves them out."""
 MODEL_SUFFIXES = (".safetensors", ".pt2")
-"""Of models that are files; any other name is that of one which comes with fcnpipe."""
-_NAMES = ("image", "out", "model", "weight", "mask", "prior", "scheduler", "scratch", "log_file")
-"""Options that are names of files, folders or addresses."""
-_PARTNERS = {"stride": "halo", "mask_bits": "mask", "weight_type": "weight"}
-"""Options that say nothing without another."""
+"""Suffixes of model files; any other model name is that of a bundled model."""
 SOURCE_OPTIONS = ("thresh", "minarea", "mincont", "dynamics", "gain", "mag_zeropoint")
-"""Options of sources, None if not given; a run that finds none has no use for them."""
+"""Options of source detection, None if not given; a prediction does not use them."""
+_NAME_OPTIONS = (
+    "image", "out", "model", "weight", "mask", "prior", "scheduler", "scratch", "log_file"
+)  # fmt: skip
+"""Options that hold names of files and folders, or addresses."""
+_REQUIRED_PARTNERS = {"stride": "halo", "mask_bits": "mask", "weight_type": "weight"}
+"""Options that have an effect only together with another option."""
 
 
 class RunSpec(BaseModel):
-    """Everything that decides a run.
+    """All options of a run.
 
-    ``None`` means "what the model's header, or the image, says".
+    ``None`` stands for the value of the model's header, of the image's header, or for a default that
+    depends on the machine; the description of each option states which.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image: tuple[str, ...] = Field(
-        description="Image file(s); several files are the bands of one image."
+        description="Image files or URLs; several files are the bands of one image."
     )
     out: str = Field(description="Output store, OUT.zarr.")
 
     model: str = Field(
-        "default", description="Bundled name, bundle file, or 'none' for a matched filter."
+        "default",
+        description="Name of a bundled model, a model file, or 'none' for a matched filter.",
     )
     hdu: int | str | None = Field(
-        None, description="HDU number or name; the first with an image if not given."
+        None, description="Number or name of the HDU; the first with an image by default."
     )
     weight: str | None = Field(
         None,
-        description="Weight, variance or rms map of the image's shape; FILE[HDU] names an HDU.",
+        description="Weight, variance or rms map of the image's shape; FILE[HDU] selects an HDU.",
     )
     weight_type: Literal["weight", "variance", "rms"] = Field(
-        "weight", description="What --weight holds."
+        "weight",
+        description="Quantity in the weight map: relative weight, variance or rms of the noise.",
     )
     mask: str | None = Field(
-        None, description="Mask or data-quality map, FILE or FILE[HDU]; non-zero is bad."
+        None,
+        description="Mask or data-quality map, FILE or FILE[HDU]; pixels that are not 0 are bad.",
     )
     mask_bits: int | None = Field(
-        None, ge=1, lt=2**63, description="Only these bits of the mask are bad; all if not given."
+        None, ge=1, lt=2**63, description="Bits of the mask that mark a bad pixel; all by default."
     )
     prior: str | None = Field(
-        None, description="Map of the image's shape that the network looks at too, if it takes one."
+        None, description="Prior map of the image's shape, for networks that take one as input."
     )
 
     halo: int | None = Field(
         None,
         ge=0,
-        description="Halo of a .pt2 model that cannot be analysed, px: your word, marked as unproven.",
+        description="Declared halo in px for a model that cannot be analysed; the store records it as "
+        "unproven.",
     )
     stride: int | None = Field(
-        None, ge=1, description="Total subsampling of that model, px; 1 if not given."
+        None, ge=1, description="Declared stride in px for such a model; 1 by default."
     )
-    window: int = Field(1024, ge=64, le=8192, description="Core edge of a network window, px.")
+    window: int = Field(
+        1024, ge=64, le=8192, description="Edge of the network's window in px, without the halo."
+    )
     tile: int | None = Field(
-        None, ge=64, le=16384, description="Core edge of a tile, px: a multiple of the window."
+        None,
+        ge=64,
+        le=16384,
+        description="Edge of a tile in px, a multiple of the window; about 2048 by default.",
     )
     thresh: float | None = Field(
-        None, gt=0, description="Probability (network) or sigma (model none)."
+        None, gt=0, description="Detection threshold: a probability; for model 'none' in sigma."
     )
     minarea: int | None = Field(
-        None, ge=1, lt=2**63, description="Least number of pixels of a source."
+        None, ge=1, lt=2**63, description="Minimum number of pixels of a source."
     )
     mincont: float | None = Field(
-        None, ge=0, le=1, description="Least part of a footprint's flux that a branch needs."
+        None,
+        ge=0,
+        le=1,
+        description="Minimum fraction of the footprint's flux in a branch that becomes a source.",
     )
     dynamics: float | None = Field(
-        None, ge=0, le=1, description="Least height of a peak above its saddle, of elevation."
+        None,
+        ge=0,
+        le=1,
+        description="Minimum height of a peak above its saddle, in units of the elevation map.",
     )
     fwhm: float = Field(
-        3.0, gt=0.5, le=20, description="FWHM of the matched filter of model none, px."
+        3.0, gt=0.5, le=20, description="FWHM in px of the matched filter of model 'none'."
     )
-    back_size: int = Field(64, ge=8, le=1024, description="Mesh cell of the background, px.")
-    back_filter: int = Field(3, ge=1, le=15, description="Median filter of the mesh, cells.")
+    back_size: int = Field(
+        64, ge=8, le=1024, description="Edge of a mesh cell of the background in px."
+    )
+    back_filter: int = Field(
+        3, ge=1, le=15, description="Size of the median filter over the background mesh, in cells."
+    )
     satur_level: float | None = Field(
-        None, description="Pixels at or above this are saturated (else SATURATE)."
+        None,
+        description="Pixel value from which a pixel is saturated; the header's SATURATE by default.",
     )
     gain: float | None = Field(
-        None, gt=0, description="Electrons per unit, for flux errors (else GAIN; none: sky only)."
+        None,
+        gt=0,
+        description="Electrons per image unit, for flux errors; the header's GAIN by default. "
+        "Without a gain, flux errors contain the sky noise only.",
     )
-    mag_zeropoint: float | None = Field(None, description="Adds magnitudes to the catalogue.")
+    mag_zeropoint: float | None = Field(
+        None, description="Magnitude zero point; adds magnitudes to the catalogue."
+    )
 
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
-        description="Arithmetic of the network; auto: the fastest that hardware and model have.",
+        description="Arithmetic of the network. auto uses bfloat16 on GPUs, int8 on CPUs with VNNI, else "
+        "bfloat16 or float32. With --scheduler the choice is made from the workers' CPUs.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the network runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of the network; auto uses a GPU if there is one."
+    )
     keep_image: bool = Field(False, description="Copy the science image into the store.")
 
     engine: Literal["serial", "threads", "dask"] = Field(
-        "threads", description="What runs the tiles."
+        "threads",
+        description="Execution of the tiles: one by one, in threads, or in Dask processes.",
     )
-    scheduler: str | None = Field(None, description="Address of a running Dask scheduler.")
-    workers: int | None = Field(None, ge=1, description="Workers; one for each core if not given.")
+    scheduler: str | None = Field(
+        None, description="Address of a running Dask scheduler whose workers process the tiles."
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Number of threads or processes; one per core by default."
+    )
     cluster: dict[str, Any] | None = Field(
         None,
-        description="cluster_class, cluster_kwargs, adapt_kwargs, resources, wait_seconds; for a "
-        "scheduler the last two.",
+        description="Dask cluster to start: cluster_class, cluster_kwargs, adapt_kwargs, resources, "
+        "wait_seconds. With --scheduler only the last two apply.",
     )
     memory_limit: float | None = Field(
-        None, gt=0, description="GiB a process may take; the machine's share if not given."
+        None,
+        gt=0,
+        description="Memory in GiB that a process may use; the machine's memory, or a worker's share of "
+        "it, by default.",
     )
     tile_timeout: float | None = Field(
         None,
         gt=0,
-        description="Seconds for a task on a tile, then it has failed; no limit if not given.",
+        description="Seconds after which a task on a tile counts as failed; no limit by default.",
     )
     scratch: str | None = Field(
         None,
-        description="Folder where a store is made whose OUT is a URL; the current one if not given.",
+        description="Local folder in which a store with a URL as OUT is built; the current folder by "
+        "default.",
     )
     log_file: str | None = Field(
-        None, description="File that a JSON line is added to for each event; none if not given."
+        None, description="File to which each event of the run is appended as a JSON line."
     )
     overwrite: bool = Field(
         False,
-        description="Start afresh, whatever OUT holds; the same again takes up what that has left.",
+        description="Replace an existing OUT. After an interruption the same command resumes the new run.",
     )
-    quiet: bool = Field(False, description="No progress, errors only.")
+    quiet: bool = Field(False, description="Show no progress, only errors.")
 
     @property
     def on_dask(self) -> bool:
-        """Whether workers of Dask do the tasks."""
+        """Whether workers of Dask process the tiles."""
         return self.engine == "dask" or bool(self.scheduler or self.cluster)
 
     @property
     def declared(self) -> tuple[int, int] | None:
-        """Halo and stride that the user vouches for; None: the model is analysed."""
+        """Halo and stride as declared by the user, px; None if the model is to be analysed."""
         return None if self.halo is None else (self.halo, self.stride or 1)
 
-    def science(self) -> dict[str, Any]:
-        """Give the options that decide the result, JSON-ready, for the run key."""
+    def result_options(self) -> dict[str, Any]:
+        """Return the options that decide the result, JSON-ready, for the run key."""
         return self.model_dump(
             mode="json", exclude=set(RUNTIME_OPTIONS) | {"image", "weight", "mask", "prior"}
         )
 
-    def anchored(self) -> RunSpec:
-        """Give the spec with inputs whose names mean the same in any folder: workers may be in another."""
+    def with_absolute_paths(self) -> RunSpec:
+        """Return the spec with absolute input paths, since workers may run in another folder."""
         names = ("weight", "mask", "prior")
         maps = {name: make_absolute(path) for name in names if (path := getattr(self, name))}
         image, model = tuple(map(make_absolute, self.image)), self.model
@@ -176,64 +216,64 @@ class RunSpec(BaseModel):
         return self.model_copy(update={"image": image, "model": model, **maps})
 
     def without_sources(self) -> RunSpec:
-        """Give the spec of a run that finds no sources: what only they need is not said."""
+        """Return the spec of a prediction, with the options of source detection unset."""
         return self.model_copy(update=dict.fromkeys(SOURCE_OPTIONS))
 
 
 def make_spec(**options: Any) -> RunSpec:
-    """Check options and give a spec.
+    """Return the spec of checked options.
 
     Raises
     ------
     SpecError
-        One line that names the option, the value and the limit.
+        One line that names the option, its value and the limit.
     """
     try:
         spec = RunSpec(**options)
     except ValidationError as error:
-        raise SpecError(_explain(error)) from None
-    for name in _NAMES:
-        given = getattr(spec, name)
-        for path in given if isinstance(given, tuple) else () if given is None else (given,):
+        raise SpecError(_describe_validation_error(error)) from None
+    for name in _NAME_OPTIONS:
+        value = getattr(spec, name)
+        for path in value if isinstance(value, tuple) else () if value is None else (value,):
             _check_name(name, path)
     if Path(spec.out).name in ("", ".."):
-        raise SpecError(f"option out={spec.out!r}: it names no store: give OUT.zarr")
-    for name, partner in _PARTNERS.items():
+        raise SpecError(f"option out={spec.out!r} is not the name of a store: use OUT.zarr")
+    for name, partner in _REQUIRED_PARTNERS.items():
         value = getattr(spec, name)
         if value != RunSpec.model_fields[name].default and getattr(spec, partner) is None:
             raise SpecError(
-                f"option {name}={value}: it goes with a {partner}: give both, or neither"
+                f"option {name}={value} has no effect without option {partner}: use both, or neither"
             )
     return spec
 
 
-def without_idle(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give options without those that say nothing, since what they go with is missing.
+def drop_unpaired(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those that have no effect because the option they depend on is missing.
 
     Examples
     --------
-    >>> without_idle({"mask_bits": 4, "weight_type": "rms", "weight": "w.fits"})
+    >>> drop_unpaired({"mask_bits": 4, "weight_type": "rms", "weight": "w.fits"})
     {'weight_type': 'rms', 'weight': 'w.fits'}
     """
-    idle = {name for name, other in _PARTNERS.items() if options.get(other) is None}
-    return {name: value for name, value in options.items() if name not in idle}
+    unpaired = {name for name, other in _REQUIRED_PARTNERS.items() if options.get(other) is None}
+    return {name: value for name, value in options.items() if name not in unpaired}
 
 
 def _check_name(name: str, path: str) -> None:
     if not path:
-        raise SpecError(f"option {name}={path!r}: it names nothing: give a name, or leave it out")
+        raise SpecError(f"option {name}={path!r} is empty: use a name, or leave the option out")
     check_url(path)
     if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in path):
-        raise SpecError(f"{path!r}: a name that is not UTF-8, as stores are: rename the file")
+        raise SpecError(f"{path!r} is not UTF-8, which a store requires: rename the file")
 
 
 def load_spec(path: str | Path, **overrides: Any) -> RunSpec:
-    """Read a YAML file of options; ``overrides`` win.
+    """Read a YAML file of options; ``overrides`` take precedence.
 
     Raises
     ------
     SpecError
-        If the file is missing, is not a mapping, or an option is wrong.
+        If the file is missing, does not hold a mapping, or an option is wrong.
     """
     return make_spec(**{**read_options(path), **overrides})
 
@@ -244,32 +284,35 @@ def read_options(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     SpecError
-        If the file is missing or is not a mapping.
+        If the file is missing or does not hold a mapping.
     """
     try:
         options = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SpecError(f"config {path} cannot be read: {say_reason(error)}") from None
+        raise SpecError(f"config {path} cannot be read: {describe_read_error(error)}") from None
     if not isinstance(options, dict):
         raise SpecError(
-            f"config {path} holds {type(options).__name__}, not a mapping of options: write 'option: value' lines"
+            f"config {path} holds a {type(options).__name__}, not a mapping of options: "
+            "write 'option: value' lines"
         )
-    if strange := [name for name in options if not isinstance(name, str)]:
-        raise SpecError(f"config {path}: {strange[0]!r} is no option: write 'option: value' lines")
+    if wrong := [name for name in options if not isinstance(name, str)]:
+        raise SpecError(
+            f"config {path}: {wrong[0]!r} is not an option: write 'option: value' lines"
+        )
     if isinstance(options.get("image"), str):
         options["image"] = (options["image"],)
     return options
 
 
-def say_reason(error: Exception) -> str:
-    """Say in one line why a file of text cannot be read.
+def describe_read_error(error: Exception) -> str:
+    """Return the reason in one line why a text file cannot be read.
 
     Examples
     --------
     >>> try:
     ...     yaml.safe_load("a: [")
     ... except yaml.YAMLError as error:
-    ...     say_reason(error)
+    ...     describe_read_error(error)
     "line 1: expected the node content, but found '<stream end>'"
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
@@ -279,12 +322,12 @@ def say_reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _explain(error: ValidationError) -> str:
+def _describe_validation_error(error: ValidationError) -> str:
     first = error.errors()[0]
-    name, what = str(first["loc"][0]), first["msg"]
+    name, reason = str(first["loc"][0]), first["msg"]
     if first["type"] == "extra_forbidden":
         near = get_close_matches(name.replace("-", "_"), RunSpec.model_fields, 1)
-        what = f"no such option{f'; did you mean {near[0]}?' if near else ''}"
+        reason = f"no such option{f'; did you mean {near[0]}?' if near else ''}"
     if first["type"] == "tuple_type":
-        what = "give a name, or a list of names"
-    return f"option {name}={first.get('input')!r}: {what}"
+        reason = "use a name, or a list of names"
+    return f"option {name}={first.get('input')!r}: {reason}"
