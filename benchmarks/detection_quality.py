@@ -23,16 +23,16 @@ from benchmarks.evaluation_scenes import KINDS, Field, simulate
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model, threshold_of
 from fcnpipe.science import scores as evaluate
-from fcnpipe.science.background import estimate
+from fcnpipe.science.background import estimate_background
 from fcnpipe.science.basins import separate_whole
 from fcnpipe.science.merge_tree import Criterion
 from fcnpipe.science.normalisation import flag_pixels, pad_high, signal_to_noise
 from fcnpipe.science.quantisation import (
-    ELEVATION_TOP,
-    PROBABILITY_TOP,
-    level,
+    ELEVATION_MAX,
+    PROBABILITY_MAX,
     quantise_elevation,
     quantise_probability,
+    quantise_threshold,
 )
 
 Labels = NDArray[np.int32]
@@ -84,7 +84,7 @@ def run_sep(field: Field, setting: Setting) -> Labels:
 def run_model(field: Field, model: Model) -> Labels:
     """The label image of a model with the defaults of its header, as the pipeline makes it."""
     shape = field.image.shape
-    found = estimate(field.image, ~np.isfinite(field.image))
+    found = estimate_background(field.image, ~np.isfinite(field.image))
     flags = flag_pixels(field.image)
     residual = field.image - found.sky(0, 0, shape)
     snr = signal_to_noise(residual, found.noise(0, 0, shape), flags)
@@ -94,12 +94,12 @@ def run_model(field: Field, model: Model) -> Labels:
     probability = quantise_probability(maps.probability[0][box])
     elevation = quantise_elevation(maps.elevation[box])
     defaults = model.header.defaults
-    height = level(defaults.dynamics, ELEVATION_TOP)
+    height = quantise_threshold(defaults.dynamics, ELEVATION_MAX)
     label, _ = separate_whole(
         elevation,
-        probability >= level(threshold_of(model.header), PROBABILITY_TOP),
+        probability >= quantise_threshold(threshold_of(model.header), PROBABILITY_MAX),
         Criterion(dynamics=height, minarea=defaults.minarea),
-        minpeak=level(defaults.minpeak, ELEVATION_TOP),
+        minpeak=quantise_threshold(defaults.minpeak, ELEVATION_MAX),
         broad=defaults.broad,
     )
     return label

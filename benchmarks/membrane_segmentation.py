@@ -28,11 +28,11 @@ from fcnpipe.science.basins import separate_whole
 from fcnpipe.science.merge_tree import Criterion
 from fcnpipe.science.normalisation import pad_high
 from fcnpipe.science.quantisation import (
-    ELEVATION_TOP,
-    PROBABILITY_TOP,
-    level,
+    ELEVATION_MAX,
+    PROBABILITY_MAX,
     quantise_elevation,
     quantise_probability,
+    quantise_threshold,
 )
 from fcnpipe.training.labelled_images import Pair, Pairs, compress, measure_scaling, read_pairs
 
@@ -71,8 +71,10 @@ class Slice:
     def separate(self, options: Options) -> Labels:
         """Give the cells."""
         elevation = options.share * self.source + (1 - options.share) * self.relief
-        mask = quantise_probability(self.source) >= level(options.thresh, PROBABILITY_TOP)
-        criterion = Criterion(level(options.dynamics, ELEVATION_TOP), options.minarea)
+        mask = quantise_probability(self.source) >= quantise_threshold(
+            options.thresh, PROBABILITY_MAX
+        )
+        criterion = Criterion(quantise_threshold(options.dynamics, ELEVATION_MAX), options.minarea)
         steps = quantise_elevation(np.clip(elevation, 0, 1).astype(np.float32))
         return separate_whole(steps, mask, criterion)[0]
 

@@ -21,11 +21,16 @@ from benchmarks.detection_quality import Result, judge
 from benchmarks.evaluation_scenes import KINDS, Field, simulate
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model
-from fcnpipe.science.background import estimate
+from fcnpipe.science.background import estimate_background
 from fcnpipe.science.basins import separate_whole
 from fcnpipe.science.merge_tree import Criterion
 from fcnpipe.science.normalisation import flag_pixels, pad_high, signal_to_noise
-from fcnpipe.science.quantisation import ELEVATION_TOP, PROBABILITY_TOP, level, quantise_elevation
+from fcnpipe.science.quantisation import (
+    ELEVATION_MAX,
+    PROBABILITY_MAX,
+    quantise_elevation,
+    quantise_threshold,
+)
 from fcnpipe.simulation.scenes import KINDS as SCENES
 from fcnpipe.simulation.scenes import draw
 from fcnpipe.simulation.skies import Sky as SceneSky
@@ -75,9 +80,11 @@ class Sky:
         """Give the label image."""
         sure = np.maximum(self.heat - options.floor, 0) / (1 - options.floor)
         elevation = options.heat * sure + (1 - options.heat) * self.relief
-        mask = np.rint(self.probability * PROBABILITY_TOP) >= level(options.thresh, PROBABILITY_TOP)
-        criterion = Criterion(level(options.dynamics, ELEVATION_TOP), options.minarea)
-        peak = level(options.minpeak, ELEVATION_TOP)
+        mask = np.rint(self.probability * PROBABILITY_MAX) >= quantise_threshold(
+            options.thresh, PROBABILITY_MAX
+        )
+        criterion = Criterion(quantise_threshold(options.dynamics, ELEVATION_MAX), options.minarea)
+        peak = quantise_threshold(options.minpeak, ELEVATION_MAX)
         steps = quantise_elevation(elevation.astype(np.float32))
         return separate_whole(steps, mask, criterion, minpeak=peak, broad=options.broad)[0]
 
@@ -97,7 +104,7 @@ def look(kind: str, seed: int, side: int, model: Model) -> Sky:
 
     field = draw_structured(seed, side) if kind == STRUCTURED else simulate(kind, seed, side)
     shape = field.image.shape
-    found = estimate(field.image, ~np.isfinite(field.image))
+    found = estimate_background(field.image, ~np.isfinite(field.image))
     flags = flag_pixels(field.image)
     noise = found.noise(0, 0, shape)
     snr = signal_to_noise(field.image - found.sky(0, 0, shape), noise, flags)

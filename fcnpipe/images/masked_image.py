@@ -22,7 +22,7 @@ from fcnpipe.core.spec import RunSpec
 from fcnpipe.images.sky import FixedScale, Sky
 from fcnpipe.science import normalisation
 from fcnpipe.science.background import Background, noise_from_weight
-from fcnpipe.science.mesh_statistics import Cells, measure_cells, measure_weight
+from fcnpipe.science.mesh_statistics import CellStatistics, measure_cells, measure_weight
 
 Float = NDArray[np.float32]
 SAMPLES = 4
@@ -235,12 +235,14 @@ class MaskedImage:
         values = self._prior.read(box)
         return np.where(np.isfinite(values), values, np.float32(0))
 
-    def measure_cells(self, box: Box, weights: NDArray[np.float64]) -> tuple[list[Cells], Float]:
+    def measure_cells(
+        self, box: Box, weights: NDArray[np.float64]
+    ) -> tuple[list[CellStatistics], Float]:
         """Measure the mesh cells of a box that lies on the mesh, plane by plane.
 
         Returns
         -------
-        list of Cells
+        list of CellStatistics
             One for each plane.
         (my, mx) float32
             Typical weight of the cells; NaN without a map of relative weights.

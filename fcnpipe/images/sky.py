@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.science import quantisation
 from fcnpipe.science.background import Background
-from fcnpipe.science.mesh_statistics import Cells
+from fcnpipe.science.mesh_statistics import CellStatistics
 
 _CELLS = ("sky", "noise", "good")
 _COEFFICIENTS = ("sky_coefficients", "noise_coefficients")
@@ -76,7 +76,7 @@ def unpack_sky(arrays: dict[str, NDArray[Any]]) -> Sky:
     planes = tuple(
         Background(
             int(arrays["cell"]),
-            Cells(*(arrays[f"{name}{i}"] for name in _CELLS)),
+            CellStatistics(*(arrays[f"{name}{i}"] for name in _CELLS)),
             *(arrays[f"{name}{i}"] for name in _COEFFICIENTS),
         )
         for i in range(len(arrays["scales"]))

@@ -23,7 +23,7 @@ from fcnpipe.networks.base import Scaling
 from fcnpipe.networks.inference.predictor import scaled
 from fcnpipe.networks.models.exported import EXPORTED, read_network, read_sidecar
 from fcnpipe.networks.models.frozen_normalisation import find_stride, freeze_program
-from fcnpipe.science.background import estimate
+from fcnpipe.science.background import estimate_background
 from fcnpipe.science.normalisation import BAD, pad_high
 
 
@@ -101,7 +101,7 @@ def _measure(
     """Give what is above the sky, and its noise."""
     if scaling.kind == "linear":
         return plane - np.float32(scaling.offset), np.full_like(plane, scaling.scale)
-    found = estimate(plane, bad, cell)
+    found = estimate_background(plane, bad, cell)
     return plane - found.sky(0, 0, plane.shape), found.noise(0, 0, plane.shape)
 
 

@@ -70,7 +70,7 @@ def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
     """
     usual = header.defaults
     on_elevation = header.detect_on == "elevation"
-    top = quantisation.ELEVATION_TOP if on_elevation else quantisation.PROBABILITY_TOP
+    top = quantisation.ELEVATION_MAX if on_elevation else quantisation.PROBABILITY_MAX
     minarea = usual.minarea if spec.minarea is None else spec.minarea
     mincont = usual.mincont if spec.mincont is None else spec.mincont
     if spec.dynamics is None:
@@ -79,18 +79,18 @@ def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
         dynamics, extended = spec.dynamics, 0
     return Criteria(
         on_elevation,
-        quantisation.level(networks.threshold_of(header, spec.thresh), top),
+        quantisation.quantise_threshold(networks.threshold_of(header, spec.thresh), top),
         Criterion(
-            quantisation.level(dynamics, quantisation.ELEVATION_TOP),
+            quantisation.quantise_threshold(dynamics, quantisation.ELEVATION_MAX),
             minarea,
             round(mincont * MILLION),
             extended=extended,
-            extended_dynamics=quantisation.level(
-                usual.extended_dynamics, quantisation.ELEVATION_TOP
+            extended_dynamics=quantisation.quantise_threshold(
+                usual.extended_dynamics, quantisation.ELEVATION_MAX
             ),
         ),
         minarea,
-        quantisation.level(usual.minpeak, quantisation.ELEVATION_TOP),
+        quantisation.quantise_threshold(usual.minpeak, quantisation.ELEVATION_MAX),
         usual.broad,
     )
 

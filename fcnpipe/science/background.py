@@ -28,7 +28,7 @@ import numpy as np
 
 from fcnpipe.science.mesh_repair import repair_cells
 from fcnpipe.science.mesh_spline import Coefficients, evaluate_spline, fit_spline, subtract_spline
-from fcnpipe.science.mesh_statistics import Cells, Mask, Plane, measure_cells
+from fcnpipe.science.mesh_statistics import CellStatistics, Mask, Plane, measure_cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Background:
     ----------
     cell : int
         Edge of a mesh cell in pixels.
-    cells : Cells
+    cells : CellStatistics
         The repaired and filtered mesh.
     sky_coefficients, noise_coefficients : (my + 4, mx + 4) float64
         Spline coefficients as :func:`fit_spline` gives them.
     """
 
     cell: int
-    cells: Cells
+    cells: CellStatistics
     sky_coefficients: Coefficients
     noise_coefficients: Coefficients
 
@@ -79,7 +79,9 @@ class Background:
         return evaluate_spline(coefficients, self.cell, y0, x0, shape, limits)
 
 
-def estimate(image: Plane, bad: Mask, cell: int = 64, filter_size: int = 3) -> Background:
+def estimate_background(
+    image: Plane, bad: Mask, cell: int = 64, filter_size: int = 3
+) -> Background:
     """Give the background of an image that fits in memory.
 
     Parameters
@@ -108,19 +110,19 @@ def estimate(image: Plane, bad: Mask, cell: int = 64, filter_size: int = 3) -> B
     Examples
     --------
     >>> image = np.random.default_rng(0).normal(100, 5, (64, 64)).astype(np.float32)
-    >>> background = estimate(image, np.zeros((64, 64), bool), cell=16)
+    >>> background = estimate_background(image, np.zeros((64, 64), bool), cell=16)
     >>> bool(abs(background.sky(0, 0, (64, 64)) - 100).max() < 2)
     True
     """
     return fit_background(measure_cells(image, bad, cell), cell, filter_size)
 
 
-def fit_background(cells: Cells, cell: int, filter_size: int = 3) -> Background:
+def fit_background(cells: CellStatistics, cell: int, filter_size: int = 3) -> Background:
     """Give the background that belongs to the measured mesh of a whole image.
 
     Parameters
     ----------
-    cells : Cells
+    cells : CellStatistics
         As measured; put together from tiles or not.
     cell : int
         Edge of a mesh cell in pixels.

@@ -29,14 +29,14 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.science.merge_tree import (
     INDEX_BITS,
     NEIGHBOURS,
-    NO_VERDICTS,
+    NONE_RESOLVED,
+    BranchGraph,
     Criterion,
-    Graph,
     Links,
     Nodes,
+    PendingBranches,
     Ring,
     Selection,
-    Settlement,
     contract,
     kernel,
     numbering,
@@ -52,14 +52,14 @@ Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
+class SeparatedTile:
     """What one tile gives."""
 
     segments: Int32
     """Segment of each core pixel, 1 to n in this tile; 0 is background."""
-    graph: Graph
+    graph: BranchGraph
     """What is open at the tile's seams; goes up."""
-    settlement: Settlement
+    settlement: PendingBranches
     """What the tile keeps to make its table when the verdicts come down; row i is segment i + 1."""
 
 
@@ -70,7 +70,7 @@ def separate(
     shape: tuple[int, int],
     criterion: Criterion,
     weights: Int64 | None = None,
-) -> Leaf:
+) -> SeparatedTile:
     """Divide the foreground of a tile into segments, and give what its neighbours must know.
 
     Parameters
@@ -103,7 +103,7 @@ def separate(
     if weights is not None:
         _add_flux(forest[1:-1, 1:-1], np.asarray(weights[core.within(read)], np.int64), nodes.flux)
     ring = _ring(height, forest, core, shape[1])
-    raw = Graph(core, shape[1], nodes, links, ring)
+    raw = BranchGraph(core, shape[1], nodes, links, ring)
     graph, settlement = contract(raw, np.arange(len(nodes.top), dtype=np.int32), criterion)
     return _number_segments(forest, nodes.area, graph, settlement)
 
@@ -123,7 +123,7 @@ def separate_whole(
     """
     frame = Box(0, 0, *mask.shape)
     leaf = separate(elevation, mask, frame, mask.shape, criterion, weights)
-    table = tabulate(leaf.settlement, NO_VERDICTS, criterion)
+    table = tabulate(leaf.settlement, NONE_RESOLVED, criterion)
     selection = select([table], criterion.minarea, minpeak, broad)
     return relabel(table, selection)[leaf.segments], selection
 
@@ -183,7 +183,9 @@ def _ring(height: Int32, forest: Int32, core: Box, width: int) -> Ring:
     return take(Ring(index, -forest[y, x] - 1, doors), doors > 0)
 
 
-def _number_segments(forest: Int32, area: Int64, graph: Graph, settlement: Settlement) -> Leaf:
+def _number_segments(
+    forest: Int32, area: Int64, graph: BranchGraph, settlement: PendingBranches
+) -> SeparatedTile:
     """Merge the basins that go the same way, and number what is left from 1."""
     seen = area > 0  # a ghost that only lies across a pass has no pixels here
     sums = np.zeros(len(settlement.fates.top), np.int64)
@@ -191,8 +193,8 @@ def _number_segments(forest: Int32, area: Int64, graph: Graph, settlement: Settl
     rows = np.flatnonzero(sums).astype(np.int32)
     number = numbering(rows, len(sums)) + np.int32(1)
     table = np.append(np.int32(0), np.where(seen, number[settlement.rows], np.int32(0)))
-    kept = Settlement(settlement.fates, rows, sums[rows], np.array([0, len(rows)]))
-    return Leaf(_paint(forest, table), graph, kept)
+    kept = PendingBranches(settlement.fates, rows, sums[rows], np.array([0, len(rows)]))
+    return SeparatedTile(_paint(forest, table), graph, kept)
 
 
 def _group_table() -> NDArray[np.uint8]:
@@ -328,7 +330,7 @@ def _add_flux(forest: Int32, weights: Int64, flux: Int64) -> None:
 
 
 @kernel
-def paint(segments: Int32, table: Int32) -> Int32:
+def apply_table(segments: Int32, table: Int32) -> Int32:
     """Give each pixel of a tile what a table has for its segment, (h, w)."""
     painted = np.empty(segments.shape, np.int32)
     for y in range(segments.shape[0]):

@@ -36,7 +36,7 @@ What a part of the image may decide, and why that is never taken back::
 A box therefore passes up: the nodes with doors or ghosts (its perimeter), the few closed ones that
 are higher than all that is known of their open neighbours, and a spanning tree between them.
 If mincont > 0 a verdict waits for the flux of the whole footprint, which comes down with the
-verdicts; meanwhile a death is (flux at death, basin across) in the `Settlement` of its box.
+verdicts; meanwhile a death is (flux at death, basin across) in the `PendingBranches` of its box.
 
 All is integer or totally ordered: the result does not depend on tiles, fan-in or order of arrival.
 """
@@ -147,7 +147,7 @@ class Ring(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class BranchGraph:
     """What is still open in a box; grows with its perimeter, never with its pixels."""
 
     box: Box
@@ -172,7 +172,7 @@ class Graph:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Graph:
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> BranchGraph:
         """Give the graph back from what `to_arrays` gave."""
         *corners, width = (int(value) for value in arrays["place"])
         return cls(
@@ -184,7 +184,7 @@ class Graph:
         )
 
 
-class Verdicts(NamedTuple):
+class ResolvedBranches(NamedTuple):
     """What became of each living node of a graph."""
 
     source: Int64
@@ -195,11 +195,11 @@ class Verdicts(NamedTuple):
     """Flux of the whole footprint; 0 without weights."""
 
 
-NO_VERDICTS = Verdicts(*(np.zeros(0, np.int64) for _ in Verdicts._fields))
+NONE_RESOLVED = ResolvedBranches(*(np.zeros(0, np.int64) for _ in ResolvedBranches._fields))
 """What is above the root: the graph of the whole image has no open node."""
 
 
-class Fates(NamedTuple):
+class BranchTable(NamedTuple):
     """What is known in a box about the branches that it must answer for."""
 
     top: Key
@@ -217,10 +217,10 @@ class Fates(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
+class PendingBranches:
     """What a box keeps for the way down."""
 
-    fates: Fates
+    fates: BranchTable
     """Branches."""
     rows: Int32
     """Row of ``fates`` for each thing asked about: segments of a tile, nodes of the children."""
@@ -239,10 +239,10 @@ class Settlement:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Settlement:
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> PendingBranches:
         """Give the settlement back from what `to_arrays` gave."""
         plain = (arrays[name] for name in ("rows", "area", "splits"))
-        return cls(_unnamed("fates", Fates, arrays), *plain)
+        return cls(_unnamed("fates", BranchTable, arrays), *plain)
 
 
 class SourceTable(NamedTuple):
@@ -296,22 +296,24 @@ def key_elevation(key: Key) -> Int64:
     return (key >> np.uint64(48)).astype(np.int64)
 
 
-def join(graphs: Sequence[Graph], criterion: Criterion) -> tuple[Graph, Settlement]:
+def join(
+    graphs: Sequence[BranchGraph], criterion: Criterion
+) -> tuple[BranchGraph, PendingBranches]:
     """Join the graphs of boxes that fill their hull, in any number, shape and order.
 
     Parameters
     ----------
-    graphs : sequence of Graph
+    graphs : sequence of BranchGraph
         One for each child; the boxes partition their hull.
     criterion : Criterion
         The same for all.
 
     Returns
     -------
-    graph : Graph
+    graph : BranchGraph
         What is still open in the hull.
-    settlement : Settlement
-        To be kept until the verdicts on ``graph`` come down; see `settle`.
+    settlement : PendingBranches
+        To be kept until the verdicts on ``graph`` come down; see `resolve`.
 
     Raises
     ------
@@ -328,19 +330,23 @@ def join(graphs: Sequence[Graph], criterion: Criterion) -> tuple[Graph, Settleme
     nodes, number = _unite(nodes, terminal)
     links = links._replace(low=number[links.low], high=_renumber(number, links.high))
     ring = _shut_doors(ring._replace(node=number[ring.node]), hull, width)
-    graph, settlement = contract(Graph(hull, width, nodes, links, ring), number[rows], criterion)
-    return graph, Settlement(settlement.fates, settlement.rows, area, splits)
+    graph, settlement = contract(
+        BranchGraph(hull, width, nodes, links, ring), number[rows], criterion
+    )
+    return graph, PendingBranches(settlement.fates, settlement.rows, area, splits)
 
 
-def settle(settlement: Settlement, verdicts: Verdicts, criterion: Criterion) -> list[Verdicts]:
+def resolve(
+    settlement: PendingBranches, verdicts: ResolvedBranches, criterion: Criterion
+) -> list[ResolvedBranches]:
     """Pass verdicts down: give those for each child, in the order they were joined.
 
     Parameters
     ----------
-    settlement : Settlement
+    settlement : PendingBranches
         What `join` (or the tile) kept.
-    verdicts : Verdicts
-        On the living nodes of the graph that went up; `NO_VERDICTS` at the root.
+    verdicts : ResolvedBranches
+        On the living nodes of the graph that went up; `NONE_RESOLVED` at the root.
     criterion : Criterion
         The same as on the way up.
     """
@@ -348,8 +354,10 @@ def settle(settlement: Settlement, verdicts: Verdicts, criterion: Criterion) -> 
     return [take(answers, slice(a, b)) for a, b in pairwise(settlement.splits.tolist())]
 
 
-def tabulate(settlement: Settlement, verdicts: Verdicts, criterion: Criterion) -> SourceTable:
-    """Give the table from a tile's segments to sources; parameters as in `settle`."""
+def tabulate(
+    settlement: PendingBranches, verdicts: ResolvedBranches, criterion: Criterion
+) -> SourceTable:
+    """Give the table from a tile's segments to sources; parameters as in `resolve`."""
     answer = _answer(settlement, verdicts, criterion)
     top = settlement.fates.top[settlement.rows]
     peak = np.where(key_index(top) == answer.source, key_elevation(top), -1)
@@ -397,22 +405,24 @@ def relabel(table: SourceTable, selection: Selection) -> Int32:
     return np.where(found, place + 1, 0).astype(np.int32)
 
 
-def contract(graph: Graph, rows: Int32, criterion: Criterion) -> tuple[Graph, Settlement]:
+def contract(
+    graph: BranchGraph, rows: Int32, criterion: Criterion
+) -> tuple[BranchGraph, PendingBranches]:
     """Decide all that can be decided in a box, and give what is left open.
 
     Parameters
     ----------
-    graph : Graph
+    graph : BranchGraph
         All nodes and known passes of the box.
     rows : (n,) int32
-        Nodes about which `settle` will be asked.
+        Nodes about which `resolve` will be asked.
     criterion : Criterion
 
     Returns
     -------
-    graph : Graph
+    graph : BranchGraph
         Only what is open, with the spanning tree and tributaries that it needs.
-    settlement : Settlement
+    settlement : PendingBranches
         Where each of ``rows`` goes, as far as is known.
     """
     nodes, links = _pile([graph.nodes]), _pile([graph.links])  # copies
@@ -429,7 +439,7 @@ def contract(graph: Graph, rows: Int32, criterion: Criterion) -> tuple[Graph, Se
     return _open_part(graph, nodes, links, living), _closed_part(nodes, end[rows], living)
 
 
-def _open_part(graph: Graph, nodes: Nodes, links: Links, living: Flag) -> Graph:
+def _open_part(graph: BranchGraph, nodes: Nodes, links: Links, living: Flag) -> BranchGraph:
     """Give the living nodes, and of the dead those that passes, or they, name."""
     named = _reach(np.concatenate([links.low, links.high[links.high >= 0]]), nodes.goal)
     rows = np.concatenate([np.flatnonzero(living), np.flatnonzero(named & ~living)])
@@ -438,10 +448,10 @@ def _open_part(graph: Graph, nodes: Nodes, links: Links, living: Flag) -> Graph:
     nodes = nodes._replace(cluster=number[nodes.cluster], goal=_renumber(number, nodes.goal))
     links = links._replace(low=number[links.low], high=_renumber(number, links.high))
     ring = graph.ring._replace(node=number[graph.ring.node])
-    return Graph(graph.box, graph.width, nodes, links, ring)
+    return BranchGraph(graph.box, graph.width, nodes, links, ring)
 
 
-def _closed_part(nodes: Nodes, rows: Int32, living: Flag) -> Settlement:
+def _closed_part(nodes: Nodes, rows: Int32, living: Flag) -> PendingBranches:
     """Give the nodes that rows name, those that they may yet go to, and their clusters."""
     named = _reach(rows, nodes.goal)
     named[nodes.cluster[named]] = True
@@ -449,11 +459,15 @@ def _closed_part(nodes: Nodes, rows: Int32, living: Flag) -> Settlement:
     kept = take(nodes, named)
     above = numbering(np.flatnonzero(living), len(named))[named]
     goal = _renumber(number, kept.goal)
-    fates = Fates(kept.top, number[kept.cluster], goal, kept.strength, kept.total, above)
-    return Settlement(fates, number[rows], np.zeros(len(rows), np.int64), np.array([0, len(rows)]))
+    fates = BranchTable(kept.top, number[kept.cluster], goal, kept.strength, kept.total, above)
+    return PendingBranches(
+        fates, number[rows], np.zeros(len(rows), np.int64), np.array([0, len(rows)])
+    )
 
 
-def _answer(settlement: Settlement, verdicts: Verdicts, criterion: Criterion) -> Verdicts:
+def _answer(
+    settlement: PendingBranches, verdicts: ResolvedBranches, criterion: Criterion
+) -> ResolvedBranches:
     fates, own = settlement.fates, key_index(settlement.fates.top)
     ruled = fates.above >= 0
     # the appended value is what index -1 meets where nothing above has a say
@@ -462,7 +476,7 @@ def _answer(settlement: Settlement, verdicts: Verdicts, criterion: Criterion) ->
     footprint = np.where(ruled, footprint, own)[fates.cluster]
     flux = np.where(ruled, flux, fates.total)[fates.cluster]
     end = _follow(fates.goal, fates.strength, _threshold(flux, criterion))
-    return take(Verdicts(source[end], footprint, flux), settlement.rows)
+    return take(ResolvedBranches(source[end], footprint, flux), settlement.rows)
 
 
 def _threshold(flux: Int64, criterion: Criterion) -> Int64:
@@ -571,7 +585,7 @@ def _follow(goal: Int32, strength: Int64, threshold: Int64) -> Int32:
     return end
 
 
-def _stack(graphs: Sequence[Graph]) -> tuple[Nodes, Links, Ring, list[Int64]]:
+def _stack(graphs: Sequence[BranchGraph]) -> tuple[Nodes, Links, Ring, list[Int64]]:
     """Put the tables of the children one below the other; also the rows of their living nodes."""
     parts, living, start = [], [], 0
     for graph in graphs:

@@ -7,7 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.science.mesh_statistics import Cells, Mask, Plane
+from fcnpipe.science.mesh_statistics import CellStatistics, Mask, Plane
 
 Coefficients = NDArray[np.float64]
 
@@ -22,19 +22,19 @@ NEIGHBOURHOOD = 7
 SIGMA_PER_MAD = 1.4826
 
 
-def repair_cells(cells: Cells, filter_size: int = 3) -> Cells:
+def repair_cells(cells: CellStatistics, filter_size: int = 3) -> CellStatistics:
     """Fill the cells that cannot be trusted from their neighbours, then median-filter the mesh.
 
     Parameters
     ----------
-    cells : Cells
+    cells : CellStatistics
         The mesh of the whole image, as measured.
     filter_size : int
         Edge of the median filter in cells, odd; 1 leaves the mesh unfiltered.
 
     Returns
     -------
-    Cells
+    CellStatistics
         Finite sky and noise > 0 everywhere, with two exceptions: where no cell had a usable
         pixel, sky is 0 and noise NaN; where no cell had any noise, noise is 0. ``good`` is
         that of the measurement.
@@ -54,16 +54,16 @@ def repair_cells(cells: Cells, filter_size: int = 3) -> Cells:
     if filter_size < 1 or filter_size % 2 == 0:
         raise SpecError(f"background filter of {filter_size} cells: give an odd number, usually 3")
     if np.isnan(cells.sky).all():
-        return Cells(np.zeros_like(cells.sky), cells.noise, cells.good)
-    trusted = find_trusted(cells)
-    return Cells(
+        return CellStatistics(np.zeros_like(cells.sky), cells.noise, cells.good)
+    trusted = find_trusted_cells(cells)
+    return CellStatistics(
         sky=_filter_median(_fill(cells.sky, trusted), filter_size),
         noise=_filter_median(_fill(cells.noise, trusted), filter_size),
         good=cells.good,
     )
 
 
-def find_trusted(cells: Cells) -> Mask:
+def find_trusted_cells(cells: CellStatistics) -> Mask:
     """Tell which cells of a mesh measured the sky; at least one, if any cell has a sky.
 
     Returns
@@ -80,7 +80,7 @@ def find_trusted(cells: Cells) -> Mask:
     return trusted if trusted.any() else candidates
 
 
-def _find_filled(cells: Cells, candidates: Mask) -> Mask:
+def _find_filled(cells: CellStatistics, candidates: Mask) -> Mask:
     sky = np.where(candidates, cells.sky, np.nan).astype(np.float64)
     noise = np.where(candidates, cells.noise, np.nan).astype(np.float64)
     typical = _local_median(noise, NEIGHBOURHOOD, False)

@@ -34,7 +34,7 @@ _SAMPLED = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class CellStatistics:
     """What was measured in each mesh cell.
 
     Parameters
@@ -58,7 +58,7 @@ class Cells:
         return self.sky.shape[0], self.sky.shape[1]
 
 
-def measure_cells(image: Plane, bad: Mask, cell: int) -> Cells:
+def measure_cells(image: Plane, bad: Mask, cell: int) -> CellStatistics:
     """Measure sky and noise in every mesh cell of an image, or of a box cut along the mesh.
 
     Parameters
@@ -73,7 +73,7 @@ def measure_cells(image: Plane, bad: Mask, cell: int) -> Cells:
 
     Returns
     -------
-    Cells
+    CellStatistics
         A mesh of ceil(h / cell) x ceil(w / cell) cells.
 
     Raises
@@ -94,7 +94,7 @@ def measure_cells(image: Plane, bad: Mask, cell: int) -> Cells:
     array([[7., 7.]], dtype=float32)
     """
     planes = _measure_planes(image, bad, cell)
-    return Cells(sky=planes[0], noise=planes[2], good=planes[3])
+    return CellStatistics(sky=planes[0], noise=planes[2], good=planes[3])
 
 
 def measure_weight(weight: Plane, bad: Mask, cell: int) -> Plane:

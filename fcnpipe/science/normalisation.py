@@ -114,7 +114,7 @@ def pad_high(array: NDArray[np.float32], shape: tuple[int, int]) -> Float:
     return np.pad(array, width, mode="edge")
 
 
-def to_image(values: Float, noise: Float, zero: Float, unit: float, stretched: bool) -> Float:
+def to_image_units(values: Float, noise: Float, zero: Float, unit: float, stretched: bool) -> Float:
     """Give in the units of the image what a network gives in its own: its scaling undone.
 
     Parameters
@@ -149,12 +149,12 @@ def _undo(values, noise, zero, scaling, image):  # type: ignore[no-untyped-def]
             image[y, x] = count * noise[y, x] + zero[y, x] if known else np.nan
 
 
-def place(start: int, stop: int, size: int) -> Float:
+def relative_position(start: int, stop: int, size: int) -> Float:
     """Give where pixels lie along an axis of ``size`` px: -1 is the first of all, 1 the last.
 
     Examples
     --------
-    >>> place(1, 3, 5)
+    >>> relative_position(1, 3, 5)
     array([-0.5,  0. ], dtype=float32)
     """
     return (2 * np.arange(start, stop) / max(size - 1, 1) - 1).astype(np.float32)

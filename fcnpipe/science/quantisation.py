@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 
-ELEVATION_TOP = 65535
-PROBABILITY_TOP = 255
-SKY_PART = 4
+ELEVATION_MAX = 65535
+PROBABILITY_MAX = 255
+SKY_DIVISOR = 4
 """What is less probable than this part of the foreground's level is sky for certain."""
 FLUX_BITS = 14
 """Fixed-point fluxes resolve the typical noise of a pixel to 2**-FLUX_BITS."""
@@ -23,15 +23,15 @@ FLUX_BITS = 14
 
 def quantise_probability(probability: Float) -> NDArray[np.uint8]:
     """Round probabilities in [0, 1] to 255ths."""
-    return np.asarray(np.rint(probability * np.float32(PROBABILITY_TOP)), np.uint8)
+    return np.asarray(np.rint(probability * np.float32(PROBABILITY_MAX)), np.uint8)
 
 
 def quantise_elevation(elevation: Float) -> NDArray[np.uint16]:
     """Round elevations in [0, 1] to 65535ths."""
-    return np.asarray(np.rint(elevation * np.float32(ELEVATION_TOP)), np.uint16)
+    return np.asarray(np.rint(elevation * np.float32(ELEVATION_MAX)), np.uint16)
 
 
-def flatten_sky(
+def zero_sky_elevation(
     elevation: NDArray[np.uint16], probability: NDArray[np.uint8], foreground: int
 ) -> None:
     """Set the elevation to 0, in place, where the sky is: far below the level of the foreground.
@@ -39,15 +39,15 @@ def flatten_sky(
     Only foreground is separated. Of the sky the elevation says nothing, in noise that does not
     compress: without it the map takes a third of the space, and of the time to write it.
     """
-    elevation[probability < foreground // SKY_PART] = 0
+    elevation[probability < foreground // SKY_DIVISOR] = 0
 
 
-def level(fraction: float, top: int) -> int:
+def quantise_threshold(fraction: float, top: int) -> int:
     """Give the least integer level of a map with this top that is not below ``fraction`` of it.
 
     Examples
     --------
-    >>> level(0.5, 255), level(0.0, 255), level(1.0, 255)
+    >>> quantise_threshold(0.5, 255), quantise_threshold(0.0, 255), quantise_threshold(1.0, 255)
     (128, 0, 255)
     """
     return math.ceil(fraction * top - 1e-9)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box
-from fcnpipe.science.basins import Leaf
+from fcnpipe.science.basins import SeparatedTile
 from fcnpipe.science.merge_tree import Criterion
 
 
@@ -27,7 +27,7 @@ class Separator(Protocol):
         core: Box,
         shape: tuple[int, int],
         weights: NDArray[np.int64] | None = None,
-    ) -> Leaf:
+    ) -> SeparatedTile:
         """Give the segments of a core, and what its neighbours must know.
 
         Parameters
@@ -45,7 +45,7 @@ class Separator(Protocol):
 
         Returns
         -------
-        Leaf
+        SeparatedTile
             Its graph is joined by `fcnpipe.science.merge_tree.join`, whatever the separator.
         """
         ...

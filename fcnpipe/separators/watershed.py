@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box
-from fcnpipe.science.basins import Leaf, separate
+from fcnpipe.science.basins import SeparatedTile, separate
 from fcnpipe.science.merge_tree import Criterion
 
 
@@ -31,6 +31,6 @@ class Watershed:
         core: Box,
         shape: tuple[int, int],
         weights: NDArray[np.int64] | None = None,
-    ) -> Leaf:
+    ) -> SeparatedTile:
         """Give the segments of a core; parameters as in `Separator.separate`."""
         return separate(elevation, mask, core, shape, self.criterion, weights)

@@ -13,26 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, TileGrid
-from fcnpipe.science.basins import Leaf, separate
+from fcnpipe.science.basins import SeparatedTile, separate
 from fcnpipe.science.merge_tree import (
     MILLION,
     NEIGHBOURS,
-    NO_VERDICTS,
+    NONE_RESOLVED,
+    BranchGraph,
     Criterion,
-    Graph,
-    Settlement,
+    PendingBranches,
+    ResolvedBranches,
     SourceTable,
-    Verdicts,
     join,
     relabel,
+    resolve,
     select,
-    settle,
     tabulate,
 )
 from fcnpipe.separators import Separator
 
 Tree: TypeAlias = "Box | list[Tree]"
-Separate: TypeAlias = Callable[..., Leaf]
+Separate: TypeAlias = Callable[..., SeparatedTile]
 """`fcnpipe.segment.separate`, or what is to be tested in its place."""
 Int64 = NDArray[np.int64]
 _Pixel = tuple[int, int]
@@ -162,11 +162,11 @@ class TiledSeparation:
         self.maps, self.criterion, self.separate = (elevation, mask, weights), criterion, separate
         self.frame = Box(0, 0, *mask.shape)
         self.tiles: list[tuple[Box, NDArray[np.int32], SourceTable]] = []
-        self.graphs: list[Graph] = []
+        self.graphs: list[BranchGraph] = []
 
     def run(self, tree: Tree) -> TiledSeparation:
         """Go up and down the tree; afterwards `tiles` and `graphs` are filled."""
-        self._descend(self._ascend(tree)[1], NO_VERDICTS)
+        self._descend(self._ascend(tree)[1], NONE_RESOLVED)
         return self
 
     def paint(self, column: str) -> Int64:
@@ -186,7 +186,7 @@ class TiledSeparation:
             image[core.slices] = relabel(table, selection)[segments]
         return image, selection
 
-    def _ascend(self, tree: Tree) -> tuple[Graph, Any]:
+    def _ascend(self, tree: Tree) -> tuple[BranchGraph, Any]:
         if isinstance(tree, Box):
             elevation, mask, weights = (
                 None if m is None else m[tree.grow(1).clip(self.frame).slices] for m in self.maps
@@ -197,15 +197,15 @@ class TiledSeparation:
             graphs, below = zip(*(self._ascend(child) for child in tree), strict=True)
             graph, settlement = join(graphs, self.criterion)
         self.graphs.append(graph)
-        return Graph.from_arrays(graph.to_arrays()), (settlement, below)
+        return BranchGraph.from_arrays(graph.to_arrays()), (settlement, below)
 
-    def _descend(self, kept: Any, verdicts: Verdicts) -> None:
-        settlement = Settlement.from_arrays(kept[0].to_arrays())
+    def _descend(self, kept: Any, verdicts: ResolvedBranches) -> None:
+        settlement = PendingBranches.from_arrays(kept[0].to_arrays())
         if isinstance(kept[1][0], Box):
             core, segments = kept[1]
             self.tiles.append((core, segments, tabulate(settlement, verdicts, self.criterion)))
             return
-        for below, part in zip(kept[1], settle(settlement, verdicts, self.criterion), strict=True):
+        for below, part in zip(kept[1], resolve(settlement, verdicts, self.criterion), strict=True):
             self._descend(below, part)
 
 

@@ -30,7 +30,7 @@ from fcnpipe.core.errors import InputError, SpecError
 from fcnpipe.core.geometry import Box
 from fcnpipe.images import Image, open_image
 from fcnpipe.networks.base import Output, Scaling
-from fcnpipe.science.background import estimate
+from fcnpipe.science.background import estimate_background
 from fcnpipe.science.normalisation import flag_pixels, signal_to_noise
 from fcnpipe.training.shape_losses import weigh_borders
 
@@ -288,7 +288,7 @@ def _measure(plane: Floats, scaling: Scaling) -> Floats:
     if scaling.kind == "linear":
         unit = np.full_like(plane, scaling.scale)
         return signal_to_noise(plane - np.float32(scaling.offset), unit, flags)
-    found = estimate(plane, ~np.isfinite(plane), 64)
+    found = estimate_background(plane, ~np.isfinite(plane), 64)
     noise = found.noise(0, 0, plane.shape)
     return signal_to_noise(plane - found.sky(0, 0, plane.shape), noise, flags)
 

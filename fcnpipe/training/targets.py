@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fcnpipe.science.background import estimate
+from fcnpipe.science.background import estimate_background
 from fcnpipe.science.normalisation import flag_pixels, signal_to_noise
 from fcnpipe.science.scores import Truth
 from fcnpipe.simulation.scenes import Scene, detectable
@@ -46,7 +46,7 @@ class Example:
 
 def make_example(scene: Scene, cell: int = 64) -> Example:
     """Input and targets of a scene, with the sky and the noise estimated as for a real image."""
-    found = estimate(scene.image, scene.bad | ~np.isfinite(scene.image), cell)
+    found = estimate_background(scene.image, scene.bad | ~np.isfinite(scene.image), cell)
     sky, noise = found.sky(0, 0, scene.image.shape), found.noise(0, 0, scene.image.shape)
     if found.is_blank or found.is_noiseless:  # the pipeline would refuse it
         noise = scene.noise

@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fcnpipe.science.background import estimate, fit_background, noise_from_weight, weight_scale
-from fcnpipe.science.mesh_statistics import Cells, measure_cells, measure_weight
+from fcnpipe.science.background import (
+    estimate_background,
+    fit_background,
+    noise_from_weight,
+    weight_scale,
+)
+from fcnpipe.science.mesh_statistics import CellStatistics, measure_cells, measure_weight
 from tests.science.skies import NOISE, SKY, noisy, none_bad, sloping_field
 
 REAL_IMAGES = Path(
@@ -22,7 +27,7 @@ REAL_IMAGES = Path(
 
 def test_background_has_the_same_bits_in_odd_strips():
     image, _ = sloping_field(300)
-    found = estimate(image, none_bad(image), 32)
+    found = estimate_background(image, none_bad(image), 32)
     for evaluate in (found.sky, found.noise):
         strips = [
             [evaluate(y, x, (min(17, 300 - y), min(111, 300 - x))) for x in range(0, 300, 111)]
@@ -38,7 +43,7 @@ def test_background_has_the_same_bits_in_odd_strips():
 )
 def test_noise_never_leaves_the_mesh(noise, cell):
     mesh = (10.0 ** np.array(noise)).reshape(2, 3).astype(np.float32)
-    cells = Cells(np.zeros_like(mesh), mesh, np.ones_like(mesh))
+    cells = CellStatistics(np.zeros_like(mesh), mesh, np.ones_like(mesh))
     found = fit_background(cells, cell, 1)
     pixels = found.noise(0, 0, (2 * cell, 3 * cell))
     assert pixels.min() >= found.cells.noise.min() > 0
@@ -47,7 +52,7 @@ def test_noise_never_leaves_the_mesh(noise, cell):
 
 def test_image_without_usable_pixel():
     image = np.full((100, 70), np.nan, np.float32)
-    found = estimate(image, none_bad(image))
+    found = estimate_background(image, none_bad(image))
     assert found.is_blank
     assert not found.is_noiseless
     assert_array_equal(found.sky(0, 0, image.shape), 0)
@@ -57,7 +62,7 @@ def test_image_without_usable_pixel():
 def test_image_without_noise_says_so():
     image = np.full((100, 70), 3, np.float32)
     image[64:, :] = 5
-    found = estimate(image, none_bad(image))
+    found = estimate_background(image, none_bad(image))
     assert found.is_noiseless
     assert not found.is_blank
     assert_array_equal(found.noise(0, 0, image.shape), 0)
@@ -66,7 +71,7 @@ def test_image_without_noise_says_so():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (5, 7), (65, 64), (129, 63)])
 def test_odd_shapes(shape):
     image = noisy(shape, 10)
-    found = estimate(image, none_bad(image))
+    found = estimate_background(image, none_bad(image))
     assert_allclose(found.sky(0, 0, shape), SKY, atol=3 * NOISE)
     assert found.is_noiseless == (shape == (1, 1))
 
@@ -98,7 +103,7 @@ def compare_with_sep(image):
     """Median difference of the sky in sigma, and of the noise as a fraction."""
     sep = pytest.importorskip("sep")
     bad = ~np.isfinite(image)
-    found = estimate(image, bad, 64)
+    found = estimate_background(image, bad, 64)
     peer = sep.Background(image, mask=bad)
     noise = peer.rms()
     sky_off = np.abs(found.sky(0, 0, image.shape) - peer.back()) / noise
@@ -111,7 +116,7 @@ def test_simulated_field_agrees_with_sep_and_with_the_truth():
     sky_off, noise_off = compare_with_sep(image)
     assert sky_off < 0.02
     assert noise_off < 0.01
-    found = estimate(image, none_bad(image), 64).sky(0, 0, image.shape)
+    found = estimate_background(image, none_bad(image), 64).sky(0, 0, image.shape)
     assert np.median(np.abs(found - sky)) < 0.1 * NOISE
 
 

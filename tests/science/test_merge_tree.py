@@ -17,9 +17,9 @@ from fcnpipe.science.basins import separate
 from fcnpipe.science.merge_tree import (
     MILLION,
     NO_SOURCE,
+    BranchGraph,
     Criterion,
-    Graph,
-    Settlement,
+    PendingBranches,
     SourceTable,
     join,
     key_elevation,
@@ -34,7 +34,7 @@ indices = st.integers(0, 2**45 - 1)
 heights = st.integers(0, 65535)
 
 
-def leaf_graphs(edge: tuple[int, int] = (6, 7)) -> list[Graph]:
+def leaf_graphs(edge: tuple[int, int] = (6, 7)) -> list[BranchGraph]:
     rng = np.random.default_rng(2)
     elevation = rng.integers(0, 9, (12, 14)).astype(np.uint16)
     mask = rng.random((12, 14)) < 0.8
@@ -61,7 +61,7 @@ def test_threshold_is_exact_without_overflow(flux: int, ppm: int) -> None:
 def test_records_survive_a_file() -> None:
     graphs = leaf_graphs()
     graph, settlement = join(graphs[:2], Criterion(2, 3))
-    for record, kind in ((graph, Graph), (settlement, Settlement)):
+    for record, kind in ((graph, BranchGraph), (settlement, PendingBranches)):
         file = io.BytesIO()
         np.savez(file, **record.to_arrays())
         file.seek(0)

@@ -58,14 +58,16 @@ def test_the_scaling_is_undone_in_double_precision(seed: int, unit: float, stret
     values, noise, zero = rng.normal(0, [[[3]], [[1]], [[100]]], (3, 5, 7)).astype(np.float32)
     noise = np.abs(noise) + np.float32(0.1)
     noise[2, 3] = np.inf
-    image = normalisation.to_image(values, noise, zero, unit, stretched)
+    image = normalisation.to_image_units(values, noise, zero, unit, stretched)
     exact = values.astype(float)
     exact = unit * (np.sinh(exact) if stretched else exact) * noise + zero
     assert image.dtype == np.float32
     assert np.isnan(image[2, 3])
     known = np.isfinite(noise)
     np.testing.assert_allclose(image[known], exact[known], rtol=1e-6, atol=1e-5)
-    part = normalisation.to_image(values[1:3, 2:], noise[1:3, 2:], zero[1:3, 2:], unit, stretched)
+    part = normalisation.to_image_units(
+        values[1:3, 2:], noise[1:3, 2:], zero[1:3, 2:], unit, stretched
+    )
     np.testing.assert_array_equal(part, image[1:3, 2:])
 
 
@@ -73,8 +75,10 @@ def test_the_scaling_is_undone_in_double_precision(seed: int, unit: float, stret
 def test_a_place_is_that_of_the_image(size: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, size - 1))
     stop = data.draw(st.integers(start + 1, size))
-    whole = normalisation.place(0, size, size)
-    np.testing.assert_array_equal(normalisation.place(start, stop, size), whole[start:stop])
+    whole = normalisation.relative_position(0, size, size)
+    np.testing.assert_array_equal(
+        normalisation.relative_position(start, stop, size), whole[start:stop]
+    )
     assert whole[0] == -1
     assert whole[-1] == (1 if size > 1 else -1)
     assert (np.diff(whole) > 0).all()

@@ -9,7 +9,7 @@ from fcnpipe.science import quantisation
 
 @given(st.floats(0, 1), st.integers(0, 65535))
 def test_level_is_the_threshold_in_integers(fraction: float, value: int) -> None:
-    passes = value >= quantisation.level(fraction, 65535)
+    passes = value >= quantisation.quantise_threshold(fraction, 65535)
     if abs(value / 65535 - fraction) > 1e-9:
         assert passes == (value / 65535 >= fraction)
 
@@ -26,7 +26,7 @@ def test_the_sky_is_flat_and_the_foreground_keeps_its_elevation(seed: int, foreg
     probability = rng.integers(0, 256, (9, 11), np.uint8)
     before = rng.integers(1, 65536, (9, 11)).astype(np.uint16)
     after = before.copy()
-    quantisation.flatten_sky(after, probability, foreground)
+    quantisation.zero_sky_elevation(after, probability, foreground)
     kept = after == before
     assert kept[probability >= foreground].all()
     assert kept[4 * probability.astype(int) >= foreground].all()

@@ -20,7 +20,7 @@ from fcnpipe.core.records import SourceFlag
 from fcnpipe.pipeline.job import Arrays, Job
 from fcnpipe.science import catalogue
 from fcnpipe.science import measure as measuring
-from fcnpipe.science.basins import paint
+from fcnpipe.science.basins import apply_table
 from fcnpipe.science.measure import Columns, Pixels, Region, Sums
 
 Facts = dict[str, float]
@@ -38,7 +38,7 @@ def label(job: Job, name: str) -> Facts:
     """Write the labels of a tile and hand the sums over its pixels to the owners of the sources."""
     tile, table = job.tile(name), job.store.get_arrays("labels", name)
     segments = job.store.read("segments", tile.core)
-    labels = paint(segments, table["label"])
+    labels = apply_table(segments, table["label"])
     maps: Arrays = {"label": labels}
     if job.spec.keep_image:
         maps["science"] = job.image.read_bands(tile.core, job.plan.tiles)

@@ -100,7 +100,7 @@ def _give_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
         probability[(..., *view.place)] = quantisation.quantise_probability(answer.probability)
         elevation[view.place] = quantisation.quantise_elevation(answer.elevation)
     if not job.criteria.on_elevation:
-        quantisation.flatten_sky(elevation, probability[0], job.criteria.level)
+        quantisation.zero_sky_elevation(elevation, probability[0], job.criteria.level)
     return {"probability": probability, "elevation": elevation}
 
 
@@ -142,7 +142,7 @@ def _to_image(
         level = zero.planes[plane].sky(core.y0, core.x0, core.shape)
     unit = scaling.softening if scaling.kind == "asinh" else 1.0
     stretched = output.scaled and scaling.kind == "asinh"
-    return normalisation.to_image(values, patch.noise[plane], level, unit, stretched)
+    return normalisation.to_image_units(values, patch.noise[plane], level, unit, stretched)
 
 
 def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
@@ -184,8 +184,10 @@ def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np
     """
     height, width = job.plan.shape
     makers: dict[str, Callable[[], NDArray[Any]]] = {
-        "position_y": lambda: normalisation.place(read.y0, read.y1, height)[:, np.newaxis],
-        "position_x": lambda: normalisation.place(read.x0, read.x1, width),
+        "position_y": lambda: normalisation.relative_position(read.y0, read.y1, height)[
+            :, np.newaxis
+        ],
+        "position_x": lambda: normalisation.relative_position(read.x0, read.x1, width),
         "mask": lambda: (flags & normalisation.BAD) != 0,
         "prior": lambda: job.image.read_prior(read),
     }

@@ -9,12 +9,12 @@ from fcnpipe.core.geometry import Box, parse_node_name
 from fcnpipe.pipeline.job import ALL, Arrays, Job
 from fcnpipe.science import measure, merge_tree
 from fcnpipe.science.merge_tree import (
-    NO_VERDICTS,
-    Graph,
+    NONE_RESOLVED,
+    BranchGraph,
+    PendingBranches,
+    ResolvedBranches,
     Selection,
-    Settlement,
     SourceTable,
-    Verdicts,
 )
 from fcnpipe.separators import Watershed
 
@@ -47,7 +47,7 @@ def separate(job: Job, name: str) -> Facts:
 def join(job: Job, name: str) -> Facts:
     """Join the graphs of up to four nodes into that of the node above."""
     children = _children(job, name)
-    graphs = [Graph.from_arrays(job.store.get_arrays("graph", child)) for child in children]
+    graphs = [BranchGraph.from_arrays(job.store.get_arrays("graph", child)) for child in children]
     graph, settlement = merge_tree.join(graphs, job.criteria.branch)
     job.store.put_arrays("settlement", name, settlement.to_arrays())
     job.store.put_arrays("graph", name, graph.to_arrays())
@@ -56,8 +56,8 @@ def join(job: Job, name: str) -> Facts:
 
 def settle(job: Job, name: str) -> Facts:
     """Hand the verdicts on a node down to those below it."""
-    settlement = Settlement.from_arrays(job.store.get_arrays("settlement", name))
-    verdicts = merge_tree.settle(settlement, _verdicts(job, name), job.criteria.branch)
+    settlement = PendingBranches.from_arrays(job.store.get_arrays("settlement", name))
+    verdicts = merge_tree.resolve(settlement, _verdicts(job, name), job.criteria.branch)
     for child, answer in zip(_children(job, name), verdicts, strict=True):
         job.store.put_arrays("verdicts", child, answer._asdict())
     return {}
@@ -100,15 +100,15 @@ def _children(job: Job, name: str) -> list[str]:
     return [child.name for child in parse_node_name(name).children(job.plan.tiles.counts)]
 
 
-def _verdicts(job: Job, name: str) -> Verdicts:
+def _verdicts(job: Job, name: str) -> ResolvedBranches:
     """Give what came down to a node; nothing does to the root."""
     if not job.store.has_arrays("verdicts", name):
-        return NO_VERDICTS
-    return Verdicts(**job.store.get_arrays("verdicts", name))
+        return NONE_RESOLVED
+    return ResolvedBranches(**job.store.get_arrays("verdicts", name))
 
 
 def _tabulate(job: Job, name: str) -> SourceTable:
-    settlement = Settlement.from_arrays(job.store.get_arrays("settlement", name))
+    settlement = PendingBranches.from_arrays(job.store.get_arrays("settlement", name))
     return merge_tree.tabulate(settlement, _verdicts(job, name), job.criteria.branch)
 
 

@@ -10,7 +10,7 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.images.sky import Sky, pack_sky
 from fcnpipe.pipeline.job import ALL, Job
 from fcnpipe.science import background
-from fcnpipe.science.mesh_statistics import Cells
+from fcnpipe.science.mesh_statistics import CellStatistics
 
 Facts = dict[str, float]
 FLOAT32 = np.finfo(np.float32)
@@ -50,7 +50,7 @@ def fit_sky(job: Job, name: str) -> Facts:
     bands, planes = job.image.bands, job.image.planes
     mesh = _assemble(job, planes)
     fitted = tuple(
-        background.fit_background(Cells(*mesh[:3, p]), job.plan.cell, job.spec.back_filter)
+        background.fit_background(CellStatistics(*mesh[:3, p]), job.plan.cell, job.spec.back_filter)
         for p in range(planes)
     )
     _check(fitted[-1], job)
