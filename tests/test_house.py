@@ -17,16 +17,21 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SCIENCE = (
+    "aperture_kernels",
+    "apertures",
     "background",
     "basins",
-    "measure",
+    "fixed_point",
     "merge_tree",
     "mesh_repair",
     "mesh_spline",
     "mesh_statistics",
+    "moments",
     "normalisation",
     "quantisation",
+    "regions",
     "scores",
+    "sums",
 )
 FORBIDDEN = ("torch", "dask", "distributed", "zarr", "prefect", "astropy", "xarray")
 LONGEST_FUNCTION = 50

@@ -26,7 +26,7 @@ from fcnpipe.pipeline.memory import (
     project_driver,
     weigh_pixel,
 )
-from fcnpipe.science import measure
+from fcnpipe.science.apertures import LAST_KERNEL
 
 Command = Literal["segment", "predict"]
 FILL = 4
@@ -375,12 +375,13 @@ def _is_filter(model: networks.Model) -> bool:
 
 
 def _must_compile() -> bool:
-    """Whether numba finds no kernels of an earlier run; those of measure are the last that a run needs."""
-    kernel = measure.LAST_KERNEL
+    """Whether numba finds no kernels of an earlier run; LAST_KERNEL is the last that a run needs."""
+    kernel = LAST_KERNEL
     if not hasattr(kernel, "stats"):  # numba is told not to compile
         return False
     line = kernel.py_func.__code__.co_firstlineno
-    found = Path(kernel.stats.cache_path).glob(f"measure.{kernel.__name__}-{line}.*.nbi")
+    file = kernel.py_func.__module__.rpartition(".")[2]
+    found = Path(kernel.stats.cache_path).glob(f"{file}.{kernel.__name__}-{line}.*.nbi")
     return not any(found)
 
 

@@ -10,17 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcnpipe.core.geometry import Box, TileGrid
-from fcnpipe.science.measure import (
+from fcnpipe.science.apertures import aperture_boxes, measure_apertures
+from fcnpipe.science.moments import finish
+from fcnpipe.science.regions import Region
+from fcnpipe.science.sums import (
     FLUX_LIMIT,
     VARIANCE_LIMIT,
     Pixels,
-    Region,
     Sums,
     accumulate,
-    aperture_boxes,
     combine,
-    finish,
-    measure_apertures,
     to_float,
 )
 

@@ -19,9 +19,12 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import SourceFlag
 from fcnpipe.pipeline.job import Arrays, Job
 from fcnpipe.science import catalogue
-from fcnpipe.science import measure as measuring
+from fcnpipe.science.apertures import RADIUS_CAP, aperture_boxes, measure_apertures, measure_near
 from fcnpipe.science.basins import apply_table
-from fcnpipe.science.measure import Columns, Pixels, Region, Sums
+from fcnpipe.science.fixed_point import quantise_labelled
+from fcnpipe.science.moments import Columns, finish
+from fcnpipe.science.regions import Region, join_regions
+from fcnpipe.science.sums import Pixels, Sums, accumulate, combine
 
 Facts = dict[str, float]
 VARIANCE_STEPS = 256
@@ -55,7 +58,7 @@ def measure(job: Job, name: str) -> Facts:
     if sums is None:
         return {"sources": 0}
     unit = job.sky.unit
-    columns = measuring.finish(sums, unit, _variance_unit(unit), job.plan.shape[1])
+    columns = finish(sums, unit, _variance_unit(unit), job.plan.shape[1])
     columns["flags"] |= np.where(_divided(job, name, sums), int(SourceFlag.DEBLENDED), 0).astype(
         np.int32
     )
@@ -71,7 +74,7 @@ def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Su
     patch = job.image.read_available_patch(core, job.sky, job.plan.tiles)[0]
     inner = core.within(around)
     unit, flags = job.sky.unit, job.store.read("flags", around)
-    flux, variance = measuring.quantise_labelled(
+    flux, variance = quantise_labelled(
         (labels, flags[inner]),
         patch.residual[-1],
         patch.noise[-1],
@@ -89,7 +92,7 @@ def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Su
         job.plan.shape,
     )
     anchors = np.stack(np.divmod(table["source"], job.plan.shape[1]), axis=1)
-    return measuring.accumulate(pixels, anchors, table["present"])
+    return accumulate(pixels, anchors, table["present"])
 
 
 def _variance_unit(unit: float) -> float:
@@ -109,7 +112,7 @@ def _share_out(job: Job, sums: Sums) -> Iterator[tuple[str, Sums]]:
 def _collect(job: Job, name: str) -> Sums | None:
     names = job.store.list_arrays(f"sums/{name}")
     parts = [Sums.from_arrays(job.store.get_arrays(f"sums/{name}", part)) for part in names]
-    return measuring.combine(parts) if parts else None
+    return combine(parts) if parts else None
 
 
 def _divided(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
@@ -122,7 +125,7 @@ def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
     """Measure all sources of a tile: most from one region, those that reach further one by one."""
     margin = max(job.plan.tile // MARGIN_PART, LEAST_MARGIN)
     near = _read_region(job, job.tile(name).core.grow(margin).clip(job.plan.frame))
-    measured, done = measuring.measure_near(columns, near)
+    measured, done = measure_near(columns, near)
     for row in np.flatnonzero(~done):
         one = {what: values[row : row + 1] for what, values in columns.items()}
         for what, values in _measure_far(job, near, one).items():
@@ -132,17 +135,17 @@ def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
 
 def _measure_far(job: Job, near: Region, one: Columns) -> Columns:
     """Measure a source that looks beyond the region of its tile."""
-    usual = min(USUAL_REACH * float(one["semimajor_axis"][0]), measuring.RADIUS_CAP)
+    usual = min(USUAL_REACH * float(one["semimajor_axis"][0]), RADIUS_CAP)
     box = _reach(job, one, usual)
-    measured, done = measuring.measure_near(one, _widen(job, near, box))
+    measured, done = measure_near(one, _widen(job, near, box))
     if done[0]:
         return measured
-    box = _reach(job, one, measuring.RADIUS_CAP)
-    return measuring.measure_apertures(one, _widen(job, near, box))
+    box = _reach(job, one, RADIUS_CAP)
+    return measure_apertures(one, _widen(job, near, box))
 
 
 def _reach(job: Job, one: Columns, cap: float) -> Box:
-    return Box(*measuring.aperture_boxes(one, job.plan.shape, cap)[0].tolist())
+    return Box(*aperture_boxes(one, job.plan.shape, cap)[0].tolist())
 
 
 def _widen(job: Job, near: Region, box: Box) -> Region:
@@ -157,7 +160,7 @@ def _widen(job: Job, near: Region, box: Box) -> Region:
         Box(known.y0, known.x1, known.y1, box.x1),
     )
     parts = [near.cut(box), *(_read_region(job, part) for part in around if part.size)]
-    return measuring.join_regions(parts, box)
+    return join_regions(parts, box)
 
 
 def _read_region(job: Job, box: Box) -> Region:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, parse_node_name
 from fcnpipe.pipeline.job import ALL, Arrays, Job
-from fcnpipe.science import measure, merge_tree
+from fcnpipe.science import merge_tree
+from fcnpipe.science.fixed_point import quantise_flux
 from fcnpipe.science.merge_tree import (
     NONE_RESOLVED,
     BranchGraph,
@@ -93,7 +94,7 @@ def _weigh(job: Job, box: Box) -> NDArray[np.int64]:
     """Flux of each pixel in steps of its noise, not below 0."""
     patch = job.image.read_available_patch(box, job.sky, job.plan.tiles)[0]
     flux = np.maximum(patch.significance(1)[0], 0)
-    return measure.quantise_flux(flux, 1 / FLUX_STEPS)
+    return quantise_flux(flux, 1 / FLUX_STEPS)
 
 
 def _children(job: Job, name: str) -> list[str]:

@@ -1,0 +1,691 @@
+"""Compiled kernels of the aperture measurements."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from fcnpipe.core.records import PixelFlag, SourceFlag
+
+KRON_SCALE = 2.5
+"""The Kron aperture is this many Kron radii (SExtractor: PHOT_AUTOPARAMS)."""
+
+KRON_LEAST = 1.4
+"""Least Kron radius, in units of the semi-axes."""
+
+KRON_EXTENT = 6.0
+"""The Kron radius is measured inside this many semi-axes; beyond it, it means nothing."""
+
+NEIGHBOUR_SHARE = 0.1
+"""Share of an aperture that others or bad pixels may take before the source is flagged."""
+
+_BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
+_INSIDE, _MIRRORED, _LOST, _SPOILT = 0, 1, 2, 4
+_UNUSABLE = -1
+_HALF_DIAGONAL = 0.70710678118654757
+_CIRCLE = (1.0, 0.0, 1.0)
+
+
+class Field(NamedTuple):
+    """A region: flux, noise, and whose each pixel is (a label, 0 for nobody's, -1 if unusable)."""
+
+    image: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    owner: NDArray[np.int32]
+    y0: int
+    x0: int
+
+
+class Rules(NamedTuple):
+    """Settings of the measurement: the largest semi-axis, px."""
+
+    cap: float
+
+
+class Scratch(NamedTuple):
+    """Work space as large as the largest box: repaired pixels, and their order by distance."""
+
+    value: NDArray[np.float64]
+    ring: NDArray[np.int64]
+    number: NDArray[np.int64]
+    disc: NDArray[np.float64]
+    inside: NDArray[np.float64]
+    wave: NDArray[np.float64]
+
+
+class _Source(NamedTuple):
+    label: int
+    x: float
+    y: float
+    a: float
+    b: float
+    cosine: float
+    sine: float
+    cxx: float
+    cxy: float
+    cyy: float
+
+
+@njit(cache=True, nogil=True)
+def find_owners(labels, flags, image, noise, owner):  # type: ignore[no-untyped-def]
+    """Say whose each pixel is, and which cannot be used."""
+    for y in range(owner.shape[0]):
+        for x in range(owner.shape[1]):
+            good = np.isfinite(image[y, x]) and np.isfinite(noise[y, x])
+            bad = (flags[y, x] & _BAD) != 0 or not good
+            owner[y, x] = _UNUSABLE if bad else labels[y, x]
+
+
+@njit(cache=True, nogil=True)
+def measure_all(field, rules, scratch, sources, results):  # type: ignore[no-untyped-def]
+    """Measure all sources; fill their rows of values and flag bits."""
+    labels, shapes, boxes = sources
+    values, bits = results
+    for i in range(len(labels)):
+        angle = np.radians(shapes[i, 4])
+        source = _Source(
+            labels[i], shapes[i, 0], shapes[i, 1], shapes[i, 2], shapes[i, 3],
+            np.cos(angle), np.sin(angle), shapes[i, 5], shapes[i, 6], shapes[i, 7],
+        )  # fmt: skip
+        box = (boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3])
+        bits[i] = _measure_one(field, rules, scratch, source, box, values[i])
+
+
+@njit(cache=True, nogil=True)
+def _measure_one(field, rules, scratch, source, limits, out):  # type: ignore[no-untyped-def]
+    """Fill one row of results; give its flag bits, or that the region is too small."""
+    out[0], out[1] = source.x, source.y
+    centre, wide = (source.x, source.y), min(KRON_EXTENT, rules.cap / source.a)
+    box = _box_around(centre, _ellipse_extent(source, wide), limits)
+    if not _holds(field, box):
+        return np.int32(TOO_SMALL)
+    kron = _kron_radius(field, scratch, source, box, wide)
+    out[2] = kron
+    if not np.isfinite(kron):
+        return np.int32(_INCOMPLETE)
+    scale = min(KRON_SCALE * kron, rules.cap / source.a)
+    radius = scale * source.a
+    disc = _box_around(centre, (radius, radius), limits)
+    if not _holds(field, disc):  # it holds the ellipse, too
+        return np.int32(TOO_SMALL)
+    box = _box_around(centre, _ellipse_extent(source, scale), limits)
+    out[3], out[4], bits = _ellipse_flux(field, source, box, scale)
+    if scale < KRON_SCALE * kron:
+        bits |= np.int32(_INCOMPLETE)
+    half = _fraction_radius(field, scratch, source, disc, (radius, 0.5 * out[3]))
+    out[5] = half
+    if np.isfinite(half):
+        room = 4 * _window_sigma(half) + source.a + 1
+        box = _box_around(centre, (room, room), limits)
+        if not _holds(field, box):
+            return np.int32(TOO_SMALL)
+        _repair(field, scratch, source, box, box)
+        out[0], out[1] = _windowed_position(scratch, source, box, _window_sigma(half))
+    return bits
+
+
+_INCOMPLETE = int(SourceFlag.APERTURE_INCOMPLETE)
+_CROWDED = int(SourceFlag.NEIGHBOURS)
+TOO_SMALL = -1
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _box_around(centre, extent, limits):  # type: ignore[no-untyped-def]
+    """Give the pixels (y0, x0, y1, x1) that a figure of this half-extent (x, y) touches."""
+    x0 = max(int(np.floor(centre[0] - extent[0] + 0.5)), limits[1])
+    x1 = min(int(np.floor(centre[0] + extent[0] + 0.5)) + 1, limits[3])
+    y0 = max(int(np.floor(centre[1] - extent[1] + 0.5)), limits[0])
+    y1 = min(int(np.floor(centre[1] + extent[1] + 0.5)) + 1, limits[2])
+    return y0, x0, y1, x1
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _holds(field, box):  # type: ignore[no-untyped-def]
+    """Say whether a box lies in the region."""
+    y1, x1 = field.y0 + field.image.shape[0], field.x0 + field.image.shape[1]
+    return box[0] >= field.y0 and box[1] >= field.x0 and box[2] <= y1 and box[3] <= x1
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _ellipse_extent(source, scale):  # type: ignore[no-untyped-def]
+    """Give the half width and half height of the source's ellipse."""
+    a, b = source.a * scale, source.b * scale
+    width = np.sqrt((a * source.cosine) ** 2 + (b * source.sine) ** 2)
+    height = np.sqrt((a * source.sine) ** 2 + (b * source.cosine) ** 2)
+    return width, height
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _span(form, dy, limit, more):  # type: ignore[no-untyped-def]
+    """Give the least and greatest dx (px, widened by ``more``) where a form is below a limit.
+
+    ``form`` (xx, xy, yy) stands for xx dx^2 + xy dx dy + yy dy^2, positive definite; a row that
+    it does not reach gives an empty span.
+    """
+    xx, xy, yy = form
+    middle = -0.5 * xy * dy / xx
+    room = middle * middle - (yy * dy * dy - limit) / xx
+    if room < 0:
+        return 1.0, 0.0
+    half = np.sqrt(room) + more
+    return middle - half, middle + half
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _clip_span(span, x, low, high):  # type: ignore[no-untyped-def]
+    """Give the pixels [first, end) of a row that a span about x touches."""
+    return max(int(np.ceil(span[0] + x)), low), min(int(np.floor(span[1] + x)) + 1, high)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _state(field, label, y, x):  # type: ignore[no-untyped-def]
+    """Say whether a pixel can be used as it is: 0, or why not."""
+    owner = field.owner[y - field.y0, x - field.x0]
+    if owner == 0 or owner == label:
+        return _INSIDE
+    return _SPOILT | _LOST if owner == _UNUSABLE else _LOST
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _mend(field, source, place, box):  # type: ignore[no-untyped-def]
+    """Give where to read a pixel, and its state.
+
+    Neighbours' and bad pixels are read at their mirror about the centroid, or lost if it is no
+    better or outside the box.
+    """
+    y, x = place
+    state = _state(field, source.label, y, x)
+    if state != _INSIDE:
+        v = 2 * int(np.floor(source.y + 0.5)) - y
+        u = 2 * int(np.floor(source.x + 0.5)) - x
+        within = box[0] <= v < box[2] and box[1] <= u < box[3]
+        if within and _state(field, source.label, v, u) == _INSIDE:
+            return v - field.y0, u - field.x0, (state & _SPOILT) | _MIRRORED
+    return y - field.y0, x - field.x0, state
+
+
+@njit(cache=True, nogil=True)
+def _repair(field, scratch, source, box, part):  # type: ignore[no-untyped-def]
+    """Copy a part of a box; neighbours' and bad pixels are replaced by their mirror in the box."""
+    for y in range(part[0], part[2]):
+        value = scratch.value[y - box[0], part[1] - box[1] : part[3] - box[1]]
+        _mend_row(field, source, (y, part[1]), box, value)
+
+
+@njit(cache=True, nogil=True)
+def _mend_row(field, source, place, box, value):  # type: ignore[no-untyped-def]
+    """Fill ``value`` with a row of pixels from a place on, mended; 0 where one is lost.
+
+    Most rows have no pixel to be mended: to look first, and then copy, takes half as long.
+    """
+    y, x0 = place
+    row, start = y - field.y0, x0 - field.x0
+    owner = field.owner[row, start : start + len(value)]
+    image = field.image[row, start : start + len(value)]
+    foreign = 0
+    for x in range(len(value)):
+        foreign += (owner[x] != 0) & (owner[x] != source.label)
+    for x in range(len(value)):
+        value[x] = image[x]
+    if foreign == 0:
+        return
+    for x in range(len(value)):
+        if owner[x] != 0 and owner[x] != source.label:
+            i, j, state = _mend(field, source, (y, x0 + x), box)
+            value[x] = field.image[i, j] if state & _LOST == 0 else 0.0
+
+
+@njit(cache=True, nogil=True)
+def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped-def]
+    """Give the first moment of the elliptical radius, in semi-axes; NaN beyond ``KRON_EXTENT``."""
+    y0, x0, y1, x1 = box
+    form, limit = (source.cxx, source.cxy, source.cyy), scale * scale
+    moment, total = 0.0, 0.0
+    for y in range(y0, y1):
+        dy = y - source.y
+        first, end = _clip_span(_span(form, dy, limit, 1.0), source.x, x0, x1)
+        n = max(end - first, 0)
+        mass, radius = scratch.wave[:n], scratch.inside[:n]
+        _mend_row(field, source, (y, first), box, mass)
+        for k in range(n):
+            dx = first + k - source.x
+            r2 = source.cxx * dx * dx + source.cxy * dx * dy + source.cyy * dy * dy
+            radius[k] = np.sqrt(max(r2, 0.0))
+            mass[k] = mass[k] if r2 <= limit else 0.0
+        for k in range(n):
+            moment += mass[k] * radius[k]
+            total += mass[k]
+    if moment <= 0 or total <= 0:
+        return KRON_LEAST
+    return np.nan if moment / total > KRON_EXTENT else max(moment / total, KRON_LEAST)
+
+
+class _Ellipse(NamedTuple):
+    """An ellipse about the origin, cut by rows and columns.
+
+    A row at y cuts it at ``lean y -+ wide sqrt(1 - (y / height)**2)``, a column at x at
+    ``tilt x -+ tall sqrt(1 - (x / width)**2)``.
+    """
+
+    width: float
+    height: float
+    lean: float
+    wide: float
+    tilt: float
+    tall: float
+
+
+@njit(cache=True, nogil=True)
+def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
+    """Give flux, error and flag bits of the source's ellipse times ``scale``.
+
+    A row of pixels cuts a strip from the ellipse; the share of a pixel is what lies in the strip to
+    the left of its right side, less what lies to the left of its left side.
+    """
+    y0, x0, y1, x1 = box
+    ellipse = _cut_ellipse(source, scale)
+    flux, variance, area, foreign, spoilt = 0.0, 0.0, 0.0, 0.0, False
+    for y in range(y0, y1):
+        strip = _cut_strip(ellipse, y - source.y - 0.5)
+        if strip[1] <= strip[0]:
+            continue
+        first, end, low, high = _strip_ends(ellipse, strip, source.x, x0, x1)
+        left = _area_left(ellipse, strip, first - 0.5 - source.x)
+        for x in range(first, end):
+            if low <= x < high:
+                weight = strip[1] - strip[0]
+            else:
+                if x == high:
+                    left = _area_left(ellipse, strip, x - 0.5 - source.x)
+                right = _area_left(ellipse, strip, x + 0.5 - source.x)
+                weight, left = right - left, right
+            if weight > _LEAST_SHARE:
+                i, j, state = _mend(field, source, (y, x), box)
+                if state & _LOST == 0:
+                    noise = np.float64(field.noise[i, j])
+                    flux += weight * np.float64(field.image[i, j])
+                    variance += weight * (noise * noise)
+                area += weight
+                spoilt = spoilt or (state & _SPOILT) != 0
+                if state != _INSIDE:
+                    foreign += weight
+    bits = np.int32(_CROWDED) if foreign > NEIGHBOUR_SHARE * area else np.int32(0)
+    if spoilt or area < (1 - 1e-9) * np.pi * source.a * source.b * (scale * scale):
+        bits |= np.int32(_INCOMPLETE)
+    return flux, np.sqrt(variance), bits
+
+
+_LEAST_SHARE = 1e-11
+"""Share of a pixel below which it is a rounding error of a strip's areas."""
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _cut_ellipse(source, scale):  # type: ignore[no-untyped-def]
+    """Give the source's ellipse times ``scale``, about its centroid."""
+    width, height = _ellipse_extent(source, scale)
+    xx, xy, yy = source.cxx, 0.5 * source.cxy, source.cyy
+    return _Ellipse(width, height, -xy / xx, scale / np.sqrt(xx), -xy / yy, scale / np.sqrt(yy))
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _cut_strip(ellipse, y):  # type: ignore[no-untyped-def]
+    """Give where the strip [y, y + 1) of an ellipse begins and ends, and `_half_area` there."""
+    low, high = max(y, -ellipse.height), min(y + 1, ellipse.height)
+    if high <= low:
+        return low, low, 0.0, 0.0
+    return low, high, _half_area(ellipse, low), _half_area(ellipse, high)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _half_area(ellipse, y):  # type: ignore[no-untyped-def]
+    """Give half the ellipse's area between rows 0 and y; negative below 0."""
+    v = y / ellipse.height
+    return 0.5 * ellipse.wide * (y * np.sqrt(max(1 - v * v, 0.0)) + ellipse.height * np.arcsin(v))
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _strip_ends(ellipse, strip, x, x0, x1):  # type: ignore[no-untyped-def]
+    """Give the pixels [first, end) of a row that a strip touches, and those that it fills, [low, high)."""
+    height, lean, wide = ellipse.height, ellipse.lean, ellipse.wide
+    v, w = strip[0] / height, strip[1] / height
+    half0, half1 = wide * np.sqrt(max(1 - v * v, 0.0)), wide * np.sqrt(max(1 - w * w, 0.0))
+    middle0, middle1 = lean * strip[0] + x + 0.5, lean * strip[1] + x + 0.5
+    least, most = min(middle0 - half0, middle1 - half1), max(middle0 + half0, middle1 + half1)
+    # Where it is widest it may be between the two rows.
+    extreme = lean * height * height / ellipse.width
+    if strip[0] < extreme < strip[1]:
+        most = x + 0.5 + ellipse.width
+    if strip[0] < -extreme < strip[1]:
+        least = x + 0.5 - ellipse.width
+    first, end = max(int(np.floor(least)), x0), min(int(np.floor(most)) + 1, x1)
+    low = max(int(np.ceil(max(middle0 - half0, middle1 - half1))), first)
+    high = min(int(np.floor(min(middle0 + half0, middle1 + half1))), end)
+    return first, end, low, max(high, low)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _area_left(ellipse, strip, x):  # type: ignore[no-untyped-def]
+    """Give the area of a strip of an ellipse to the left of x.
+
+    The column at x meets the ellipse between two rows. Between them the area ends at x; beyond them
+    it is the whole of the ellipse or nothing, as the tip there is on the left of x or not.
+    """
+    low, high, at_low, at_high = strip
+    u = x / ellipse.width
+    if u <= -1:
+        return 0.0
+    if u >= 1:
+        return 2 * (at_high - at_low)
+    half = ellipse.tall * np.sqrt(1 - u * u)
+    start = min(max(ellipse.tilt * x - half, low), high)
+    stop = min(max(ellipse.tilt * x + half, low), high)
+    at_start = at_low if start == low else at_high if start == high else _half_area(ellipse, start)
+    at_stop = at_high if stop == high else at_low if stop == low else _half_area(ellipse, stop)
+    area = (stop - start) * (x - 0.5 * ellipse.lean * (start + stop)) + at_stop - at_start
+    tip = ellipse.lean * ellipse.height
+    if -tip < x:
+        area += 2 * (at_start - at_low)
+    if tip < x:
+        area += 2 * (at_high - at_stop)
+    return area
+
+
+@njit(cache=True, nogil=True)
+def _share(ellipse, y, x):  # type: ignore[no-untyped-def]
+    """Give the share inside an ellipse of the pixel whose centre is at (y, x)."""
+    strip = _cut_strip(ellipse, y - 0.5)
+    return _area_left(ellipse, strip, x + 0.5) - _area_left(ellipse, strip, x - 0.5)
+
+
+@njit(cache=True, nogil=True)
+def _fraction_radius(field, scratch, source, box, goal):  # type: ignore[no-untyped-def]
+    """Give the radius of the circle that holds a flux; NaN if none below a limit does.
+
+    Light is concentrated: most circles are found among the pixels near the centre, so these are
+    tried first.
+    """
+    limit, target = goal
+    if not np.isfinite(target) or target == 0:
+        return np.nan
+    near = 2.0 * source.a + 4
+    while True:
+        part = _box_around((source.x, source.y), (near, near), box)
+        whole = part == box
+        _repair(field, scratch, source, box, part)
+        rings = _sort_by_ring(scratch, source, box, part, 1 << 30 if whole else int(near))
+        radius, found = _find_radius(scratch, (rings, limit, target))
+        if found or whole:
+            return radius
+        near *= 2
+
+
+@njit(cache=True, nogil=True)
+def _find_radius(scratch, goal):  # type: ignore[no-untyped-def]
+    """Give the radius of the circle that holds a flux, and whether the rings sufficed to tell."""
+    rings, limit, target = goal
+    sign = 1.0 if target > 0 else -1.0
+    k = 1
+    while k < rings and sign * (scratch.inside[k] - target) < 0:
+        k += 1
+    if k < rings:
+        radius = _polish_radius(scratch, goal, k)
+        if radius > 0:
+            return radius, True
+    high = min(float(k), limit)
+    f_high = sign * (_circle_flux(scratch, rings, high) - target)
+    while f_high < 0:
+        if high >= limit:
+            return np.nan, high + 2 <= rings
+        high = min(high + 1, limit)
+        f_high = sign * (_circle_flux(scratch, rings, high) - target)
+    if high + 2 > rings:
+        return np.nan, False
+    low, f_low = max(high - 1, 0.0), -sign * target
+    while low > 0:
+        f_low = sign * (_circle_flux(scratch, rings, low) - target)
+        if f_low < 0:
+            break
+        high, f_high, low, f_low = low, f_low, max(low - 1, 0.0), -sign * target
+    return _bisect(scratch, (rings, sign, target), (low, f_low, high, f_high)), True
+
+
+@njit(cache=True, nogil=True)
+def _polish_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
+    """Give the radius of the circle that holds a flux, near ring k, by Newton's method.
+
+    The flux grows with the radius by what lies along the circle. Gives 0 where Newton's steps run
+    away (little light, noise), the circle is small, or the rings do not suffice.
+    """
+    rings, limit, target = goal
+    inner, outer = scratch.inside[k - 1], scratch.inside[k]
+    share = (target - inner) / (outer - inner)
+    start = np.sqrt((k - 1) ** 2 + share * (2 * k - 1))
+    radius = start
+    for _ in range(12):
+        if not _LEAST_CIRCLE <= radius <= min(limit, rings - 2) or abs(radius - start) > 1:
+            break
+        flux, slope = _grow_circle(scratch, radius)
+        if slope * target <= 0:
+            break
+        step = (flux - target) / slope
+        radius -= step
+        if abs(step) < 1e-6:
+            return radius
+    return 0.0
+
+
+_LEAST_CIRCLE = 1.5
+"""Radius, px, from which a circle crosses a pixel above that pixel's lower edge; see `_crossed`."""
+
+
+@njit(cache=True, nogil=True)
+def _grow_circle(scratch, radius):  # type: ignore[no-untyped-def]
+    """Give the flux in a circle about the centroid, and how fast it grows with the radius."""
+    first = max(int(np.floor(radius - _HALF_DIAGONAL - 1e-6)), 0)
+    last = int(radius + _HALF_DIAGONAL) + 1
+    flux, along, disc = scratch.inside[first], 0.0, scratch.disc
+    inner, outer = (radius - _HALF_DIAGONAL) ** 2, (radius + _HALF_DIAGONAL) ** 2
+    for k in range(scratch.ring[first], scratch.ring[last]):
+        dy, dx = abs(disc[k, 0]), abs(disc[k, 1])
+        distance2 = dx * dx + dy * dy
+        if distance2 <= inner:
+            flux += disc[k, 2]
+        elif distance2 < outer:
+            area, angle = _crossed(min(dx, dy), max(dx, dy), radius)
+            flux += area * disc[k, 2]
+            along += angle * disc[k, 2]
+    return flux, along * radius
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _crossed(dx, dy, radius):  # type: ignore[no-untyped-def]
+    """Give the area of a pixel inside a circle about the origin, and the angle of its arc there.
+
+    The pixel's centre is (dx, dy), 0 <= dx <= dy: the circle's upper half, y(x), crosses it. Below
+    the circle lie the columns |x| < ``near``, where it is above the pixel, in full, and those up to
+    ``far``, where it falls below, in part.
+    """
+    r2, low, high = radius * radius, dy - 0.5, dy + 0.5
+    if radius <= low:
+        return 0.0, 0.0
+    left, right = dx - 0.5, dx + 0.5
+    near = np.sqrt(r2 - high * high) if radius > high else 0.0
+    far = np.sqrt(r2 - low * low)
+    area = max(min(right, near) - max(left, -near), 0.0)
+    part, angle = _below_arc(max(left, near), min(right, far), r2, low)
+    if left < -near:
+        more, turn = _below_arc(max(-right, near), min(-left, far), r2, low)
+        part += more
+        angle += turn
+    return area + part, angle
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _below_arc(start, end, r2, low):  # type: ignore[no-untyped-def]
+    """Give the area between y = low and a circle for x in [start, end], and the angle of the arc."""
+    if end <= start:
+        return 0.0, 0.0
+    y0, y1 = np.sqrt(max(r2 - start * start, 0.0)), np.sqrt(max(r2 - end * end, 0.0))
+    angle = np.arcsin(min((end * y0 - start * y1) / r2, 1.0))
+    return 0.5 * (r2 * angle + end * y1 - start * y0) - low * (end - start), angle
+
+
+@njit(cache=True, nogil=True)
+def _bisect(scratch, goal, bracket):  # type: ignore[no-untyped-def]
+    """Narrow a bracket by false position, the stale end halved (Illinois), to 1e-7 px."""
+    rings, sign, target = goal
+    low, f_low, high, f_high = bracket
+    last = 0
+    for _ in range(60):
+        radius = high - f_high * (high - low) / (f_high - f_low)
+        f = sign * (_circle_flux(scratch, rings, radius) - target)
+        moved = radius - low if f < 0 else high - radius
+        if f < 0:
+            low, f_low = radius, f
+            f_high = f_high * 0.5 if last < 0 else f_high
+            last = -1
+        else:
+            high, f_high = radius, f
+            f_low = f_low * 0.5 if last > 0 else f_low
+            last = 1
+        if moved < 1e-7 or f == 0:
+            return radius
+    return 0.5 * (low + high)
+
+
+@njit(cache=True, nogil=True)
+def _sort_by_ring(scratch, source, box, part, most):  # type: ignore[no-untyped-def]
+    """Sort the pixels of a part of a box by distance from the centroid; give the number of rings.
+
+    ``disc[ring[k]:ring[k + 1]]`` are the pixels (dy, dx, value) with k <= distance < k + 1;
+    ``inside[k]`` is the flux of those nearer. There are at most ``most`` rings.
+    """
+    y0, x0, y1, x1 = part
+    ring, inside, disc, number = scratch.ring, scratch.inside, scratch.disc, scratch.number
+    rings = min(int(np.sqrt((y1 - y0) ** 2 + (x1 - x0) ** 2)) + 2, most)
+    ring[: rings + 2] = 0
+    inside[: rings + 1] = 0.0
+    width = x1 - x0
+    for y in range(y0, y1):
+        numbers = number[(y - y0) * width : (y - y0 + 1) * width]
+        for j in range(width):
+            numbers[j] = int(np.sqrt((x0 + j - source.x) ** 2 + (y - source.y) ** 2))
+        values = scratch.value[y - box[0], x0 - box[1] : x1 - box[1]]
+        for j in range(width):
+            k = numbers[j]
+            if k < rings:
+                ring[k + 2] += 1
+                inside[k + 1] += values[j]
+    for k in range(1, rings + 1):
+        ring[k + 1] += ring[k]
+        inside[k] += inside[k - 1]
+    place = 0
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            k = number[place]
+            place += 1
+            if k < rings:
+                to = ring[k + 1]
+                disc[to, 0], disc[to, 1] = y - source.y, x - source.x
+                disc[to, 2] = scratch.value[y - box[0], x - box[1]]
+                ring[k + 1] = to + 1
+    return rings
+
+
+@njit(cache=True, nogil=True)
+def _circle_flux(scratch, rings, radius):  # type: ignore[no-untyped-def]
+    """Give the flux in a circle about the centroid: whole rings, then pixels its edge may cross."""
+    if radius <= 0:
+        return 0.0
+    circle = _Ellipse(radius, radius, 0.0, radius, 0.0, radius)
+    first = min(max(int(np.floor(radius - _HALF_DIAGONAL - 1e-6)), 0), rings)
+    last = min(int(radius + _HALF_DIAGONAL) + 1, rings)
+    flux, disc = scratch.inside[first], scratch.disc
+    for k in range(scratch.ring[first], scratch.ring[last]):
+        flux += _share(circle, disc[k, 0], disc[k, 1]) * disc[k, 2]
+    return flux
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _window_sigma(half):  # type: ignore[no-untyped-def]
+    """Give sigma of the window of a source with this half-light radius."""
+    return max(half, 0.5) * 2 / 2.35
+
+
+@njit(cache=True, nogil=True)
+def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-def]
+    """Give the centroid in a window that moves with it; the isophotal one if that runs away.
+
+    SExtractor moves the window by twice the shift until it rests. Newton's step comes to rest at
+    the same place in half as many; it is taken where the shift falls in every direction.
+    """
+    x, y = source.x, source.y
+    for _ in range(16):
+        dx, dy, xx, xy, yy = _window_shift(scratch, box, (x, y), 4 * sigma, sigma)
+        step_x, step_y = 2 * dx, 2 * dy
+        # The shift falls by 1 - (spread of the light in the window) / sigma^2 a pixel.
+        xx, xy, yy = 1 - xx, -xy, 1 - yy
+        det = xx * yy - xy * xy
+        if xx > _LEAST_FALL and yy > _LEAST_FALL and det > _LEAST_FALL * _LEAST_FALL:
+            step_x, step_y = (yy * dx - xy * dy) / det, (xx * dy - xy * dx) / det
+        x += step_x
+        y += step_y
+        u, v = x - source.x, y - source.y
+        if not source.cxx * u * u + source.cxy * u * v + source.cyy * v * v <= 1:
+            return source.x, source.y
+        if dx * dx + dy * dy < 1e-8:
+            break
+    return x, y
+
+
+_LEAST_FALL = 0.2
+
+
+@njit(cache=True, nogil=True)
+def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyped-def]
+    """Give how far the window's centroid lies from its centre, and the spread of what is in it.
+
+    (x, y, xx, xy, yy), px and squares of sigma; NaN without flux.
+    """
+    y0, x0, y1, x1 = _box_around(centre, (radius, radius), box)
+    x, y = centre
+    wave, slope = scratch.wave, -0.5 / (sigma * sigma)
+    outer, inner = radius + 0.5, max(radius - 0.5, 0.0)
+    for u in range(x0, x1):
+        wave[u - x0] = np.exp((u - x) * (u - x) * slope)
+    total, mx, my, xx, xy, yy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for v in range(y0, y1):
+        dy, pixels = v - y, scratch.value[v - box[0]]
+        first, end = _clip_span(_span(_CIRCLE, dy, outer * outer, 0.0), x, x0, x1)
+        low, high = _clip_span(_span(_CIRCLE, dy, inner * inner, 0.0), x, first, end)
+        if low >= high:
+            low, high = end, end
+        row, across, wide = 0.0, 0.0, 0.0
+        for u in range(low, high):
+            mass, dx = wave[u - x0] * pixels[u - box[1]], u - x
+            row += mass
+            across += mass * dx
+            wide += mass * dx * dx
+        # The window is 3e-4 at its edge: a straight one is exact enough.
+        for start, stop in ((first, low), (high, end)):
+            for u in range(start, stop):
+                dx = u - x
+                mass = wave[u - x0] * pixels[u - box[1]] * (outer - np.sqrt(dx * dx + dy * dy))
+                row += mass
+                across += mass * dx
+                wide += mass * dx * dx
+        factor = np.exp(dy * dy * slope)
+        total += factor * row
+        mx += factor * across
+        my += factor * row * dy
+        xx += factor * wide
+        xy += factor * across * dy
+        yy += factor * row * dy * dy
+    if total <= 0:
+        return np.nan, np.nan, np.nan, np.nan, np.nan
+    dx, dy, square = mx / total, my / total, sigma * sigma
+    xx, xy, yy = xx / total - dx * dx, xy / total - dx * dy, yy / total - dy * dy
+    return dx, dy, xx / square, xy / square, yy / square

@@ -1,0 +1,543 @@
+"""Exact sums over the pixels of each source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from fcnpipe.core.geometry import Box
+from fcnpipe.core.records import PixelFlag
+
+FLUX_LIMIT = 2**40
+"""Greatest magnitude of a fixed-point flux; products with squared distances then fit 128 bits."""
+
+VARIANCE_LIMIT = 2**52
+"""Greatest fixed-point variance."""
+
+# NumPy scalars: numba would compile each kernel anew for each literal.
+FLUX, VARIANCE, MASS, MASS_Y, MASS_X, MASS_YY, MASS_XY, MASS_XX = np.arange(8)
+_NONE = np.int64(0)
+_CHUNK = 64  # pixels of a run whose products with squared offsets still fit 64 bits
+_BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
+_SATURATED = int(PixelFlag.SATURATED)
+_ONE = np.uint64(1)
+_HALF = np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The maps of one tile's core that sums are taken over.
+
+    Attributes
+    ----------
+    labels : (h, w) int32
+        Label of each pixel; 0 is background.
+    value : (h, w) int64
+        Flux above the sky in fixed point, at most ``FLUX_LIMIT`` in magnitude.
+    variance : (h, w) int64
+        Variance of a pixel in fixed point, in [0, ``VARIANCE_LIMIT``].
+    probability : (c, h, w) uint8
+        Probability of each output of the model, times 255.
+    elevation : (h, w) uint16
+        Elevation that was separated on.
+    flags : (h', w') uint8
+        `PixelFlag` bits of the core **with 1 px more on each side**, clipped at the image, so that
+        bad neighbours across a seam are seen.
+    core : Box
+        Where the maps lie in the image.
+    shape : (int, int)
+        Height and width of the image.
+    """
+
+    labels: NDArray[np.int32]
+    value: NDArray[np.int64]
+    variance: NDArray[np.int64]
+    probability: NDArray[np.uint8]
+    elevation: NDArray[np.uint16]
+    flags: NDArray[np.uint8]
+    core: Box
+    shape: tuple[int, int]
+
+    @property
+    def frame(self) -> Box:
+        """The whole image as a box."""
+        return Box(0, 0, *self.shape)
+
+    @property
+    def flags_box(self) -> Box:
+        """Where ``flags`` must lie: the core with 1 px more, clipped at the image."""
+        return self.core.grow(1).clip(self.frame)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Exact sums over the pixels of sources, one row for each label, labels rising.
+
+    Attributes
+    ----------
+    label : (n,) int32
+        Label, 1 or more.
+    anchor : (n, 2) int64
+        Pixel (y, x) of the source's peak: origin of the moments.
+    area : (n,) int64
+        Number of pixels.
+    box : (n, 4) int64
+        Bounding box y0, x0, y1, x1, half-open.
+    exact : (n, 8, 2) uint64
+        128-bit two's complement (low, high) of: flux, variance, and with m = max(value, 0) and
+        y, x from the anchor: m, m y, m x, m y y, m x y, m x x.
+    highest, lowest : (n, 2) int64
+        Greatest and least value and its global pixel index; of equal ones the lowest index.
+    probability : (n, c) int64
+        Sum of the uint8 probabilities of each output.
+    elevation : (n,) int64
+        Greatest elevation.
+    flags : (n,) uint8
+        Union of the pixels' `PixelFlag` bits.
+    beside_bad, saturated : (n,) int64
+        Pixels of the source that have a bad one among their 8 neighbours; that are saturated.
+    border : (n,) bool
+        Whether the source touches the border of the image.
+    """
+
+    label: NDArray[np.int32]
+    anchor: NDArray[np.int64]
+    area: NDArray[np.int64]
+    box: NDArray[np.int64]
+    exact: NDArray[np.uint64]
+    highest: NDArray[np.int64]
+    lowest: NDArray[np.int64]
+    probability: NDArray[np.int64]
+    elevation: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+    beside_bad: NDArray[np.int64]
+    saturated: NDArray[np.int64]
+    border: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Give the sums as plain arrays, for ``numpy.savez``."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Sums:
+        """Rebuild sums from what ``to_arrays`` gave (an open npz file will do)."""
+        return cls(
+            **{field.name: np.ascontiguousarray(arrays[field.name]) for field in fields(cls)}
+        )
+
+    def take(self, rows: NDArray[Any]) -> Sums:
+        """Give the sums of some rows, by boolean mask or index."""
+        return Sums(**{name: array[rows] for name, array in self.to_arrays().items()})
+
+
+def accumulate(
+    pixels: Pixels, anchors: NDArray[np.int64], names: NDArray[np.int32] | None = None
+) -> Sums:
+    """Sum over the pixels that each source has in one tile.
+
+    Parameters
+    ----------
+    pixels : Pixels
+        Maps of the tile.
+    anchors : (n, 2) int64
+        Peak pixel (y, x) of each named source; it may lie in another tile.
+    names : (n,) int32, optional
+        Labels that the rows of ``anchors`` belong to, rising; 1 to n if not given.
+
+    Returns
+    -------
+    Sums
+        One row for each label that has a pixel here.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not agree, a label has no anchor, or a value exceeds the fixed point's range.
+
+    Notes
+    -----
+    A horizontal run of one label is summed in 64 bits about its own start and then moved to the
+    anchor's frame in 128 bits: no rounding anywhere, so neither the tiling nor the order can show.
+    """
+    anchors = np.ascontiguousarray(anchors, dtype=np.int64).reshape(-1, 2)
+    known = (
+        np.arange(1, len(anchors) + 1, dtype=np.int32)
+        if names is None
+        else np.asarray(names, dtype=np.int32)
+    )
+    _check(pixels, known, anchors)
+    sums = _blank(known, anchors, len(pixels.probability))
+    fault = _accumulate(_maps(pixels), _rows(sums)) if len(known) else int(pixels.labels.any())
+    if fault:
+        raise ValueError(_FAULTS[fault])
+    return _seen(sums, pixels.shape)
+
+
+_FAULTS = {
+    1: "a label of the map has no anchor: name every label that the tile holds",
+    2: f"a fixed-point flux exceeds {FLUX_LIMIT} in magnitude: use quantise_flux",
+    3: f"a fixed-point variance is outside [0, {VARIANCE_LIMIT}]: use quantise_variance",
+}
+
+
+def _check(pixels: Pixels, names: NDArray[np.int32], anchors: NDArray[np.int64]) -> None:
+    for name in ("labels", "value", "variance", "elevation"):
+        if getattr(pixels, name).shape != pixels.core.shape:
+            raise ValueError(
+                f"{name} has shape {getattr(pixels, name).shape}, the core {pixels.core.shape}"
+            )
+    if pixels.probability.ndim != 3 or pixels.probability.shape[1:] != pixels.core.shape:
+        raise ValueError(
+            f"probability has shape {pixels.probability.shape}, not (c, {pixels.core.shape})"
+        )
+    if pixels.flags.shape != pixels.flags_box.shape:
+        raise ValueError(
+            f"flags has shape {pixels.flags.shape}, not {pixels.flags_box.shape}: "
+            "give the core with 1 px more, clipped at the image"
+        )
+    if len(names) != len(anchors) or (len(names) > 1 and np.any(np.diff(names) <= 0)):
+        raise ValueError(f"{len(names)} names for {len(anchors)} anchors: give as many, rising")
+
+
+def _blank(names: NDArray[np.int32], anchors: NDArray[np.int64], outputs: int) -> Sums:
+    n, far = len(names), np.iinfo(np.int64).max
+    return Sums(
+        label=names,
+        anchor=anchors,
+        area=np.zeros(n, np.int64),
+        box=np.tile(np.array([far, far, -1, -1], np.int64), (n, 1)),
+        exact=np.zeros((n, 8, 2), np.uint64),
+        highest=np.tile(np.array([-far, far], np.int64), (n, 1)),
+        lowest=np.tile(np.array([far, far], np.int64), (n, 1)),
+        probability=np.zeros((n, outputs), np.int64),
+        elevation=np.zeros(n, np.int64),
+        flags=np.zeros(n, np.uint8),
+        beside_bad=np.zeros(n, np.int64),
+        saturated=np.zeros(n, np.int64),
+        border=np.zeros(n, np.bool_),
+    )
+
+
+def _seen(sums: Sums, shape: tuple[int, int]) -> Sums:
+    found = sums.take(sums.area > 0)
+    low, high = found.box[:, :2], found.box[:, 2:]
+    np.logical_or((low == 0).any(axis=1), (high == shape).any(axis=1), out=found.border)
+    return found
+
+
+def combine(parts: Sequence[Sums]) -> Sums:
+    """Add up the sums of several tiles; the order of ``parts`` does not matter.
+
+    Parameters
+    ----------
+    parts : sequence of Sums
+        Sums of tiles that share no pixel.
+
+    Raises
+    ------
+    ValueError
+        If there is no part, or two parts have different anchors for one label.
+    """
+    if not parts:
+        raise ValueError("no sums to combine: give at least one part")
+    columns = [part.to_arrays() for part in parts]
+    joined = Sums(**{name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
+    rows = joined.take(np.argsort(joined.label, kind="stable"))
+    first = np.flatnonzero(np.diff(rows.label, prepend=np.int32(-1)))
+    if np.any(
+        np.repeat(rows.anchor[first], np.diff(first, append=len(rows)), axis=0) != rows.anchor
+    ):
+        raise ValueError(
+            "two parts have different anchors for one label: they are of different images"
+        )
+    return _reduce(rows, first)
+
+
+def _reduce(rows: Sums, first: NDArray[np.intp]) -> Sums:
+    total = rows.take(first)
+    if len(first) == len(rows):
+        return total
+    group = np.repeat(np.arange(len(first)), np.diff(first, append=len(rows)))
+    _add_rows(_rows(rows), group, np.isin(np.arange(len(rows)), first), _rows(total))
+    np.logical_or.at(total.border, group, rows.border)
+    return total
+
+
+class _Maps(NamedTuple):
+    labels: NDArray[np.int32]
+    value: NDArray[np.int64]
+    variance: NDArray[np.int64]
+    probability: NDArray[np.uint8]
+    elevation: NDArray[np.uint16]
+    flags: NDArray[np.uint8]
+    y0: int
+    x0: int
+    width: int
+    margin_y: int
+    margin_x: int
+    any_flag: bool
+
+
+class _Rows(NamedTuple):
+    label: NDArray[np.int32]
+    anchor: NDArray[np.int64]
+    area: NDArray[np.int64]
+    box: NDArray[np.int64]
+    exact: NDArray[np.uint64]
+    highest: NDArray[np.int64]
+    lowest: NDArray[np.int64]
+    probability: NDArray[np.int64]
+    elevation: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+    beside_bad: NDArray[np.int64]
+    saturated: NDArray[np.int64]
+
+
+def _maps(pixels: Pixels) -> _Maps:
+    core, around = pixels.core, pixels.flags_box
+    return _Maps(
+        np.ascontiguousarray(pixels.labels),
+        np.ascontiguousarray(pixels.value),
+        np.ascontiguousarray(pixels.variance),
+        np.ascontiguousarray(pixels.probability),
+        np.ascontiguousarray(pixels.elevation),
+        np.ascontiguousarray(pixels.flags),
+        core.y0,
+        core.x0,
+        pixels.shape[1],
+        core.y0 - around.y0,
+        core.x0 - around.x0,
+        bool(pixels.flags.any()),
+    )
+
+
+def _rows(sums: Sums) -> _Rows:
+    return _Rows(**{name: np.ascontiguousarray(getattr(sums, name)) for name in _Rows._fields})
+
+
+@njit(cache=True, nogil=True)
+def _accumulate(maps, rows):  # type: ignore[no-untyped-def]
+    height, width = maps.labels.shape
+    above = np.zeros(
+        width, np.int64
+    )  # row of the sums that was last met in a column: saves the search
+    for i in range(height):
+        j = _NONE
+        while j < width:
+            label = maps.labels[i, j]
+            if label == 0:
+                j += 1
+                continue
+            stop = j + 1
+            while stop < width and stop - j < _CHUNK and maps.labels[i, stop] == label:
+                stop += 1
+            row = above[j] if rows.label[above[j]] == label else above[stop - 1]
+            if rows.label[row] != label:
+                row = _find(rows.label, label)
+            if row < 0:
+                return 1
+            above[j:stop] = row
+            fault = _add_run(maps, rows, row, i, (j, stop))
+            if fault:
+                return fault
+            if maps.any_flag:
+                _note_flags(maps, rows, row, i, (j, stop))
+            j = stop
+    return 0
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _find(names, label):  # type: ignore[no-untyped-def]
+    low, high = 0, len(names)
+    while low < high:
+        middle = (low + high) >> 1
+        if names[middle] < label:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < len(names) and names[low] == label else -1
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _add_run(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
+    """Add one run of at most ``_CHUNK`` pixels of one label; give 0 or the fault's number."""
+    start, stop = run
+    flux, variance, m0, m1, m2, top = _NONE, _NONE, _NONE, _NONE, _NONE, _NONE
+    high, low = np.int64(-FLUX_LIMIT - 1), np.int64(FLUX_LIMIT + 1)
+    high_j, low_j = start, start
+    for j in range(start, stop):
+        value, spread = maps.value[i, j], maps.variance[i, j]
+        if spread < 0 or spread > VARIANCE_LIMIT:
+            return 3
+        flux += value
+        variance += spread
+        mass, step = max(value, 0), j - start
+        m0 += mass
+        m1 += mass * step
+        m2 += mass * step * step
+        if value > high:
+            high, high_j = value, j
+        if value < low:
+            low, low_j = value, j
+        top = max(top, np.int64(maps.elevation[i, j]))
+    if high > FLUX_LIMIT or low < -FLUX_LIMIT:
+        return 2
+    first = (maps.y0 + i) * maps.width + maps.x0
+    _note_extremes(rows, row, (high, first + high_j), (low, first + low_j))
+    rows.elevation[row] = max(rows.elevation[row], top)
+    _add_small(rows.exact, row, FLUX, flux)
+    _add_small(rows.exact, row, VARIANCE, variance)
+    dy, dx = maps.y0 + i - rows.anchor[row, 0], maps.x0 + start - rows.anchor[row, 1]
+    _add_moments(rows.exact, row, (dy, dx), (m0, m1, m2))
+    _note_extent(maps, rows, row, i, run)
+    _note_probability(maps, rows, row, i, run)
+    return 0
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _note_extremes(rows, row, high, low):  # type: ignore[no-untyped-def]
+    """Take over a greatest and a least (value, global index); of equal values the lowest index."""
+    highest, lowest = rows.highest, rows.lowest
+    if high[0] > highest[row, 0] or (high[0] == highest[row, 0] and high[1] < highest[row, 1]):
+        highest[row, 0], highest[row, 1] = high
+    if low[0] < lowest[row, 0] or (low[0] == lowest[row, 0] and low[1] < lowest[row, 1]):
+        lowest[row, 0], lowest[row, 1] = low
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _note_probability(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
+    for k in range(maps.probability.shape[0]):
+        total = _NONE
+        for j in range(run[0], run[1]):
+            total += np.int64(maps.probability[k, i, j])
+        rows.probability[row, k] += total
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _note_extent(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
+    rows.area[row] += run[1] - run[0]
+    box = rows.box
+    box[row, 0] = min(box[row, 0], maps.y0 + i)
+    box[row, 1] = min(box[row, 1], maps.x0 + run[0])
+    box[row, 2] = max(box[row, 2], maps.y0 + i + 1)
+    box[row, 3] = max(box[row, 3], maps.x0 + run[1])
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _union(flags, rows, columns):  # type: ignore[no-untyped-def]
+    """Give the union of the flags in a range of rows and columns, clipped at the array."""
+    union = np.uint8(0)
+    for y in range(max(rows[0], 0), min(rows[1], flags.shape[0])):
+        for x in range(max(columns[0], 0), min(columns[1], flags.shape[1])):
+            union |= flags[y, x]
+    return union
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _note_flags(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
+    flags, y = maps.flags, i + maps.margin_y
+    start, stop = run[0] + maps.margin_x, run[1] + maps.margin_x
+    if _union(flags, (y - 1, y + 2), (start - 1, stop + 1)) == 0:
+        return
+    for x in range(start, stop):
+        rows.flags[row] |= flags[y, x]
+        rows.saturated[row] += (flags[y, x] & _SATURATED) != 0
+        rows.beside_bad[row] += (_union(flags, (y - 1, y + 2), (x - 1, x + 2)) & _BAD) != 0
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _add_moments(exact, row, offset, sums):  # type: ignore[no-untyped-def]
+    """Move the sums m, m i, m i i of a run to the anchor's frame, x = dx + i, and add them."""
+    dy, dx = offset
+    m0, m1, m2 = sums
+    _add_small(exact, row, MASS, m0)
+    _add_product(exact, row, MASS_Y, dy, m0)
+    _add_product(exact, row, MASS_X, dx, m0)
+    _add_small(exact, row, MASS_X, m1)
+    _add_product(exact, row, MASS_YY, dy * dy, m0)
+    _add_product(exact, row, MASS_XY, dy * dx, m0)
+    _add_product(exact, row, MASS_XY, dy, m1)
+    _add_product(exact, row, MASS_XX, dx * dx, m0)
+    _add_product(exact, row, MASS_XX, 2 * dx, m1)
+    _add_small(exact, row, MASS_XX, m2)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _add_small(exact, row, k, value):  # type: ignore[no-untyped-def]
+    """Add a signed 64-bit number."""
+    _add_wide(exact, row, k, np.uint64(value), np.uint64(value >> 63))
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _add_wide(exact, row, k, low, high):  # type: ignore[no-untyped-def]
+    """Add a 128-bit number given as two limbs."""
+    total = exact[row, k, 0] + low
+    exact[row, k, 0] = total
+    exact[row, k, 1] += high
+    if total < low:
+        exact[row, k, 1] += _ONE
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _add_product(exact, row, k, factor, value):  # type: ignore[no-untyped-def]
+    """Add ``factor * value``, ``value`` not negative: schoolbook product of 32-bit halves."""
+    a, b = np.uint64(abs(factor)), np.uint64(value)
+    a0, a1, b0, b1 = a & _LOW, a >> _HALF, b & _LOW, b >> _HALF
+    p00, p01, p10 = a0 * b0, a0 * b1, a1 * b0
+    middle = (p00 >> _HALF) + (p01 & _LOW) + (p10 & _LOW)
+    low = (p00 & _LOW) | (middle << _HALF)
+    high = a1 * b1 + (p01 >> _HALF) + (p10 >> _HALF) + (middle >> _HALF)
+    if factor < 0:
+        low = ~low + _ONE
+        high = ~high
+        if low == np.uint64(0):
+            high += _ONE
+    _add_wide(exact, row, k, low, high)
+
+
+@njit(cache=True, nogil=True)
+def _add_rows(rows, group, leads, total):  # type: ignore[no-untyped-def]
+    for i in range(len(group)):
+        if leads[i]:
+            continue
+        g = group[i]
+        for k in range(rows.exact.shape[1]):
+            _add_wide(total.exact, g, k, rows.exact[i, k, 0], rows.exact[i, k, 1])
+        high = rows.highest[i, 0], rows.highest[i, 1]
+        low = rows.lowest[i, 0], rows.lowest[i, 1]
+        _note_extremes(total, g, high, low)
+        _merge_row(rows, i, total, g)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _merge_row(rows, i, total, g):  # type: ignore[no-untyped-def]
+    total.area[g] += rows.area[i]
+    total.beside_bad[g] += rows.beside_bad[i]
+    total.saturated[g] += rows.saturated[i]
+    total.flags[g] |= rows.flags[i]
+    total.elevation[g] = max(total.elevation[g], rows.elevation[i])
+    for k in range(rows.probability.shape[1]):
+        total.probability[g, k] += rows.probability[i, k]
+    for k in range(2):
+        total.box[g, k] = min(total.box[g, k], rows.box[i, k])
+        total.box[g, k + 2] = max(total.box[g, k + 2], rows.box[i, k + 2])
+
+
+def to_float(wide: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Give 128-bit integers, (..., 2) uint64 as (low, high), as float64."""
+    low, high = wide[..., 0], wide[..., 1]
+    negative = high >> np.uint64(63) == 1
+    # Of a negative number the limbs alone would round to nothing (-5 is 2^64 - 5 - 2^64).
+    size_low = np.where(negative, ~low + _ONE, low)
+    size_high = np.where(negative, ~high + (low == 0), high)
+    size = size_high.astype(np.float64) * 2.0**64 + size_low.astype(np.float64)
+    return np.where(negative, -size, size)
