@@ -13,8 +13,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import PlanError, StoreError
 from fcnpipe.core.geometry import Box, Tile, TileGrid, round_up
 from fcnpipe.core.records import OutputMap
+from fcnpipe.stores.identity import RunIdentity
 
 STAGES = ("background", "predict", "separate", "label", "measure")
 """Stages that are done tile by tile: the ledger keeps an account of them."""
@@ -289,4 +291,87 @@ class Store(Protocol):
         self, names: Iterable[str] | None = None, rows: slice = slice(None)
     ) -> dict[str, NDArray[Any]]:
         """Give columns of the catalogue (all if not named) for a run of rows."""
+        ...
+
+
+class CatalogueReader(Protocol):
+    """The catalogue of a store, as the parquet file and the verification read it."""
+
+    @property
+    def identity(self) -> RunIdentity:
+        """What the store was made from."""
+        ...
+
+    @property
+    def n_sources(self) -> int:
+        """Rows of the catalogue."""
+        ...
+
+    def read_sources(
+        self, names: Iterable[str] | None = None, rows: slice = slice(None)
+    ) -> dict[str, NDArray[Any]]:
+        """Return columns of the catalogue (all if not named) for a run of rows."""
+        ...
+
+    def source_blocks(
+        self, names: Iterable[str] | None = None
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the catalogue in blocks of rows; one empty block if it has none."""
+        ...
+
+    def column_attrs(self, name: str) -> dict[str, Any]:
+        """Return the attributes of a column: units, long_name, ..."""
+        ...
+
+
+class StoreReader(CatalogueReader, Protocol):
+    """A store as its checks read it: verification, integrity, pyramid and publication.
+
+    Notes
+    -----
+    These modules depend on this protocol, not on the store that calls them.
+    """
+
+    @property
+    def path(self) -> Path:
+        """Folder of the hierarchy."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Shapes and names."""
+        ...
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the root group."""
+        ...
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether there is a catalogue."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Return whether an array or group such as ``image/0/science`` exists."""
+        ...
+
+    def list_maps(self, level: int) -> list[str]:
+        """Return the names of the maps of a level."""
+        ...
+
+    def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
+        """Return a box of an array, leading axes whole."""
+        ...
+
+    def checksum(self, name: str, box: Box, level: int = 0) -> int:
+        """Return the CRC-32C of the file of a core; 0 if there is none."""
+        ...
+
+    def read_checksums(self, level: int) -> dict[str, NDArray[np.uint32]]:
+        """Return the CRC-32C of each shard as it was written, by map."""
+        ...
+
+    def pending(self, stage: str) -> list[Tile]:
+        """Return the tiles that are not marked as done, in raster order."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,12 @@ def store_values(
     chunks = tuple(max(n, 1) for n in values.shape)
     spec = ArraySpec(values.shape, values.dtype.str, tuple(dims), chunks, attrs=attrs)
     fill_array(group, name, spec, values)
+
+
+def replace_group(path: Path, name: str, attrs: Mapping[str, Any]) -> zarr.Group:
+    """Create an empty group in the store at ``path``; remove what is there."""
+    shutil.rmtree(path / name, ignore_errors=True)
+    return zarr.create_group(path / name, zarr_format=3, attributes=dict(attrs))
 
 
 def create_hierarchy(path: Path, layout: Layout, attrs: Mapping[str, Any]) -> None:

@@ -20,22 +20,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zarr
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Tile
 from fcnpipe.stores.atomic_writes import atomic_write
+from fcnpipe.stores.base import Layout, StoreReader
 from fcnpipe.stores.hierarchy import SCRATCH, create_hierarchy
 from fcnpipe.stores.parquet import find_difference
-from fcnpipe.stores.pyramid import create_pyramid, level_grid
+from fcnpipe.stores.paths import parquet_path
+from fcnpipe.stores.pyramid import create_pyramid, level_count, level_grid
 from fcnpipe.stores.shards import add_file
 from fcnpipe.stores.verification import find_gaps
-
-if TYPE_CHECKING:
-    from fcnpipe.stores.base import Layout
-    from fcnpipe.stores.zarr import ZarrStore
 
 CHECKSUMS = "checksums"
 """Group of the checksums."""
@@ -125,7 +123,7 @@ def restore_frame(path: Path, layout: Layout, pyramid: bool) -> None:
                     shutil.copyfile(file, temporary)
 
 
-def find_damage(store: ZarrStore) -> Iterator[Damage]:
+def find_damage(store: StoreReader) -> Iterator[Damage]:
     """Read and decode all of a store, and hold it against the checksums taken when it was written.
 
     Yields
@@ -135,14 +133,14 @@ def find_damage(store: ZarrStore) -> Iterator[Damage]:
     """
     nodes = [*_damaged_metadata(store.path)]
     yield from nodes
-    for level in range(1 + store.level_count):
+    for level in range(1 + level_count(store.layout)):
         for name in store.list_maps(level):
             yield from _damaged_shards(store, name, level)
     yield from _damaged_arrays(store)
     yield from (Damage("ledger", gap) for gap in find_gaps(store))
     if any(damage.place.startswith("sources") for damage in nodes):
         return  # what there is to compare with is lost itself
-    if store.has_sources and (reason := find_difference(store)):
+    if store.has_sources and (reason := find_difference(store, parquet_path(store.path))):
         yield Damage("parquet", reason)
 
 
@@ -162,7 +160,7 @@ def _read_copies(path: Path) -> dict[str, dict[str, Any]]:
     return dict(root.get("consolidated_metadata", {}).get("metadata", {}))
 
 
-def _damaged_shards(store: ZarrStore, name: str, level: int) -> Iterator[Damage]:
+def _damaged_shards(store: StoreReader, name: str, level: int) -> Iterator[Damage]:
     place = f"image/{level}/{name}"
     if not _read_node(store.path / place):
         yield Damage(place, "is missing")
@@ -194,7 +192,7 @@ def _read_table(path: Path, name: str) -> Any:
         return None
 
 
-def _find_fault(store: ZarrStore, name: str, level: int, tile: Tile, known: int | None) -> str:
+def _find_fault(store: StoreReader, name: str, level: int, tile: Tile, known: int | None) -> str:
     found = store.checksum(name, tile.core, level)
     if known is not None and found != known:
         return "is not what was written" if found else "is missing"
@@ -205,7 +203,7 @@ def _find_fault(store: ZarrStore, name: str, level: int, tile: Tile, known: int 
     return ""
 
 
-def _damaged_arrays(store: ZarrStore) -> Iterator[Damage]:
+def _damaged_arrays(store: StoreReader) -> Iterator[Damage]:
     known = _read_seals(store.path)
     for name in sorted({*known, *_list_sealed(store.path)}):
         if reason := _find_fault_of_array(store.path, name, known.get(name)):

@@ -21,20 +21,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fcnpipe.core.errors import StoreError, VerificationError
 from fcnpipe.stores.atomic_writes import TEMPORARY, atomic_write, convert_os_errors
-from fcnpipe.stores.base import State
+from fcnpipe.stores.base import State, StoreReader
 from fcnpipe.stores.hierarchy import SCRATCH
 from fcnpipe.stores.identity import RunIdentity, load_identity
 from fcnpipe.stores.integrity import CHECKSUMS, seal
 from fcnpipe.stores.parquet import write_parquet
 from fcnpipe.stores.paths import final_path, parquet_path, partial_path, report_path
 from fcnpipe.stores.verification import find_gaps, find_problems
-
-if TYPE_CHECKING:
-    from fcnpipe.stores.zarr import ZarrStore
 
 OVERWRITE_MARK = "overwrite"
 """Scratch file that remembers the user's consent to replace OUT.zarr, and that the run began afresh."""
@@ -219,7 +216,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
     return attributes if isinstance(attributes, dict) else {}
 
 
-def publish_store(store: ZarrStore, overwrite: bool = False, checked: bool = False) -> Path:
+def publish_store(store: StoreReader, overwrite: bool = False, checked: bool = False) -> Path:
     """Publish OUT.zarr.partial; give OUT.zarr.
 
     Raises
@@ -261,7 +258,7 @@ def raise_problems(path: Path, problems: list[str]) -> None:
         raise VerificationError(f"{path} is not published: {'; '.join(problems[:3])}")
 
 
-def prepare_parquet(store: ZarrStore) -> None:
+def prepare_parquet(store: StoreReader) -> None:
     """Write OUT.parquet under the name that it has until the store is published.
 
     Notes

@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnpipe.stores.atomic_writes import atomic_write
-from fcnpipe.stores.paths import parquet_path
+from fcnpipe.stores.base import CatalogueReader
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fcnpipe.stores.zarr import ZarrStore
 
-
-def write_parquet(store: ZarrStore, path: Path) -> None:
+def write_parquet(store: CatalogueReader, path: Path) -> None:
     """Write the ``sources`` group to ``path``, block of rows by block of rows.
 
     Notes
@@ -37,12 +35,11 @@ def write_parquet(store: ZarrStore, path: Path) -> None:
             writer.write_table(pa.table(block, schema=schema))
 
 
-def find_difference(store: ZarrStore) -> str:
+def find_difference(store: CatalogueReader, path: Path) -> str:
     """Say how the parquet file beside a store differs from its catalogue; empty if it does not."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = parquet_path(store.path)
     try:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows != store.n_sources:
@@ -69,7 +66,7 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
     return {"compression": "zstd", "use_dictionary": False, "use_byte_stream_split": floats}
 
 
-def parquet_schema(store: ZarrStore) -> pa.Schema:
+def parquet_schema(store: CatalogueReader) -> pa.Schema:
     """Give the catalogue's columns as an arrow schema."""
     import pyarrow as pa
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
@@ -13,11 +13,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, Tile, TileGrid
-from fcnpipe.stores.base import Layout, ScienceReader
+from fcnpipe.stores.base import Layout, ScienceReader, StoreReader
 from fcnpipe.stores.hierarchy import create_level, level_shape
-
-if TYPE_CHECKING:
-    from fcnpipe.stores.zarr import ZarrStore
 
 SMALLEST = 512
 """The last level's longer side is at most this, px."""
@@ -83,20 +80,20 @@ def _transforms(level: int, lead: int) -> list[dict[str, Any]]:
     ]
 
 
-def build_level(
-    store: ZarrStore, level: int, tile: Tile, science: ScienceReader | None
-) -> dict[str, int]:
-    """Write one shard of every map of a level from the level below; give their checksums."""
-    checksums = {}
+def shrink_maps(
+    store: StoreReader, level: int, tile: Tile, science: ScienceReader | None
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the name and one shard of every map of a level, made from the level below."""
     for name, shrink in shrinkers(store.layout).items():
         if store.has(f"image/{level}/{name}"):
-            data = _shrink_tile(store, level, tile, _reader(store, name, level, science), shrink)
-            checksums[name] = store.write_level_tile(name, level, tile.core, data)
-    return checksums
+            yield (
+                name,
+                _shrink_tile(store, level, tile, _reader(store, name, level, science), shrink),
+            )
 
 
 def _reader(
-    store: ZarrStore, name: str, level: int, science: ScienceReader | None
+    store: StoreReader, name: str, level: int, science: ScienceReader | None
 ) -> Callable[[Box], NDArray[Any]]:
     if name == "science" and level == 1 and science is not None:
         return science
@@ -104,7 +101,7 @@ def _reader(
 
 
 def _shrink_tile(
-    store: ZarrStore,
+    store: StoreReader,
     level: int,
     tile: Tile,
     read: Callable[[Box], NDArray[Any]],

@@ -17,7 +17,7 @@ from fcnpipe import remote
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box
 from fcnpipe.remote import uploads
-from fcnpipe.remote.zarr_store import open_chunks
+from fcnpipe.remote.zarr_store import open_zarr_store
 from fcnpipe.stores.integrity import Damage
 from fcnpipe.stores.zarr import WCS, ZarrStore
 
@@ -65,7 +65,7 @@ class RemoteStore(ZarrStore):
         url = remote.check_url(str(path)).rstrip("/")
         store = cls(Path(url.rpartition("/")[2]), url)
         try:
-            remote.look(f"{url}/zarr.json")
+            remote.fetch_version(f"{url}/zarr.json")
         except remote.Missing:
             raise store._unknown() from None
         if "run_key" not in store.attrs:
@@ -78,12 +78,12 @@ class RemoteStore(ZarrStore):
     @cached_property
     def root(self) -> zarr.Group:
         """The hierarchy, its metadata read once."""
-        return zarr.open_group(open_chunks(self.url), mode="r")
+        return zarr.open_group(open_zarr_store(self.url), mode="r")
 
     @property
     def location(self) -> Any:
         """What zarr and xarray open to read it."""
-        return open_chunks(self.url)
+        return open_zarr_store(self.url)
 
     @property
     def attrs(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, Tile
 from fcnpipe.stores.atomic_writes import convert_os_errors
-from fcnpipe.stores.base import TileCheck, Verification
+from fcnpipe.stores.base import CatalogueReader, StoreReader, TileCheck, Verification
 from fcnpipe.stores.catalogue import ROW_CHUNK
-
-if TYPE_CHECKING:
-    from fcnpipe.stores.zarr import ZarrStore
 
 SHOWN = 5
 """Names that a problem lists."""
 
 
-def verify_store(store: ZarrStore) -> Verification:
+def verify_store(store: StoreReader) -> Verification:
     """Check a published store.
 
     Returns
@@ -45,7 +42,7 @@ def verify_store(store: ZarrStore) -> Verification:
     return Verification(sources, len(layout.grid), layout.grid.frame.size, problems)
 
 
-def find_problems(store: ZarrStore) -> list[str]:
+def find_problems(store: StoreReader) -> list[str]:
     """Give the contradictions in a store, one line each; empty if there is none.
 
     Notes
@@ -67,7 +64,7 @@ def find_problems(store: ZarrStore) -> list[str]:
     return [*find_gaps(store), *check_sums(store, checks)]
 
 
-def find_gaps(store: ZarrStore) -> Iterator[str]:
+def find_gaps(store: StoreReader) -> Iterator[str]:
     """Give the stages that have not landed for some tiles, one line each."""
     for stage in store.layout.stages:
         missing = store.pending(stage)
@@ -75,7 +72,7 @@ def find_gaps(store: ZarrStore) -> Iterator[str]:
             yield f"stage {stage} has not landed for {_shown(tile.name for tile in missing)}"
 
 
-def _rows_out_of_order(store: ZarrStore) -> Iterator[str]:
+def _rows_out_of_order(store: CatalogueReader) -> Iterator[str]:
     start, last = 1, -1
     for block in store.source_blocks(["label", "source_id"]):
         labels, ids = block["label"], block["source_id"].astype(np.int64)
@@ -86,7 +83,7 @@ def _rows_out_of_order(store: ZarrStore) -> Iterator[str]:
         start, last = start + len(labels), int(ids[-1]) if len(ids) else last
 
 
-def check_tile(store: ZarrStore, tile: Tile, written: Mapping[str, int]) -> TileCheck:
+def check_tile(store: StoreReader, tile: Tile, written: Mapping[str, int]) -> TileCheck:
     """Compare the checksums of a tile's maps on disk with those taken as they were written.
 
     Where sources were found: count the pixels of each label too, and look at its peaks.
@@ -103,7 +100,7 @@ def check_tile(store: ZarrStore, tile: Tile, written: Mapping[str, int]) -> Tile
     return replace(found, checksums=written)
 
 
-def _check_labels(store: ZarrStore, tile: Tile) -> TileCheck:
+def _check_labels(store: StoreReader, tile: Tile) -> TileCheck:
     if store.layout.maps:
         return TileCheck(np.zeros(0, np.int32), np.zeros(0, np.int64))
     labels = store.read("label", tile.core)
@@ -118,7 +115,7 @@ def _check_labels(store: ZarrStore, tile: Tile) -> TileCheck:
     return TileCheck(names[known], counts[known], tuple(problems))
 
 
-def check_sums(store: ZarrStore, checks: Iterable[TileCheck]) -> Iterator[str]:
+def check_sums(store: StoreReader, checks: Iterable[TileCheck]) -> Iterator[str]:
     """Look at the order of the catalogue, and compare its areas with what the tiles counted.
 
     Notes
@@ -176,7 +173,7 @@ def _list_runs(labels):  # type: ignore[no-untyped-def]
     return names, lengths
 
 
-def _wrong_areas(store: ZarrStore, areas: NDArray[np.int64]) -> Iterator[str]:
+def _wrong_areas(store: CatalogueReader, areas: NDArray[np.int64]) -> Iterator[str]:
     start = 1
     for block in store.source_blocks(["area"]):
         counted = np.asarray(areas[start : start + len(block["area"])])
@@ -189,7 +186,7 @@ def _wrong_areas(store: ZarrStore, areas: NDArray[np.int64]) -> Iterator[str]:
         start += len(counted)
 
 
-def _wrong_peaks(store: ZarrStore, core: Box, labels: NDArray[np.int32]) -> NDArray[np.int32]:
+def _wrong_peaks(store: StoreReader, core: Box, labels: NDArray[np.int32]) -> NDArray[np.int32]:
     """Give the labels of the rows whose peak lies in a core where the map says otherwise."""
     width = store.layout.shape[1]
     ids, expected = _read_band(store, core.y0 * width, core.y1 * width)
@@ -203,7 +200,7 @@ def _wrong_peaks(store: ZarrStore, core: Box, labels: NDArray[np.int32]) -> NDAr
 
 
 def _read_band(
-    store: ZarrStore, low: int, high: int
+    store: CatalogueReader, low: int, high: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Give source_id and label of the rows with ``low <= source_id < high``, by whole blocks."""
     blocks = range(-(-store.n_sources // ROW_CHUNK))
@@ -216,7 +213,7 @@ def _read_band(
     return ids[inside], found["label"][inside]
 
 
-def _first_id(store: ZarrStore, block: int) -> int:
+def _first_id(store: CatalogueReader, block: int) -> int:
     row = block * ROW_CHUNK
     return int(store.read_sources(["source_id"], slice(row, row + 1))["source_id"][0])
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,12 @@ from fcnpipe.stores.base import (
     check_core,
     load_layout,
 )
-from fcnpipe.stores.catalogue import ROW_CHUNK, check_rows, column_spec, write_rows
+from fcnpipe.stores.catalogue import ROW_CHUNK, write_blocks, write_columns
 from fcnpipe.stores.hierarchy import (
     SCRATCH,
-    create_array,
     create_hierarchy,
-    fill_array,
     image_specs,
+    replace_group,
     store_values,
 )
 from fcnpipe.stores.identity import RunIdentity, load_identity
@@ -53,7 +51,7 @@ from fcnpipe.stores.lifecycle import (
     set_attributes,
 )
 from fcnpipe.stores.paths import partial_path
-from fcnpipe.stores.pyramid import build_level, create_pyramid, level_count, level_grid
+from fcnpipe.stores.pyramid import create_pyramid, level_count, level_grid, shrink_maps
 from fcnpipe.stores.scratch_records import (
     drop_broken_records,
     get_record,
@@ -63,7 +61,6 @@ from fcnpipe.stores.scratch_records import (
 from fcnpipe.stores.shards import ShardedMap
 from fcnpipe.stores.verification import check_sums, check_tile, verify_store
 
-TITLE = "one row a source, in order of label"
 CONVENTIONS = "CF-1.12"
 WCS = "image/0/wcs"
 
@@ -435,7 +432,7 @@ class ZarrStore:
     def write_tiles(self, columns: Columns) -> None:
         """Write the table of tiles: (tile_y, tile_x) arrays such as status and n_sources."""
         with convert_os_errors(self.path):
-            group = self._fresh_group("tiles", {"title": "one row a tile"})
+            group = replace_group(self.path, "tiles", {"title": "one row a tile"})
             for name, (values, attrs) in columns.items():
                 assert values.shape == self.layout.grid.counts, (name, values.shape)
                 store_values(group, name, values, ("tile_y", "tile_x"), attrs)
@@ -449,8 +446,10 @@ class ZarrStore:
         with convert_os_errors(self.path):
             if not self.has(CHECKSUMS):
                 zarr.create_group(self.path / CHECKSUMS, zarr_format=3)
-            group = self._fresh_group(
-                f"{CHECKSUMS}/{level}", {"title": f"CRC-32C of each shard of image/{level}"}
+            group = replace_group(
+                self.path,
+                f"{CHECKSUMS}/{level}",
+                {"title": f"CRC-32C of each shard of image/{level}"},
             )
             for name, values in tables.items():
                 store_values(group, name, values, ("shard_y", "shard_x"), {})
@@ -475,17 +474,8 @@ class ZarrStore:
         StoreError
             If the blocks do not add up to ``count``.
         """
-        blocks = iter(blocks)
-        first = next(blocks)
         with convert_os_errors(self.path):
-            attrs = {"title": TITLE, "columns": list(first)}
-            group = self._fresh_group("sources", attrs)
-            arrays = {
-                name: create_array(group, name, column_spec(values, attrs, count))
-                for name, (values, attrs) in first.items()
-            }
-            rows = write_rows(arrays, chain([first], blocks))
-        check_rows(rows, count)
+            write_blocks(self.path, blocks, count)
 
     def write_source_columns(self, columns: Iterable[Column]) -> None:
         """Write the catalogue, column by column, rows in order of label.
@@ -501,13 +491,7 @@ class ZarrStore:
             If a column has another length than the first.
         """
         with convert_os_errors(self.path):
-            group = self._fresh_group("sources", {"title": TITLE})
-            lengths: dict[str, int] = {}
-            for name, values, attrs in columns:
-                lengths[name] = len(values)
-                check_rows(len(values), next(iter(lengths.values())))
-                fill_array(group, name, column_spec(values, attrs, len(values)), values)
-            group.attrs["columns"] = list(lengths)
+            write_columns(self.path, columns)
 
     @property
     def has_sources(self) -> bool:
@@ -583,7 +567,10 @@ class ZarrStore:
             Reads the full-size image, for level 1 of a store that does not keep it.
         """
         with convert_os_errors(self.path):
-            return build_level(self, level, tile, science)
+            return {
+                name: self.write_level_tile(name, level, tile.core, data)
+                for name, data in shrink_maps(self, level, tile, science)
+            }
 
     def write_level_tile(self, name: str, level: int, box: Box, data: NDArray[Any]) -> int:
         """Write one shard of one map of a level; anything but exactly one is a StoreError."""
@@ -633,10 +620,6 @@ class ZarrStore:
                 f"{self.path} has metadata of {name} that cannot be read: "
                 f"'fcnpipe verify --repair {self.path}' mends them"
             ) from None
-
-    def _fresh_group(self, name: str, attrs: Mapping[str, Any]) -> zarr.Group:
-        shutil.rmtree(self.path / name, ignore_errors=True)
-        return zarr.create_group(self.path / name, zarr_format=3, attributes=dict(attrs))
 
     def __reduce__(self) -> tuple[type[ZarrStore], tuple[Path]]:
         return type(self), (self.path,)
