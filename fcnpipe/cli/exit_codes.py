@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 from fcnpipe.core.errors import FcnpipeError
+from fcnpipe.core.garbage_collection import freeze_objects
 from fcnpipe.core.timeouts import THREAD_PREFIX
 
 INTERRUPTED = 130
