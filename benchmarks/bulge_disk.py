@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from fcnpipe.simulation.galaxies import SIDE, Galaxy, Stamp, draw_galaxy
-from fcnpipe.simulation.profiles import Component
+from fcnpipe.simulation.profiles import SersicComponent
 
 Doubles = NDArray[np.float64]
 Measure = Callable[[Stamp], float]
@@ -56,7 +56,7 @@ def _build(values: Doubles) -> Galaxy:
     """The galaxy of ten unbounded numbers: centre, then log flux, log radius, logit q, angle twice."""
     y, x = np.clip(values[:2], -SIDE / 4, SIDE / 4)
     parts = [
-        Component(
+        SersicComponent(
             float(np.exp(np.clip(flux, -10, 20))),
             index,
             float(np.exp(np.clip(radius, np.log(0.2), np.log(SIDE / 2)))),

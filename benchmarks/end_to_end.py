@@ -30,7 +30,8 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.core.spec import make_spec
 from fcnpipe.networks.base import Predictor
 from fcnpipe.pipeline.plan import Plan, make_plan
-from fcnpipe.pipeline.run import Silence, segment
+from fcnpipe.pipeline.run import segment
+from fcnpipe.reporting.observers import SilentObserver
 
 Window = tuple[tuple[int, int], Box]
 """Height and width with its halo, and its core in those pixels."""
@@ -61,7 +62,7 @@ def write_field(path: Path, edge: int) -> None:
     stream.close()
 
 
-class Stopwatch(Silence):
+class Stopwatch(SilentObserver):
     """Remembers how long each stage took."""
 
     def __init__(self) -> None:

@@ -67,14 +67,14 @@ def make_rest(size: int) -> dict[str, Run]:
     import torch
 
     from fcnpipe.networks.base import Scaling
-    from fcnpipe.networks.inference.predictor import scaled
+    from fcnpipe.networks.inference.predictor import scale_input
     from fcnpipe.networks.matched_filter import MatchedFilter
 
     snr = np.random.default_rng(0).normal(size=(1, size, size)).astype(np.float32)
     logits = torch.from_numpy(np.repeat(snr, 3, axis=0))
     matched = MatchedFilter(3.0).predictor()
     return {
-        "asinh": lambda: scaled(snr, Scaling()),
+        "asinh": lambda: scale_input(snr, Scaling()),
         "sigmoid of 3": lambda: torch.sigmoid(logits),
         "model none, all of it": lambda: matched(snr),
     }

@@ -62,9 +62,9 @@ def check(name: str, with_probe: bool, report: Callable[[str, Any, bool], None])
         report("reach, NaNs", seen, seen == reach or name.startswith("segnet"))
     precise = architecture(name)().eval().double()
     del module
-    error = tiling_error(precise, bands, reach, reach.least_halo)
+    error = tiling_error(precise, bands, reach, reach.minimum_halo)
     report("tiles", f"{error:.1e}", error <= TOLERANCE)
-    short = tiling_error(precise, bands, reach, reach.least_halo - reach.stride)
+    short = tiling_error(precise, bands, reach, reach.minimum_halo - reach.stride)
     report("short", f"{short:.1e}", short > SEEN)
     if reach.stride > 1:
         off = shifted_error(precise, bands, reach)

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from fcnpipe.networks.architectures.unet import UNet
-from fcnpipe.training.learning_curve import Chart, draw
+from fcnpipe.training.learning_curve import Chart, draw_chart
 from fcnpipe.training.losses import make_loss
 
 SIDE, JITTER_PX, NOISE = 80, 4.0, 1.0
@@ -169,7 +169,9 @@ def write(scores: list[Score], curves: dict[str, NDArray[np.float64]], folder: P
         writer.writerows(astuple(s) for s in scores)
     lines = {name: list(zip(LEVELS, curve, strict=True)) for name, curve in curves.items()}
     title, y_label = "Discs learned from careless contours", "IoU with clean contours"
-    return draw(Chart(title, "threshold of the probability", y_label, lines), folder / "losses.png")
+    return draw_chart(
+        Chart(title, "threshold of the probability", y_label, lines), folder / "losses.png"
+    )
 
 
 def main() -> None:

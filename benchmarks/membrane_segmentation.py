@@ -34,7 +34,13 @@ from fcnpipe.science.quantisation import (
     quantise_probability,
     quantise_threshold,
 )
-from fcnpipe.training.labelled_images import Pair, Pairs, compress, measure_scaling, read_pairs
+from fcnpipe.training.labelled_images import (
+    LabelledImage,
+    PairsSpec,
+    compress_input,
+    measure_scaling,
+    read_pairs,
+)
 
 Labels = NDArray[np.int32]
 SHARES = (0.5, 0.7, 0.85, 1.0)
@@ -59,14 +65,14 @@ class Options:
 class Slice:
     """A slice, and what the network says of it."""
 
-    pair: Pair
+    pair: LabelledImage
     source: NDArray[np.float32]
     relief: NDArray[np.float32]
 
     @property
     def truth(self) -> Labels:
         """Number of each cell, 0 on membranes."""
-        return number_cells(self.pair.answer)
+        return number_cells(self.pair.truth)
 
     def separate(self, options: Options) -> Labels:
         """Give the cells."""
@@ -84,12 +90,12 @@ def number_cells(cells: NDArray[np.int32]) -> Labels:
     return number_components(cells > 0, connectivity=1)
 
 
-def look(model: Model, pairs: list[Pair]) -> list[Slice]:
+def look(model: Model, pairs: list[LabelledImage]) -> list[Slice]:
     """Run the network on slices."""
     predictor = model.predictor("cpu", "auto")
     found = []
     for pair in pairs:
-        x = compress(pair.x, model.header.scaling)
+        x = compress_input(pair.x, model.header.scaling)
         shape = x.shape[1:]
         padded = pad_high(x, tuple(-(-n // model.stride) * model.stride for n in shape))
         outputs = predictor.outputs(padded)[:, : shape[0], : shape[1]]
@@ -104,7 +110,7 @@ def rand_error(truth: Labels, found: Labels) -> float:
 
 def pixel_error(slices: Iterable[Slice]) -> float:
     """Give the part of the pixels on the wrong side of 0.5."""
-    return float(np.mean([((s.source >= 0.5) != (s.pair.answer > 0)).mean() for s in slices]))
+    return float(np.mean([((s.source >= 0.5) != (s.pair.truth > 0)).mean() for s in slices]))
 
 
 def score(slices: list[Slice], options: Options) -> float:
@@ -137,28 +143,28 @@ def tune(slices: list[Slice]) -> Options:
     return grid[int(np.argmin(smooth))]
 
 
-def blur_and_threshold(pairs: list[Pair], sigma: float, grey: float) -> list[Labels]:
+def blur_and_threshold(pairs: list[LabelledImage], sigma: float, grey: float) -> list[Labels]:
     """Give the cells of the baseline: brighter than a level after a blur."""
     return [number_cells((gaussian_filter(p.x[0], sigma) > grey).astype(np.int32)) for p in pairs]
 
 
-def score_baseline(pairs: list[Pair], sigma: float, grey: float) -> tuple[float, float]:
+def score_baseline(pairs: list[LabelledImage], sigma: float, grey: float) -> tuple[float, float]:
     """Give pixel error and mean adapted Rand error of the baseline."""
     found = blur_and_threshold(pairs, sigma, grey)
-    pixels = [((f > 0) != (p.answer > 0)).mean() for f, p in zip(found, pairs, strict=True)]
-    rands = [rand_error(number_cells(p.answer), f) for f, p in zip(found, pairs, strict=True)]
+    pixels = [((f > 0) != (p.truth > 0)).mean() for f, p in zip(found, pairs, strict=True)]
+    rands = [rand_error(number_cells(p.truth), f) for f, p in zip(found, pairs, strict=True)]
     return float(np.mean(pixels)), float(np.mean(rands))
 
 
-def tune_baseline(pairs: list[Pair]) -> tuple[float, float]:
+def tune_baseline(pairs: list[LabelledImage]) -> tuple[float, float]:
     """Give blur and level of the least mean adapted Rand error."""
     key: Callable[[tuple[float, float]], float] = lambda p: score_baseline(pairs, *p)[1]  # noqa: E731
     return min(itertools.product(BLURS, GREYS), key=key)
 
 
-def read_slices(folder: Path, numbers: str, model: Model) -> list[Pair]:
+def read_slices(folder: Path, numbers: str, model: Model) -> list[LabelledImage]:
     """Read slices as the model sees them."""
-    spec = Pairs(str(folder / "image"), str(folder / "label"), train=numbers, choose="100000")
+    spec = PairsSpec(str(folder / "image"), str(folder / "label"), train=numbers, choose="100000")
     return read_pairs(spec, numbers, model.header.scaling if model else measure_scaling(spec))
 
 

@@ -21,13 +21,13 @@ def make_runs(options: argparse.Namespace) -> dict[str, tuple[Run, int]]:
     """Give the two ways to run, and how many pixels each labels."""
     import torch
 
-    from fcnpipe.networks.architectures.ciresan import FIELD, Ciresan, CiresanPatch
+    from fcnpipe.networks.architectures.ciresan import PATCH_SIDE, Ciresan, CiresanPatch
 
     torch.manual_seed(0)
     patch = CiresanPatch(maps=options.maps).eval()
     dense = Ciresan.from_patch(patch, padding="valid")
-    image = torch.randn(1, 1, *(options.edge + FIELD - 1,) * 2)
-    row = image.unfold(2, FIELD, 1).unfold(3, FIELD, 1)[0, 0].flatten(0, 1)
+    image = torch.randn(1, 1, *(options.edge + PATCH_SIDE - 1,) * 2)
+    row = image.unfold(2, PATCH_SIDE, 1).unfold(3, PATCH_SIDE, 1)[0, 0].flatten(0, 1)
     patches = row[: options.patches, None].contiguous()
     return {
         "patch by patch": (lambda: patch(patches), len(patches)),
@@ -40,10 +40,10 @@ def count_operations(maps: int) -> tuple[int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fcnpipe.networks.architectures.ciresan import FIELD, Ciresan, CiresanPatch
+    from fcnpipe.networks.architectures.ciresan import PATCH_SIDE, Ciresan, CiresanPatch
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        CiresanPatch(maps=maps)(torch.empty(1, 1, FIELD, FIELD))
+        CiresanPatch(maps=maps)(torch.empty(1, 1, PATCH_SIDE, PATCH_SIDE))
         kernels = [p.numel() for p in Ciresan(maps=maps).parameters() if p.dim() > 1]
     return counter.get_total_flops() // 2, sum(kernels)
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.restoration import wiener
 
-from fcnpipe.simulation.blurred_images import KERNEL_SIDE, KINDS, Pair, draw_pair
+from fcnpipe.simulation.blurred_images import KERNEL_SIDE, KINDS, BlurredPair, draw_pair
 
 Floats = NDArray[np.float32]
-Restore = Callable[[Pair], Floats]
+Restore = Callable[[BlurredPair], Floats]
 
 NOISE = 7 / 255
 SIDE = 192
@@ -37,7 +37,7 @@ def psnr(image: Floats, truth: Floats) -> float:
 def wiener_with(balance: float) -> Restore:
     """The filter that knows the kernel; white paper is cut off so that the border does not ring."""
 
-    def restore(pair: Pair) -> Floats:
+    def restore(pair: BlurredPair) -> Floats:
         level = np.median(pair.observed)
         found = wiener(pair.observed - level, pair.kernel, balance, clip=False)
         return np.asarray(found + level, np.float32)
@@ -63,7 +63,7 @@ def network(name: str) -> Restore:
     assert isinstance(bundle, Bundle)
     module = bundle.module()
 
-    def restore(pair: Pair) -> Floats:
+    def restore(pair: BlurredPair) -> Floats:
         import torch
 
         with torch.inference_mode():
@@ -73,7 +73,7 @@ def network(name: str) -> Restore:
     return restore
 
 
-def _draw(kind: str, count: int, seed: int) -> list[Pair]:
+def _draw(kind: str, count: int, seed: int) -> list[BlurredPair]:
     return [draw_pair(kind, (SIDE, SIDE), seed + k, (NOISE, NOISE)) for k in range(count)]
 
 

@@ -27,14 +27,10 @@ from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.engines import Engine
 from fcnpipe.pipeline.job import Job
 from fcnpipe.pipeline.plan import make_plan
-from fcnpipe.pipeline.run import (
-    Session,
-    Silence,
-    Stage,
-    list_stages,
-    open_session,
-    run_stage,
-)
+from fcnpipe.pipeline.run import run_stage
+from fcnpipe.pipeline.session import Session, open_session
+from fcnpipe.pipeline.workflow import Stage, list_stages
+from fcnpipe.reporting.observers import SilentObserver
 
 EDGE = 64
 """Of a tile, px."""
@@ -90,7 +86,7 @@ def measure(session: Session, stage: Stage) -> tuple[float, float, int]:
     me = psutil.Process()
     gc.collect()
     before, begun, busy = me.memory_info().rss, time.perf_counter(), time.process_time()
-    run_stage(session, stage, Silence())
+    run_stage(session, stage, SilentObserver())
     wall, busy = time.perf_counter() - begun, time.process_time() - busy
     gc.collect()
     return wall, busy, me.memory_info().rss - before

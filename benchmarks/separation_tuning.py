@@ -33,7 +33,7 @@ from fcnpipe.science.quantisation import (
 )
 from fcnpipe.simulation.scenes import KINDS as SCENES
 from fcnpipe.simulation.scenes import draw
-from fcnpipe.simulation.skies import Sky as SceneSky
+from fcnpipe.simulation.skies import SkySpec
 from fcnpipe.training.targets import make_truth
 
 FLOORS, HEATS = (0.55,), (0.4, 0.45)
@@ -67,7 +67,7 @@ Trial = tuple[float, Options, float, dict[str, list[Result]]]
 
 
 @dataclass(frozen=True)
-class Sky:
+class PredictedSky:
     """A field, and what the network says of it."""
 
     kind: str
@@ -92,13 +92,15 @@ class Sky:
 def draw_structured(seed: int, side: int) -> Field:
     """A sky with large galaxies full of arms and clumps, each one source, from the training's own
     generator."""
-    spec = replace(SCENES["ground"], big=(4.0, 8.0), sky=SceneSky(picture=0, saturated=0, dead=0))
+    spec = replace(
+        SCENES["ground"], large_galaxies=(4.0, 8.0), sky=SkySpec(picture=0, saturated=0, dead=0)
+    )
     scene = draw(spec, (side, side), 40_000_000 + seed)
     flat = np.zeros((1, 1), np.float32)
     return Field(scene.image, float(np.median(scene.noise)), flat, scene.fwhm_px, make_truth(scene))
 
 
-def look(kind: str, seed: int, side: int, model: Model) -> Sky:
+def look(kind: str, seed: int, side: int, model: Model) -> PredictedSky:
     """Run the network on a sky."""
     import torch
 
@@ -113,7 +115,7 @@ def look(kind: str, seed: int, side: int, model: Model) -> Sky:
     with torch.inference_mode():
         logits = predictor.module(predictor._input(padded[None]))[0].float()  # type: ignore[attr-defined]
     maps = torch.sigmoid(logits).numpy()[:, : shape[0], : shape[1]]
-    return Sky(kind, field, *(np.ascontiguousarray(m) for m in maps))
+    return PredictedSky(kind, field, *(np.ascontiguousarray(m) for m in maps))
 
 
 def penalise(results: dict[str, list[Result]], false_per_mpix: float) -> float:
@@ -129,7 +131,7 @@ def penalise(results: dict[str, list[Result]], false_per_mpix: float) -> float:
     return cost
 
 
-SKIES: list[Sky] = []
+SKIES: list[PredictedSky] = []
 """All that options are tried on; the processes of the pool inherit it."""
 
 

@@ -32,8 +32,10 @@ from fcnpipe import networks
 from fcnpipe.core.spec import make_spec
 from fcnpipe.engines import WorkerRequirements
 from fcnpipe.engines.dask import DaskEngine, start_local
-from fcnpipe.pipeline.run import Session, Stage, finish, open_session, run_stage
+from fcnpipe.pipeline.run import finish, run_stage
+from fcnpipe.pipeline.session import Session, open_session
 from fcnpipe.pipeline.tasks import LEDGER
+from fcnpipe.pipeline.workflow import Stage
 
 BAR = 1.8
 QUIET = 0.03

@@ -28,10 +28,10 @@ from scipy.ndimage import gaussian_filter
 from benchmarks.membrane_segmentation import Options, Slice, pixel_error, score
 from fcnpipe.networks.inference.memory_allocator import tune_allocator
 from fcnpipe.training import loop
-from fcnpipe.training.augmentation import NONE, Augment, take
-from fcnpipe.training.batches import PairSource
-from fcnpipe.training.labelled_images import Pair, Pairs, measure_scaling, read_pairs
-from fcnpipe.training.learning_curve import Chart, Points, draw
+from fcnpipe.training.augmentation import NO_AUGMENTATION, Augmentation, sample_square
+from fcnpipe.training.batches import LabelledImageSource
+from fcnpipe.training.labelled_images import LabelledImage, PairsSpec, measure_scaling, read_pairs
+from fcnpipe.training.learning_curve import Chart, Points, draw_chart
 from fcnpipe.training.recipe import Recipe
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -39,7 +39,7 @@ JITTERS_PX = (0.0, 1.0, 2.0, 3.0, 4.0)
 WAVE_PX = 4.0
 """Displaced contours wave on this scale."""
 OPTIONS = Options(share=1.0, thresh=0.05, dynamics=0.25, minarea=40)
-CHANGED = Augment(elastic_px=8.0, brightness=0.3, contrast=0.2, noise=0.2, blur_px=0.7)
+CHANGED = Augmentation(elastic_px=8.0, brightness=0.3, contrast=0.2, noise=0.2, blur_px=0.7)
 
 Row = dict[str, Any]
 
@@ -49,13 +49,13 @@ class Trial:
     """Data to train on and to score on."""
 
     recipe: Recipe
-    trained: list[Pair]
-    chosen: list[Pair]
+    trained: list[LabelledImage]
+    chosen: list[LabelledImage]
 
 
 def make_trial(folder: Path, steps: int) -> Trial:
     """Read all slices."""
-    spec = Pairs(str(folder / "image"), str(folder / "label"), train="0-15", choose="16-19")
+    spec = PairsSpec(str(folder / "image"), str(folder / "label"), train="0-15", choose="16-19")
     scaling = measure_scaling(spec)
     recipe = Recipe(
         pairs=replace(spec, offset=scaling.offset, scale=scaling.scale),
@@ -72,20 +72,20 @@ def make_trial(folder: Path, steps: int) -> Trial:
     return Trial(recipe, *(read_pairs(spec, part, scaling) for part in (spec.train, spec.choose)))
 
 
-def fit(recipe: Recipe, pairs: list[Pair]) -> torch.nn.Module:
+def fit(recipe: Recipe, pairs: list[LabelledImage]) -> torch.nn.Module:
     """Train a network on pairs."""
     assert recipe.pairs is not None
-    source = PairSource(recipe, recipe.pairs)
-    source.pairs = pairs
-    state = loop.start(recipe)
+    source = LabelledImageSource(recipe, recipe.pairs)
+    source.images = pairs
+    state = loop.initialise(recipe)
     for _ in range(recipe.steps):
-        loop.advance(recipe, state, source)
+        loop.train_step(recipe, state, source)
     state.network.load_state_dict(state.averaged)
     return state.network.eval()
 
 
 @torch.inference_mode()
-def look(network: torch.nn.Module, pairs: list[Pair]) -> list[Slice]:
+def look(network: torch.nn.Module, pairs: list[LabelledImage]) -> list[Slice]:
     """Run a network on slices."""
     outputs = [torch.sigmoid(network(torch.from_numpy(p.x[None])))[0].numpy() for p in pairs]
     return [Slice(p, *o) for p, o in zip(pairs, outputs, strict=True)]
@@ -96,7 +96,7 @@ def learn_from_few(trial: Trial, seed: int) -> Iterator[Row]:
     order = np.random.default_rng(seed).permutation(len(trial.trained))
     for count in COUNTS:
         trained = [trial.trained[number] for number in order[:count]]
-        for name, augment in (("none", NONE), ("all", CHANGED)):
+        for name, augment in (("none", NO_AUGMENTATION), ("all", CHANGED)):
             network = fit(replace(trial.recipe, augment=augment, seed=seed), trained)
             slices = look(network, trial.chosen)
             yield {
@@ -115,23 +115,27 @@ def learn_from_wrong(trial: Trial, seed: int) -> Iterator[Row]:
         wrong = [displace(pair, jitter, rng) for pair in trial.trained]
         network = fit(replace(trial.recipe, augment=CHANGED, seed=seed), wrong)
         slices = look(network, trial.chosen)
-        labels = [(w.answer, t.answer) for w, t in zip(wrong, trial.trained, strict=True)]
+        labels = [(w.truth, t.truth) for w, t in zip(wrong, trial.trained, strict=True)]
         yield {
             "jitter_px": jitter,
             "seed": seed,
             "label_iou": float(np.mean([membrane_iou(*pair) for pair in labels])),
             "network_iou": float(
-                np.mean([membrane_iou(s.source >= 0.5, s.pair.answer) for s in slices])
+                np.mean([membrane_iou(s.source >= 0.5, s.pair.truth) for s in slices])
             ),
         }
 
 
-def displace(pair: Pair, sigma_px: float, rng: np.random.Generator) -> Pair:
+def displace(pair: LabelledImage, sigma_px: float, rng: np.random.Generator) -> LabelledImage:
     """Give the pair with contours that are wrong by this much."""
-    side = pair.answer.shape[0]
-    move = np.stack([gaussian_filter(rng.normal(size=(side, side)), WAVE_PX) for _ in range(2)])
-    move *= sigma_px / move.std()
-    return replace(pair, answer=take(pair.answer, (0, 0), side, move.astype(np.float32)))
+    side = pair.truth.shape[0]
+    displacement = np.stack(
+        [gaussian_filter(rng.normal(size=(side, side)), WAVE_PX) for _ in range(2)]
+    )
+    displacement *= sigma_px / displacement.std()
+    return replace(
+        pair, truth=sample_square(pair.truth, (0, 0), side, displacement.astype(np.float32))
+    )
 
 
 def membrane_iou(found: NDArray[Any], truth: NDArray[Any]) -> float:
@@ -224,7 +228,7 @@ def main() -> None:
     trial = make_trial(given.folder, given.steps)
     found = (row for seed in range(given.seeds) for row in learn(trial, seed))
     rows = write(found, given.out / f"{given.what}.csv")
-    print(draw(chart(rows), given.out / f"{given.what}.png"))
+    print(draw_chart(chart(rows), given.out / f"{given.what}.png"))
 
 
 if __name__ == "__main__":

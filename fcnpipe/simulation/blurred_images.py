@@ -30,7 +30,7 @@ _LETTERS = np.array(
 
 
 @dataclass(frozen=True)
-class Pair:
+class BlurredPair:
     """A sharp image, and what was observed of it."""
 
     observed: Floats
@@ -45,7 +45,7 @@ class Pair:
 
 def draw_pair(
     kind: str, shape: tuple[int, int], seed: int, noise: tuple[float, float] = NOISE
-) -> Pair:
+) -> BlurredPair:
     """Give a pair; the same for the same arguments.
 
     Parameters
@@ -65,12 +65,14 @@ def draw_pair(
     kernel, level = draw_kernel(rng), rng.uniform(*noise)
     observed = signal.fftconvolve(wide, kernel, "valid") + level * rng.standard_normal(shape)
     truth = wide[margin:-margin, margin:-margin]
-    return Pair(observed.astype(np.float32), np.ascontiguousarray(truth), kernel, level)
+    return BlurredPair(observed.astype(np.float32), np.ascontiguousarray(truth), kernel, level)
 
 
 def draw_kernel(rng: np.random.Generator) -> Doubles:
     """Give a blur kernel, (KERNEL_SIDE, KERNEL_SIDE) float64 with sum 1 and its centroid in the middle."""
-    kernel = signal.fftconvolve(_walk(rng.uniform(*WALK_PX), rng), _disc(rng.uniform(*DEFOCUS_PX)))
+    kernel = signal.fftconvolve(
+        _random_walk(rng.uniform(*WALK_PX), rng), _defocus_disc(rng.uniform(*DEFOCUS_PX))
+    )
     kernel = np.maximum(kernel, 0)
     middle = (np.array(kernel.shape) - 1) / 2
     kernel = ndimage.shift(kernel, middle - ndimage.center_of_mass(kernel), order=1)
@@ -79,14 +81,14 @@ def draw_kernel(rng: np.random.Generator) -> Doubles:
     return np.asarray(kernel / kernel.sum(), np.float64)
 
 
-def _disc(radius_px: float) -> Doubles:
+def _defocus_disc(radius_px: float) -> Doubles:
     """A disc whose rim falls linearly over one pixel, 11 px a side."""
     y, x = np.ogrid[-5:6, -5:6]
     disc = np.clip(radius_px + 0.5 - np.hypot(y, x), 0, 1)
     return np.asarray(disc / disc.sum(), np.float64)
 
 
-def _walk(size_px: float, rng: np.random.Generator) -> Doubles:
+def _random_walk(size_px: float, rng: np.random.Generator) -> Doubles:
     """A smooth random walk, scaled so that its longer side is ``size_px``, 41 px a side."""
     speed = np.cumsum(rng.standard_normal((200, 2)), axis=0) + rng.normal(0, 10, 2)
     path = np.cumsum(speed, axis=0)

@@ -56,7 +56,7 @@ def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> 
         If the file cannot be written.
     """
     scene = draw(kind, shape, seed)
-    truth, rows = tell_truth(scene)
+    truth, rows = extract_truth(scene)
     hdus = fits.HDUList(
         [
             fits.PrimaryHDU(
@@ -64,7 +64,7 @@ def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> 
             ),
             fits.ImageHDU(truth.label, name="LABEL"),
             fits.ImageHDU(truth.unclear.astype(np.uint8), name="UNCLEAR"),
-            fits.BinTableHDU(_tabulate(scene, rows), name="TRUTH"),
+            fits.BinTableHDU(_truth_table(scene, rows), name="TRUTH"),
         ]
     )
     try:
@@ -76,13 +76,13 @@ def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> 
     return len(rows)
 
 
-def tell_truth(scene: Scene) -> tuple[Truth, NDArray[np.intp]]:
+def extract_truth(scene: Scene) -> tuple[Truth, NDArray[np.intp]]:
     """Give the truth of a scene, and the rows of its table in it: those that own a pixel."""
     owners, label = np.unique(np.r_[0, scene.label.ravel()], return_inverse=True)
     label = label[1:].reshape(scene.label.shape)
     rows = owners[1:].astype(np.intp) - 1
     unclear = (label == 0) & (scene.light > scene.truth_sigma * scene.noise)
-    return _truth(label.astype(np.int32), unclear, scene.table[rows]), rows
+    return _make_truth(label.astype(np.int32), unclear, scene.table[rows]), rows
 
 
 def read_truth(path: str | Path) -> tuple[Truth, float]:
@@ -102,7 +102,7 @@ def read_truth(path: str | Path) -> tuple[Truth, float]:
         raise InputError(
             f"{path} is no simulated field: {reason}; make one with fcnpipe simulate"
         ) from None
-    return _truth(label.astype(np.int32), unclear > 0, table), fwhm
+    return _make_truth(label.astype(np.int32), unclear > 0, table), fwhm
 
 
 def compare(label: NDArray[np.integer[Any]], path: str | Path) -> list[tuple[str, str]]:
@@ -122,33 +122,33 @@ def compare(label: NDArray[np.integer[Any]], path: str | Path) -> list[tuple[str
     apart, pairs = evaluate.pair_recall(matched, truth, fwhm_px)
     return [
         *((name.replace("_", " "), f"{value:.4g}") for name, value in scores.items()),
-        *_rows("found at S/N {:g} to {:g}", SNR_EDGES, found, count),
-        *_rows("pairs at {:g} to {:g} FWHM", evaluate.PAIR_EDGES, apart, pairs),
+        *_bin_rows("found at S/N {:g} to {:g}", SNR_EDGES, found, count),
+        *_bin_rows("pairs at {:g} to {:g} FWHM", evaluate.PAIR_EDGES, apart, pairs),
     ]
 
 
-def _rows(title: str, edges: Any, share: Any, count: Any) -> list[tuple[str, str]]:
+def _bin_rows(title: str, edges: Any, share: Any, count: Any) -> list[tuple[str, str]]:
     ends = zip(edges[:-1], edges[1:], share, count, strict=True)
     return [(title.format(low, high), f"{s:.3f} of {n}") for low, high, s, n in ends if n]
 
 
-def _truth(label: NDArray[np.int32], unclear: NDArray[np.bool_], table: NDArray[Any]) -> Truth:
+def _make_truth(label: NDArray[np.int32], unclear: NDArray[np.bool_], table: NDArray[Any]) -> Truth:
     return Truth(
         label=label,
         unclear=unclear,
-        peak=_stack(table, "peak_y", "peak_x").astype(np.int64),
-        brightness=_stack(table, "peak")[:, 0],
-        centre=_stack(table, "y", "x"),
-        snr=_stack(table, "snr")[:, 0],
-        flux=_stack(table, "flux")[:, 0],
+        peak=_columns(table, "peak_y", "peak_x").astype(np.int64),
+        brightness=_columns(table, "peak")[:, 0],
+        centre=_columns(table, "y", "x"),
+        snr=_columns(table, "snr")[:, 0],
+        flux=_columns(table, "flux")[:, 0],
     )
 
 
-def _stack(table: NDArray[Any], *names: str) -> NDArray[np.float64]:
+def _columns(table: NDArray[Any], *names: str) -> NDArray[np.float64]:
     return np.stack([table[name].astype(np.float64) for name in names], axis=1)
 
 
-def _tabulate(scene: Scene, rows: NDArray[np.intp]) -> NDArray[Any]:
+def _truth_table(scene: Scene, rows: NDArray[np.intp]) -> NDArray[Any]:
     table = scene.table[rows][list(COLUMNS)]
     return np.array(table.tolist(), np.dtype([(name, "f8") for name in COLUMNS]))
 

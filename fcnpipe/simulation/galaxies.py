@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.simulation.profiles import Component, draw_stamp
+from fcnpipe.simulation.profiles import SersicComponent, draw_stamp
 from fcnpipe.simulation.psfs import Psf, bin_psf, draw_shape
 
 Floats = NDArray[np.float32]
@@ -30,8 +30,8 @@ SHARED_PSF = 16
 class Galaxy:
     """What a stamp is drawn from."""
 
-    bulge: Component
-    disk: Component
+    bulge: SersicComponent
+    disk: SersicComponent
     phase: tuple[float, float]
     """Displacement (y, x) of the centre from pixel ``(SIDE // 2, SIDE // 2)``, px."""
 
@@ -68,7 +68,7 @@ def draw_galaxy(seed: int) -> Stamp:
     """Give a stamp; the same for the same seed."""
     rng = np.random.default_rng([seed, 0xBD])
     psf = _draw_psf(seed // SHARED_PSF)
-    galaxy = _galaxy(rng, 1.0)
+    galaxy = _draw_galaxy_model(rng, 1.0)
     snr = float(np.exp(rng.uniform(*np.log(SNR))))
     bulge, disk = galaxy.draw(psf)
     scale = np.float32(snr / np.sqrt(float(np.square(bulge + disk).sum())))
@@ -83,16 +83,16 @@ def _draw_psf(seed: int) -> Psf:
     return bin_psf(draw_shape(rng, rng.uniform(*FWHM_PX), ("moffat",)))
 
 
-def _galaxy(rng: np.random.Generator, flux: float) -> Galaxy:
+def _draw_galaxy_model(rng: np.random.Generator, flux: float) -> Galaxy:
     part = rng.uniform(0, 1)
     radius = float(np.exp(rng.uniform(*np.log(DISK_RADIUS_PX))))
     turn = rng.uniform(0, np.pi)
-    bulge = Component(
+    bulge = SersicComponent(
         flux * part,
         BULGE_INDEX,
         radius * rng.uniform(*BULGE_TO_DISK_RADIUS),
         rng.uniform(0.6, 1.0),
         turn + rng.normal(0, 0.3),
     )
-    disk = Component(flux * (1 - part), DISK_INDEX, radius, rng.uniform(0.25, 1.0), turn)
+    disk = SersicComponent(flux * (1 - part), DISK_INDEX, radius, rng.uniform(0.25, 1.0), turn)
     return Galaxy(bulge, disk, (float(rng.uniform(-0.5, 0.5)), float(rng.uniform(-0.5, 0.5))))

@@ -28,7 +28,7 @@ _LOG_R = np.linspace(np.log(1e-3), np.log(60.0), 400)
 
 
 @dataclass(frozen=True)
-class Component:
+class SersicComponent:
     """One elliptical Sersic component."""
 
     flux: float
@@ -44,23 +44,23 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Arms:
-    """Spiral arms, clumps and a dust lane that modulate the first component."""
+class DiskStructure:
+    """Spiral structure, clumps and a dust lane that modulate the first component."""
 
     count: int = 2
     """Number of arms; 0: none."""
     strength: float = 0.6
-    """Depth of the modulation between the arms, 0 to 1."""
+    """Depth of the modulation between the structure, 0 to 1."""
     pitch: float = 0.35
     """Pitch angle, radians."""
     phase: float = 0.0
-    """Position angle of the arms at the half-light radius, radians."""
+    """Position angle of the structure at the half-light radius, radians."""
     clumps: float = 0.0
     """Amplitude of the random clumps (log-normal)."""
     grain: float = 0.15
     """Size of the clumps, half-light radii."""
     knots: float = 0.0
-    """Part of the light in point-like knots of young stars, which lie where the arms are bright."""
+    """Part of the light in point-like knots of young stars, which lie where the structure are bright."""
     lane: float = 0.0
     """Depth of a dust lane along the major axis, 0 to 1."""
     seed: int = 0
@@ -73,7 +73,7 @@ def nearest_index(index: float) -> float:
 
 
 @cache
-def gaussians(index: float) -> tuple[Doubles, Doubles]:
+def expand_in_gaussians(index: float) -> tuple[Doubles, Doubles]:
     """Weights (sum 1) and sigmas (half-light radii) of the Gaussians of a Sersic profile."""
     scale = float(special.gammaincinv(2 * index, 0.5))
     radius = np.exp(_LOG_R)
@@ -90,26 +90,26 @@ def gaussians(index: float) -> tuple[Doubles, Doubles]:
 
 
 @cache
-def spectrum(index: float) -> Doubles:
+def fourier_transform(index: float) -> Doubles:
     """Fourier transform of a unit profile on the table's log-frequencies, (2048,) float64."""
-    flux, sigma = gaussians(index)
+    flux, sigma = expand_in_gaussians(index)
     squares = np.exp(2 * _LOG_Q)[:, None]
     return np.asarray(np.exp(-0.5 * squares * sigma**2) @ flux, np.float64)
 
 
 @cache
-def brightness(index: float) -> Doubles:
+def surface_brightness(index: float) -> Doubles:
     """Surface brightness of a unit profile on the table's log-radii, (400,) float64."""
-    flux, sigma = gaussians(index)
+    flux, sigma = expand_in_gaussians(index)
     squares = np.exp(2 * _LOG_R)[:, None]
     norm = flux / (2 * np.pi * sigma**2)
     return np.asarray(np.exp(-0.5 * squares / sigma**2) @ norm, np.float64)
 
 
-def extent_px(component: Component, level: float) -> float:
+def extent_px(component: SersicComponent, level: float) -> float:
     """Radius along the major axis beyond which the component stays below the level, px."""
     area = component.radius_px**2 * component.axis_ratio
-    profile = brightness(nearest_index(component.index)) * component.flux / area
+    profile = surface_brightness(nearest_index(component.index)) * component.flux / area
     beyond = int(np.searchsorted(-profile, -level))
     return float(component.radius_px * np.exp(_LOG_R[min(beyond, len(_LOG_R) - 1)]))
 
@@ -120,11 +120,11 @@ def stamp_size(radius_px: float) -> int:
 
 
 def draw_stamp(
-    components: tuple[Component, ...],
+    components: tuple[SersicComponent, ...],
     psf: Psf,
     phase: tuple[float, float],
     size: int,
-    arms: Arms | None = None,
+    structure: DiskStructure | None = None,
 ) -> Floats:
     """Noise-free image of a galaxy, convolved with the PSF and integrated over pixels.
 
@@ -148,26 +148,33 @@ def draw_stamp(
     """
     hat = np.zeros((size, size // 2 + 1), np.complex64)
     for component in components:
-        table = spectrum(nearest_index(component.index))
-        _add(hat, component.flux, table, _LOG_Q[0], _LOG_Q[1] - _LOG_Q[0], _affine(component))
-        if arms is not None:
-            hat = _modulate(hat, component, arms)
-            arms = None
+        table = fourier_transform(nearest_index(component.index))
+        _add_transform(
+            hat,
+            component.flux,
+            table,
+            _LOG_Q[0],
+            _LOG_Q[1] - _LOG_Q[0],
+            _frequency_matrix(component),
+        )
+        if structure is not None:
+            hat = _modulate(hat, component, structure)
+            structure = None
     hat *= psf.transfer(size)
-    _shift(hat, size // 2 + phase[0], size // 2 + phase[1])
+    _shift_phase(hat, size // 2 + phase[0], size // 2 + phase[1])
     stamp = np.asarray(fft.irfft2(hat, s=(size, size)), np.float32)
-    _fade(stamp)
+    _taper(stamp)
     return stamp
 
 
-def _affine(component: Component) -> tuple[float, float, float, float]:
+def _frequency_matrix(component: SersicComponent) -> tuple[float, float, float, float]:
     cos, sin = np.cos(component.angle), np.sin(component.angle)
     radius, ratio = component.radius_px, component.axis_ratio
     return (radius * cos, radius * sin, -radius * ratio * sin, radius * ratio * cos)
 
 
 def _modulate(
-    hat: NDArray[np.complex64], component: Component, arms: Arms
+    hat: NDArray[np.complex64], component: SersicComponent, structure: DiskStructure
 ) -> NDArray[np.complex64]:
     # In real space and before the PSF, centred on pixel (0, 0) with wrap-around.
     size = hat.shape[0]
@@ -179,39 +186,41 @@ def _modulate(
     radius = np.hypot(major, minor) / component.radius_px + 1e-3
     factor = np.ones((size, size))
     outer = np.clip(radius / 0.3, 0, 1)
-    if arms.count:
-        wave = arms.count * (
-            np.arctan2(minor, major) - np.log(radius) / np.tan(arms.pitch) - arms.phase
+    if structure.count:
+        wave = structure.count * (
+            np.arctan2(minor, major) - np.log(radius) / np.tan(structure.pitch) - structure.phase
         )
-        factor *= 1 - arms.strength * outer * (0.5 - 0.5 * np.cos(wave))
-    if arms.clumps:
+        factor *= 1 - structure.strength * outer * (0.5 - 0.5 * np.cos(wave))
+    if structure.clumps:
         factor *= np.exp(
-            arms.clumps * outer * _texture(size, arms.grain * component.radius_px, arms.seed)
+            structure.clumps
+            * outer
+            * _clump_field(size, structure.grain * component.radius_px, structure.seed)
         )
-    if arms.lane:
-        factor *= 1 - arms.lane * np.exp(
+    if structure.lane:
+        factor *= 1 - structure.lane * np.exp(
             -0.5 * (minor * component.axis_ratio / (0.12 * component.radius_px)) ** 2
         )
     modulated = image * factor
     modulated *= component.flux / max(float(modulated.sum()), 1e-30)
-    if arms.knots:
-        modulated = _light_knots(modulated, outer * (radius < 3), component.flux, arms)
+    if structure.knots:
+        modulated = _add_knots(modulated, outer * (radius < 3), component.flux, structure)
     return np.asarray(fft.rfft2(modulated), np.complex64)
 
 
-def _light_knots(image: Doubles, where: Doubles, flux: float, arms: Arms) -> Doubles:
-    rng = np.random.default_rng([arms.seed, 1])
+def _add_knots(image: Doubles, where: Doubles, flux: float, structure: DiskStructure) -> Doubles:
+    rng = np.random.default_rng([structure.seed, 1])
     odds = np.maximum(image * where, 0).ravel()
     if odds.sum() <= 0:
         return image
     places = rng.choice(odds.size, int(rng.integers(4, 60)), p=odds / odds.sum())
     parts = rng.lognormal(0.0, 1.0, len(places))
-    lit = (1 - arms.knots) * image.ravel()
-    np.add.at(lit, places, arms.knots * flux * parts / parts.sum())
+    lit = (1 - structure.knots) * image.ravel()
+    np.add.at(lit, places, structure.knots * flux * parts / parts.sum())
     return np.asarray(lit.reshape(image.shape), np.float64)
 
 
-def _texture(size: int, sigma_px: float, seed: int) -> Doubles:
+def _clump_field(size: int, sigma_px: float, seed: int) -> Doubles:
     noise = np.random.default_rng(seed).standard_normal((size, size))
     k = np.hypot(fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None, :])
     smooth = fft.irfft2(
@@ -221,7 +230,7 @@ def _texture(size: int, sigma_px: float, seed: int) -> Doubles:
 
 
 @njit(cache=True, nogil=True)
-def _add(hat, flux, table, log_first, log_step, affine):  # type: ignore[no-untyped-def]
+def _add_transform(hat, flux, table, log_first, log_step, affine):  # type: ignore[no-untyped-def]
     size, half = hat.shape
     step = 2.0 * np.pi / size
     last = table.shape[0] - 2
@@ -242,7 +251,7 @@ def _add(hat, flux, table, log_first, log_step, affine):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
-def _shift(hat, dy, dx):  # type: ignore[no-untyped-def]
+def _shift_phase(hat, dy, dx):  # type: ignore[no-untyped-def]
     size, half = hat.shape
     step = 2.0 * np.pi / size
     row = np.empty(half, np.complex64)
@@ -256,7 +265,7 @@ def _shift(hat, dy, dx):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fade(stamp):  # type: ignore[no-untyped-def]
+def _taper(stamp):  # type: ignore[no-untyped-def]
     size = stamp.shape[0]
     centre = size // 2
     end = centre - 1.0

@@ -22,7 +22,7 @@ RADIUS_PX = 127
 
 
 @dataclass(frozen=True)
-class Shape:
+class PsfShape:
     """Form of a PSF.
 
     Lengths are in px unless they are ratios to the FWHM of the core.
@@ -56,20 +56,20 @@ class Psf:
 
     Parameters
     ----------
-    shape : Shape
+    shape : PsfShape
         What was drawn.
-    bank : ndarray
-        (PHASES, PHASES, s, s) float32, each summing to about 1; ``bank[j, i]`` is centred at
+    stamps : ndarray
+        (PHASES, PHASES, s, s) float32, each summing to about 1; ``stamps[j, i]`` is centred at
         ``(s // 2 + j / PHASES, s // 2 + i / PHASES)``.
     envelope : ndarray
         (s // 2 + 1,) float32, largest value at or beyond each whole radius.
     """
 
-    shape: Shape
-    bank: Floats
+    shape: PsfShape
+    stamps: Floats
     envelope: Floats
-    hills: Floats
-    """(PHASES, PHASES, s, s) float32, as the bank but round and falling everywhere: no rings, no
+    monotone_stamps: Floats
+    """(PHASES, PHASES, s, s) float32, as the stamps but round and falling everywhere: no rings, no
     spikes."""
     area_px: float
     """Noise-equivalent area 1 / sum(psf**2), px."""
@@ -83,25 +83,27 @@ class Psf:
     def transfer(self, size: int) -> NDArray[np.complex64]:
         """Transfer function for stamps of an even size, (size, size // 2 + 1) complex64."""
         if size not in self._transfers:
-            self._transfers[size] = _transfer(self.bank[0, 0], size)
+            self._transfers[size] = _transfer_function(self.stamps[0, 0], size)
         return self._transfers[size]
 
 
-def bin_psf(shape: Shape) -> Psf:
+def bin_psf(shape: PsfShape) -> Psf:
     """A PSF of the given shape, pixel-integrated at every sub-pixel phase."""
     side = 2 * RADIUS_PX + 1
     fine = _fine_axis(side)
-    light = _light(shape, fine[:, None], fine[None, :])
-    bank = np.empty((PHASES, PHASES, side, side), np.float32)
+    light = _surface_brightness(shape, fine[:, None], fine[None, :])
+    stamps = np.empty((PHASES, PHASES, side, side), np.float32)
     for j in range(PHASES):
         for i in range(PHASES):
-            bank[j, i] = _bin(light, j, i, side)
-    bank /= bank[0, 0].sum(dtype=np.float64)
-    area_px = float(1.0 / np.sum(bank[0, 0].astype(np.float64) ** 2))
-    return Psf(shape, bank, _envelope(bank[0, 0]), _hills(bank[0, 0]), area_px)
+            stamps[j, i] = _bin(light, j, i, side)
+    stamps /= stamps[0, 0].sum(dtype=np.float64)
+    area_px = float(1.0 / np.sum(stamps[0, 0].astype(np.float64) ** 2))
+    return Psf(
+        shape, stamps, _radial_envelope(stamps[0, 0]), _monotone_stamps(stamps[0, 0]), area_px
+    )
 
 
-def draw_shape(rng: np.random.Generator, fwhm_px: float, kinds: tuple[str, ...]) -> Shape:
+def draw_shape(rng: np.random.Generator, fwhm_px: float, kinds: tuple[str, ...]) -> PsfShape:
     """A random shape: ``moffat``, ``gaussian``, ``winged``, ``airy`` or ``coma``."""
     kind = str(rng.choice(kinds))
     extra: dict[str, Any] = {
@@ -122,7 +124,7 @@ def draw_shape(rng: np.random.Generator, fwhm_px: float, kinds: tuple[str, ...])
             "spikes": int(rng.choice([0, 4, 4, 6])),
             "spike_fraction": float(np.exp(rng.uniform(np.log(0.005), np.log(0.08)))),
         }
-    return Shape(fwhm_px=fwhm_px, **extra)
+    return PsfShape(fwhm_px=fwhm_px, **extra)
 
 
 def _fine_axis(side: int) -> Doubles:
@@ -141,7 +143,7 @@ def _bin(light: Doubles, j: int, i: int, side: int) -> Doubles:
     return np.roll(summed, (down, right), axis=(0, 1)) if down or right else summed
 
 
-def _light(shape: Shape, y: Doubles, x: Doubles) -> Doubles:
+def _surface_brightness(shape: PsfShape, y: Doubles, x: Doubles) -> Doubles:
     cos, sin = np.cos(shape.angle), np.sin(shape.angle)
     major, minor = x * cos + y * sin, (y * cos - x * sin) / shape.axis_ratio
     radius = np.hypot(major, minor)
@@ -154,12 +156,12 @@ def _light(shape: Shape, y: Doubles, x: Doubles) -> Doubles:
         wing = _moffat(radius, shape.fwhm_px * shape.wing_ratio, 2.0)
         total = (1 - shape.wing_fraction) * total + shape.wing_fraction * wing / wing.sum()
     if shape.spikes > 0:
-        spikes = _spikes(shape, y, x)
+        spikes = _diffraction_spikes(shape, y, x)
         total = (1 - shape.spike_fraction) * total + shape.spike_fraction * spikes / spikes.sum()
     return np.asarray(total * _taper(np.hypot(y, x)), np.float64)
 
 
-def _core(shape: Shape, radius: Doubles) -> Doubles:
+def _core(shape: PsfShape, radius: Doubles) -> Doubles:
     if shape.obscuration >= 0:
         return _airy(radius, shape.fwhm_px, shape.obscuration)
     if shape.beta > 50:
@@ -182,7 +184,7 @@ def _airy(radius: Doubles, fwhm_px: float, obscuration: float) -> Doubles:
     return np.asarray(np.interp(radius, axis, pattern), np.float64)
 
 
-def _spikes(shape: Shape, y: Doubles, x: Doubles) -> Doubles:
+def _diffraction_spikes(shape: PsfShape, y: Doubles, x: Doubles) -> Doubles:
     total = np.zeros(np.broadcast(y, x).shape)
     for arm in range(shape.spikes // 2):
         angle = shape.angle + 2 * np.pi * arm / shape.spikes
@@ -199,7 +201,7 @@ def _taper(radius: Doubles) -> Doubles:
     return np.asarray(inside * inside * (3 - 2 * inside), np.float64)
 
 
-def _envelope(image: Floats) -> Floats:
+def _radial_envelope(image: Floats) -> Floats:
     half = image.shape[0] // 2
     y, x = np.indices(image.shape) - half
     ring = np.minimum(np.hypot(y, x).astype(np.int64), half)
@@ -208,22 +210,22 @@ def _envelope(image: Floats) -> Floats:
     return np.maximum.accumulate(largest[::-1])[::-1].copy()
 
 
-def _hills(image: Floats) -> Floats:
+def _monotone_stamps(image: Floats) -> Floats:
     half = image.shape[0] // 2
     y, x = np.indices(image.shape, np.float32) - np.float32(half)
     ring = np.rint(np.hypot(y, x)).astype(np.int64).ravel()
     mean = np.bincount(ring, image.ravel())[: half + 1] / np.bincount(ring)[: half + 1]
     # A slight slope, so that the gap inside a ring is no plateau.
     falling = np.maximum.accumulate(mean[::-1])[::-1] * np.linspace(1.0, 0.9, half + 1)
-    hills = np.empty((PHASES, PHASES, *image.shape), np.float32)
+    monotone_stamps = np.empty((PHASES, PHASES, *image.shape), np.float32)
     for j in range(PHASES):
         for i in range(PHASES):
             radius = np.hypot(y - np.float32(j / PHASES), x - np.float32(i / PHASES))
-            hills[j, i] = np.interp(radius, np.arange(half + 1), falling)
-    return hills
+            monotone_stamps[j, i] = np.interp(radius, np.arange(half + 1), falling)
+    return monotone_stamps
 
 
-def _transfer(image: Floats, size: int) -> NDArray[np.complex64]:
+def _transfer_function(image: Floats, size: int) -> NDArray[np.complex64]:
     half = image.shape[0] // 2
     inner = min(size // 2 - 1, half)
     kernel = np.zeros((size, size), np.float32)

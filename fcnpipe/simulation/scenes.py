@@ -16,9 +16,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.simulation.profiles import Arms, Component, draw_stamp, extent_px, stamp_size
+from fcnpipe.simulation.profiles import (
+    DiskStructure,
+    SersicComponent,
+    draw_stamp,
+    extent_px,
+    stamp_size,
+)
 from fcnpipe.simulation.psfs import PHASES, RADIUS_PX, Psf, bin_psf, draw_shape
-from fcnpipe.simulation.skies import Sky, add_sky, compress
+from fcnpipe.simulation.skies import SkySpec, add_sky, asinh_stretch
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -26,7 +32,7 @@ Labels = NDArray[np.int32]
 Range = tuple[float, float]
 
 STAR, GALAXY, STRUCTURED, CENTRAL = 0, 1, 2, 3
-FAINT = 0.03
+STAMP_LEVEL = 0.03
 """Level at which a stamp ends, in units of the sky noise."""
 
 TABLE = np.dtype(
@@ -68,20 +74,20 @@ class SceneSpec:
     """Least and greatest half-light radius of galaxies, px."""
     radius_slope: Range = (0.8, 2.2)
     """Exponent of the size counts dN / dlog r ~ r**-b."""
-    paired: Range = (0.0, 0.4)
+    companion_fraction: Range = (0.0, 0.4)
     """Fraction of the sources that get a companion at 0.7 to 3.5 FWHM."""
-    clustered: float = 0.3
+    clustering_probability: float = 0.3
     """Probability that positions are clustered."""
-    cluster: float = 0.1
+    cluster_probability: float = 0.1
     """Probability of a cluster of galaxies with a central galaxy and a halo."""
-    globular: float = 0.0
+    globular_probability: float = 0.0
     """Probability of a globular cluster."""
-    big: Range = (0.0, 14.0)
+    large_galaxies: Range = (0.0, 14.0)
     """Number of large structured galaxies a scene of 0.4 Mpix."""
-    slim: Range = (0.0, 30.0)
+    edge_on_galaxies: Range = (0.0, 30.0)
     """Number of bright galaxies seen nearly edge-on a scene of 0.4 Mpix."""
-    sky: Sky = field(default_factory=Sky)
-    """Sky, noise and artefacts."""
+    sky: SkySpec = field(default_factory=SkySpec)
+    """SkySpec, noise and artefacts."""
 
 
 _HST = ("airy", "airy", "winged", "moffat")
@@ -97,13 +103,20 @@ KINDS: dict[str, SceneSpec] = {
         galaxies_per_mpix=(30.0, 600.0),
         slope=(0.3, 0.9),
         snr=(2.0, 1e4),
-        paired=(0.0, 0.2),
+        companion_fraction=(0.0, 0.2),
     ),
     "cluster": SceneSpec(
-        name="cluster", cluster=1.0, galaxies_per_mpix=(1000.0, 5000.0), paired=(0.1, 0.5)
+        name="cluster",
+        cluster_probability=1.0,
+        galaxies_per_mpix=(1000.0, 5000.0),
+        companion_fraction=(0.1, 0.5),
     ),
     "globular": SceneSpec(
-        name="globular", globular=1.0, psfs=_ALL, fwhm_px=(2.0, 5.0), galaxies_per_mpix=(10, 300)
+        name="globular",
+        globular_probability=1.0,
+        psfs=_ALL,
+        fwhm_px=(2.0, 5.0),
+        galaxies_per_mpix=(10, 300),
     ),
     "sparse": SceneSpec(
         name="sparse",
@@ -117,13 +130,13 @@ KINDS: dict[str, SceneSpec] = {
         name="empty",
         stars_per_mpix=(0.01, 0.3),
         galaxies_per_mpix=(0.01, 0.3),
-        big=(0, 0),
-        slim=(0, 0),
-        cluster=0.0,
+        large_galaxies=(0, 0),
+        edge_on_galaxies=(0, 0),
+        cluster_probability=0.0,
     ),
     "wide": SceneSpec(name="wide"),
 }
-_WIDE = (
+_WIDE_MIX = (
     ("ground", 0.28),
     ("crowded", 0.26),
     ("cluster", 0.18),
@@ -145,9 +158,9 @@ class Source:
     """Total flux, sky noises."""
     kind: int
     """STAR, GALAXY, STRUCTURED or CENTRAL."""
-    components: tuple[Component, ...] = ()
+    components: tuple[SersicComponent, ...] = ()
     """Profiles; empty for a star."""
-    arms: Arms | None = None
+    structure: DiskStructure | None = None
     """Structure of the first profile."""
 
 
@@ -166,12 +179,12 @@ class Scene:
     label: Labels
     """(h, w) int32, owner of each pixel (row of the table + 1), 0 where no source passes the
     threshold."""
-    first: Floats
+    strongest: Floats
     """(h, w) float32, own light of the strongest source, image units."""
-    second: Floats
+    second_strongest: Floats
     """(h, w) float32, light of the second strongest source, image units."""
-    form: Floats
-    """(h, w) float32, as ``first`` but without arms, clumps, lanes, rings and
+    smooth: Floats
+    """(h, w) float32, as ``first`` but without structure, clumps, lanes, rings and
     spikes: one smooth hill a source."""
     table: NDArray[np.void]
     """(n,) of TABLE: every source drawn, detectable or not; signal-to-noise is that of a matched
@@ -209,16 +222,16 @@ def draw(
         When the kind is unknown.
     """
     rng = np.random.default_rng([seed, 0xFC])
-    spec = _resolve(spec, rng)
+    spec = _resolve_spec(spec, rng)
     psf = bin_psf(draw_shape(rng, _log_uniform(rng, spec.fwhm_px), spec.psfs))
-    return compose(list_sources(spec, shape, psf, rng), psf, shape, spec.sky, rng, truth_sigma)
+    return compose(draw_sources(spec, shape, psf, rng), psf, shape, spec.sky, rng, truth_sigma)
 
 
 def compose(
     sources: list[Source],
     psf: Psf,
     shape: tuple[int, int],
-    sky: Sky,
+    sky: SkySpec,
     rng: np.random.Generator,
     truth_sigma: float = 0.7,
 ) -> Scene:
@@ -227,21 +240,21 @@ def compose(
     owner = np.zeros(shape, np.int32)
     table = np.zeros(len(sources), TABLE)
     for number, source in enumerate(sources):
-        _place(source, psf, (planes, owner), table[number : number + 1], number + 1)
-    exposed = add_sky(planes[0], psf.shape.fwhm_px, sky, rng)
-    owner[planes[1] <= truth_sigma * exposed.relative] = 0
+        _add_source(source, psf, (planes, owner), table[number : number + 1], number + 1)
+    exposure = add_sky(planes[0], psf.shape.fwhm_px, sky, rng)
+    owner[planes[1] <= truth_sigma * exposure.relative_noise] = 0
     table["area"] = np.bincount(owner.ravel(), minlength=len(table) + 1)[1:]
-    light, first, second, form = (compress(plane, exposed.softening) for plane in planes)
-    scale = np.float32(exposed.scale)
+    light, first, second, form = (asinh_stretch(plane, exposure.softening) for plane in planes)
+    scale = np.float32(exposure.scale)
     return Scene(
-        image=exposed.image,
-        bad=exposed.bad,
-        noise=exposed.relative * scale,
+        image=exposure.image,
+        bad=exposure.bad,
+        noise=exposure.relative_noise * scale,
         light=light * scale,
         label=owner,
-        first=first * scale,
-        second=second * scale,
-        form=form * scale,
+        strongest=first * scale,
+        second_strongest=second * scale,
+        smooth=form * scale,
         table=table,
         fwhm_px=psf.shape.fwhm_px,
         truth_sigma=truth_sigma,
@@ -253,35 +266,35 @@ def detectable(table: NDArray[np.void], least_snr: float = 3.0, least_area: int 
     return np.asarray((table["snr"] >= least_snr) & (table["area"] >= least_area), np.bool_)
 
 
-def list_sources(
+def draw_sources(
     spec: SceneSpec, shape: tuple[int, int], psf: Psf, rng: np.random.Generator
 ) -> list[Source]:
     """The sources of a scene of a kind, in random order of brightness."""
     mpix = shape[0] * shape[1] / 1e6
-    places = _Places(shape, rng, rng.random() < spec.clustered)
+    places = _Positions(shape, rng, rng.random() < spec.clustering_probability)
     slope, steep = rng.uniform(*spec.slope), rng.uniform(*spec.radius_slope)
     sources: list[Source] = []
     for _ in range(rng.poisson(_log_uniform(rng, spec.stars_per_mpix) * mpix)):
-        sources.append(_star(places.next(), _power(rng, slope, spec.snr), psf))
+        sources.append(_star(places.next(), _power_law(rng, slope, spec.snr), psf))
     for _ in range(rng.poisson(_log_uniform(rng, spec.galaxies_per_mpix) * mpix)):
-        radius = _power(rng, steep, spec.radius_px)
-        snr = _power(rng, slope, spec.snr) * min(max(1.0, radius / 5.0), 4.0)
+        radius = _power_law(rng, steep, spec.radius_px)
+        snr = _power_law(rng, slope, spec.snr) * min(max(1.0, radius / 5.0), 4.0)
         sources.append(_galaxy(rng, places.next(), snr, radius, psf))
-    for _ in range(rng.poisson(rng.uniform(*spec.big) * mpix / 0.4)):
+    for _ in range(rng.poisson(rng.uniform(*spec.large_galaxies) * mpix / 0.4)):
         radius, snr = _log_uniform(rng, (4.0, 60.0)), _log_uniform(rng, (60.0, 5000.0))
-        sources.append(_structured(rng, places.next(), snr, radius, psf))
-    for _ in range(rng.poisson(rng.uniform(*spec.slim) * mpix / 0.4)):
+        sources.append(_structured_galaxy(rng, places.next(), snr, radius, psf))
+    for _ in range(rng.poisson(rng.uniform(*spec.edge_on_galaxies) * mpix / 0.4)):
         radius, snr = _log_uniform(rng, (2.0, 9.0)), _log_uniform(rng, (20.0, 2000.0))
-        sources.append(_slim(rng, places.next(), snr, radius, psf))
-    if rng.random() < spec.cluster:
-        sources += _cluster(rng, shape, psf)
-    if rng.random() < spec.globular:
-        sources += _globular(rng, shape, psf)
+        sources.append(_edge_on_galaxy(rng, places.next(), snr, radius, psf))
+    if rng.random() < spec.cluster_probability:
+        sources += _galaxy_cluster(rng, shape, psf)
+    if rng.random() < spec.globular_probability:
+        sources += _globular_cluster(rng, shape, psf)
     sources += _satellites(rng, sources, psf)
-    return sources + _companions(rng, sources, rng.uniform(*spec.paired), psf)
+    return sources + _companions(rng, sources, rng.uniform(*spec.companion_fraction), psf)
 
 
-class _Places:
+class _Positions:
     """Positions, uniform or clustered."""
 
     def __init__(self, shape: tuple[int, int], rng: np.random.Generator, clustered: bool) -> None:
@@ -300,14 +313,14 @@ class _Places:
         return float(y), float(x)
 
 
-def _resolve(spec: SceneSpec | str, rng: np.random.Generator) -> SceneSpec:
+def _resolve_spec(spec: SceneSpec | str, rng: np.random.Generator) -> SceneSpec:
     if isinstance(spec, str):
         if spec not in KINDS:
             raise SpecError(f"kind {spec!r}: choose one of {', '.join(KINDS)}")
         spec = KINDS[spec]
     if spec.name != "wide":
         return spec
-    names, weights = zip(*_WIDE, strict=True)
+    names, weights = zip(*_WIDE_MIX, strict=True)
     kind = KINDS[str(rng.choice(names, p=np.array(weights) / sum(weights)))]
     # Any PSF may meet any population.
     return kind if rng.random() < 0.5 else replace(kind, psfs=_ALL, fwhm_px=(2.0, 7.0))
@@ -317,7 +330,7 @@ def _log_uniform(rng: np.random.Generator, ends: Range) -> float:
     return float(np.exp(rng.uniform(np.log(max(ends[0], 1e-6)), np.log(max(ends[1], 1e-6)))))
 
 
-def _power(rng: np.random.Generator, slope: float, ends: Range) -> float:
+def _power_law(rng: np.random.Generator, slope: float, ends: Range) -> float:
     low, high = ends[0] ** -slope, ends[1] ** -slope
     return float((low + (high - low) * rng.random()) ** (-1.0 / slope))
 
@@ -326,7 +339,7 @@ def _star(place: tuple[float, float], snr: float, psf: Psf) -> Source:
     return Source(*place, flux=snr * np.sqrt(psf.area_px), kind=STAR)
 
 
-def _flux(snr: float, radius: float, ratio: float, psf: Psf) -> float:
+def _flux_of_snr(snr: float, radius: float, ratio: float, psf: Psf) -> float:
     # Noise-equivalent area of the convolved profile, near enough to set a flux.
     return float(snr * np.sqrt(psf.area_px + 4 * np.pi * (0.6 * radius) ** 2 * ratio))
 
@@ -335,13 +348,15 @@ def _galaxy(
     rng: np.random.Generator, place: tuple[float, float], snr: float, radius: float, psf: Psf
 ) -> Source:
     ratio, angle = float(np.clip(rng.beta(2.5, 1.5), 0.12, 1.0)), float(rng.uniform(0, np.pi))
-    flux = _flux(snr, radius, ratio, psf)
+    flux = _flux_of_snr(snr, radius, ratio, psf)
     if rng.random() < 0.6:
-        parts = (Component(flux, _log_uniform(rng, (0.5, 6.0)), radius, ratio, angle),)
+        parts = (SersicComponent(flux, _log_uniform(rng, (0.5, 6.0)), radius, ratio, angle),)
         return Source(*place, flux, GALAXY, parts)
     bulge = float(rng.beta(1.2, 2.0))
-    disk = Component(flux * (1 - bulge), float(rng.choice([0.7, 1.0, 1.0])), radius, ratio, angle)
-    centre = Component(
+    disk = SersicComponent(
+        flux * (1 - bulge), float(rng.choice([0.7, 1.0, 1.0])), radius, ratio, angle
+    )
+    centre = SersicComponent(
         flux * bulge,
         rng.uniform(1, 4.5),
         radius * rng.uniform(0.1, 0.5),
@@ -351,11 +366,11 @@ def _galaxy(
     return Source(*place, flux, GALAXY, (disk, centre))
 
 
-def _structured(
+def _structured_galaxy(
     rng: np.random.Generator, place: tuple[float, float], snr: float, radius: float, psf: Psf
 ) -> Source:
     plain = _galaxy(rng, place, snr * radius / 5, radius, psf)
-    arms = Arms(
+    structure = DiskStructure(
         count=int(rng.choice([0, 1, 2, 2, 3, 4])),
         strength=rng.uniform(0.2, 0.95),
         pitch=rng.uniform(0.15, 0.7),
@@ -367,40 +382,42 @@ def _structured(
         seed=int(rng.integers(2**31)),
     )
     first = replace(plain.components[0], index=float(rng.choice([0.7, 1.0, 1.0, 1.4])))
-    return replace(plain, kind=STRUCTURED, components=(first, *plain.components[1:]), arms=arms)
+    return replace(
+        plain, kind=STRUCTURED, components=(first, *plain.components[1:]), structure=structure
+    )
 
 
-def _slim(
+def _edge_on_galaxy(
     rng: np.random.Generator, place: tuple[float, float], snr: float, radius: float, psf: Psf
 ) -> Source:
     """A disk seen nearly edge-on: a bar of even light, which is still one source."""
     ratio, angle = float(rng.uniform(0.1, 0.5)), float(rng.uniform(0, np.pi))
-    flux = _flux(snr, radius, ratio, psf)
-    disk = Component(flux, float(rng.choice([0.5, 0.5, 0.7, 1.0])), radius, ratio, angle)
+    flux = _flux_of_snr(snr, radius, ratio, psf)
+    disk = SersicComponent(flux, float(rng.choice([0.5, 0.5, 0.7, 1.0])), radius, ratio, angle)
     if rng.random() < 0.4:
         return Source(*place, flux, GALAXY, (disk,))
-    arms = Arms(
+    structure = DiskStructure(
         count=0,
         clumps=float(rng.uniform(0.05, 0.4)),
         grain=_log_uniform(rng, (0.15, 0.5)),
         lane=float(rng.choice([0.0, 0.0, rng.uniform(0.1, 0.5)])),
         seed=int(rng.integers(2**31)),
     )
-    return Source(*place, flux, STRUCTURED, (disk,), arms)
+    return Source(*place, flux, STRUCTURED, (disk,), structure)
 
 
-def _cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list[Source]:
+def _galaxy_cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list[Source]:
     heart = rng.uniform(0.15, 0.85, 2) * shape
     radius, ratio, angle = (
         _log_uniform(rng, (6.0, 30.0)),
         rng.uniform(0.5, 1.0),
         rng.uniform(0, np.pi),
     )
-    flux = _flux(_log_uniform(rng, (200.0, 3000.0)) * radius / 6, radius, ratio, psf)
+    flux = _flux_of_snr(_log_uniform(rng, (200.0, 3000.0)) * radius / 6, radius, ratio, psf)
     halo = flux * rng.uniform(0.0, 0.6)
     central = (
-        Component(flux, rng.uniform(1.5, 5), radius, ratio, angle),
-        Component(halo, rng.uniform(0.7, 1.5), radius * rng.uniform(2, 4), ratio, angle),
+        SersicComponent(flux, rng.uniform(1.5, 5), radius, ratio, angle),
+        SersicComponent(halo, rng.uniform(0.7, 1.5), radius * rng.uniform(2, 4), ratio, angle),
     )
     members = [Source(float(heart[0]), float(heart[1]), flux + halo, CENTRAL, central)]
     core = _log_uniform(rng, (15.0, 150.0))
@@ -408,14 +425,14 @@ def _cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list
         away = core * np.sqrt(rng.random() ** -rng.uniform(0.8, 1.3) - 1)
         turn = rng.uniform(0, 2 * np.pi)
         place = (heart[0] + away * np.sin(turn), heart[1] + away * np.cos(turn))
-        size = _power(rng, 1.2, (0.6, 20.0))
+        size = _power_law(rng, 1.2, (0.6, 20.0))
         members.append(
-            _galaxy(rng, place, _power(rng, 0.6, (4.0, 5000.0)) * max(1, size / 4), size, psf)
+            _galaxy(rng, place, _power_law(rng, 0.6, (4.0, 5000.0)) * max(1, size / 4), size, psf)
         )
     return [m for m in members if -60 < m.y < shape[0] + 60 and -60 < m.x < shape[1] + 60]
 
 
-def _globular(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list[Source]:
+def _globular_cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list[Source]:
     heart = rng.uniform(0.1, 0.9, 2) * shape
     core, slope = _log_uniform(rng, (15.0, 200.0)), rng.uniform(0.3, 0.9)
     count = int(_log_uniform(rng, (300.0, 6000.0)) * shape[0] * shape[1] / 4.1e5)
@@ -425,7 +442,7 @@ def _globular(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> lis
     inside = (y > -8) & (y < shape[0] + 8) & (x > -8) & (x < shape[1] + 8)
     top = _log_uniform(rng, (300.0, 3e4))
     return [
-        _star((float(a), float(b)), _power(rng, slope, (2.0, top)), psf)
+        _star((float(a), float(b)), _power_law(rng, slope, (2.0, top)), psf)
         for a, b in zip(y[inside], x[inside], strict=True)
     ]
 
@@ -435,7 +452,7 @@ def _satellites(rng: np.random.Generator, sources: list[Source], psf: Psf) -> li
     for host in [
         s
         for s in sources
-        if s.components and s.flux > _flux(400, s.components[0].radius_px, 0.7, psf)
+        if s.components and s.flux > _flux_of_snr(400, s.components[0].radius_px, 0.7, psf)
     ]:
         if rng.random() < 0.5:
             continue
@@ -469,43 +486,45 @@ def _companions(
 _Canvas = tuple[list[Floats], Labels]
 
 
-def _place(source: Source, psf: Psf, canvas: _Canvas, row: NDArray[np.void], number: int) -> None:
+def _add_source(
+    source: Source, psf: Psf, canvas: _Canvas, row: NDArray[np.void], number: int
+) -> None:
     y, x = round(source.y * PHASES) / PHASES, round(source.x * PHASES) / PHASES
     base_y, base_x = int(np.floor(y)), int(np.floor(x))
-    stamp, half = _stamp(source, psf, (y - base_y, x - base_x))
+    stamp, half = _draw_source(source, psf, (y - base_y, x - base_x))
     smooth = stamp
-    if source.arms is not None:
-        smooth, _ = _stamp(replace(source, arms=None), psf, (y - base_y, x - base_x))
+    if source.structure is not None:
+        smooth, _ = _draw_source(replace(source, structure=None), psf, (y - base_y, x - base_x))
     elif not source.components:
-        smooth = _cut(psf.hills, source.flux, (y - base_y, x - base_x), half)
+        smooth = _cut_psf(psf.monotone_stamps, source.flux, (y - base_y, x - base_x), half)
     (light, first, second, form), owner = canvas
     corner = (base_y - half, base_x - half)
-    sums = _paste(stamp, smooth, corner, (light, first, second, form, owner), number)
+    sums = _add_stamp(stamp, smooth, corner, (light, first, second, form, owner), number)
     total, squares, peak, peak_y, peak_x = sums
     row["y"], row["x"], row["flux"], row["kind"] = y, x, source.flux, source.kind
     row["snr"], row["peak"], row["peak_y"], row["peak_x"] = np.sqrt(squares), peak, peak_y, peak_x
     row["crest"] = smooth.max()
-    row["r50"] = _half_light(stamp, half, total)
+    row["r50"] = _half_light_radius(stamp, half, total)
 
 
-def _stamp(source: Source, psf: Psf, phase: tuple[float, float]) -> tuple[Floats, int]:
+def _draw_source(source: Source, psf: Psf, phase: tuple[float, float]) -> tuple[Floats, int]:
     if not source.components:
-        radius = psf.radius_px(source.flux, FAINT)
-        return _cut(psf.bank, source.flux, phase, radius), radius
-    extent = max(extent_px(c, FAINT) for c in source.components)
-    wings = psf.radius_px(source.flux, FAINT) if extent < RADIUS_PX else 0
+        radius = psf.radius_px(source.flux, STAMP_LEVEL)
+        return _cut_psf(psf.stamps, source.flux, phase, radius), radius
+    extent = max(extent_px(c, STAMP_LEVEL) for c in source.components)
+    wings = psf.radius_px(source.flux, STAMP_LEVEL) if extent < RADIUS_PX else 0
     size = stamp_size(max(extent, wings))
-    return draw_stamp(source.components, psf, phase, size, source.arms), size // 2
+    return draw_stamp(source.components, psf, phase, size, source.structure), size // 2
 
 
-def _cut(bank: Floats, flux: float, phase: tuple[float, float], radius: int) -> Floats:
+def _cut_psf(bank: Floats, flux: float, phase: tuple[float, float], radius: int) -> Floats:
     stamp = bank[round(phase[0] * PHASES), round(phase[1] * PHASES)]
     inner = slice(RADIUS_PX - radius, RADIUS_PX + radius + 1)
     return np.asarray(stamp[inner, inner] * np.float32(flux), np.float32)
 
 
-def _half_light(stamp: Floats, half: int, total: float) -> float:
-    rings = _rings(stamp, half)
+def _half_light_radius(stamp: Floats, half: int, total: float) -> float:
+    rings = _ring_sums(stamp, half)
     if total <= 0 or rings.sum() <= 0:
         return 0.0
     grown = np.cumsum(rings) / rings.sum()
@@ -513,7 +532,7 @@ def _half_light(stamp: Floats, half: int, total: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _rings(stamp, half):  # type: ignore[no-untyped-def]
+def _ring_sums(stamp, half):  # type: ignore[no-untyped-def]
     sums = np.zeros(half + 2, np.float64)
     for j in range(stamp.shape[0]):
         for i in range(stamp.shape[1]):
@@ -524,7 +543,7 @@ def _rings(stamp, half):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _paste(stamp, smooth, corner, planes, number):  # type: ignore[no-untyped-def]
+def _add_stamp(stamp, smooth, corner, planes, number):  # type: ignore[no-untyped-def]
     light, first, second, form, owner = planes
     total, squares, peak, peak_y, peak_x = 0.0, 0.0, -1.0, -1, -1
     height, width = light.shape
@@ -559,5 +578,5 @@ __all__ = [
     "compose",
     "detectable",
     "draw",
-    "list_sources",
+    "draw_sources",
 ]

@@ -15,7 +15,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Sky:
+class SkySpec:
     """Probabilities of what a sky and a detector add to the light of the sources."""
 
     gradient: float = 0.5
@@ -39,47 +39,47 @@ class Sky:
 
 
 @dataclass(frozen=True)
-class Exposed:
-    """An exposed image."""
+class Exposure:
+    """An exposure image."""
 
     image: Floats
     """(h, w) float32, image units; NaN where lost."""
     bad: Bools
     """(h, w) bool, flagged pixels."""
-    relative: Floats
-    """(h, w) float32, rms of the sky noise relative to its usual level."""
+    relative_noise: Floats
+    """(h, w) float32, rms of the sky noise relative_noise to its usual level."""
     scale: float
     """Image units of one usual sky noise."""
     softening: float
     """Sky noises from which on light is compressed, see `compress`; infinite: not at all."""
 
 
-def add_sky(light: Floats, fwhm_px: float, sky: Sky, rng: np.random.Generator) -> Exposed:
+def add_sky(light: Floats, fwhm_px: float, sky: SkySpec, rng: np.random.Generator) -> Exposure:
     """What a detector records of the light of the sources, (h, w) float32 in sky noises."""
     shape = light.shape
-    relative = _unevenness(shape, sky, rng)
+    relative_noise = _draw_noise_levels(shape, sky, rng)
     gain = np.float32(np.exp(rng.uniform(np.log(2.0), np.log(500.0))))
-    noise = relative * np.sqrt(1 + np.maximum(light, 0) / gain)
-    image = light + _glow(shape, sky, rng) + noise * _noise(shape, sky, rng)
-    _add_streaks(image, fwhm_px, sky, rng)
+    noise = relative_noise * np.sqrt(1 + np.maximum(light, 0) / gain)
+    image = light + _draw_background(shape, sky, rng) + noise * _draw_noise(shape, sky, rng)
+    _add_cosmics_and_trails(image, fwhm_px, sky, rng)
     softening = np.inf
     if rng.random() < sky.picture:
         softening = float(rng.choice([np.inf, np.exp(rng.uniform(np.log(1.5), np.log(30.0)))]))
-        image = _publish(compress(image, softening), rng)
-    bad = _spoil(image, sky, rng)
+        image = _quantise_grey(asinh_stretch(image, softening), rng)
+    bad = _add_defects(image, sky, rng)
     scale = float(np.exp(rng.uniform(np.log(1e-2), np.log(1e2))))
     image = (image + rng.uniform(-50, 500)) * np.float32(scale)
-    return Exposed(image.astype(np.float32), bad, relative, scale, softening)
+    return Exposure(image.astype(np.float32), bad, relative_noise, scale, softening)
 
 
-def compress(light: Floats, softening: float) -> Floats:
+def asinh_stretch(light: Floats, softening: float) -> Floats:
     """Light as a published picture shows it: linear when faint, logarithmic above a softening."""
     if np.isinf(softening):
         return light
     return np.asarray(softening * np.arcsinh(light / np.float32(softening)), np.float32)
 
 
-def _noise(shape: tuple[int, ...], sky: Sky, rng: np.random.Generator) -> Floats:
+def _draw_noise(shape: tuple[int, ...], sky: SkySpec, rng: np.random.Generator) -> Floats:
     white = rng.standard_normal(shape, dtype=np.float32)
     if rng.random() > sky.correlated:
         return white
@@ -90,18 +90,18 @@ def _noise(shape: tuple[int, ...], sky: Sky, rng: np.random.Generator) -> Floats
     return np.asarray(mixed / mixed.std(), np.float32)
 
 
-def _unevenness(shape: tuple[int, ...], sky: Sky, rng: np.random.Generator) -> Floats:
-    relative = np.ones(shape, np.float32)
+def _draw_noise_levels(shape: tuple[int, ...], sky: SkySpec, rng: np.random.Generator) -> Floats:
+    relative_noise = np.ones(shape, np.float32)
     if rng.random() < sky.uneven:
         for _ in range(int(rng.integers(1, 4))):
             axis, place = int(rng.integers(2)), rng.random()
             cut = int(place * shape[axis])
-            part = relative[cut:] if axis == 0 else relative[:, cut:]
+            part = relative_noise[cut:] if axis == 0 else relative_noise[:, cut:]
             part *= rng.uniform(0.75, 1.4)
-    return relative
+    return relative_noise
 
 
-def _glow(shape: tuple[int, ...], sky: Sky, rng: np.random.Generator) -> Floats:
+def _draw_background(shape: tuple[int, ...], sky: SkySpec, rng: np.random.Generator) -> Floats:
     glow = np.zeros(shape, np.float32)
     y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
     if rng.random() < sky.gradient:
@@ -109,11 +109,11 @@ def _glow(shape: tuple[int, ...], sky: Sky, rng: np.random.Generator) -> Floats:
         a, b, c, d, e = rng.standard_normal(5).astype(np.float32) * np.float32(size)
         glow += a * y + b * x + 0.5 * (c * y * y + d * x * x + e * x * y)
     if rng.random() < sky.nebula:
-        glow += _cirrus(shape, rng)
+        glow += _draw_cirrus(shape, rng)
     return glow
 
 
-def _cirrus(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
+def _draw_cirrus(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
     white = fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
     k = np.hypot(fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None, :])
     k[0, 0] = np.inf
@@ -123,17 +123,19 @@ def _cirrus(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
     return np.asarray(field, np.float32)
 
 
-def _add_streaks(image: Floats, fwhm_px: float, sky: Sky, rng: np.random.Generator) -> None:
+def _add_cosmics_and_trails(
+    image: Floats, fwhm_px: float, sky: SkySpec, rng: np.random.Generator
+) -> None:
     mpix = image.size / 1e6
     if rng.random() < sky.cosmic:
         for _ in range(rng.poisson(np.exp(rng.uniform(np.log(10), np.log(1000))) * mpix)):
-            _strike(image, rng)
+            _add_cosmic_ray(image, rng)
     if rng.random() < sky.trail:
         for _ in range(int(rng.integers(1, 3))):
-            _trail(image, fwhm_px, rng)
+            _add_trail(image, fwhm_px, rng)
 
 
-def _strike(image: Floats, rng: np.random.Generator) -> None:
+def _add_cosmic_ray(image: Floats, rng: np.random.Generator) -> None:
     length = 1 if rng.random() < 0.4 else 1 + int(rng.exponential(5.0))
     power = np.float32(np.exp(rng.uniform(np.log(6.0), np.log(2000.0))))
     y, x = rng.uniform((0, 0), image.shape)
@@ -146,7 +148,7 @@ def _strike(image: Floats, rng: np.random.Generator) -> None:
         y, x = y + np.sin(turn), x + np.cos(turn)
 
 
-def _trail(image: Floats, fwhm_px: float, rng: np.random.Generator) -> None:
+def _add_trail(image: Floats, fwhm_px: float, rng: np.random.Generator) -> None:
     turn = rng.uniform(0, np.pi)
     centre = rng.uniform((0, 0), image.shape)
     y, x = np.ogrid[: image.shape[0], : image.shape[1]]
@@ -156,16 +158,16 @@ def _trail(image: Floats, fwhm_px: float, rng: np.random.Generator) -> None:
     image += (power * np.exp(-0.5 * (across / width) ** 2)).astype(np.float32)
 
 
-def _publish(image: Floats, rng: np.random.Generator) -> Floats:
+def _quantise_grey(image: Floats, rng: np.random.Generator) -> Floats:
     floor, step = rng.uniform(-3.5, 1.0), rng.uniform(0.1, 1.0)
     white = rng.choice([np.inf, np.exp(rng.uniform(np.log(15.0), np.log(250.0)))])
     if rng.random() < 0.6:
-        return _photograph(image, floor, min(white, floor + 255 * step), rng)
+        return _jpeg_round_trip(image, floor, min(white, floor + 255 * step), rng)
     grey = np.rint((np.clip(image, floor, white) - floor) / step)
     return np.asarray(floor + step * grey, np.float32)
 
 
-def _photograph(image: Floats, floor: float, white: float, rng: np.random.Generator) -> Floats:
+def _jpeg_round_trip(image: Floats, floor: float, white: float, rng: np.random.Generator) -> Floats:
     """The image after a JPEG file, whose blocks of 8 px ring around what is bright."""
     step = (white - floor) / 255
     grey = np.rint((np.clip(image, floor, white) - floor) / step).astype(np.uint8)
@@ -174,7 +176,7 @@ def _photograph(image: Floats, floor: float, white: float, rng: np.random.Genera
     return np.asarray(floor + step * np.asarray(Image.open(file), np.float32), np.float32)
 
 
-def _spoil(image: Floats, sky: Sky, rng: np.random.Generator) -> Bools:
+def _add_defects(image: Floats, sky: SkySpec, rng: np.random.Generator) -> Bools:
     bad = np.zeros(image.shape, np.bool_)
     if rng.random() < sky.saturated:
         _saturate(image, bad, rng)
@@ -198,13 +200,13 @@ def _saturate(image: Floats, bad: Bools, rng: np.random.Generator) -> None:
     image[over] = level
     if rng.random() < 0.6:
         if rng.random() < 0.5:
-            over |= _bleed(over, rng)
+            over |= _draw_bleed_trails(over, rng)
         bad |= over
         if rng.random() < 0.5:
             image[over] = np.nan
 
 
-def _bleed(over: Bools, rng: np.random.Generator) -> Bools:
+def _draw_bleed_trails(over: Bools, rng: np.random.Generator) -> Bools:
     bled = np.zeros_like(over)
     regions, count = ndimage.label(over)
     for box in ndimage.find_objects(regions)[:200] if count else []:

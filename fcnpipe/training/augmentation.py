@@ -1,7 +1,7 @@
-"""Crops of image and answer that differ each time: turned, mirrored, bent, and seen in other light.
+"""Crops of image and truth that differ each time: turned, mirrored, bent, and seen in other light.
 
-What moves, moves image and answer alike; what changes the light changes the image alone, except
-that an answer in units of the noise follows when the noise does. Skies keep their photometry: they
+What moves, moves image and truth alike; what changes the light changes the image alone, except
+that an truth in units of the noise follows when the noise does. Skies keep their photometry: they
 are blurred without loss of flux and get more noise, but no other contrast.
 """
 
@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from fcnpipe.training.labelled_images import Pair
+from fcnpipe.training.labelled_images import LabelledImage
 
 Floats = NDArray[np.float32]
 NODES = 3
@@ -24,7 +24,7 @@ NODES = 3
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augmentation:
     """How much the crops differ from the images."""
 
     symmetries: bool = True
@@ -45,12 +45,12 @@ class Augment:
     """Part of the crops for which the rarer of two places is taken."""
 
 
-NONE = Augment(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NO_AUGMENTATION = Augmentation(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Crops as they are."""
 
 
 @dataclass(frozen=True)
-class Frame:
+class CropGeometry:
     """Where crops are cut."""
 
     side: int
@@ -61,57 +61,72 @@ class Frame:
     """Whether the images are in units of their noise, and their flux counts."""
 
     @property
-    def full(self) -> int:
+    def full_side(self) -> int:
         """Side of the crop with its margin, px."""
         return self.side + 2 * self.margin
 
 
-def cut_crop(pairs: list[Pair], frame: Frame, augment: Augment, rng: np.random.Generator) -> Pair:
+def cut_crop(
+    pairs: list[LabelledImage],
+    geometry: CropGeometry,
+    augment: Augmentation,
+    rng: np.random.Generator,
+) -> LabelledImage:
     """A crop with its margin, of a pair at random, changed at random."""
-    pair, corner = _choose_place(pairs, frame, augment, rng)
+    pair, corner = _choose_crop(pairs, geometry, augment, rng)
     bent = augment.elastic_px > 0 and rng.random() < augment.elastic_part
-    move = draw_displacement(frame.full, augment.elastic_px, rng) if bent else None
-    x, answer = take(pair.x, corner, frame.full, move), take(pair.answer, corner, frame.full, move)
-    weight = None if pair.weight is None else take(pair.weight, corner, frame.full, move)
+    displacement = draw_displacement(geometry.full_side, augment.elastic_px, rng) if bent else None
+    x, truth = (
+        sample_square(pair.x, corner, geometry.full_side, displacement),
+        sample_square(pair.truth, corner, geometry.full_side, displacement),
+    )
+    weight = (
+        None
+        if pair.weight is None
+        else sample_square(pair.weight, corner, geometry.full_side, displacement)
+    )
     if augment.symmetries:
         number = int(rng.integers(8))
-        x, answer = turn(x, number), turn(answer, number)
-        weight = None if weight is None else turn(weight, number)
+        x, truth = apply_symmetry(x, number), apply_symmetry(truth, number)
+        weight = None if weight is None else apply_symmetry(weight, number)
     if weight is not None:
         weight = np.maximum(weight, 0)  # bent weights can swing below
-    if frame.photometric:
-        return Pair(*degrade(x, answer, augment, rng), weight=weight)
-    return Pair(relight(x, augment, rng), answer, weight=weight)
+    if geometry.photometric:
+        return LabelledImage(*degrade_sky(x, truth, augment, rng), weight=weight)
+    return LabelledImage(vary_intensity(x, augment, rng), truth, weight=weight)
 
 
-def _choose_place(
-    pairs: list[Pair], frame: Frame, augment: Augment, rng: np.random.Generator
-) -> tuple[Pair, tuple[int, int]]:
-    options = [_draw_place(pairs, frame, rng) for _ in range(2)]
-    interest = [_interest(*option, frame) for option in options]
+def _choose_crop(
+    pairs: list[LabelledImage],
+    geometry: CropGeometry,
+    augment: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[LabelledImage, tuple[int, int]]:
+    options = [_draw_corner(pairs, geometry, rng) for _ in range(2)]
+    interest = [_mean_rarity(*option, geometry) for option in options]
     wanted = rng.random() < augment.balance and interest[1] > interest[0]
     return options[1] if wanted else options[0]
 
 
-def _draw_place(
-    pairs: list[Pair], frame: Frame, rng: np.random.Generator
-) -> tuple[Pair, tuple[int, int]]:
+def _draw_corner(
+    pairs: list[LabelledImage], geometry: CropGeometry, rng: np.random.Generator
+) -> tuple[LabelledImage, tuple[int, int]]:
     pair = pairs[int(rng.integers(len(pairs)))]
-    y, x = rng.integers(0, np.array(pair.x.shape[1:]) - frame.side + 1)
-    return pair, (int(y) - frame.margin, int(x) - frame.margin)
+    y, x = rng.integers(0, np.array(pair.x.shape[1:]) - geometry.side + 1)
+    return pair, (int(y) - geometry.margin, int(x) - geometry.margin)
 
 
-def _interest(pair: Pair, corner: tuple[int, int], frame: Frame) -> float:
+def _mean_rarity(pair: LabelledImage, corner: tuple[int, int], geometry: CropGeometry) -> float:
     if pair.rarity is None:
         return 0.0
-    y, x = corner[0] + frame.margin, corner[1] + frame.margin
-    return float(pair.rarity[y : y + frame.side : 4, x : x + frame.side : 4].mean())
+    y, x = corner[0] + geometry.margin, corner[1] + geometry.margin
+    return float(pair.rarity[y : y + geometry.side : 4, x : x + geometry.side : 4].mean())
 
 
 # --- what moves -----------------------------------------------------------------------------------
 
 
-def turn(array: Any, number: int) -> Any:
+def apply_symmetry(array: Any, number: int) -> Any:
     """One of the 8 symmetries of the square, of the last two axes; 0 leaves all as it is."""
     turned = np.rot90(array, number % 4, (-2, -1))
     return np.ascontiguousarray(turned[..., ::-1] if number >= 4 else turned)
@@ -122,26 +137,28 @@ def draw_displacement(side: int, sigma_px: float, rng: np.random.Generator) -> F
 
     Independent Gaussian displacements of 3 x 3 nodes, bicubic in between.
     """
-    rows = _cubic_rows(side)
+    rows = _cubic_matrix(side)
     nodes = rng.normal(0, sigma_px, (2, NODES, NODES))
     return np.asarray(rows @ nodes @ rows.T, np.float32)
 
 
-def _cubic_rows(side: int) -> NDArray[np.float64]:
+def _cubic_matrix(side: int) -> NDArray[np.float64]:
     """(side, NODES): what each node adds to each pixel, by cubic convolution with held ends."""
     place = np.linspace(0, NODES - 1, side)
     rows = np.zeros((side, NODES))
     for node in range(-2, NODES + 2):
-        rows[:, min(max(node, 0), NODES - 1)] += _cubic(np.abs(place - node))
+        rows[:, min(max(node, 0), NODES - 1)] += _cubic_kernel(np.abs(place - node))
     return rows
 
 
-def _cubic(d: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cubic_kernel(d: NDArray[np.float64]) -> NDArray[np.float64]:
     near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def take(array: Any, corner: tuple[int, int], side: int, move: Floats | None = None) -> Any:
+def sample_square(
+    array: Any, corner: tuple[int, int], side: int, displacement: Floats | None = None
+) -> Any:
     """A square of the last two axes, mirrored where it leaves the image.
 
     Parameters
@@ -152,10 +169,10 @@ def take(array: Any, corner: tuple[int, int], side: int, move: Floats | None = N
         First pixel, which may lie outside.
     side
         Side of the square, px.
-    move
+    displacement
         (2, side, side) px: where each pixel is taken from, beyond its own place.
     """
-    if move is None:
+    if displacement is None:
         y, x = (
             _mirror(np.arange(c, c + side), n)
             for c, n in zip(corner, array.shape[-2:], strict=True)
@@ -163,7 +180,7 @@ def take(array: Any, corner: tuple[int, int], side: int, move: Floats | None = N
         return array[..., y[:, None], x]
     planes = array.reshape(-1, *array.shape[-2:])
     sample = _sample_labels if np.issubdtype(array.dtype, np.integer) else _sample_cubic
-    out = np.stack([sample(np.ascontiguousarray(plane), *corner, move) for plane in planes])
+    out = np.stack([sample(np.ascontiguousarray(plane), *corner, displacement) for plane in planes])
     return out.reshape(*array.shape[:-2], side, side)
 
 
@@ -177,19 +194,19 @@ def _reflect(i, n):  # type: ignore[no-untyped-def]  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _sample_labels(plane, top, left, move):  # type: ignore[no-untyped-def]  # pragma: no cover
-    side = move.shape[1]
+def _sample_labels(plane, top, left, displacement):  # type: ignore[no-untyped-def]  # pragma: no cover
+    side = displacement.shape[1]
     out = np.empty((side, side), plane.dtype)
     for i in range(side):
         for j in range(side):
-            y = int(np.floor(top + i + move[0, i, j] + 0.5))
-            x = int(np.floor(left + j + move[1, i, j] + 0.5))
+            y = int(np.floor(top + i + displacement[0, i, j] + 0.5))
+            x = int(np.floor(left + j + displacement[1, i, j] + 0.5))
             out[i, j] = plane[_reflect(y, plane.shape[0]), _reflect(x, plane.shape[1])]
     return out
 
 
 @njit(cache=True, nogil=True)
-def _weigh(t, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _cubic_weights(t, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     out[0] = ((-0.5 * t + 1.0) * t - 0.5) * t
     out[1] = (1.5 * t - 2.5) * t * t + 1.0
     out[2] = ((-1.5 * t + 2.0) * t + 0.5) * t
@@ -197,16 +214,16 @@ def _weigh(t, out):  # type: ignore[no-untyped-def]  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _sample_cubic(plane, top, left, move):  # type: ignore[no-untyped-def]  # pragma: no cover
-    side = move.shape[1]
+def _sample_cubic(plane, top, left, displacement):  # type: ignore[no-untyped-def]  # pragma: no cover
+    side = displacement.shape[1]
     out = np.empty((side, side), np.float32)
     wy, wx = np.empty(4), np.empty(4)
     for i in range(side):
         for j in range(side):
-            y, x = top + i + move[0, i, j], left + j + move[1, i, j]
+            y, x = top + i + displacement[0, i, j], left + j + displacement[1, i, j]
             v, u = int(np.floor(y)), int(np.floor(x))
-            _weigh(y - v, wy)
-            _weigh(x - u, wx)
+            _cubic_weights(y - v, wy)
+            _cubic_weights(x - u, wx)
             total = 0.0
             for a in range(4):
                 row = _reflect(v + a - 1, plane.shape[0])
@@ -219,7 +236,7 @@ def _sample_cubic(plane, top, left, move):  # type: ignore[no-untyped-def]  # pr
 # --- what changes the light -----------------------------------------------------------------------
 
 
-def relight(x: Floats, augment: Augment, rng: np.random.Generator) -> Floats:
+def vary_intensity(x: Floats, augment: Augmentation, rng: np.random.Generator) -> Floats:
     """A micrograph in another brightness and contrast, less sharp and noisier."""
     factor = np.exp(rng.normal(0, augment.contrast))
     shift, noise = rng.normal(0, augment.brightness), rng.uniform(0, augment.noise)
@@ -227,8 +244,8 @@ def relight(x: Floats, augment: Augment, rng: np.random.Generator) -> Floats:
     return np.asarray(blurred * factor + shift + rng.normal(0, noise, x.shape), np.float32)
 
 
-def degrade(
-    x: Floats, answer: Any, augment: Augment, rng: np.random.Generator
+def degrade_sky(
+    x: Floats, truth: Any, augment: Augmentation, rng: np.random.Generator
 ) -> tuple[Floats, Any]:
     """A sky seen through worse air, with more noise; both in units of the new noise.
 
@@ -236,7 +253,7 @@ def degrade(
     ----------
     x
         (bands, h, w) float32 in noises of a pixel.
-    answer
+    truth
         Labels, or an image in the same unit.
 
     Notes
@@ -246,10 +263,10 @@ def degrade(
     """
     sigma = rng.uniform(0, augment.blur_px)
     wanted = 1 + rng.uniform(0, augment.noise)
-    added = np.sqrt(wanted**2 - noise_left(sigma) ** 2)
+    added = np.sqrt(wanted**2 - noise_after_blur(sigma) ** 2)
     noisy = blur(x, sigma) + rng.normal(0, added, x.shape)
     unit = np.float32(1 / wanted)
-    return np.asarray(noisy * unit, np.float32), answer * unit if answer.ndim == 3 else answer
+    return np.asarray(noisy * unit, np.float32), truth * unit if truth.ndim == 3 else truth
 
 
 def blur(x: Floats, sigma_px: float) -> Floats:
@@ -259,7 +276,7 @@ def blur(x: Floats, sigma_px: float) -> Floats:
     return np.asarray(gaussian_filter(x, (0, sigma_px, sigma_px), mode="reflect"), np.float32)
 
 
-def noise_left(sigma_px: float) -> float:
+def noise_after_blur(sigma_px: float) -> float:
     """What a blur leaves of white noise: the root of its kernel's squared sum."""
     if sigma_px <= 0:
         return 1.0

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import SpecError
 from fcnpipe.networks.base import Scaling
 from fcnpipe.training import simulated_pairs
-from fcnpipe.training.augmentation import Frame, cut_crop
-from fcnpipe.training.example_stream import Stream, simulate_example
+from fcnpipe.training.augmentation import CropGeometry, cut_crop
+from fcnpipe.training.example_stream import ExampleStream, simulate_example
 from fcnpipe.training.labelled_images import (
-    Pair,
-    Pairs,
-    compress,
+    LabelledImage,
+    PairsSpec,
+    compress_input,
     make_targets,
     measure_scaling,
     read_pairs,
@@ -46,7 +46,7 @@ class Batch:
     """(n, 1, h, w) float32, what each pixel counts; None: all alike."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Gives batches by number."""
 
     scaling: Scaling
@@ -54,20 +54,20 @@ class Source(Protocol):
     validation: list[Batch]
     """What the weights are judged by."""
 
-    def reach_step(self, step: int) -> None:
+    def prepare(self, step: int) -> None:
         """Have ready what the batches of a step are cut from."""
 
     def batch(self, step: int, number: int = 0) -> Batch:
-        """Give the batch of a pass of a step; after ``reach_step(step)``."""
+        """Give the batch of a pass of a step; after ``prepare(step)``."""
 
-    def forget(self, step: int) -> None:
+    def discard_before(self, step: int) -> None:
         """Throw away what only steps before this one need."""
 
     def close(self) -> None:
         """End what runs beside the training."""
 
 
-def open_source(recipe: Recipe, folder: Path, step: int, produce: bool = True) -> Source:
+def open_batch_source(recipe: Recipe, folder: Path, step: int, produce: bool = True) -> BatchSource:
     """The source of a recipe's batches.
 
     Parameters
@@ -82,24 +82,24 @@ def open_source(recipe: Recipe, folder: Path, step: int, produce: bool = True) -
         Whether to simulate, and not to wait for another process that does.
     """
     if recipe.pairs is not None:
-        return PairSource(recipe, recipe.pairs)
-    if recipe.is_drawn:
-        return DrawnSource(recipe)
-    return SceneSource(recipe, folder, step, produce)
+        return LabelledImageSource(recipe, recipe.pairs)
+    if recipe.uses_simulated_pairs:
+        return SimulatedPairSource(recipe)
+    return ScenePoolSource(recipe, folder, step, produce)
 
 
 # --- drawn images ---------------------------------------------------------------------------------
 
 
-class DrawnSource:
+class SimulatedPairSource:
     """Images that are drawn when they are asked for."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.scaling = recipe, simulated_pairs.scaling_of(recipe.kind)
+        self.recipe, self.scaling = recipe, simulated_pairs.input_scaling(recipe.kind)
         numbers = range(recipe.validation)
         self.validation = [self._draw([VALIDATION_SEED * 10_000_000 + k]) for k in numbers]
 
-    def reach_step(self, step: int) -> None:
+    def prepare(self, step: int) -> None:
         """Nothing is kept from step to step."""
 
     def batch(self, step: int, number: int = 0) -> Batch:
@@ -109,7 +109,7 @@ class DrawnSource:
         place = (step * 64 + number) * count
         return self._draw(range(first + place, first + place + count))
 
-    def forget(self, step: int) -> None:
+    def discard_before(self, step: int) -> None:
         """Nothing is kept for a step."""
 
     def close(self) -> None:
@@ -117,7 +117,8 @@ class DrawnSource:
 
     def _draw(self, seeds: Sequence[int]) -> Batch:
         drawings = [
-            simulated_pairs.draw(self.recipe.kind, self.recipe.crop, seed) for seed in seeds
+            simulated_pairs.simulate_pair(self.recipe.kind, self.recipe.crop, seed)
+            for seed in seeds
         ]
         return Batch(
             *(np.stack([getattr(d, n) for d in drawings]) for n in ("x", "targets", "weight"))
@@ -127,7 +128,7 @@ class DrawnSource:
 # --- pairs ----------------------------------------------------------------------------------------
 
 
-class PairSource:
+class LabelledImageSource:
     """Crops of images with labels.
 
     Raises
@@ -136,20 +137,20 @@ class PairSource:
         When a file cannot be read, or is smaller than a crop.
     """
 
-    def __init__(self, recipe: Recipe, pairs: Pairs) -> None:
-        self.recipe, self.spec = recipe, pairs
-        self.scaling = measure_scaling(pairs)
-        self.pairs = read_pairs(pairs, pairs.train, self.scaling)
-        chosen = read_pairs(pairs, pairs.choose, self.scaling)
-        self.validation = [_whole(pair, pairs, self.scaling) for pair in chosen]
-        self.frame = Frame(recipe.crop, pairs.margin, pairs.scaling == "asinh")
-        least = min(min(pair.x.shape[1:]) for pair in self.pairs)
+    def __init__(self, recipe: Recipe, spec: PairsSpec) -> None:
+        self.recipe, self.spec = recipe, spec
+        self.scaling = measure_scaling(spec)
+        self.images = read_pairs(spec, spec.train, self.scaling)
+        chosen = read_pairs(spec, spec.choose, self.scaling)
+        self.validation = [_whole_image(pair, spec, self.scaling) for pair in chosen]
+        self.geometry = CropGeometry(recipe.crop, spec.margin, spec.scaling == "asinh")
+        least = min(min(pair.x.shape[1:]) for pair in self.images)
         if least < recipe.crop:
             raise SpecError(
                 f"crop {recipe.crop} is larger than an image of {least} px: give a smaller crop"
             )
 
-    def reach_step(self, step: int) -> None:
+    def prepare(self, step: int) -> None:
         """Everything is there from the start."""
 
     def batch(self, step: int, number: int = 0) -> Batch:
@@ -159,70 +160,74 @@ class PairSource:
         x, targets, weight = (np.stack(part) for part in zip(*crops, strict=True))
         return Batch(x, targets, weight)
 
-    def forget(self, step: int) -> None:
+    def discard_before(self, step: int) -> None:
         """Nothing is kept for a step."""
 
     def close(self) -> None:
         """Nothing runs beside it."""
 
     def _crop(self, rng: np.random.Generator) -> tuple[Any, ...]:
-        crop = cut_crop(self.pairs, self.frame, self.recipe.augment, rng)
-        inner = slice(self.frame.margin, self.frame.margin + self.frame.side)
+        crop = cut_crop(self.images, self.geometry, self.recipe.augment, rng)
+        inner = slice(self.geometry.margin, self.geometry.margin + self.geometry.side)
         parts = (
-            compress(crop.x, self.scaling),
-            *_ask(crop, self.spec, self.scaling),
+            compress_input(crop.x, self.scaling),
+            *_weighted_targets(crop, self.spec, self.scaling),
         )
         return tuple(part[:, inner, inner] for part in parts)
 
 
-def _whole(pair: Pair, pairs: Pairs, scaling: Scaling) -> Batch:
-    targets, weight = _ask(pair, pairs, scaling)
-    return Batch(compress(pair.x, scaling)[None], targets[None], weight[None])
+def _whole_image(pair: LabelledImage, spec: PairsSpec, scaling: Scaling) -> Batch:
+    targets, weight = _weighted_targets(pair, spec, scaling)
+    return Batch(compress_input(pair.x, scaling)[None], targets[None], weight[None])
 
 
-def _ask(pair: Pair, pairs: Pairs, scaling: Scaling) -> tuple[Floats, Floats]:
+def _weighted_targets(
+    pair: LabelledImage, spec: PairsSpec, scaling: Scaling
+) -> tuple[Floats, Floats]:
     """Give what the network shall say of a pair, and what each pixel of it counts."""
-    targets, known = make_targets(pair.answer, pairs, scaling)
+    targets, known = make_targets(pair.truth, spec, scaling)
     return targets, known if pair.weight is None else known * pair.weight
 
 
 # --- scenes ---------------------------------------------------------------------------------------
 
 
-class SceneSource:
+class ScenePoolSource:
     """Crops of a pool of simulated scenes that is renewed bit by bit."""
 
     scaling = Scaling()
 
     def __init__(self, recipe: Recipe, folder: Path, step: int, produce: bool = True) -> None:
         self.recipe, self._step = recipe, step
-        first, newest = _oldest(recipe, step), _newest(recipe, step)
+        first, newest = _oldest_number(recipe, step), _newest_number(recipe, step)
         arguments = (recipe.kind, recipe.scene_side, recipe.seed)
-        self._stream = Stream(folder / "pool", arguments, first, produce=produce)
-        taken = {n % recipe.pool: self._stream.take(n) for n in range(first, newest + 1)}
+        self._stream = ExampleStream(folder / "pool", arguments, first, produce=produce)
+        taken = {n % recipe.pool: self._stream.wait_for(n) for n in range(first, newest + 1)}
         self.pool = [taken[slot] for slot in range(len(taken))]
         self.validation = list(_list_validation(recipe))
 
-    def reach_step(self, step: int) -> None:
+    def prepare(self, step: int) -> None:
         """Renew the pool up to a step."""
-        for number in range(_newest(self.recipe, self._step) + 1, _newest(self.recipe, step) + 1):
+        for number in range(
+            _newest_number(self.recipe, self._step) + 1, _newest_number(self.recipe, step) + 1
+        ):
             self._renew(number)
         self._step = step
 
     def batch(self, step: int, number: int = 0) -> Batch:
         """Crops of scenes at random, turned and mirrored at random."""
-        return Batch(*cut_batch(self.pool, self.recipe, step, number))
+        return Batch(*draw_batch(self.pool, self.recipe, step, number))
 
-    def forget(self, step: int) -> None:
+    def discard_before(self, step: int) -> None:
         """Delete the scenes that only earlier steps need."""
-        self._stream.forget(_oldest(self.recipe, step))
+        self._stream.discard_before(_oldest_number(self.recipe, step))
 
     def close(self) -> None:
         """End the process that simulates."""
         self._stream.close()
 
     def _renew(self, number: int) -> None:
-        example = self._stream.take(number)
+        example = self._stream.wait_for(number)
         if len(self.pool) < self.recipe.pool:
             self.pool.append(example)
         else:
@@ -237,20 +242,20 @@ def _list_validation(recipe: Recipe) -> Iterator[Batch]:
         yield Batch(example.x.astype(np.float32)[None, None], targets[None])
 
 
-def cut_batch(
+def draw_batch(
     pool: list[Example], recipe: Recipe, step: int, number: int = 0
 ) -> tuple[Floats, Floats]:
     """Input (n, 1, c, c) and targets (n, 3, c, c) of a pass, turned and mirrored at random."""
     # A seed sequence does not see a 0 at its end: the first pass of a step is what it always was.
     rng = np.random.default_rng([recipe.seed, step, 7, number])
-    crops = [_cut(pool, recipe.crop, rng) for _ in range(recipe.batch)]
+    crops = [_draw_crop(pool, recipe.crop, rng) for _ in range(recipe.batch)]
     x = np.stack([c[0] for c in crops]).astype(np.float32)[:, None]
     return x, np.stack([c[1] for c in crops]).astype(np.float32) / np.float32(255)
 
 
-def _cut(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[Any, Any]:
+def _draw_crop(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[Any, Any]:
     # Of two places the one with more centres is taken more often: skies are mostly empty.
-    options = [_window(pool, side, rng) for _ in range(2)]
+    options = [_cut_random_square(pool, side, rng) for _ in range(2)]
     if rng.random() < 0.6:
         options.sort(key=lambda o: int(o[1][1, ::4, ::4].sum(dtype=np.int64)), reverse=True)
     x, targets = options[0]
@@ -259,17 +264,17 @@ def _cut(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[Any,
     return (x[:, ::-1], targets[:, :, ::-1]) if rng.random() < 0.5 else (x, targets)
 
 
-def _window(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[Any, Any]:
+def _cut_random_square(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[Any, Any]:
     example = pool[int(rng.integers(len(pool)))]
     y, x = rng.integers(0, np.array(example.x.shape) - side + 1)
     box = (slice(y, y + side), slice(x, x + side))
     return example.x[box], example.targets[:, box[0], box[1]]
 
 
-def _newest(recipe: Recipe, step: int) -> int:
+def _newest_number(recipe: Recipe, step: int) -> int:
     """Number of the newest example in the pool at a step."""
     return recipe.opening - 1 + int(step * recipe.refresh)
 
 
-def _oldest(recipe: Recipe, step: int) -> int:
-    return max(0, _newest(recipe, step) - recipe.pool + 1)
+def _oldest_number(recipe: Recipe, step: int) -> int:
+    return max(0, _newest_number(recipe, step) - recipe.pool + 1)

@@ -16,12 +16,12 @@ from torch import Tensor, distributed, nn
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class ProcessGroup:
     """Which one of how many processes this is."""
 
     rank: int = 0
     """Number of this process."""
-    count: int = 1
+    world_size: int = 1
     """Number of processes."""
 
     @property
@@ -31,27 +31,27 @@ class Ranks:
 
     def average_gradients(self, network: nn.Module) -> None:
         """Replace the gradients by their mean over the processes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         distributed.all_reduce(flat)
-        flat /= self.count
+        flat /= self.world_size
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def average(self, value: float, device: str) -> float:
         """Give the mean of a number over the processes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=device)
         distributed.all_reduce(total)
-        return float(total) / self.count
+        return float(total) / self.world_size
 
-    def follow(self, value: float, device: str) -> float:
+    def broadcast(self, value: float, device: str) -> float:
         """Give the first process's number to all."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         shared: Tensor = torch.tensor(value, dtype=torch.float64, device=device)
         distributed.broadcast(shared, 0)
@@ -69,17 +69,17 @@ def count_processes() -> int:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def join_process_group(device: str) -> Iterator[ProcessGroup]:
     """Take this process's place among those that torchrun has started; alone without it."""
     count = count_processes()
     if count == 1:
-        yield Ranks()
+        yield ProcessGroup()
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        yield Ranks(distributed.get_rank(), count)
+        yield ProcessGroup(distributed.get_rank(), count)
         distributed.barrier()  # nobody leaves while another still needs the connection
     finally:
         distributed.destroy_process_group()

@@ -28,7 +28,7 @@ def simulate_example(kind: str | SceneSpec, side: int, seed: int, number: int) -
     return make_example(draw(kind, (side, side), seed * 10_000_000 + number))
 
 
-class Stream:
+class ExampleStream:
     """Examples by number, made ahead of time.
 
     Parameters
@@ -64,7 +64,7 @@ class Stream:
         if produce:
             self._process.start()
 
-    def take(self, number: int) -> Example:
+    def wait_for(self, number: int) -> Example:
         """Example of this number; waits until it is there."""
         with self._wanted.get_lock():
             self._wanted.value = number
@@ -76,7 +76,7 @@ class Stream:
         with np.load(path) as stored:
             return Example(stored["x"], stored["targets"])
 
-    def forget(self, number: int) -> None:
+    def discard_before(self, number: int) -> None:
         """Delete every example before this number."""
         for path in self.folder.glob("*.npz"):
             if int(path.stem) < number:

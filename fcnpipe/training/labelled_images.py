@@ -1,7 +1,7 @@
 """Images with their labels: read, scaled as the pipeline scales them, and turned into targets.
 
 ========== ========================================= ==================================================
-task       answer to an image                        outputs
+task       truth to an image                        outputs
 ========== ========================================= ==================================================
 membrane   label image: cells > 0, membranes 0       ``source``: inside a cell; ``relief``: distance to
                                                      the nearest membrane, 1 from ``reach_px`` on
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
-from scipy.ndimage import label as number_pieces
+from scipy.ndimage import label as label_components
 
 from fcnpipe.core.errors import InputError, SpecError
 from fcnpipe.core.geometry import Box
@@ -32,7 +32,7 @@ from fcnpipe.images import Image, open_image
 from fcnpipe.networks.base import Output, Scaling
 from fcnpipe.science.background import estimate_background
 from fcnpipe.science.normalisation import flag_pixels, signal_to_noise
-from fcnpipe.training.shape_losses import weigh_borders
+from fcnpipe.training.shape_losses import compute_border_weights
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int32]
@@ -43,7 +43,7 @@ UNKNOWN = -1
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairsSpec:
     """Where images and their labels are, and what is to be learned of them."""
 
     images: str
@@ -81,7 +81,7 @@ class Pairs:
             raise SpecError(f"scaling {self.scaling!r}: choose linear or asinh")
         if (self.task == "classes") != bool(self.classes):
             raise SpecError("classes: name the labels of task classes, and of no other task")
-        if self.border_peak and not self.is_of_objects:
+        if self.border_peak and not self.has_objects:
             raise SpecError(f"border_peak: task {self.task} has no borders: leave it out")
         if not (self.border_peak >= 0 and self.border_px > 0):
             raise SpecError(
@@ -95,14 +95,14 @@ class Pairs:
             )
 
     @property
-    def is_of_objects(self) -> bool:
+    def has_objects(self) -> bool:
         """Whether the labels are those of cells or other objects."""
         return self.task in ("membrane", "instances")
 
     @property
     def margin(self) -> int:
         """Pixels beyond a crop that its targets depend on."""
-        return int(np.ceil(self.reach_px)) if self.is_of_objects else 0
+        return int(np.ceil(self.reach_px)) if self.has_objects else 0
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -120,12 +120,12 @@ def _class_output(name: str) -> Output:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An image and the answer to it."""
+class LabelledImage:
+    """An image and the truth to it."""
 
     x: Floats
     """(bands, h, w): (value - offset) / scale, or signal-to-noise before the asinh; finite."""
-    answer: Any
+    truth: Any
     """(h, w) int32 labels, or (k, h, w) float32 image in the same unit as x."""
 
     rarity: Floats | None = None
@@ -159,7 +159,7 @@ def parse_numbers(text: str) -> list[int]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_pairs(pairs: Pairs, numbers: str, scaling: Scaling) -> list[Pair]:
+def read_pairs(spec: PairsSpec, numbers: str, scaling: Scaling) -> list[LabelledImage]:
     """The pairs of these numbers.
 
     Raises
@@ -167,31 +167,31 @@ def read_pairs(pairs: Pairs, numbers: str, scaling: Scaling) -> list[Pair]:
     InputError
         When a file cannot be read, a number has none, or image and labels differ in shape.
     """
-    images, labels = _Stack(pairs.images), _Stack(pairs.labels)
+    images, labels = _ImageStack(spec.images), _ImageStack(spec.labels)
     if len(images) != len(labels):
         raise InputError(
-            f"{pairs.images} holds {len(images)} images but {pairs.labels} {len(labels)}: "
+            f"{spec.images} holds {len(images)} images but {spec.labels} {len(labels)}: "
             "give as many labels as images"
         )
-    return [_read_pair(pairs, images, labels, n, scaling) for n in parse_numbers(numbers)]
+    return [_read_pair(spec, images, labels, n, scaling) for n in parse_numbers(numbers)]
 
 
-def measure_scaling(pairs: Pairs) -> Scaling:
+def measure_scaling(spec: PairsSpec) -> Scaling:
     """The scaling of a recipe's images: what it says, or mean and spread of those to train on."""
-    if pairs.scaling == "asinh":
+    if spec.scaling == "asinh":
         return Scaling()
-    if pairs.offset is not None and pairs.scale is not None:
-        return Scaling(kind="linear", offset=pairs.offset, scale=pairs.scale)
-    images = _Stack(pairs.images)
-    values = [images.read(n).astype(np.float64).ravel() for n in parse_numbers(pairs.train)]
+    if spec.offset is not None and spec.scale is not None:
+        return Scaling(kind="linear", offset=spec.offset, scale=spec.scale)
+    images = _ImageStack(spec.images)
+    values = [images.read(n).astype(np.float64).ravel() for n in parse_numbers(spec.train)]
     known = np.concatenate(values)
     known = known[np.isfinite(known)]
-    offset = float(known.mean()) if pairs.offset is None else pairs.offset
-    scale = float(known.std()) if pairs.scale is None else pairs.scale
+    offset = float(known.mean()) if spec.offset is None else spec.offset
+    scale = float(known.std()) if spec.scale is None else spec.scale
     return Scaling(kind="linear", offset=round(offset, 3), scale=round(scale, 3) or 1.0)
 
 
-class _Stack:
+class _ImageStack:
     """The images of a folder, or the planes of a file, by number."""
 
     def __init__(self, name: str) -> None:
@@ -238,51 +238,55 @@ def _is_folder(path: Path) -> bool:
 def _list_files(path: Path) -> list[Path]:
     if not _is_folder(path):
         return [path]
-    found = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=_by_number)
+    found = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=_natural_order)
     if not found:
         raise InputError(f"{path} is empty: name a folder of images")
     return found
 
 
-def _by_number(path: Path) -> list[tuple[int, str]]:
+def _natural_order(path: Path) -> list[tuple[int, str]]:
     """Order in which 2 comes before 10."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _read_pair(pairs: Pairs, images: _Stack, labels: _Stack, number: int, scaling: Scaling) -> Pair:
-    x = np.stack([_measure(plane, scaling) for plane in images.read(number)])
-    answer: Any
-    if pairs.task == "image":
-        answer = np.stack([_measure(plane, scaling) for plane in labels.read(number)])
+def _read_pair(
+    spec: PairsSpec, images: _ImageStack, labels: _ImageStack, number: int, scaling: Scaling
+) -> LabelledImage:
+    x = np.stack([_scale_plane(plane, scaling) for plane in images.read(number)])
+    truth: Any
+    if spec.task == "image":
+        truth = np.stack([_scale_plane(plane, scaling) for plane in labels.read(number)])
     else:
-        answer = labels.read_labels(number)
-    if answer.shape[-2:] != x.shape[-2:]:
+        truth = labels.read_labels(number)
+    if truth.shape[-2:] != x.shape[-2:]:
         raise InputError(
-            f"image {number} is {x.shape[-2:]} px but its labels are {answer.shape[-2:]} px: "
+            f"image {number} is {x.shape[-2:]} px but its labels are {truth.shape[-2:]} px: "
             "give labels of the image's shape"
         )
-    if pairs.task == "image":
-        return Pair(x, answer)
-    rarity = _measure_rarity(answer if pairs.task == "classes" else answer > 0)
-    return Pair(x, answer, rarity, _weigh(answer, pairs) if pairs.border_peak else None)
+    if spec.task == "image":
+        return LabelledImage(x, truth)
+    rarity = _compute_rarity(truth if spec.task == "classes" else truth > 0)
+    return LabelledImage(
+        x, truth, rarity, _border_weights(truth, spec) if spec.border_peak else None
+    )
 
 
-def _weigh(answer: Labels, pairs: Pairs) -> Floats:
+def _border_weights(truth: Labels, spec: PairsSpec) -> Floats:
     """Give the border weights of the whole image: in a crop, a cell could be in two pieces."""
-    cells = np.maximum(answer, 0)
-    if pairs.task == "membrane":
-        cells = number_pieces(cells)[0]
-    return weigh_borders(cells, pairs.border_peak, pairs.border_px)
+    cells = np.maximum(truth, 0)
+    if spec.task == "membrane":
+        cells = label_components(cells)[0]
+    return compute_border_weights(cells, spec.border_peak, spec.border_px)
 
 
-def _measure_rarity(kind: NDArray[Any]) -> Floats:
+def _compute_rarity(kind: NDArray[Any]) -> Floats:
     values, place, counts = np.unique(kind, return_inverse=True, return_counts=True)
     rarity = np.where(values < 0, 0, kind.size / counts / len(values))
     return np.asarray(rarity[place.reshape(kind.shape)], np.float32)
 
 
-def _measure(plane: Floats, scaling: Scaling) -> Floats:
+def _scale_plane(plane: Floats, scaling: Scaling) -> Floats:
     """Give the plane in the unit that the network's input is made from; bad pixels filled."""
     flags = flag_pixels(plane)
     if scaling.kind == "linear":
@@ -293,7 +297,7 @@ def _measure(plane: Floats, scaling: Scaling) -> Floats:
     return signal_to_noise(plane - found.sky(0, 0, plane.shape), noise, flags)
 
 
-def compress(x: Floats, scaling: Scaling) -> Floats:
+def compress_input(x: Floats, scaling: Scaling) -> Floats:
     """The input of the network, of a pair's x."""
     if scaling.kind == "linear":
         return x
@@ -303,7 +307,7 @@ def compress(x: Floats, scaling: Scaling) -> Floats:
 # --- targets --------------------------------------------------------------------------------------
 
 
-def make_targets(answer: Any, pairs: Pairs, scaling: Scaling) -> tuple[Floats, Floats]:
+def make_targets(truth: Any, spec: PairsSpec, scaling: Scaling) -> tuple[Floats, Floats]:
     """What the network is to say, and where it counts.
 
     Returns
@@ -311,15 +315,15 @@ def make_targets(answer: Any, pairs: Pairs, scaling: Scaling) -> tuple[Floats, F
     ndarray
         (outputs, h, w) float32: in [0, 1], or an image.
     ndarray
-        (1, h, w) float32, 1 where the answer is known, else 0.
+        (1, h, w) float32, 1 where the truth is known, else 0.
     """
-    if pairs.task == "image":
-        return compress(answer, scaling), np.ones((1, *answer.shape[1:]), np.float32)
-    known = (answer != UNKNOWN).astype(np.float32)[None]
-    if pairs.task == "classes":
-        return np.stack(list(_one_hot(answer, len(pairs.classes)))), known
-    relief = np.clip(distance_transform_edt(_inner(answer)) / pairs.reach_px, 0, 1)
-    return np.stack([answer > 0, relief]).astype(np.float32), known
+    if spec.task == "image":
+        return compress_input(truth, scaling), np.ones((1, *truth.shape[1:]), np.float32)
+    known = (truth != UNKNOWN).astype(np.float32)[None]
+    if spec.task == "classes":
+        return np.stack(list(_one_hot(truth, len(spec.classes)))), known
+    relief = np.clip(distance_transform_edt(_interior(truth)) / spec.reach_px, 0, 1)
+    return np.stack([truth > 0, relief]).astype(np.float32), known
 
 
 def _one_hot(labels: Labels, count: int) -> Iterator[Floats]:
@@ -331,7 +335,7 @@ def _one_hot(labels: Labels, count: int) -> Iterator[Floats]:
         yield (labels == value).astype(np.float32)
 
 
-def _inner(labels: Labels) -> NDArray[np.bool_]:
+def _interior(labels: Labels) -> NDArray[np.bool_]:
     """Whether a pixel belongs to an object and touches no other one."""
     inner = labels > 0
     for axis in (0, 1):

@@ -59,7 +59,7 @@ class _Axis:
     def ticks(self) -> list[float]:
         """Give round values inside."""
         if not self.log:
-            step = _round_step((self.most - self.least) / 8)
+            step = _round_up_step((self.most - self.least) / 8)
             first, last = ceil(self.least / step - 1e-9), floor(self.most / step + 1e-9)
             return [n * step for n in range(first, last + 1)]
         decades = range(floor(log10(self.least)), ceil(log10(self.most)) + 1)
@@ -71,7 +71,7 @@ class _Axis:
         return log10(value) if self.log else value
 
 
-def draw_curve(log: Path) -> Path | None:
+def draw_learning_curve(log: Path) -> Path | None:
     """Draw the losses of a training's log, as PNG beside it; None if there is nothing to draw.
 
     A step that was logged twice, before and after a resume, counts once.
@@ -85,15 +85,15 @@ def draw_curve(log: Path) -> Path | None:
                 found.setdefault(row["what"], {})[float(row["step"])] = float(row["loss"])
     lines = {what: sorted(points.items()) for what, points in found.items()}
     chart = Chart("Learning curve", "step", "loss", lines, log_y=True)
-    return draw(chart, log.with_suffix(".png")) if lines else None
+    return draw_chart(chart, log.with_suffix(".png")) if lines else None
 
 
-def draw(chart: Chart, path: Path) -> Path:
+def draw_chart(chart: Chart, path: Path) -> Path:
     """Draw a chart into a PNG file."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen = ImageDraw.Draw(picture)
     points = [point for line in chart.lines.values() for point in line]
-    bars = {name: _bars_of(chart, name) for name in chart.bars}
+    bars = {name: _error_bars(chart, name) for name in chart.bars}
     ends = [end for line in bars.values() for _, *pair in line for end in pair]
     x = _axis([p[0] for p in points], LEFT, WIDTH - RIGHT, chart.log_x)
     y = _axis([p[1] for p in points] + ends, HEIGHT - BOTTOM, TOP, chart.log_y)
@@ -109,14 +109,14 @@ def draw(chart: Chart, path: Path) -> Path:
     _write_legend(pen, list(chart.lines), [(x.place(a), y.place(b)) for a, b in points])
     pen.text((LEFT, 14), chart.title, fill=INK, font=_font(18))
     pen.text(((LEFT + WIDTH - RIGHT) // 2, HEIGHT - 14), chart.x_label, INK, _font(15), anchor="ms")
-    _write_upwards(picture, chart.y_label)
+    _write_vertical(picture, chart.y_label)
     draft = path.with_name(path.name + ".part")
     picture.save(draft, "PNG")
     draft.replace(path)
     return path
 
 
-def _bars_of(chart: Chart, name: str) -> list[tuple[float, float, float]]:
+def _error_bars(chart: Chart, name: str) -> list[tuple[float, float, float]]:
     """Give (x, lower end, upper end) of each bar of a line."""
     least = min(y for line in chart.lines.values() for _, y in line) / 2 if chart.log_y else -np.inf
     pairs = zip(chart.lines[name], chart.bars[name], strict=True)
@@ -133,7 +133,7 @@ def _axis(values: Sequence[float], begin: int, end: int, log: bool) -> _Axis:
     return _Axis(least, most, begin, end, log)
 
 
-def _round_step(step: float) -> float:
+def _round_up_step(step: float) -> float:
     size = 10.0 ** floor(log10(step))
     return next(m * size for m in (1, 2, 5, 10) if m * size >= step * 0.999)
 
@@ -170,7 +170,7 @@ def _write_legend(
         pen.text((left + 38, middle), name, INK, _font(14), anchor="lm")
 
 
-def _write_upwards(picture: Image.Image, text: str) -> None:
+def _write_vertical(picture: Image.Image, text: str) -> None:
     label = Image.new("RGB", (HEIGHT - TOP - BOTTOM, 22), "white")
     pen = ImageDraw.Draw(label)
     pen.text((label.width // 2, 11), text, INK, _font(15), anchor="mm")

@@ -19,35 +19,35 @@ from fcnpipe.core.errors import InputError, SpecError, TrainingError
 from fcnpipe.networks import Bundle, load_model
 from fcnpipe.networks.architectures.registry import architecture
 from fcnpipe.networks.inference.memory_allocator import tune_allocator
-from fcnpipe.training.batches import Batch, Source, cut_batch, open_source
-from fcnpipe.training.distributed import Ranks, count_processes, joined
-from fcnpipe.training.learning_curve import draw_curve
-from fcnpipe.training.losses import Combination, make_loss, measure_loss
-from fcnpipe.training.recipe import DEFAULT_RECIPE, Recipe, load_recipe, rate_at
+from fcnpipe.training.batches import Batch, BatchSource, draw_batch, open_batch_source
+from fcnpipe.training.distributed import ProcessGroup, count_processes, join_process_group
+from fcnpipe.training.learning_curve import draw_learning_curve
+from fcnpipe.training.losses import CombinedLoss, compute_default_loss, make_loss
+from fcnpipe.training.recipe import DEFAULT_RECIPE, Recipe, learning_rate_at, load_recipe
 
 __all__ = [
     "DEFAULT_RECIPE",
     "Recipe",
-    "State",
-    "advance",
-    "cut_batch",
+    "TrainingState",
+    "draw_batch",
+    "initialise",
+    "learning_rate_at",
     "load_recipe",
     "make_network",
-    "pixels_of_step",
-    "rate_at",
-    "start",
+    "pixels_per_step",
     "train",
+    "train_step",
 ]
 
 LOG_EVERY = 25
-TERMS = {"image": {"mse": 1.0}}
+DEFAULT_TERMS = {"image": {"mse": 1.0}}
 """Loss of the tasks that are not learned by cross-entropy."""
 ACTIVATIONS = {"classes": "softmax", "image": "identity"}
 """What makes predictions of the logits, of the tasks for which it is no sigmoid."""
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where a training stands."""
 
     network: nn.Module
@@ -74,11 +74,13 @@ class State:
     """The averaged weights at that one, if the recipe keeps them."""
 
 
-Report = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Is told the steps done, and how many there are, after each."""
 
 
-def train(recipe: Recipe, out: Path, resume: bool = True, report: Report | None = None) -> Path:
+def train(
+    recipe: Recipe, out: Path, resume: bool = True, report: ProgressCallback | None = None
+) -> Path:
     """The trained weights of a recipe.
 
     Parameters
@@ -110,19 +112,21 @@ def train(recipe: Recipe, out: Path, resume: bool = True, report: Report | None 
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("device 'cuda': no GPU is to be seen: train on one, or give device: cpu")
     tune_allocator()
-    with joined(recipe.device) as ranks:
+    with join_process_group(recipe.device) as processes:
         checkpoint = out / "checkpoint.pt"
-        state = _resume(recipe, checkpoint) if resume and checkpoint.exists() else start(recipe)
+        state = (
+            _resume(recipe, checkpoint) if resume and checkpoint.exists() else initialise(recipe)
+        )
         out.mkdir(parents=True, exist_ok=True)
-        source = open_source(recipe, out, state.step, ranks.is_first)
+        source = open_batch_source(recipe, out, state.step, processes.is_first)
         try:
-            _Training(recipe, out, state, source, ranks).run(report)
+            _Training(recipe, out, state, source, processes).run(report)
         finally:
             source.close()
     return out / "best.pt"
 
 
-def pixels_of_step(recipe: Recipe) -> int:
+def pixels_per_step(recipe: Recipe) -> int:
     """Pixels that the network sees in a step, in all processes together."""
     return count_processes() * recipe.accumulate * recipe.batch * recipe.crop**2
 
@@ -144,7 +148,7 @@ def make_network(recipe: Recipe) -> nn.Module:
         raise SpecError(f"network: architecture {recipe.architecture!r}: {error}") from None
 
 
-def start(recipe: Recipe) -> State:
+def initialise(recipe: Recipe) -> TrainingState:
     """The state before the first step.
 
     Raises
@@ -152,29 +156,29 @@ def start(recipe: Recipe) -> State:
     SpecError
         When the recipe asks for a network or a loss that there is not.
     """
-    _name_loss(recipe, shared=False)
+    _make_loss(recipe, shared=False)
     torch.manual_seed(recipe.seed)
     network = make_network(recipe)
     if recipe.begin:
-        network.load_state_dict(_weights_of(recipe.begin))
+        network.load_state_dict(_load_weights(recipe.begin))
     network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
-    return State(network, _copy(network.state_dict()), optimizer, end=recipe.steps)
+    return TrainingState(network, _clone(network.state_dict()), optimizer, end=recipe.steps)
 
 
-def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _clone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in weights.items()}
 
 
-def _weights_of(name: str) -> dict[str, Tensor]:
+def _load_weights(name: str) -> dict[str, Tensor]:
     model = load_model(name)
     if not isinstance(model, Bundle):
         raise SpecError(f"begin: {name}: model {name} has no weights; name a model file")
     return model.module().state_dict()
 
 
-def load_stored(path: Path, device: str = "cpu") -> Any:
-    """Weights and numbers that a training has left.
+def load_checkpoint(path: Path, device: str = "cpu") -> Any:
+    """OutputWeights and numbers that a training has left.
 
     Raises
     ------
@@ -190,9 +194,9 @@ def load_stored(path: Path, device: str = "cpu") -> Any:
         ) from None
 
 
-def _resume(recipe: Recipe, path: Path) -> State:
-    state = start(recipe)
-    stored = load_stored(path, recipe.device)
+def _resume(recipe: Recipe, path: Path) -> TrainingState:
+    state = initialise(recipe)
+    stored = load_checkpoint(path, recipe.device)
     state.network.load_state_dict(stored["network"])
     state.optimizer.load_state_dict(stored["optimizer"])
     state.averaged, state.step = stored["averaged"], stored["step"]
@@ -206,63 +210,68 @@ def _resume(recipe: Recipe, path: Path) -> State:
 # --- a step ---------------------------------------------------------------------------------------
 
 
-def advance(recipe: Recipe, state: State, source: Source, ranks: Ranks = Ranks()) -> float:  # noqa: B008
+def train_step(
+    recipe: Recipe,
+    state: TrainingState,
+    source: BatchSource,
+    processes: ProcessGroup = ProcessGroup(),  # noqa: B008
+) -> float:
     """The loss of one step, after which the state is one step further."""
     for group in state.optimizer.param_groups:
-        group["lr"] = rate_at(recipe, state.step, state.end)
+        group["lr"] = learning_rate_at(recipe, state.step, state.end)
     state.optimizer.zero_grad(set_to_none=True)
-    passes = range(recipe.accumulate * ranks.rank, recipe.accumulate * (ranks.rank + 1))
-    loss = sum(_pass(recipe, state, source.batch(state.step, number)) for number in passes)
-    ranks.average_gradients(state.network)
+    passes = range(recipe.accumulate * processes.rank, recipe.accumulate * (processes.rank + 1))
+    loss = sum(_backpropagate(recipe, state, source.batch(state.step, number)) for number in passes)
+    processes.average_gradients(state.network)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
     if not torch.isfinite(norm):
         raise TrainingError(f"step {state.step}: the loss is {loss}; resume with a lower rate")
     state.optimizer.step()
     state.step += 1
-    _average(recipe, state)
+    _update_average(recipe, state)
     return loss
 
 
-def _pass(recipe: Recipe, state: State, batch: Batch) -> float:
+def _backpropagate(recipe: Recipe, state: TrainingState, batch: Batch) -> float:
     """Add a pass's part of the gradient, and give its part of the loss."""
-    loss = measure_batch(recipe, state.network, batch) / recipe.accumulate
+    loss = compute_loss(recipe, state.network, batch) / recipe.accumulate
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 
 
-def measure_batch(recipe: Recipe, network: nn.Module, batch: Batch) -> Tensor:
+def compute_loss(recipe: Recipe, network: nn.Module, batch: Batch) -> Tensor:
     """The loss of a network on a batch."""
     x = torch.from_numpy(batch.x).to(recipe.device)
     with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
         logits = network(x.contiguous(memory_format=torch.channels_last)).float()
     shape = logits.shape[-2:]
-    targets = _centre(torch.from_numpy(batch.targets).to(recipe.device), shape)
-    if targets.shape != logits.shape and not recipe.compares:
+    targets = _crop_centre(torch.from_numpy(batch.targets).to(recipe.device), shape)
+    if targets.shape != logits.shape and not recipe.compares_with_image:
         raise SpecError(
             f"the network gives {logits.shape[1]} outputs but is to learn {targets.shape[1]}: "
             f"change its arguments {recipe.network}"
         )
     if not recipe.task and not recipe.loss:
-        return measure_loss(logits, targets, recipe.weights)
+        return compute_default_loss(logits, targets, recipe.weights)
     weight = None if batch.weight is None else torch.from_numpy(batch.weight).to(recipe.device)
-    loss = _name_loss(recipe, network.training)
-    return loss(logits, targets, None if weight is None else _centre(weight, shape))
+    loss = _make_loss(recipe, network.training)
+    return loss(logits, targets, None if weight is None else _crop_centre(weight, shape))
 
 
-def _name_loss(recipe: Recipe, shared: bool) -> Combination:
+def _make_loss(recipe: Recipe, shared: bool) -> CombinedLoss:
     """The loss that a recipe names, or what suits its task."""
-    terms = recipe.loss or TERMS.get(recipe.task, {"cross_entropy": 1.0})
+    terms = recipe.loss or DEFAULT_TERMS.get(recipe.task, {"cross_entropy": 1.0})
     return make_loss(terms, ACTIVATIONS.get(recipe.task, "sigmoid"), shared)
 
 
-def _centre(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _crop_centre(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The middle of maps, for a network whose output is smaller than its input."""
     top, left = ((have - want) // 2 for have, want in zip(maps.shape[-2:], shape, strict=True))
     return maps[..., top : top + shape[0], left : left + shape[1]]
 
 
 @torch.no_grad()
-def _average(recipe: Recipe, state: State) -> None:
+def _update_average(recipe: Recipe, state: TrainingState) -> None:
     # Slower as it goes on, so that the random start is forgotten.
     decay = min(recipe.average, (1 + state.step) / (10 + state.step))
     for name, value in state.network.state_dict().items():
@@ -279,22 +288,22 @@ def _average(recipe: Recipe, state: State) -> None:
 class _Training:
     recipe: Recipe
     out: Path
-    state: State
-    source: Source
-    ranks: Ranks
+    state: TrainingState
+    source: BatchSource
+    processes: ProcessGroup
 
-    def run(self, report: Report | None) -> None:
+    def run(self, report: ProgressCallback | None) -> None:
         """Go to the last step, and write the result."""
         state, saved, recent = self.state, time.monotonic(), []
         while state.step < state.end:
             begun = time.monotonic()
-            self.source.reach_step(state.step)
-            loss = advance(self.recipe, state, self.source, self.ranks)
+            self.source.prepare(state.step)
+            loss = train_step(self.recipe, state, self.source, self.processes)
             recent.append(loss)
             state.seconds += time.monotonic() - begun
             if report is not None:
                 report(state.step, state.end)
-            self._look_for_cooldown()
+            self._check_cooldown_request()
             if state.step % LOG_EVERY == 0:
                 self._log(float(np.mean(recent)), "train")
                 recent = []
@@ -302,43 +311,45 @@ class _Training:
                 self._validate()
             if time.monotonic() - saved > 60 * self.recipe.minutes_between:
                 self._save()
-                self.source.forget(state.step)
+                self.source.discard_before(state.step)
                 saved = time.monotonic()
         if state.step % self.recipe.validate_every or state.validation is None:
             self._validate()
         self._save()
 
-    def _look_for_cooldown(self) -> None:
+    def _check_cooldown_request(self) -> None:
         asked = self.out / "cooldown"
-        if self.ranks.follow(asked.exists(), self.recipe.device):
-            self._cool_down()
-            if self.ranks.is_first:
+        if self.processes.broadcast(asked.exists(), self.recipe.device):
+            self._start_cooldown()
+            if self.processes.is_first:
                 asked.unlink()
 
-    def _cool_down(self) -> None:
+    def _start_cooldown(self) -> None:
         state = self.state
         state.end, state.shortened = min(state.end, state.step + self.recipe.cooldown), True
 
     def _validate(self) -> None:
         """Judge the averaged weights; keep them if they are the best, stop waiting if not for long."""
         state, recipe = self.state, self.recipe
-        loss = _measure_averaged(recipe, state, self.source) if self.ranks.is_first else 0.0
-        state.validation = self.ranks.follow(loss, recipe.device)
+        loss = (
+            _compute_validation_loss(recipe, state, self.source) if self.processes.is_first else 0.0
+        )
+        state.validation = self.processes.broadcast(loss, recipe.device)
         self._log(state.validation, "validation")
         if state.best is None or state.validation < state.best:
             state.best, state.best_step = state.validation, state.step
-            state.best_weights = _copy(state.averaged) if recipe.keeps_best else None
+            state.best_weights = _clone(state.averaged) if recipe.keeps_best else None
         waited = state.step - state.best_step
         patient = recipe.patience * recipe.validate_every or waited + 1
         if waited >= patient and not state.shortened:
-            self._cool_down()
+            self._start_cooldown()
 
     def _log(self, loss: float, what: str) -> None:
-        loss = self.ranks.average(loss, self.recipe.device)
-        if not self.ranks.is_first:
+        loss = self.processes.average(loss, self.recipe.device)
+        if not self.processes.is_first:
             return
         path, state = self.out / "log.csv", self.state
-        fresh, rate = not path.exists(), rate_at(self.recipe, state.step, state.end)
+        fresh, rate = not path.exists(), learning_rate_at(self.recipe, state.step, state.end)
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
@@ -347,19 +358,19 @@ class _Training:
             writer.writerow([what, state.step, hours, f"{loss:.5f}", f"{rate:.2e}"])
 
     def _save(self) -> None:
-        if self.ranks.is_first:
+        if self.processes.is_first:
             _save(self.state, self.recipe, self.out, self.source)
-            draw_curve(self.out / "log.csv")
+            draw_learning_curve(self.out / "log.csv")
 
 
 @torch.no_grad()
-def _measure_averaged(recipe: Recipe, state: State, source: Source) -> float:
+def _compute_validation_loss(recipe: Recipe, state: TrainingState, source: BatchSource) -> float:
     """The mean loss of the averaged weights on the validation."""
     network = make_network(recipe).to(recipe.device)
     network.load_state_dict(state.averaged)
     network.eval()
     stride = int(getattr(network, "stride", 1))
-    losses = [float(measure_batch(recipe, network, _pad(b, stride))) for b in source.validation]
+    losses = [float(compute_loss(recipe, network, _pad(b, stride))) for b in source.validation]
     return float(np.mean(losses))
 
 
@@ -373,7 +384,7 @@ def _pad(batch: Batch, stride: int) -> Batch:
     return Batch(x, targets, np.pad(batch.weight, width))
 
 
-def _save(state: State, recipe: Recipe, out: Path, source: Source) -> None:
+def _save(state: TrainingState, recipe: Recipe, out: Path, source: BatchSource) -> None:
     """Write checkpoint and averaged weights, each at once or not at all."""
     checkpoint = {
         "network": state.network.state_dict(),
@@ -387,11 +398,11 @@ def _save(state: State, recipe: Recipe, out: Path, source: Source) -> None:
         "best_step": state.best_step,
         "best_weights": state.best_weights,
     }
-    _replace(out / "checkpoint.pt", checkpoint)
+    _write_atomically(out / "checkpoint.pt", checkpoint)
     chosen = state.averaged if state.best_weights is None else state.best_weights
-    _replace(out / "best.pt", {k: v.cpu().contiguous() for k, v in chosen.items()})
+    _write_atomically(out / "best.pt", {k: v.cpu().contiguous() for k, v in chosen.items()})
     facts = {"recipe": asdict(recipe), "step": state.step, "hours": state.seconds / 3600}
-    facts["pixels_seen"] = state.step * pixels_of_step(recipe)
+    facts["pixels_seen"] = state.step * pixels_per_step(recipe)
     facts["validation"] = state.validation if state.best_weights is None else state.best
     facts["scaling"] = source.scaling.model_dump()
     if state.best_weights is not None:
@@ -399,7 +410,7 @@ def _save(state: State, recipe: Recipe, out: Path, source: Source) -> None:
     (out / "best.json").write_text(json.dumps(facts, indent=1))
 
 
-def _replace(path: Path, content: dict[str, Any]) -> None:
+def _write_atomically(path: Path, content: dict[str, Any]) -> None:
     draft = path.with_suffix(".part")
     torch.save(content, draft)
     draft.replace(path)

@@ -8,7 +8,7 @@
 
 A ratio of sums is not the mean of the workers' ratios, so sums are added over the workers before a
 ratio is taken. Every worker then has the loss of the whole batch, and after the averaging of
-DistributedDataParallel the gradient of the whole batch.
+DistributedDataParallel the gradient of the whole inputs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What a term sees of a batch."""
+class InputOptions:
+    """What a term sees of a inputs."""
 
     activation: str = "sigmoid"
     """What makes predictions of logits: "sigmoid", "softmax" over the channels, "identity"."""
@@ -41,7 +41,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class LossInputs:
     """Predictions beside targets; c counts the channels seen. What is ignored is 0 in all."""
 
     logits: Tensor
@@ -54,10 +54,10 @@ class Batch:
     """(n, c, h, w) float >= 0; 0: ignored."""
     images: Tensor
     """(n, c + extra, h, w): the targets of all channels, and the images after them."""
-    view: View
+    options: InputOptions
     """What is seen of the whole."""
 
-    def total(self, *maps: Tensor) -> tuple[Tensor, ...]:
+    def weighted_sums(self, *maps: Tensor) -> tuple[Tensor, ...]:
         """Weighted sum of each map over the pixels, (c,) each.
 
         Parameters
@@ -65,9 +65,9 @@ class Batch:
         *maps
             (n, c, h, w) float each.
         """
-        return self.share(*((self.weight * m).sum((0, 2, 3)) for m in maps))
+        return self.sum_over_processes(*((self.weight * m).sum((0, 2, 3)) for m in maps))
 
-    def mean(self, values: Tensor, factor: Tensor | None = None) -> Tensor:
+    def weighted_mean(self, values: Tensor, factor: Tensor | None = None) -> Tensor:
         """Mean of the values over the pixels and channels, weighted by weight and factor.
 
         Notes
@@ -76,30 +76,32 @@ class Batch:
         dilute the rest. Nothing but ignored pixels gives 0.
         """
         factor = torch.ones_like(values) if factor is None else factor
-        value, mass = self.total(factor * values, factor)
-        return value.sum() / least(mass.sum())
+        value, mass = self.weighted_sums(factor * values, factor)
+        return value.sum() / clamp_positive(mass.sum())
 
-    def share(self, *sums: Tensor) -> tuple[Tensor, ...]:
+    def sum_over_processes(self, *sums: Tensor) -> tuple[Tensor, ...]:
         """Sums of one shape, each added over the workers; the gradient goes back to all of them."""
-        if not self._is_shared:
+        if not self._is_distributed:
             return sums
-        return _add(torch.stack(sums)).unbind()
+        return _all_reduce_sum(torch.stack(sums)).unbind()
 
-    def pool(self, values: Tensor) -> Tensor:
+    def gather_pixels(self, values: Tensor) -> Tensor:
         """Values (c, n h w) of all pixels of each channel, of all workers: equal shapes there."""
-        if self._is_shared:
-            slots = values.new_zeros(_count_workers(), *values.shape)
+        if self._is_distributed:
+            slots = values.new_zeros(_world_size(), *values.shape)
             slots[distributed.get_rank()] = values
-            values = _add(slots).flatten(0, 1)
+            values = _all_reduce_sum(slots).flatten(0, 1)
         return values.transpose(0, 1).flatten(1)
 
     @property
-    def _is_shared(self) -> bool:
-        return self.view.shared and _count_workers() > 1
+    def _is_distributed(self) -> bool:
+        return self.options.shared and _world_size() > 1
 
 
-def look(logits: Tensor, targets: Tensor, weight: Tensor | None, view: View) -> Batch:
-    """The part of a batch that a view shows.
+def prepare_inputs(
+    logits: Tensor, targets: Tensor, weight: Tensor | None, options: InputOptions
+) -> LossInputs:
+    """The part of a batch that a options shows.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ def look(logits: Tensor, targets: Tensor, weight: Tensor | None, view: View) -> 
         (n, c + extra, h, w).
     weight
         (n or 1, c or 1, h, w) >= 0; 0: ignored. None: all pixels count once.
-    view
+    options
         What to show.
 
     Raises
@@ -121,34 +123,36 @@ def look(logits: Tensor, targets: Tensor, weight: Tensor | None, view: View) -> 
     -----
     Classes of a softmax compete, so there a pixel that is ignored in one channel is ignored in all.
     """
-    _check(logits, targets, view)
+    _check(logits, targets, options)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     images = targets.to(logits.dtype)
     targets = images[:, : logits.shape[1]]
-    weight = _weigh(logits, targets, weight, view)
+    weight = _mask_weight(logits, targets, weight, options)
     keep = weight > 0
     # Both before and after the activation: NaN there has a NaN gradient, and 0 a value of its own.
     logits, targets = logits.where(keep, 0), targets.where(keep, 0)
-    prediction = _activate(logits, view.activation).where(keep, 0)
-    seen = slice(None) if view.channel is None else slice(view.channel, view.channel + 1)
-    return Batch(
-        logits[:, seen], prediction[:, seen], targets[:, seen], weight[:, seen], images, view
+    prediction = _activate(logits, options.activation).where(keep, 0)
+    seen = slice(None) if options.channel is None else slice(options.channel, options.channel + 1)
+    return LossInputs(
+        logits[:, seen], prediction[:, seen], targets[:, seen], weight[:, seen], images, options
     )
 
 
-def least(value: Tensor) -> Tensor:
+def clamp_positive(value: Tensor) -> Tensor:
     """The value where it can divide, the smallest number that can where it is 0."""
     return value.clamp(min=torch.finfo(value.dtype).tiny)
 
 
-def _weigh(logits: Tensor, targets: Tensor, weight: Tensor | None, view: View) -> Tensor:
+def _mask_weight(
+    logits: Tensor, targets: Tensor, weight: Tensor | None, options: InputOptions
+) -> Tensor:
     shape = torch.ones_like(logits)
     weight = shape if weight is None else weight.to(logits) * shape
     keep = weight > 0
-    if view.ignore is not None:
-        ignored = targets.isnan() if math.isnan(view.ignore) else targets == view.ignore
+    if options.ignore is not None:
+        ignored = targets.isnan() if math.isnan(options.ignore) else targets == options.ignore
         keep = keep & ~ignored
-    if view.activation == "softmax":
+    if options.activation == "softmax":
         keep = keep.all(1, keepdim=True)
     return weight.where(keep, 0)
 
@@ -159,7 +163,7 @@ def _activate(logits: Tensor, activation: str) -> Tensor:
     return logits.sigmoid() if activation == "sigmoid" else logits
 
 
-def _check(logits: Tensor, targets: Tensor, view: View) -> None:
+def _check(logits: Tensor, targets: Tensor, options: InputOptions) -> None:
     count = logits.shape[1]
     like = (logits.shape[0], *logits.shape[2:]) == (targets.shape[0], *targets.shape[2:])
     if not like or targets.shape[1] < count:
@@ -167,23 +171,23 @@ def _check(logits: Tensor, targets: Tensor, view: View) -> None:
             f"targets {tuple(targets.shape)} do not go with logits {tuple(logits.shape)}; give "
             "each output its target, of the same size"
         )
-    if view.channel is not None and not 0 <= view.channel < count:
+    if options.channel is not None and not 0 <= options.channel < count:
         raise SpecError(
-            f"channel = {view.channel}: the network has {count} outputs; choose 0 to {count - 1}"
+            f"channel = {options.channel}: the network has {count} outputs; choose 0 to {count - 1}"
         )
 
 
-def _count_workers() -> int:
+def _world_size() -> int:
     if not (distributed.is_available() and distributed.is_initialized()):
         return 1
     return distributed.get_world_size()
 
 
-def _add(values: Tensor) -> Tensor:
-    return cast("Tensor", _Add.apply(values))  # type: ignore[no-untyped-call]
+def _all_reduce_sum(values: Tensor) -> Tensor:
+    return cast("Tensor", _AllReduceSum.apply(values))  # type: ignore[no-untyped-call]
 
 
-class _Add(autograd.Function):
+class _AllReduceSum(autograd.Function):
     """Sum over the workers. Each of them has a loss of it, so that gradients add up as well."""
 
     @staticmethod
@@ -194,4 +198,4 @@ class _Add(autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _Add.forward(ctx, gradients[0])
+        return _AllReduceSum.forward(ctx, gradients[0])

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.training.loss_inputs import ACTIVATIONS, Batch, View, look
+from fcnpipe.training.loss_inputs import ACTIVATIONS, InputOptions, LossInputs, prepare_inputs
 from fcnpipe.training.overlap_losses import (
     Dice,
     GeneralisedDice,
@@ -35,7 +35,7 @@ from fcnpipe.training.shape_losses import CentrelineDice
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class OutputWeights:
     """Weight of each output in the loss."""
 
     source: float = 1.0
@@ -49,7 +49,7 @@ class Weights:
     """Of the relief."""
 
 
-def measure_loss(logits: Tensor, targets: Tensor, weights: Weights) -> Tensor:
+def compute_default_loss(logits: Tensor, targets: Tensor, weights: OutputWeights) -> Tensor:
     """Weighted sum of the mean cross-entropies of the three outputs.
 
     Parameters
@@ -78,7 +78,7 @@ def measure_loss(logits: Tensor, targets: Tensor, weights: Weights) -> Tensor:
 class Term(Protocol):
     """One loss. Its fields are its options, checked when it is made."""
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, a scalar."""
         ...
 
@@ -87,9 +87,9 @@ class Term(Protocol):
 class SquaredError:
     """Mean square of prediction minus target."""
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, at least 0."""
-        return batch.mean((batch.prediction - batch.targets).square())
+        return inputs.weighted_mean((inputs.prediction - inputs.targets).square())
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +114,16 @@ class CrossEntropy:
         if self.classes is not None and not all(weight >= 0 for weight in self.classes):
             raise SpecError(f"classes = {self.classes}: each class needs a weight of at least 0")
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, at least 0."""
-        logits, targets = batch.logits, batch.targets
-        weight = self._weigh(logits)
-        if batch.view.activation == "softmax":
-            return batch.mean(-logits.log_softmax(1), weight * targets)
+        logits, targets = inputs.logits, inputs.targets
+        weight = self._class_weights(logits)
+        if inputs.options.activation == "softmax":
+            return inputs.weighted_mean(-logits.log_softmax(1), weight * targets)
         entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return batch.mean(entropy, weight * (1 + (self.positive - 1) * targets))
+        return inputs.weighted_mean(entropy, weight * (1 + (self.positive - 1) * targets))
 
-    def _weigh(self, logits: Tensor) -> Tensor:
+    def _class_weights(self, logits: Tensor) -> Tensor:
         if self.classes is None:
             return logits.new_ones(1, 1, 1, 1)
         if len(self.classes) != logits.shape[1]:
@@ -147,11 +147,11 @@ TERMS: dict[str, type[Term]] = {
     "flux": Flux,
     "psf": PsfConsistency,
 }
-_OF_CLASSES = ("cross_entropy", "lovasz")
+_PROBABILITY_TERMS = ("cross_entropy", "lovasz")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightedTerm:
     """One term of a combination."""
 
     name: str
@@ -160,15 +160,15 @@ class Part:
     """Its weight in the sum."""
     term: Term
     """What it computes."""
-    view: View
+    options: InputOptions
     """What it computes it on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Combination:
+class CombinedLoss:
     """Weighted sum of terms: the loss of a training."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[WeightedTerm, ...]
     """Its terms."""
 
     def __call__(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -189,15 +189,17 @@ class Combination:
         SpecError
             When shapes do not go together.
         """
-        losses = self.measure(logits, targets, weight)
+        losses = self.compute_terms(logits, targets, weight)
         return torch.stack([part.weight * losses[part.name] for part in self.parts]).sum()
 
-    def measure(
+    def compute_terms(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Each term by name, before its weight: for the log."""
         self._check(logits, targets)
-        return {p.name: p.term(look(logits, targets, weight, p.view)) for p in self.parts}
+        return {
+            p.name: p.term(prepare_inputs(logits, targets, weight, p.options)) for p in self.parts
+        }
 
     def _check(self, logits: Tensor, targets: Tensor) -> None:
         compared = any(getattr(part.term, "image", None) is not None for part in self.parts)
@@ -212,7 +214,7 @@ def make_loss(
     terms: Mapping[str, float | Mapping[str, Any]],
     activation: str = "sigmoid",
     shared: bool = True,
-) -> Combination:
+) -> CombinedLoss:
     """The loss that a training spec names.
 
     Parameters
@@ -243,11 +245,17 @@ def make_loss(
     """
     if not terms:
         raise SpecError(f"the loss has no terms; give some of {', '.join(TERMS)}")
-    views = {"activation": activation, "shared": shared, "ignore": _find_ignored(terms)}
-    return Combination(tuple(_make_part(name, given, views) for name, given in terms.items()))
+    shared_options = {
+        "activation": activation,
+        "shared": shared,
+        "ignore": _find_ignore_value(terms),
+    }
+    return CombinedLoss(
+        tuple(_make_weighted_term(name, given, shared_options) for name, given in terms.items())
+    )
 
 
-def _find_ignored(terms: Mapping[str, float | Mapping[str, Any]]) -> float | None:
+def _find_ignore_value(terms: Mapping[str, float | Mapping[str, Any]]) -> float | None:
     options = (given for given in terms.values() if isinstance(given, Mapping))
     values = [given["ignore"] for given in options if given.get("ignore") is not None]
     if not all(isinstance(value, int | float) for value in values):
@@ -257,7 +265,9 @@ def _find_ignored(terms: Mapping[str, float | Mapping[str, Any]]) -> float | Non
     return float(values[0]) if values else None
 
 
-def _make_part(name: str, given: float | Mapping[str, Any], views: dict[str, Any]) -> Part:
+def _make_weighted_term(
+    name: str, given: float | Mapping[str, Any], shared_options: dict[str, Any]
+) -> WeightedTerm:
     kind = name.partition(".")[0]
     if kind not in TERMS:
         raise SpecError(f"loss {name!r} is unknown; choose of {', '.join(TERMS)}")
@@ -265,9 +275,9 @@ def _make_part(name: str, given: float | Mapping[str, Any], views: dict[str, Any
     weight = _read_weight(name, options.pop("weight", 1.0))
     options.pop("ignore", None)
     chosen = {key: options.pop(key) for key in ("activation", "channel") if key in options}
-    view = View(**(views | chosen))
-    _check_view(name, kind, view)
-    return Part(name, weight, _make_term(name, TERMS[kind], options), view)
+    seen = InputOptions(**(shared_options | chosen))
+    _check_options(name, kind, seen)
+    return WeightedTerm(name, weight, _make_term(name, TERMS[kind], options), seen)
 
 
 def _make_term(name: str, kind: type[Term], options: dict[str, Any]) -> Term:
@@ -293,17 +303,21 @@ def _read_weight(name: str, weight: Any) -> float:
     return float(weight)
 
 
-def _check_view(name: str, kind: str, view: View) -> None:
-    if view.activation not in ACTIVATIONS:
+def _check_options(name: str, kind: str, options: InputOptions) -> None:
+    if options.activation not in ACTIVATIONS:
         raise SpecError(
-            f"{name}: activation = {view.activation!r}: choose of {', '.join(ACTIVATIONS)}"
+            f"{name}: activation = {options.activation!r}: choose of {', '.join(ACTIVATIONS)}"
         )
-    if view.channel is not None and (not isinstance(view.channel, int) or view.channel < 0):
-        raise SpecError(f"{name}: channel = {view.channel!r}: give the number of an output, from 0")
-    if kind in _OF_CLASSES and view.activation == "identity":
-        raise SpecError(f"{name}: activation = 'identity': choose sigmoid or softmax")
-    if kind == "cross_entropy" and view.activation == "softmax" and view.channel is not None:
+    if options.channel is not None and (
+        not isinstance(options.channel, int) or options.channel < 0
+    ):
         raise SpecError(
-            f"{name}: channel = {view.channel}: the classes of a softmax have one cross-entropy; "
+            f"{name}: channel = {options.channel!r}: give the number of an output, from 0"
+        )
+    if kind in _PROBABILITY_TERMS and options.activation == "identity":
+        raise SpecError(f"{name}: activation = 'identity': choose sigmoid or softmax")
+    if kind == "cross_entropy" and options.activation == "softmax" and options.channel is not None:
+        raise SpecError(
+            f"{name}: channel = {options.channel}: the classes of a softmax have one cross-entropy; "
             "leave the channel out, or weigh the classes"
         )

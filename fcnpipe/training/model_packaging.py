@@ -13,12 +13,12 @@ from torch import nn
 
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Defaults, Output, Scaling, Share
-from fcnpipe.networks.inference.int8 import fits, measure_ranges
+from fcnpipe.networks.inference.int8 import is_supported, measure_ranges
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.models.headers import describe
+from fcnpipe.networks.models.headers import make_header
 from fcnpipe.training import simulated_pairs
 from fcnpipe.training.example_stream import simulate_example
-from fcnpipe.training.loop import load_stored, make_network
+from fcnpipe.training.loop import load_checkpoint, make_network
 from fcnpipe.training.recipe import Recipe, make_recipe
 
 OUTPUTS = (
@@ -28,8 +28,8 @@ OUTPUTS = (
 )
 ELEVATION = {"heat": Share(weight=0.4, floor=0.55), "relief": Share(weight=0.6)}
 """Shares of the outputs in the elevation, tuned together with the DEFAULTS."""
-RANGE_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
-RANGE_SEED, RANGE_SIDE = 555, 640
+CALIBRATION_KINDS = ("ground", "crowded", "cluster", "globular", "sparse")
+CALIBRATION_SEED, CALIBRATION_SIDE = 555, 640
 DEFAULTS = Defaults(
     thresh=0.3,
     dynamics=0.075,
@@ -77,17 +77,17 @@ def pack(
     given = facts.pop("recipe")
     recipe = make_recipe(given, str(folder / "best.json"))
     network = make_network(recipe)
-    network.load_state_dict(load_stored(folder / "best.pt"))
+    network.load_state_dict(load_checkpoint(folder / "best.pt"))
     validation, scaling = facts.pop("validation", None), facts.pop("scaling", {})
-    usual, shares = _list_usual(recipe)
-    header = describe(
+    usual, shares = _task_defaults(recipe)
+    header = make_header(
         network,
         recipe.name,
         list_outputs(recipe, network),
         shares if elevation is None else elevation,
         scaling=Scaling(**scaling),
         defaults=defaults or usual,
-        ranges=_measure_ranges(recipe, network),
+        ranges=_measure_int8_ranges(recipe, network),
         recipe=given | facts,
         scores={"validation_loss": validation, **(scores or {})},
         licence=recipe.licence,
@@ -98,8 +98,8 @@ def pack(
 
 def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:
     """The outputs of a recipe's network, with their roles."""
-    if recipe.is_drawn:
-        return simulated_pairs.outputs_of(recipe.kind)
+    if recipe.uses_simulated_pairs:
+        return simulated_pairs.list_outputs(recipe.kind)
     if recipe.pairs is None:
         return OUTPUTS
     if recipe.pairs.task != "image":
@@ -115,9 +115,9 @@ def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:
     )
 
 
-def _list_usual(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
+def _task_defaults(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
     """Give the separation options and the elevation of a task."""
-    if recipe.is_drawn:
+    if recipe.uses_simulated_pairs:
         return Defaults(), {}
     if recipe.pairs is None:
         return DEFAULTS, ELEVATION
@@ -125,15 +125,15 @@ def _list_usual(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
     return PAIRS_DEFAULTS, PAIRS_ELEVATION if "source" in names else {}
 
 
-def _measure_ranges(recipe: Recipe, network: nn.Module) -> dict[str, tuple[float, float]]:
+def _measure_int8_ranges(recipe: Recipe, network: nn.Module) -> dict[str, tuple[float, float]]:
     """Give what 8-bit arithmetic needs; nothing of pairs, since it is measured on skies."""
-    if recipe.task or not isinstance(network, UNet) or not fits(network):
+    if recipe.task or not isinstance(network, UNet) or not is_supported(network):
         return {}
-    return measure_ranges(network, _list_inputs())
+    return measure_ranges(network, _calibration_inputs())
 
 
-def _list_inputs() -> Iterator[torch.Tensor]:
+def _calibration_inputs() -> Iterator[torch.Tensor]:
     """Give skies as the network sees them, faint and bright, from which ranges are measured."""
-    for number, kind in enumerate(RANGE_KINDS):
-        x = simulate_example(kind, RANGE_SIDE, RANGE_SEED, number).x.astype(np.float32)
+    for number, kind in enumerate(CALIBRATION_KINDS):
+        x = simulate_example(kind, CALIBRATION_SIDE, CALIBRATION_SEED, number).x.astype(np.float32)
         yield torch.from_numpy(x)[None, None]

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.training.loss_inputs import Batch, least
+from fcnpipe.training.loss_inputs import LossInputs, clamp_positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Dice:
         """Refuse an e that can divide by 0."""
         _check(smooth=self.smooth)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, in [0, 1]."""
-        return Tversky(0.5, 0.5, self.smooth)(batch)
+        return Tversky(0.5, 0.5, self.smooth)(inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class Jaccard:
         """Refuse an e that can divide by 0."""
         _check(smooth=self.smooth)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, in [0, 1]."""
-        return Tversky(1.0, 1.0, self.smooth)(batch)
+        return Tversky(1.0, 1.0, self.smooth)(inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,13 @@ class Tversky:
         """Refuse weights that make no loss."""
         _check(alpha=self.alpha, beta=self.beta, smooth=self.smooth)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, in [0, 1]."""
-        p, g = batch.prediction, batch.targets
-        both, found, there = batch.total(p * g, p, g)
+        p, g = inputs.prediction, inputs.targets
+        both, found, there = inputs.weighted_sums(p * g, p, g)
         half = self.smooth / 2
         whole = both + self.alpha * (found - both) + self.beta * (there - both)
-        return (1 - (both + half) / least(whole + half)).mean()
+        return (1 - (both + half) / clamp_positive(whole + half)).mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +90,11 @@ class VNetDice:
         """Refuse an e that can divide by 0."""
         _check(smooth=self.smooth)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, in [0, 1]."""
-        p, g = batch.prediction, batch.targets
-        both, found, there = batch.total(p * g, p * p, g * g)
-        return (1 - (2 * both + self.smooth) / least(found + there + self.smooth)).mean()
+        p, g = inputs.prediction, inputs.targets
+        both, found, there = inputs.weighted_sums(p * g, p * p, g * g)
+        return (1 - (2 * both + self.smooth) / clamp_positive(found + there + self.smooth)).mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +107,14 @@ class GeneralisedDice:
     there. One channel alone makes no use of the weights: it is Dice without e.
     """
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, in [0, 1]."""
-        p, g = batch.prediction, batch.targets
-        both, found, there = batch.total(p * g, p, g)
+        p, g = inputs.prediction, inputs.targets
+        both, found, there = inputs.weighted_sums(p * g, p, g)
         rarest = there.where(there > 0, torch.inf).amin()
         # Relative to the rarest, which leaves the ratio as it is and float32 in its range.
         weight = (rarest / there).square().where(there > 0, 1)
-        return 1 - 2 * (weight * both).sum() / least((weight * (found + there)).sum())
+        return 1 - 2 * (weight * both).sum() / clamp_positive((weight * (found + there)).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +127,20 @@ class Lovasz:
     there. Equal to the Jaccard loss where each error is 0 or 1: probabilities of 0 or 1 with a
     softmax, logits of 0 where wrong and past +-1 where right with the hinge (logits of +-1
     everywhere give twice the Jaccard loss). Targets are cut at one half. Workers exchange their
-    pixels, because the errors are sorted over the whole batch.
+    pixels, because the errors are sorted over the whole inputs.
     """
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, at least 0."""
-        hinge = batch.view.activation == "sigmoid"
-        truth = (batch.targets >= 0.5).to(batch.logits.dtype)
-        margin = functional.relu(1 - batch.logits * (2 * truth - 1))
-        errors = margin if hinge else (truth - batch.prediction).abs()
+        hinge = inputs.options.activation == "sigmoid"
+        truth = (inputs.targets >= 0.5).to(inputs.logits.dtype)
+        margin = functional.relu(1 - inputs.logits * (2 * truth - 1))
+        errors = margin if hinge else (truth - inputs.prediction).abs()
         # Ignored pixels come last, with no error and no step.
-        errors = errors.where(batch.weight > 0, 0)
-        errors, truth, weight = (batch.pool(part) for part in (errors, truth, batch.weight))
+        errors = errors.where(inputs.weight > 0, 0)
+        errors, truth, weight = (
+            inputs.gather_pixels(part) for part in (errors, truth, inputs.weight)
+        )
         losses = _extend(errors, weight * truth, weight * (1 - truth))
         if hinge:
             return losses.mean()
@@ -157,5 +159,5 @@ def _extend(errors: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
     errors, order = errors.sort(dim=1, descending=True, stable=True)
     inside, outside = inside.gather(1, order), outside.gather(1, order)
     whole = inside.sum(1, keepdim=True)
-    loss = 1 - (whole - inside.cumsum(1)) / least(whole + outside.cumsum(1))
+    loss = 1 - (whole - inside.cumsum(1)) / clamp_positive(whole + outside.cumsum(1))
     return (errors * loss.diff(dim=1, prepend=torch.zeros_like(whole))).sum(1)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.geometry import Box
 from fcnpipe.images import open_image
-from fcnpipe.training.loss_inputs import Batch, least
+from fcnpipe.training.loss_inputs import LossInputs, clamp_positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,16 @@ class Flux:
         if not self.floor > 0:
             raise SpecError(f"floor = {self.floor}: the flux term needs a floor above 0")
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, at least 0."""
-        predicted, expected, weight = _pair(batch, self.image)
+        predicted, expected, weight = _pair(inputs, self.image)
         keep = weight > 0
         found = predicted.where(keep, 0).sum((1, 2, 3))
         flux = expected.where(keep, 0).sum((1, 2, 3))
         error = ((found - flux) / (flux.abs() + self.floor)).square()
         count = keep.flatten(1).any(1).to(error.dtype)
-        total, examples = batch.share((error * count).sum(), count.sum())
-        return total / least(examples)
+        total, examples = inputs.sum_over_processes((error * count).sum(), count.sum())
+        return total / clamp_positive(examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ class PsfConsistency:
             raise SpecError("psf holds numbers that are not finite; mend or replace it")
         object.__setattr__(self, "_kernel", kernel)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, at least 0."""
-        predicted, expected, weight = _pair(batch, self.image)
+        predicted, expected, weight = _pair(inputs, self.image)
         height, width = self._kernel.shape
         if predicted.shape[2] < height or predicted.shape[3] < width:
             raise SpecError(
@@ -88,8 +88,8 @@ class PsfConsistency:
         keep = -functional.max_pool2d(-(weight > 0).to(weight.dtype), self._kernel.shape, 1)
         weight = weight[inner] * keep
         error = (_convolve(predicted, self._kernel) - expected[inner]).square()
-        total, mass = batch.share((weight * error).sum(), weight.sum())
-        return total / least(mass)
+        total, mass = inputs.sum_over_processes((weight * error).sum(), weight.sum())
+        return total / clamp_positive(mass)
 
 
 def _read(path: str) -> NDArray[np.float32]:
@@ -97,19 +97,19 @@ def _read(path: str) -> NDArray[np.float32]:
     return image.read(Box(0, 0, *image.info.shape[1:]), 0)
 
 
-def _pair(batch: Batch, image: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def _pair(inputs: LossInputs, image: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Prediction, what it must equal, and weight: by component, or summed beside an image."""
     if image is None:
-        return batch.prediction, batch.targets, batch.weight
-    if not 0 <= image < batch.images.shape[1]:
+        return inputs.prediction, inputs.targets, inputs.weight
+    if not 0 <= image < inputs.images.shape[1]:
         raise SpecError(
-            f"image = {image}: the targets have {batch.images.shape[1]} channels; give the image "
+            f"image = {image}: the targets have {inputs.images.shape[1]} channels; give the image "
             "as one more"
         )
-    weight = batch.weight.amin(1, keepdim=True)
+    weight = inputs.weight.amin(1, keepdim=True)
     keep = weight > 0
-    expected = batch.images[:, image : image + 1].where(keep, 0)
-    return batch.prediction.sum(1, keepdim=True).where(keep, 0), expected, weight
+    expected = inputs.images[:, image : image + 1].where(keep, 0)
+    return inputs.prediction.sum(1, keepdim=True).where(keep, 0), expected, weight
 
 
 def _middle(size: int, side: int) -> slice:

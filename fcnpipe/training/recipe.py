@@ -12,12 +12,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.core.spec import say_reason
+from fcnpipe.core.spec import describe_read_error
 from fcnpipe.simulation import scenes
 from fcnpipe.training import simulated_pairs
-from fcnpipe.training.augmentation import Augment
-from fcnpipe.training.labelled_images import Pairs
-from fcnpipe.training.losses import Weights
+from fcnpipe.training.augmentation import Augmentation
+from fcnpipe.training.labelled_images import PairsSpec
+from fcnpipe.training.losses import OutputWeights
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "default.yaml"
 
@@ -38,9 +38,9 @@ class Recipe:
     """Arguments of the network."""
     begin: str = ""
     """Model whose weights to begin with, by name or file; empty: random weights."""
-    pairs: Pairs | None = None
+    pairs: PairsSpec | None = None
     """Images and labels to train on, instead of scenes."""
-    augment: Augment = field(default_factory=Augment)
+    augment: Augmentation = field(default_factory=Augmentation)
     """How much the crops of pairs are changed."""
     loss: dict[str, Any] = field(default_factory=dict)
     """Weight of each loss, or its options, see losses.make_loss; empty: what suits the task."""
@@ -84,8 +84,8 @@ class Recipe:
     """Validations without a better score after which the cooldown begins; 0: never early."""
     minutes_between: float = 3.0
     """Minutes between two checkpoints."""
-    weights: Weights = field(default_factory=Weights)
-    """Weights of the default model's outputs in its loss."""
+    weights: OutputWeights = field(default_factory=OutputWeights)
+    """OutputWeights of the default model's outputs in its loss."""
     half: bool = False
     """Whether the model file holds the weights in 16 bits: half its size, computed in float32."""
     licence: str = "BSD-3-Clause"
@@ -94,7 +94,7 @@ class Recipe:
     """What else its header shall say, such as where the data are from."""
 
     @property
-    def is_drawn(self) -> bool:
+    def uses_simulated_pairs(self) -> bool:
         """Whether its images are drawn for each step."""
         return self.pairs is None and self.kind in simulated_pairs.KINDS
 
@@ -103,10 +103,10 @@ class Recipe:
         """What is learned of pairs and drawn images; empty: the default model's maps of scenes."""
         if self.pairs is not None:
             return self.pairs.task
-        return "image" if self.is_drawn else ""
+        return "image" if self.uses_simulated_pairs else ""
 
     @property
-    def compares(self) -> bool:
+    def compares_with_image(self) -> bool:
         """Whether a term of its loss compares with an image, which stands behind the targets."""
         options = (given for given in self.loss.values() if isinstance(given, dict))
         return any(given.get("image") is not None for given in options)
@@ -117,7 +117,7 @@ class Recipe:
         return self.pairs is not None or self.patience > 0
 
 
-_LEAST = (
+_MINIMA = (
     dict.fromkeys(
         ("batch", "accumulate", "crop", "steps", "warmup", "cooldown", "validate_every", "pool"), 1
     )
@@ -125,7 +125,7 @@ _LEAST = (
     | {"seed": 0, "patience": 0}
 )
 """Least value of what counts something."""
-_PARTS = {"weights": Weights, "pairs": Pairs, "augment": Augment}
+_SECTIONS = {"weights": OutputWeights, "pairs": PairsSpec, "augment": Augmentation}
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -139,18 +139,18 @@ def load_recipe(path: Path) -> Recipe:
     try:
         given = yaml.safe_load(path.read_text()) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SpecError(f"recipe {path} cannot be read: {say_reason(error)}") from None
+        raise SpecError(f"recipe {path} cannot be read: {describe_read_error(error)}") from None
     return make_recipe(given, str(path))
 
 
 def make_recipe(given: dict[str, Any], where: str) -> Recipe:
     """The recipe of a mapping that was read from a file, as `load_recipe`."""
-    recipe: Recipe = _make(Recipe, given, where)
+    recipe: Recipe = _make_record(Recipe, given, where)
     _check(recipe, where)
     return recipe
 
 
-def _make(kind: type[Any], given: Any, where: str) -> Any:
+def _make_record(kind: type[Any], given: Any, where: str) -> Any:
     """Make a record from a mapping; the parts that are records themselves too."""
     if not isinstance(given, dict):
         raise SpecError(
@@ -163,8 +163,8 @@ def _make(kind: type[Any], given: Any, where: str) -> Any:
             f"a {kind.__name__.lower()} has {', '.join(sorted(known))}"
         )
     ready = {
-        name: _make(_PARTS[name], value, f"{where}: {name}")
-        if name in _PARTS and isinstance(value, dict)
+        name: _make_record(_SECTIONS[name], value, f"{where}: {name}")
+        if name in _SECTIONS and isinstance(value, dict)
         else tuple(value)
         if isinstance(value, list)
         else value
@@ -173,10 +173,10 @@ def _make(kind: type[Any], given: Any, where: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(ready)
     except ValidationError as error:
-        raise SpecError(f"{where}: {_explain(error)}") from None
+        raise SpecError(f"{where}: {_describe_error(error)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _describe_error(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
@@ -195,7 +195,7 @@ def _check(recipe: Recipe, where: str) -> None:
         value = getattr(recipe, name)
         if value not in possible:
             raise SpecError(f"{where}: {name} {value!r}: choose {' or '.join(possible)}")
-    for name, least in _LEAST.items():
+    for name, least in _MINIMA.items():
         if getattr(recipe, name) < least:
             raise SpecError(f"{where}: {name} {getattr(recipe, name)}: give {least} or more")
     if not 0 <= recipe.rate < math.inf:
@@ -210,13 +210,13 @@ def _check_scenes(recipe: Recipe, where: str) -> None:
     kinds = (*scenes.KINDS, *simulated_pairs.KINDS)
     if recipe.kind not in kinds:
         raise SpecError(f"{where}: kind {recipe.kind!r}: choose one of {', '.join(kinds)}")
-    if not recipe.is_drawn and recipe.crop > recipe.scene_side:
+    if not recipe.uses_simulated_pairs and recipe.crop > recipe.scene_side:
         raise SpecError(
             f"{where}: crop {recipe.crop} is larger than scene_side {recipe.scene_side}: make it less"
         )
 
 
-def rate_at(recipe: Recipe, step: int, end: int) -> float:
+def learning_rate_at(recipe: Recipe, step: int, end: int) -> float:
     """Learning rate of a step: a linear rise, a plateau, a fall as 1 - sqrt(t) to 0."""
     rise = min(1.0, (step + 1) / recipe.warmup)
     gone = (step - (end - recipe.cooldown)) / recipe.cooldown

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.training.loss_inputs import Batch, least
+from fcnpipe.training.loss_inputs import LossInputs, clamp_positive
 
 
-def weigh_borders(
+def compute_border_weights(
     labels: NDArray[Any],
     peak: float = 10.0,
     sigma_px: float = 5.0,
@@ -46,18 +46,18 @@ def weigh_borders(
     Follows Ronneberger et al. (2015), with the border term on the background alone: in a cell it
     would blur which side of the border is asked for.
     """
-    weight = np.take(_balance(labels) if classes is None else classes, labels > 0)
-    first, second = _measure_two(labels, math.ceil(9 * sigma_px))
+    weight = np.take(_balance_classes(labels) if classes is None else classes, labels > 0)
+    first, second = _two_nearest_distances(labels, math.ceil(9 * sigma_px))
     border = peak * np.exp(-((first + second) ** 2) / (2 * sigma_px**2))
     return np.asarray(weight + np.where(labels == 0, border, 0), np.float32)
 
 
-def _balance(labels: NDArray[Any]) -> tuple[float, float]:
+def _balance_classes(labels: NDArray[Any]) -> tuple[float, float]:
     cells = int(np.count_nonzero(labels))
     return tuple(labels.size / (2 * max(n, 1)) for n in (labels.size - cells, cells))  # type: ignore[return-value]
 
 
-def _measure_two(labels: NDArray[Any], reach: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _two_nearest_distances(labels: NDArray[Any], reach: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Distances to the nearest cell and to the second one; infinite beyond the reach."""
     first, second = np.full((2, *labels.shape), np.inf)
     _, dense = np.unique(labels, return_inverse=True)
@@ -90,17 +90,17 @@ class CentrelineDice:
         if self.iterations < 1:
             raise SpecError(f"iterations = {self.iterations}: a skeleton needs at least 1")
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The loss, in [0, 1]."""
-        p, g = batch.prediction, batch.targets
-        ours, theirs = (thin(part, self.iterations) for part in (p, g))
-        sums = batch.total(ours * g, ours, theirs * p, theirs)
-        precise = (sums[0] + self.smooth) / least(sums[1] + self.smooth)
-        whole = (sums[2] + self.smooth) / least(sums[3] + self.smooth)
-        return (1 - 2 * precise * whole / least(precise + whole)).mean()
+        p, g = inputs.prediction, inputs.targets
+        ours, theirs = (soft_skeleton(part, self.iterations) for part in (p, g))
+        sums = inputs.weighted_sums(ours * g, ours, theirs * p, theirs)
+        precise = (sums[0] + self.smooth) / clamp_positive(sums[1] + self.smooth)
+        whole = (sums[2] + self.smooth) / clamp_positive(sums[3] + self.smooth)
+        return (1 - 2 * precise * whole / clamp_positive(precise + whole)).mean()
 
 
-def thin(x: Tensor, iterations: int) -> Tensor:
+def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
     """Soft skeleton: what each erosion leaves and an opening would take away.
 
     Parameters

@@ -22,7 +22,7 @@ KINDS = (*blurred_images.KINDS, GALAXIES)
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SimulatedPair:
     """An image as the network sees it, and what shall come out."""
 
     x: Floats
@@ -33,7 +33,7 @@ class Drawing:
     """(1, h, w) float32, what an error counts."""
 
 
-def draw(kind: str, side: int, seed: int) -> Drawing:
+def simulate_pair(kind: str, side: int, seed: int) -> SimulatedPair:
     """Give an image of a kind; the same for the same arguments.
 
     Notes
@@ -43,18 +43,20 @@ def draw(kind: str, side: int, seed: int) -> Drawing:
     """
     if kind != GALAXIES:
         pair = blurred_images.draw_pair(kind, (side, side), seed)
-        return Drawing(pair.observed[None], pair.truth[None], np.ones_like(pair.truth)[None])
+        return SimulatedPair(pair.observed[None], pair.truth[None], np.ones_like(pair.truth)[None])
     stamp = galaxies.draw_galaxy(seed)
     weight = 1 / (1 + np.square(stamp.bulge + stamp.disk))
-    return Drawing(np.arcsinh(stamp.image)[None], np.stack([stamp.bulge, stamp.disk]), weight[None])
+    return SimulatedPair(
+        np.arcsinh(stamp.image)[None], np.stack([stamp.bulge, stamp.disk]), weight[None]
+    )
 
 
-def scaling_of(kind: str) -> Scaling:
+def input_scaling(kind: str) -> Scaling:
     """Give what is done to the pixels of such images before a network sees them."""
     return Scaling() if kind == GALAXIES else Scaling(kind="linear")
 
 
-def outputs_of(kind: str) -> tuple[Output, ...]:
+def list_outputs(kind: str) -> tuple[Output, ...]:
     """Give the outputs of a network that learns a kind."""
     if kind != GALAXIES:
         return (Output(name="restored", role="restored"),)

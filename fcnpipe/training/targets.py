@@ -50,11 +50,11 @@ def make_example(scene: Scene, cell: int = 64) -> Example:
     sky, noise = found.sky(0, 0, scene.image.shape), found.noise(0, 0, scene.image.shape)
     if found.is_blank or found.is_noiseless:  # the pipeline would refuse it
         noise = scene.noise
-    x = scale(scene.image, scene.bad, sky, noise)
+    x = make_input(scene.image, scene.bad, sky, noise)
     return Example(x.astype(np.float16), quantise(make_targets(scene)))
 
 
-def scale(image: Floats, bad: Bools, sky: Floats, noise: Floats) -> Floats:
+def make_input(image: Floats, bad: Bools, sky: Floats, noise: Floats) -> Floats:
     """The input of the network as the pipeline makes it: asinh of the filled signal-to-noise.
 
     Parameters
@@ -97,7 +97,7 @@ def make_targets(scene: Scene) -> Floats:
     seen = found[scene.label]
     heat = np.zeros(scene.label.shape, np.float32)
     rows = scene.table[found[1:]]
-    _bump(heat, rows["y"], rows["x"], HEAT_SIGMA_PX)
+    _add_gaussians(heat, rows["y"], rows["x"], HEAT_SIGMA_PX)
     return np.stack([seen.astype(np.float32), heat, np.where(seen, relief(scene), np.float32(0))])
 
 
@@ -109,8 +109,8 @@ def relief(scene: Scene) -> Floats:
     reach of the network in a large galaxy: there the map would come out flat. Meaningless outside
     sources.
     """
-    height = np.arcsinh(scene.form / scene.noise) / np.float32(RELIEF_TOP)
-    lead = 1 - scene.second / np.maximum(scene.first, 1e-30)
+    height = np.arcsinh(scene.smooth / scene.noise) / np.float32(RELIEF_TOP)
+    lead = 1 - scene.second_strongest / np.maximum(scene.strongest, 1e-30)
     return np.asarray(np.clip(height, 0, 1) * np.clip(lead, 0, 1), np.float32)
 
 
@@ -120,7 +120,7 @@ def quantise(maps: Floats) -> Bytes:
 
 
 @njit(cache=True, nogil=True)
-def _bump(heat, ys, xs, sigma):  # type: ignore[no-untyped-def]
+def _add_gaussians(heat, ys, xs, sigma):  # type: ignore[no-untyped-def]
     reach = int(4 * sigma) + 1
     for n in range(len(ys)):
         for y in range(int(ys[n]) - reach, int(ys[n]) + reach + 2):

@@ -5,20 +5,20 @@ import pytest
 from scipy import integrate, special
 
 from fcnpipe.simulation.profiles import (
-    Arms,
-    Component,
-    brightness,
+    DiskStructure,
+    SersicComponent,
     draw_stamp,
+    expand_in_gaussians,
     extent_px,
-    gaussians,
     stamp_size,
+    surface_brightness,
 )
-from fcnpipe.simulation.psfs import Shape, bin_psf
+from fcnpipe.simulation.psfs import PsfShape, bin_psf
 
 
 @pytest.fixture(scope="module")
 def sharp():
-    return bin_psf(Shape(fwhm_px=0.3, beta=100.0))
+    return bin_psf(PsfShape(fwhm_px=0.3, beta=100.0))
 
 
 def _sersic(radius, index):
@@ -35,7 +35,7 @@ def _elliptical_radius(size, component):
 
 @pytest.mark.parametrize("index", [0.7, 1.0, 2.0, 4.0, 6.0])
 def test_gaussians_follow_the_sersic_law(index):
-    flux, sigma = gaussians(index)
+    flux, sigma = expand_in_gaussians(index)
     radius = np.geomspace(0.05, 5.0, 60)
     sum_ = (flux / (2 * np.pi * sigma**2) * np.exp(-0.5 * (radius[:, None] / sigma) ** 2)).sum(1)
     np.testing.assert_allclose(sum_, _sersic(radius, index), rtol=0.06)
@@ -43,7 +43,7 @@ def test_gaussians_follow_the_sersic_law(index):
 
 @pytest.mark.parametrize("index", [1.0, 4.0])
 def test_half_of_the_light_is_within_the_half_light_radius(index):
-    flux, sigma = gaussians(index)
+    flux, sigma = expand_in_gaussians(index)
     inside = (flux * (1 - np.exp(-0.5 / sigma**2))).sum()
     direct, _ = integrate.quad(lambda r: 2 * np.pi * r * _sersic(r, index), 0, 1)
     assert direct == pytest.approx(0.5, abs=1e-6)
@@ -52,7 +52,7 @@ def test_half_of_the_light_is_within_the_half_light_radius(index):
 
 @pytest.mark.parametrize("index", [0.5, 1.0, 2.0])
 def test_a_stamp_has_the_flux_and_the_half_light_radius(sharp, index):
-    component = Component(7.0, index, 10.0, 0.6, 0.5)
+    component = SersicComponent(7.0, index, 10.0, 0.6, 0.5)
     stamp = draw_stamp((component,), sharp, (0.0, 0.0), 256)
     assert stamp.sum() == pytest.approx(7.0, rel=5e-3)
     order = np.argsort(_elliptical_radius(256, component), axis=None)
@@ -62,7 +62,7 @@ def test_a_stamp_has_the_flux_and_the_half_light_radius(sharp, index):
 
 
 def test_a_stamp_equals_the_profile_between_the_pixels(sharp):
-    component = Component(1.0, 1.0, 12.0)
+    component = SersicComponent(1.0, 1.0, 12.0)
     stamp = draw_stamp((component,), sharp, (0.25, -0.25), 128)
     y, x = np.indices(stamp.shape) - 64
     radius = np.hypot(y - 0.25, x + 0.25)
@@ -72,17 +72,19 @@ def test_a_stamp_equals_the_profile_between_the_pixels(sharp):
 
 
 def test_arms_keep_flux_and_move_light(sharp):
-    component = Component(5.0, 1.0, 10.0)
+    component = SersicComponent(5.0, 1.0, 10.0)
     plain = draw_stamp((component,), sharp, (0, 0), 128)
-    spiral = draw_stamp((component,), sharp, (0, 0), 128, Arms(strength=0.9, clumps=0.5, lane=0.3))
+    spiral = draw_stamp(
+        (component,), sharp, (0, 0), 128, DiskStructure(strength=0.9, clumps=0.5, lane=0.3)
+    )
     assert spiral.sum() == pytest.approx(plain.sum(), rel=0.03)
     assert np.abs(spiral - plain).max() > 0.1 * plain.max()
 
 
 def test_knots_are_points_of_the_galaxys_own_light(sharp):
-    component = Component(50.0, 1.0, 12.0)
-    plain = draw_stamp((component,), sharp, (0, 0), 128, Arms(strength=0.5))
-    knotty = draw_stamp((component,), sharp, (0, 0), 128, Arms(strength=0.5, knots=0.2))
+    component = SersicComponent(50.0, 1.0, 12.0)
+    plain = draw_stamp((component,), sharp, (0, 0), 128, DiskStructure(strength=0.5))
+    knotty = draw_stamp((component,), sharp, (0, 0), 128, DiskStructure(strength=0.5, knots=0.2))
     assert knotty.sum() == pytest.approx(plain.sum(), rel=0.01)
     assert knotty.max() > 1.2 * plain.max()
     away = np.hypot(*(np.indices(knotty.shape) - 64)) > 3 * 12 + 8
@@ -90,10 +92,10 @@ def test_knots_are_points_of_the_galaxys_own_light(sharp):
 
 
 def test_extent_is_where_the_profile_reaches_the_level():
-    component = Component(1000.0, 1.0, 5.0, axis_ratio=0.5)
+    component = SersicComponent(1000.0, 1.0, 5.0, axis_ratio=0.5)
     radius = extent_px(component, 0.1)
     assert 1000 * _sersic(radius / 5, 1.0) / (25 * 0.5) == pytest.approx(0.1, rel=0.1)
-    assert brightness(1.0)[0] > brightness(1.0)[-1] >= 0
+    assert surface_brightness(1.0)[0] > surface_brightness(1.0)[-1] >= 0
 
 
 def test_stamps_are_large_enough_or_the_largest():

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.simulation.profiles import Component
-from fcnpipe.simulation.psfs import Shape, bin_psf
+from fcnpipe.simulation.profiles import SersicComponent
+from fcnpipe.simulation.psfs import PsfShape, bin_psf
 from fcnpipe.simulation.scenes import GALAXY, KINDS, STAR, Source, compose, detectable, draw
-from fcnpipe.simulation.skies import Sky, compress
+from fcnpipe.simulation.skies import SkySpec, asinh_stretch
 
-PLAIN = Sky(0, 0, 0, 0, 0, 0, 0, 0)
+PLAIN = SkySpec(0, 0, 0, 0, 0, 0, 0, 0)
 SHAPE = (96, 80)
 
 
 @pytest.fixture(scope="module")
 def psf():
-    return bin_psf(Shape(fwhm_px=3.0, beta=3.0))
+    return bin_psf(PsfShape(fwhm_px=3.0, beta=3.0))
 
 
 def _sources(count, seed):
@@ -27,7 +27,9 @@ def _sources(count, seed):
         if rng.random() < 0.5:
             yield Source(y, x, flux, STAR)
         else:
-            yield Source(y, x, flux, GALAXY, (Component(flux, 1.0, rng.uniform(1, 8), 0.6, 1.0),))
+            yield Source(
+                y, x, flux, GALAXY, (SersicComponent(flux, 1.0, rng.uniform(1, 8), 0.6, 1.0),)
+            )
 
 
 def _scene(sources, psf, seed=0):
@@ -41,8 +43,8 @@ def test_owner_first_and_second_equal_the_slow_version(psf):
     alone = np.stack([_scene([s], psf).light / _scene([s], psf).noise for s in sources])
     ranked = np.sort(alone, axis=0)
     np.testing.assert_allclose(scene.light / unit, alone.sum(0), rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(scene.first / unit, ranked[-1], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(scene.second / unit, ranked[-2], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scene.strongest / unit, ranked[-1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scene.second_strongest / unit, ranked[-2], rtol=1e-4, atol=1e-4)
     owner = np.where(ranked[-1] > 0.7, alone.argmax(0) + 1, 0)
     clear = (np.abs(ranked[-1] - 0.7) > 1e-3) & (ranked[-1] - ranked[-2] > 1e-3)
     np.testing.assert_array_equal(scene.label[clear], owner[clear])
@@ -54,7 +56,7 @@ def test_a_star_in_the_table(psf):
     assert (row["y"], row["x"], row["flux"]) == (40.25, 30.5, 1000.0)
     assert row["snr"] == pytest.approx(1000 / np.sqrt(psf.area_px), rel=0.01)
     assert (row["peak_y"], row["area"]) == (40, np.count_nonzero(scene.label))
-    assert row["peak"] == pytest.approx(float(scene.first.max() / scene.noise[0, 0]), rel=1e-4)
+    assert row["peak"] == pytest.approx(float(scene.strongest.max() / scene.noise[0, 0]), rel=1e-4)
     assert 1.2 < row["r50"] < 2.8
 
 
@@ -85,10 +87,10 @@ def test_a_picture_is_rounded_and_keeps_the_order_of_light(psf):
 
 def test_compression_is_linear_below_and_logarithmic_above():
     light = np.float32([0.01, 1e3, 1e4])
-    found = compress(light, 5.0)
+    found = asinh_stretch(light, 5.0)
     assert found[0] == pytest.approx(0.01, rel=1e-4)
     assert found[2] - found[1] == pytest.approx(5.0 * np.log(10), rel=1e-3)
-    assert compress(light, np.inf) is light
+    assert asinh_stretch(light, np.inf) is light
 
 
 def test_drawing_twice_gives_the_same_and_seeds_differ():
@@ -105,7 +107,7 @@ def test_every_kind_is_sound(kind):
     assert scene.image.dtype == np.float32
     assert (~np.isfinite(scene.image) <= scene.bad).all()
     assert (scene.noise > 0).all()
-    assert (scene.first >= scene.second).all()
+    assert (scene.strongest >= scene.second_strongest).all()
     assert scene.label.max() <= len(scene.table)
     np.testing.assert_array_equal(
         np.bincount(scene.label.ravel(), minlength=len(scene.table) + 1)[1:], scene.table["area"]

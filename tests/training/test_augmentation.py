@@ -1,4 +1,4 @@
-"""What moves, moves image and answer alike; what changes the light keeps the flux."""
+"""What moves, moves image and truth alike; what changes the light keeps the flux."""
 
 from dataclasses import replace
 
@@ -8,21 +8,21 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from fcnpipe.networks.base import Scaling
 from fcnpipe.training.augmentation import (
-    NONE,
-    Augment,
-    Frame,
+    NO_AUGMENTATION,
+    Augmentation,
+    CropGeometry,
+    apply_symmetry,
     blur,
     cut_crop,
-    degrade,
+    degrade_sky,
     draw_displacement,
-    noise_left,
-    relight,
-    take,
-    turn,
+    noise_after_blur,
+    sample_square,
+    vary_intensity,
 )
-from fcnpipe.training.labelled_images import Pair, Pairs, make_targets
+from fcnpipe.training.labelled_images import LabelledImage, PairsSpec, make_targets
 
-SPEC = Pairs("", "", train="0", choose="1", task="instances", reach_px=4)
+SPEC = PairsSpec("", "", train="0", choose="1", task="instances", reach_px=4)
 
 
 @pytest.fixture
@@ -41,24 +41,26 @@ def labels(rng):
 
 @pytest.mark.parametrize("number", range(8))
 def test_symmetries_commute_with_targets(labels, number):
-    turned, known = make_targets(turn(labels, number), SPEC, Scaling())
-    np.testing.assert_array_equal(turned, turn(make_targets(labels, SPEC, Scaling())[0], number))
+    turned, known = make_targets(apply_symmetry(labels, number), SPEC, Scaling())
+    np.testing.assert_array_equal(
+        turned, apply_symmetry(make_targets(labels, SPEC, Scaling())[0], number)
+    )
     assert known.all()
 
 
 def test_the_symmetries_are_eight(rng):
     square = rng.normal(size=(5, 5))
-    seen = {turn(square, number).tobytes() for number in range(8)}
+    seen = {apply_symmetry(square, number).tobytes() for number in range(8)}
     assert len(seen) == 8
-    np.testing.assert_array_equal(turn(square, 0), square)
+    np.testing.assert_array_equal(apply_symmetry(square, 0), square)
 
 
 def test_elastic_moves_image_and_label_alike(rng):
     y, x = np.indices((96, 96))
     smooth = (np.sin(y / 9) * np.cos(x / 7)).astype(np.float32)
-    move = draw_displacement(64, 6.0, rng)
-    image = take(smooth[None], (10, 12), 64, move)[0]
-    label = take((smooth > 0).astype(np.int32), (10, 12), 64, move)
+    displacement = draw_displacement(64, 6.0, rng)
+    image = sample_square(smooth[None], (10, 12), 64, displacement)[0]
+    label = sample_square((smooth > 0).astype(np.int32), (10, 12), 64, displacement)
     clear = np.abs(image) > 0.15
     assert clear.mean() > 0.7
     np.testing.assert_array_equal(label[clear], (image > 0)[clear])
@@ -67,10 +69,12 @@ def test_elastic_moves_image_and_label_alike(rng):
 
 def test_elastic_takes_from_where_it_says(rng):
     image = gaussian_filter(rng.normal(size=(60, 60)), 2).astype(np.float32)
-    move = draw_displacement(20, 2.0, rng)
-    places = np.indices((20, 20)) + 20 + move
+    displacement = draw_displacement(20, 2.0, rng)
+    places = np.indices((20, 20)) + 20 + displacement
     wanted = map_coordinates(image, places, order=3)
-    np.testing.assert_allclose(take(image[None], (20, 20), 20, move)[0], wanted, atol=2e-3)
+    np.testing.assert_allclose(
+        sample_square(image[None], (20, 20), 20, displacement)[0], wanted, atol=2e-3
+    )
 
 
 def test_displacements_are_those_of_the_nodes_and_smooth(rng):
@@ -82,11 +86,11 @@ def test_displacements_are_those_of_the_nodes_and_smooth(rng):
 
 def test_no_displacement_changes_nothing_and_borders_are_mirrored(labels):
     still = np.zeros((2, 50, 50), np.float32)
-    wide = take(labels, (-5, -5), 50)
+    wide = sample_square(labels, (-5, -5), 50)
     np.testing.assert_array_equal(wide, np.pad(labels, 5, mode="reflect"))
-    np.testing.assert_array_equal(take(labels, (-5, -5), 50, still), wide)
+    np.testing.assert_array_equal(sample_square(labels, (-5, -5), 50, still), wide)
     image = labels[None].astype(np.float32)
-    np.testing.assert_allclose(take(image, (-5, -5), 50, still)[0], wide, atol=1e-5)
+    np.testing.assert_allclose(sample_square(image, (-5, -5), 50, still)[0], wide, atol=1e-5)
 
 
 def test_blur_keeps_the_flux_and_is_not_brighter(rng):
@@ -100,16 +104,16 @@ def test_blur_keeps_the_flux_and_is_not_brighter(rng):
 def test_the_noise_left_by_a_blur(rng):
     white = rng.normal(0, 1, (1, 400, 400)).astype(np.float32)
     for sigma in (0.5, 1.0, 2.0):
-        assert noise_left(sigma) == pytest.approx(blur(white, sigma).std(), rel=0.03)
+        assert noise_after_blur(sigma) == pytest.approx(blur(white, sigma).std(), rel=0.03)
 
 
 def test_a_worse_sky_is_in_units_of_its_noise_and_keeps_its_flux(rng):
     sky = rng.normal(0, 1, (1, 300, 300)).astype(np.float32)
     star = np.zeros_like(sky)
     star[0, 150, 150] = 1e5
-    augment = Augment(blur_px=2.0, noise=1.0)
+    augment = Augmentation(blur_px=2.0, noise=1.0)
     for _ in range(4):
-        x, light = degrade(sky + star, star, augment, rng)
+        x, light = degrade_sky(sky + star, star, augment, rng)
         ring = x[0, :100]
         assert ring.std() == pytest.approx(1, rel=0.03)
         wanted = light[0, 150, 150]  # the star's flux in the new unit
@@ -120,12 +124,12 @@ def test_a_worse_sky_is_in_units_of_its_noise_and_keeps_its_flux(rng):
 
 def test_labels_do_not_change_with_the_light(labels, rng):
     sky = rng.normal(0, 1, (1, 40, 40)).astype(np.float32)
-    assert degrade(sky, labels, Augment(blur_px=1, noise=1), rng)[1] is labels
+    assert degrade_sky(sky, labels, Augmentation(blur_px=1, noise=1), rng)[1] is labels
 
 
 def test_another_light_is_a_line_plus_noise(rng):
     x = rng.normal(0, 1, (1, 80, 80)).astype(np.float32)
-    lit = relight(x, Augment(brightness=0.3, contrast=0.3, noise=0.0, blur_px=0.0), rng)
+    lit = vary_intensity(x, Augmentation(brightness=0.3, contrast=0.3, noise=0.0, blur_px=0.0), rng)
     slope, shift = np.polyfit(x.ravel(), lit.ravel(), 1)
     np.testing.assert_allclose(lit, slope * x + shift, atol=1e-5)
     assert slope > 0
@@ -134,19 +138,19 @@ def test_another_light_is_a_line_plus_noise(rng):
 
 def test_nothing_is_changed_if_nothing_is_asked(labels, rng):
     x = rng.normal(size=(1, 40, 40)).astype(np.float32)
-    crop = cut_crop([Pair(x, labels)], Frame(40, 3), NONE, rng)
+    crop = cut_crop([LabelledImage(x, labels)], CropGeometry(40, 3), NO_AUGMENTATION, rng)
     np.testing.assert_allclose(crop.x[:, 3:-3, 3:-3], x, atol=1e-6)
-    np.testing.assert_array_equal(crop.answer[3:-3, 3:-3], labels)
+    np.testing.assert_array_equal(crop.truth[3:-3, 3:-3], labels)
 
 
 def test_rare_labels_are_seen_more_often(rng):
     rarity = np.ones((100, 100), np.float32)
     rarity[:20, :20] = 50
-    pair = Pair(np.zeros((1, 100, 100), np.float32), np.int32(rarity > 1), rarity)
+    pair = LabelledImage(np.zeros((1, 100, 100), np.float32), np.int32(rarity > 1), rarity)
 
     def part(balance):
-        augment = replace(NONE, balance=balance)
-        crops = [cut_crop([pair], Frame(20, 0), augment, rng) for _ in range(400)]
-        return np.mean([crop.answer.mean() for crop in crops])
+        augment = replace(NO_AUGMENTATION, balance=balance)
+        crops = [cut_crop([pair], CropGeometry(20, 0), augment, rng) for _ in range(400)]
+        return np.mean([crop.truth.mean() for crop in crops])
 
     assert part(1.0) > 1.2 * part(0.0)

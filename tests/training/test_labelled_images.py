@@ -27,11 +27,11 @@ from fcnpipe.core.errors import InputError, SpecError
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Scaling
 from fcnpipe.training import loop
-from fcnpipe.training.augmentation import NONE, Augment, turn
-from fcnpipe.training.batches import PairSource
+from fcnpipe.training.augmentation import NO_AUGMENTATION, Augmentation, apply_symmetry
+from fcnpipe.training.batches import LabelledImageSource
 from fcnpipe.training.labelled_images import (
-    Pairs,
-    compress,
+    PairsSpec,
+    compress_input,
     make_targets,
     measure_scaling,
     parse_numbers,
@@ -39,7 +39,7 @@ from fcnpipe.training.labelled_images import (
 )
 from fcnpipe.training.losses import TERMS
 from fcnpipe.training.recipe import Recipe, load_recipe, make_recipe
-from fcnpipe.training.shape_losses import weigh_borders
+from fcnpipe.training.shape_losses import compute_border_weights
 
 SIDE = 64
 TINY = {
@@ -77,7 +77,7 @@ def folder(tmp_path_factory, stacks):
 
 @pytest.fixture(scope="module")
 def spec(folder):
-    return Pairs(str(folder / "image"), str(folder / "label"), train="0-9", choose="10,11")
+    return PairsSpec(str(folder / "image"), str(folder / "label"), train="0-9", choose="10,11")
 
 
 def write(path, stack):
@@ -104,7 +104,7 @@ def test_every_format_gives_the_same_pairs(tmp_path, stacks, spec, ending):
     found = read_pairs(other, "2,10", scaling)
     for pair, number in zip(found, (2, 10), strict=True):
         np.testing.assert_allclose(pair.x[0], (stacks[0][number] - 100.0) / 50, rtol=1e-6)
-        np.testing.assert_array_equal(pair.answer, stacks[1][number])
+        np.testing.assert_array_equal(pair.truth, stacks[1][number])
 
 
 def test_the_scaling_is_mean_and_spread_of_the_training_images(spec, stacks):
@@ -124,7 +124,7 @@ def test_skies_are_in_asinh_of_their_signal_to_noise(tmp_path, spec, stacks):
     scaling = measure_scaling(stars)
     pair = read_pairs(stars, "0", scaling)[0]
     assert pair.x.std() == pytest.approx(np.hypot(1, 1000 / 256), rel=0.1)
-    assert compress(pair.x, scaling)[0, 100, 100] == pytest.approx(np.arcsinh(1000), rel=0.02)
+    assert compress_input(pair.x, scaling)[0, 100, 100] == pytest.approx(np.arcsinh(1000), rel=0.02)
 
 
 def test_targets_are_the_inside_and_the_distance(spec):
@@ -163,20 +163,24 @@ def test_border_weights_are_those_of_the_whole_image(spec, stacks, task):
     """Also in a crop that shows two pieces of one cell, and turned as the crop is."""
     bordered = replace(spec, task=task, border_peak=10.0, border_px=5.0, reach_px=2.0)
     labels = number_pieces(stacks[1][10])[0] if task == "membrane" else stacks[1][10] // 255
-    whole = weigh_borders(labels)
-    given = tiny(bordered, augment=NONE, batch=20)
-    source = PairSource(given, bordered)
+    whole = compute_border_weights(labels)
+    given = tiny(bordered, augment=NO_AUGMENTATION, batch=20)
+    source = LabelledImageSource(given, bordered)
     np.testing.assert_array_equal(source.validation[0].weight[0, 0], whole)
-    first = weigh_borders(
+    first = compute_border_weights(
         number_pieces(stacks[1][0])[0] if task == "membrane" else stacks[1][0] // 255
     )
-    source.pairs = source.pairs[:1]
-    symmetric = PairSource(replace(given, augment=replace(NONE, symmetries=True)), bordered)
-    symmetric.pairs = source.pairs
+    source.images = source.images[:1]
+    symmetric = LabelledImageSource(
+        replace(given, augment=replace(NO_AUGMENTATION, symmetries=True)), bordered
+    )
+    symmetric.images = source.images
     for one in (source, symmetric):
         for crop in one.batch(0).weight[:, 0]:
-            assert any(_holds(turn(first, n), crop) for n in range(8 if one is symmetric else 1))
-    bent = PairSource(replace(given, augment=Augment(elastic_part=1.0)), bordered)
+            assert any(
+                _holds(apply_symmetry(first, n), crop) for n in range(8 if one is symmetric else 1)
+            )
+    bent = LabelledImageSource(replace(given, augment=Augmentation(elastic_part=1.0)), bordered)
     assert bent.batch(0).weight.min() >= 0
 
 
@@ -189,8 +193,10 @@ def test_borders_change_what_is_learned(spec):
     bordered = replace(spec, border_peak=10.0)
     losses = []
     for one in (spec, bordered):
-        recipe = tiny(one, augment=NONE)
-        losses.append(loop.advance(recipe, loop.start(recipe), PairSource(recipe, one)))
+        recipe = tiny(one, augment=NO_AUGMENTATION)
+        losses.append(
+            loop.train_step(recipe, loop.initialise(recipe), LabelledImageSource(recipe, one))
+        )
     assert losses[0] != losses[1]
     for wrong in ({"task": "image"}, {"border_peak": -1.0}, {"border_px": 0.0}):
         with pytest.raises(SpecError, match="border_peak"):
@@ -212,9 +218,9 @@ def test_a_recipe_reaches_every_loss_by_its_name(spec, name):
     change = {"pairs": pairs | {"task": "image" if light else "membrane"}, "loss": given}
     network = TINY["network"] | {"outputs": 1 if light else 2}
     recipe = make_recipe(yaml.safe_load(yaml.safe_dump(TINY | change | {"network": network})), "")
-    state, source = loop.start(recipe), PairSource(recipe, recipe.pairs)
+    state, source = loop.initialise(recipe), LabelledImageSource(recipe, recipe.pairs)
     before = [p.detach().clone() for p in state.network.parameters()]
-    assert np.isfinite(loop.advance(recipe, state, source))
+    assert np.isfinite(loop.train_step(recipe, state, source))
     assert any((p != b).any() for p, b in zip(state.network.parameters(), before, strict=True))
 
 
@@ -230,7 +236,7 @@ def test_an_image_behind_the_components_is_compared_with(tmp_path, spec):
         fits.writeto(tmp_path / "parts" / f"{n}.fits", np.stack([*components, image]))
     fits.writeto(tmp_path / "psf.fits", np.array(PSF, np.float32))
     loss = {"psf": {"psf": str(tmp_path / "psf.fits"), "image": 2}, "flux": {"image": 2}}
-    pairs = Pairs(
+    pairs = PairsSpec(
         *(str(tmp_path / what) for what in ("image", "parts")),
         "0",
         "1",
@@ -238,19 +244,18 @@ def test_an_image_behind_the_components_is_compared_with(tmp_path, spec):
         offset=0.0,
         scale=1.0,
     )
-    recipe = tiny(pairs, loss=loss, augment=NONE)
-    source = PairSource(recipe, pairs)
+    recipe = tiny(pairs, loss=loss, augment=NO_AUGMENTATION)
+    source = LabelledImageSource(recipe, pairs)
     batch = source.batch(0)
     assert batch.targets.shape == (2, 3, 24, 24)
     perfect = nn.Module()
     perfect.forward = lambda x: torch.from_numpy(batch.targets[:, :2])
     assert (
-        float(loop.measure_batch(replace(recipe, loss={"psf": loss["psf"]}), perfect, batch))
-        < 1e-12
+        float(loop.compute_loss(replace(recipe, loss={"psf": loss["psf"]}), perfect, batch)) < 1e-12
     )
-    assert np.isfinite(loop.advance(recipe, loop.start(recipe), source))
+    assert np.isfinite(loop.train_step(recipe, loop.initialise(recipe), source))
     with pytest.raises(SpecError, match="gives 2 outputs but is to learn 3"):
-        loop.advance(replace(recipe, loss={}), loop.start(recipe), source)
+        loop.train_step(replace(recipe, loss={}), loop.initialise(recipe), source)
 
 
 def test_lists_of_numbers():
@@ -288,9 +293,9 @@ def test_missing_images_and_wrong_words_are_refused(spec, tmp_path):
 
 def test_a_network_of_other_outputs_is_refused(spec):
     recipe = Recipe(pairs=spec, network={"base": 2, "depth": 1}, batch=1, crop=16)
-    state = loop.start(recipe)
+    state = loop.initialise(recipe)
     with pytest.raises(SpecError, match="gives 3 outputs but is to learn 2"):
-        loop.advance(recipe, state, PairSource(recipe, spec))
+        loop.train_step(recipe, state, LabelledImageSource(recipe, spec))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -302,8 +307,8 @@ def tiny(spec, **change):
 
 def test_pairs_are_learned(spec):
     recipe = tiny(spec, rate=1e-2, steps=60, network={"bands": 1, "outputs": 2, "base": 4})
-    state, source = loop.start(recipe), PairSource(recipe, spec)
-    losses = [loop.advance(recipe, state, source) for _ in range(50)]
+    state, source = loop.initialise(recipe), LabelledImageSource(recipe, spec)
+    losses = [loop.train_step(recipe, state, source) for _ in range(50)]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])
 
 
@@ -314,8 +319,8 @@ def test_pairs_are_learned(spec):
 def test_other_networks_learn_too(spec, architecture, arguments):
     arguments = {"bands": 1, "outputs": 2, **arguments}
     recipe = tiny(spec, architecture=architecture, network=arguments, crop=32, steps=20)
-    state, source = loop.start(recipe), PairSource(recipe, spec)
-    losses = [loop.advance(recipe, state, source) for _ in range(12)]
+    state, source = loop.initialise(recipe), LabelledImageSource(recipe, spec)
+    losses = [loop.train_step(recipe, state, source) for _ in range(12)]
     assert np.mean(losses[-3:]) < losses[0]
 
 
@@ -326,8 +331,8 @@ def test_the_best_weights_are_kept(spec, tmp_path):
     network = loop.make_network(recipe)
     network.load_state_dict(best)
     with torch.no_grad():
-        batches = PairSource(recipe, spec).validation
-        loss = np.mean([float(loop.measure_batch(recipe, network.eval(), b)) for b in batches])
+        batches = LabelledImageSource(recipe, spec).validation
+        loss = np.mean([float(loop.compute_loss(recipe, network.eval(), b)) for b in batches])
     assert loss == pytest.approx(stored["best"], rel=1e-5)
     rows = (tmp_path / "log.csv").read_text().splitlines()
     seen = [float(row.split(",")[3]) for row in rows if row.startswith("validation")]
@@ -343,12 +348,12 @@ def test_waiting_in_vain_begins_the_cooldown(spec, tmp_path):
 
 def test_accumulated_passes_are_one_large_one(spec):
     recipe = tiny(spec, accumulate=2)
-    source = PairSource(recipe, spec)
-    state = loop.start(recipe)
-    loss = loop.advance(recipe, state, source)
-    network = loop.start(recipe).network
+    source = LabelledImageSource(recipe, spec)
+    state = loop.initialise(recipe)
+    loss = loop.train_step(recipe, state, source)
+    network = loop.initialise(recipe).network
     parts = [source.batch(0, n) for n in (0, 1)]
-    each = [loop.measure_batch(recipe, network, part).item() for part in parts]
+    each = [loop.compute_loss(recipe, network, part).item() for part in parts]
     assert loss == pytest.approx(sum(each) / 2, rel=1e-6)
     assert not np.array_equal(parts[0].x, parts[1].x)
 

@@ -3,7 +3,14 @@
 import numpy as np
 from PIL import Image
 
-from fcnpipe.training.learning_curve import COLOURS, HEIGHT, WIDTH, Chart, draw, draw_curve
+from fcnpipe.training.learning_curve import (
+    COLOURS,
+    HEIGHT,
+    WIDTH,
+    Chart,
+    draw_chart,
+    draw_learning_curve,
+)
 
 LOG = """what,step,hours,loss,rate
 train,25,0.1,0.8,1e-3
@@ -16,7 +23,7 @@ train,75,0.3,0.2,1e-3
 
 def test_a_log_becomes_a_picture_with_both_lines(tmp_path):
     (tmp_path / "log.csv").write_text(LOG)
-    path = draw_curve(tmp_path / "log.csv")
+    path = draw_learning_curve(tmp_path / "log.csv")
     assert path == tmp_path / "log.png"
     pixels = np.asarray(Image.open(path))
     assert pixels.shape == (HEIGHT, WIDTH, 3)
@@ -27,7 +34,7 @@ def test_a_log_becomes_a_picture_with_both_lines(tmp_path):
 
 def test_a_line_that_falls_falls_in_the_picture(tmp_path):
     chart = Chart("t", "x", "y", {"one": [(1, 8.0), (10, 2.0), (100, 1.0)]}, log_x=True)
-    pixels = np.asarray(Image.open(draw(chart, tmp_path / "c.png")))
+    pixels = np.asarray(Image.open(draw_chart(chart, tmp_path / "c.png")))
     y, x = np.nonzero((pixels == COLOURS[0]).all(-1))
     line = y > 80  # below the legend
     left, right = x[line].min(), x[line].max()
@@ -35,15 +42,15 @@ def test_a_line_that_falls_falls_in_the_picture(tmp_path):
 
 
 def test_nothing_to_draw_is_no_picture(tmp_path):
-    assert draw_curve(tmp_path / "log.csv") is None
+    assert draw_learning_curve(tmp_path / "log.csv") is None
     (tmp_path / "log.csv").write_text("what,step,hours,loss,rate\n")
-    assert draw_curve(tmp_path / "log.csv") is None
+    assert draw_learning_curve(tmp_path / "log.csv") is None
 
 
 def test_bars_stand_at_their_points(tmp_path):
     lines, bars = {"one": [(1, 1.0), (10, 1.0)]}, {"one": [0.5, 0.0]}
     chart = Chart("t", "x", "y", lines, log_x=True, bars=bars)
-    pixels = np.asarray(Image.open(draw(chart, tmp_path / "c.png")))
+    pixels = np.asarray(Image.open(draw_chart(chart, tmp_path / "c.png")))
     y, x = np.nonzero((pixels == COLOURS[0]).all(-1))
     line = y > 80
     at_bar, at_none = (np.ptp(y[line & (x == column)]) for column in (x.min(), x[line].max()))

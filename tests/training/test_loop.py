@@ -11,7 +11,7 @@ from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.training import loop
 from fcnpipe.training.batches import Batch
 from fcnpipe.training.example_stream import simulate_example
-from fcnpipe.training.loop import Recipe, cut_batch, load_recipe, rate_at, train
+from fcnpipe.training.loop import Recipe, draw_batch, learning_rate_at, load_recipe, train
 
 TINY = Recipe(
     kind="crowded",
@@ -33,14 +33,14 @@ TINY = Recipe(
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     whole = torch.load(train(TINY, tmp_path / "whole"), weights_only=True)
 
-    def die_at_five(recipe, state, *rest, advance=loop.advance):
+    def die_at_five(recipe, state, *rest, train_step=loop.train_step):
         if state.step == 5:
             raise KeyboardInterrupt
-        return advance(recipe, state, *rest)
+        return train_step(recipe, state, *rest)
 
     careful = replace(TINY, minutes_between=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "advance", die_at_five)
+        patch.setattr(loop, "train_step", die_at_five)
         with pytest.raises(KeyboardInterrupt):
             train(careful, tmp_path / "parts")
     parts = torch.load(train(careful, tmp_path / "parts"), weights_only=True)
@@ -54,7 +54,7 @@ def pool():
 
 
 def test_batches_depend_on_the_step_alone(pool):
-    first, again, other = (cut_batch(pool, TINY, step) for step in (4, 4, 5))
+    first, again, other = (draw_batch(pool, TINY, step) for step in (4, 4, 5))
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.array_equal(first[0], other[0])
     assert first[0].shape == (2, 1, 16, 16)
@@ -66,7 +66,7 @@ def test_input_and_targets_turn_together(pool):
     same = [
         replace(e, targets=np.repeat(np.uint8(20 * np.clip(e.x, 0, 12))[None], 3, 0)) for e in pool
     ]
-    x, targets = cut_batch(same, TINY, 9)
+    x, targets = draw_batch(same, TINY, 9)
     np.testing.assert_allclose(
         targets[:, 0] * 255, np.floor(20 * np.clip(x[:, 0], 0, 12)), atol=1.01
     )
@@ -74,7 +74,7 @@ def test_input_and_targets_turn_together(pool):
 
 def test_the_rate_rises_stays_and_falls():
     recipe = replace(TINY, rate=1.0, warmup=4, cooldown=4)
-    rates = [rate_at(recipe, step, 12) for step in range(12)]
+    rates = [learning_rate_at(recipe, step, 12) for step in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4:9] == [1.0] * 5
     assert rates[9:] == pytest.approx([0.5, 1 - np.sqrt(0.5), 1 - np.sqrt(0.75)])
@@ -94,13 +94,13 @@ class Pool:
         self.pool, self.recipe = pool, recipe
 
     def batch(self, step, number=0):
-        return Batch(*cut_batch(self.pool, self.recipe, step, number))
+        return Batch(*draw_batch(self.pool, self.recipe, step, number))
 
 
 def test_training_lowers_the_loss(pool):
     recipe = replace(TINY, steps=60, rate=1e-2, warmup=1)
-    state = loop.start(recipe)
-    losses = [loop.advance(recipe, state, Pool(pool, recipe)) for _ in range(60)]
+    state = loop.initialise(recipe)
+    losses = [loop.train_step(recipe, state, Pool(pool, recipe)) for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
 
 

@@ -12,8 +12,8 @@ from scipy import ndimage
 from torch import distributed
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.training.losses import TERMS, Weights, make_loss, measure_loss
-from fcnpipe.training.shape_losses import thin, weigh_borders
+from fcnpipe.training.losses import TERMS, OutputWeights, compute_default_loss, make_loss
+from fcnpipe.training.shape_losses import compute_border_weights, soft_skeleton
 
 
 def _slow(logits, targets, weights):
@@ -30,8 +30,8 @@ def _slow(logits, targets, weights):
 def test_equals_the_formula():
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(size=(2, 3, 4, 5)), rng.random((2, 3, 4, 5))
-    weights = Weights(source=0.5, heat=2.0, boost=3.0, relief=1.5)
-    loss = measure_loss(torch.tensor(logits), torch.tensor(targets), weights)
+    weights = OutputWeights(source=0.5, heat=2.0, boost=3.0, relief=1.5)
+    loss = compute_default_loss(torch.tensor(logits), torch.tensor(targets), weights)
     assert float(loss) == pytest.approx(_slow(logits, targets, weights))
 
 
@@ -39,13 +39,15 @@ def test_gradient():
     torch.manual_seed(0)
     logits = torch.randn(1, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     targets = torch.rand(1, 3, 3, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: measure_loss(x, targets, Weights()), (logits,))
+    assert torch.autograd.gradcheck(
+        lambda x: compute_default_loss(x, targets, OutputWeights()), (logits,)
+    )
 
 
 def test_the_target_itself_is_the_optimum():
     targets = torch.rand(1, 3, 4, 4, dtype=torch.float64) * 0.8 + 0.1
     logits = torch.logit(targets).requires_grad_()
-    measure_loss(logits, targets, Weights()).backward()
+    compute_default_loss(logits, targets, OutputWeights()).backward()
     assert logits.grad.abs().max() < 1e-12
 
 
@@ -328,7 +330,9 @@ def test_nothing_but_ignored_pixels_is_no_trouble(name):
 
 def test_nan_where_nothing_is_ignored_shows():
     logits, targets, _ = _batch()
-    assert all(make_loss(ALL).measure(logits, targets)[name].isnan() for name in ("mse", "dice"))
+    assert all(
+        make_loss(ALL).compute_terms(logits, targets)[name].isnan() for name in ("mse", "dice")
+    )
     assert not make_loss({"dice": {"ignore": np.nan}})(logits, targets).isnan()
 
 
@@ -343,7 +347,10 @@ def test_identities_of_overlap():
         "tversky.half": {"alpha": 0.5, "beta": 0.5},
         "tversky.one": {"alpha": 1, "beta": 1},
     }
-    loss = {name: float(v) for name, v in make_loss(parts).measure(logits, targets, weight).items()}
+    loss = {
+        name: float(v)
+        for name, v in make_loss(parts).compute_terms(logits, targets, weight).items()
+    }
     dice = 1 - loss["dice"]
     assert 1 - loss["jaccard"] == pytest.approx(dice / (2 - dice), rel=1e-14)
     assert loss["jaccard"] == pytest.approx(2 * loss["dice"] / (1 + loss["dice"]), rel=1e-14)
@@ -403,7 +410,7 @@ def test_generalised_dice_gives_an_absent_class_the_weight_of_the_rarest():
 def test_the_truth_has_no_loss():
     _, targets, _ = _batch()
     targets = targets.nan_to_num()
-    losses = make_loss(ALL | {"psf": {"psf": [[1.0]]}}).measure(80 * targets - 40, targets)
+    losses = make_loss(ALL | {"psf": {"psf": [[1.0]]}}).compute_terms(80 * targets - 40, targets)
     assert all(abs(float(value)) < 1e-12 for value in losses.values()), losses
 
 
@@ -511,8 +518,10 @@ def _weigh_slowly(labels, peak, sigma_px):
 def test_border_weights_equal_a_slow_version():
     labels = np.zeros((30, 40), np.int32)
     labels[3:9, 2:12], labels[11:20, 5:9], labels[4:20, 14:20], labels[25:, 30:] = 7, 2, 9, 40
-    np.testing.assert_allclose(weigh_borders(labels), _weigh_slowly(labels, 10, 5), rtol=1e-6)
-    weight = weigh_borders(labels, peak=3, sigma_px=1.0, classes=(1, 1))
+    np.testing.assert_allclose(
+        compute_border_weights(labels), _weigh_slowly(labels, 10, 5), rtol=1e-6
+    )
+    weight = compute_border_weights(labels, peak=3, sigma_px=1.0, classes=(1, 1))
     assert weight.min() == 1  # the reach cuts nothing that could be seen
     assert weight.max() == pytest.approx(1 + 3 * np.exp(-9 / 2), rel=1e-6)
 
@@ -520,7 +529,7 @@ def test_border_weights_equal_a_slow_version():
 def test_border_weights_are_largest_in_a_thin_gap():
     labels = np.zeros((40, 60), np.int32)
     labels[5:35, 5:28], labels[5:35, 30:50] = 1, 2
-    weight = weigh_borders(labels)
+    weight = compute_border_weights(labels)
     gap = np.zeros(labels.shape, bool)
     gap[5:35, 28:30] = True
     assert weight[gap].min() > 5
@@ -532,11 +541,11 @@ def test_border_weights_are_largest_in_a_thin_gap():
 def test_border_weights_without_borders(cells):
     labels = np.zeros((8, 8), np.int32)
     labels[:2] = cells
-    weight = weigh_borders(labels)
+    weight = compute_border_weights(labels)
     assert len(np.unique(weight)) == 1 + cells
     if cells:
         assert weight[labels > 0].sum() == pytest.approx(weight[labels == 0].sum())
-    assert len(np.unique(weigh_borders(np.full((4, 4), 5)))) == 1
+    assert len(np.unique(compute_border_weights(np.full((4, 4), 5)))) == 1
 
 
 def test_cldice_prefers_a_thin_vessel_to_a_broken_one():
@@ -546,7 +555,7 @@ def test_cldice_prefers_a_thin_vessel_to_a_broken_one():
     thin[..., 5, :] = thin[..., 9, :] = 0
     broken[..., 9:21] = 0
     assert thin.sum() == broken.sum()
-    loss = make_loss({"cldice": 1, "dice": 1}).measure
+    loss = make_loss({"cldice": 1, "dice": 1}).compute_terms
     same, thinned, torn = (loss(80 * x - 40, vessel) for x in (vessel, thin, broken))
     assert float(same["cldice"]) == pytest.approx(0, abs=1e-12)
     assert float(thinned["dice"]) == pytest.approx(float(torn["dice"]))
@@ -556,7 +565,7 @@ def test_cldice_prefers_a_thin_vessel_to_a_broken_one():
 def test_the_skeleton_of_a_bar_is_its_middle_line():
     bar = torch.zeros(1, 1, 11, 30)
     bar[..., 3:8, 4:26] = 1
-    skeleton = thin(bar, 4)[0, 0]
+    skeleton = soft_skeleton(bar, 4)[0, 0]
     assert (skeleton[5, 8:22] == 1).all()
     assert (skeleton[[3, 4, 6, 7], 8:22] == 0).all()
 
@@ -607,7 +616,9 @@ def _grade(activation, part):
     image, targets, weight = (x[part] for x in _workers_batch(activation))
     layer = torch.nn.Conv2d(1, targets.shape[1], 3, padding=1).double()
     loss, logits = make_loss(WORKERS[activation], activation), layer(image)
-    measured = {k: float(v) for k, v in loss.measure(logits.detach(), targets, weight).items()}
+    measured = {
+        k: float(v) for k, v in loss.compute_terms(logits.detach(), targets, weight).items()
+    }
     loss(logits, targets, weight).backward()
     gradient = torch.cat([p.grad.flatten() for p in layer.parameters()])
     if distributed.is_initialized():  # as DistributedDataParallel does, which is slow to load

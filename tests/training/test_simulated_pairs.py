@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from fcnpipe.networks import Bundle, load_model
-from fcnpipe.training.batches import open_source
+from fcnpipe.training.batches import open_batch_source
 from fcnpipe.training.loop import train
 from fcnpipe.training.model_packaging import pack
 from fcnpipe.training.recipe import Recipe
-from fcnpipe.training.simulated_pairs import GALAXIES, KINDS, draw
+from fcnpipe.training.simulated_pairs import GALAXIES, KINDS, simulate_pair
 
 RECIPES = {
     "stars": Recipe(
@@ -22,7 +22,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_gives_its_image_again(kind: str) -> None:
-    first, again, other = (draw(kind, 64, seed) for seed in (1, 1, 2))
+    first, again, other = (simulate_pair(kind, 64, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.x, again.x)
     np.testing.assert_array_equal(first.targets, again.targets)
     assert (first.x != other.x).any()
@@ -30,14 +30,14 @@ def test_a_seed_gives_its_image_again(kind: str) -> None:
 
 
 def test_an_error_of_a_galaxy_counts_as_one_of_its_asinh() -> None:
-    drawing = draw(GALAXIES, 64, 3)
+    drawing = simulate_pair(GALAXIES, 64, 3)
     total, small = drawing.targets.sum(axis=0), 1e-3
     changed = np.arcsinh(total + small) - np.arcsinh(total)
     np.testing.assert_allclose(small**2 * drawing.weight[0], changed**2, rtol=0.05)
 
 
 def test_no_image_comes_twice(tmp_path: Path) -> None:
-    source = open_source(Recipe(kind="text", batch=2, crop=64, validation=1), tmp_path, 0)
+    source = open_batch_source(Recipe(kind="text", batch=2, crop=64, validation=1), tmp_path, 0)
     places = [(step, number) for step in range(3) for number in range(2)]
     images = [image.tobytes() for place in places for image in source.batch(*place).x]
     assert len(set(images)) == 12

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from fcnpipe.simulation.profiles import Arms, Component
-from fcnpipe.simulation.psfs import Shape, bin_psf
+from fcnpipe.simulation.profiles import DiskStructure, SersicComponent
+from fcnpipe.simulation.psfs import PsfShape, bin_psf
 from fcnpipe.simulation.scenes import GALAXY, STAR, Source, compose, draw
-from fcnpipe.simulation.skies import Sky
-from fcnpipe.training.targets import make_example, make_targets, make_truth, quantise, scale
+from fcnpipe.simulation.skies import SkySpec
+from fcnpipe.training.targets import make_example, make_input, make_targets, make_truth, quantise
 
-PLAIN = Sky(0, 0, 0, 0, 0, 0, 0, 0)
+PLAIN = SkySpec(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
 def pair():
-    psf = bin_psf(Shape(fwhm_px=3.0, beta=3.0))
+    psf = bin_psf(PsfShape(fwhm_px=3.0, beta=3.0))
     sources = [Source(30, 30, 2000.0, STAR), Source(30, 34, 1000.0, STAR)]
     return compose(sources, psf, (64, 64), PLAIN, np.random.default_rng(0))
 
@@ -41,16 +41,16 @@ def test_source_is_the_footprint_of_the_detectable(pair):
 
 
 def test_what_is_too_faint_is_in_no_target():
-    psf = bin_psf(Shape(fwhm_px=3.0, beta=3.0))
+    psf = bin_psf(PsfShape(fwhm_px=3.0, beta=3.0))
     faint = Source(20, 20, 2.0 * np.sqrt(psf.area_px), STAR)
     scene = compose([faint], psf, (40, 40), PLAIN, np.random.default_rng(0))
     assert not make_targets(scene).any()
 
 
 def test_the_relief_of_a_spiral_is_one_hill():
-    psf = bin_psf(Shape(fwhm_px=2.5, beta=3.0))
-    parts = (Component(2e5, 1.0, 12.0, 0.8, 0.3),)
-    galaxy = Source(64, 64, 2e5, GALAXY, parts, Arms(count=2, strength=0.6, clumps=0.4))
+    psf = bin_psf(PsfShape(fwhm_px=2.5, beta=3.0))
+    parts = (SersicComponent(2e5, 1.0, 12.0, 0.8, 0.3),)
+    galaxy = Source(64, 64, 2e5, GALAXY, parts, DiskStructure(count=2, strength=0.6, clumps=0.4))
     scene = compose([galaxy], psf, (128, 128), PLAIN, np.random.default_rng(0))
     relief = make_targets(scene)[2]
     inner = relief[1:-1, 1:-1]
@@ -66,7 +66,7 @@ def test_scale_is_asinh_and_finite():
     image[5, 5] = np.nan
     bad = np.zeros(image.shape, bool)
     sky, noise = np.full_like(image, 100.0), np.full_like(image, 2.0)
-    x = scale(image, bad, sky, noise)
+    x = make_input(image, bad, sky, noise)
     assert x.dtype == np.float32
     np.testing.assert_allclose(x, np.arcsinh(5.0), rtol=1e-5)
 
