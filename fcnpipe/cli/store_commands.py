@@ -52,7 +52,7 @@ def info(
 
 
 def _say_sky(cards: Sequence[str]) -> str:
-    from fcnpipe.science.catalogue import explain_no_sky, wcs_of
+    from fcnpipe.science.wcs import explain_no_sky, wcs_of
 
     if reason := explain_no_sky(cards):
         return f"no positions: {reason}"

@@ -46,7 +46,7 @@ from fcnpipe.pipeline.session import begin_report
 from fcnpipe.pipeline.stages.publication import list_pyramid
 from fcnpipe.reporting.event_log import Journal
 from fcnpipe.reporting.run_recorder import Recorder, recording
-from fcnpipe.science.catalogue import explain_no_sky
+from fcnpipe.science.wcs import explain_no_sky
 from fcnpipe.stores import (
     STAGES,
     Damage,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fcnpipe import export
 from fcnpipe.core.errors import SpecError
 from fcnpipe.reading.sky_index import SkyIndex, SkyTransform
-from fcnpipe.science.catalogue import sky_coordinates, wcs_of
+from fcnpipe.science.wcs import sky_coordinates, wcs_of
 from fcnpipe.stores import ZarrStore, open_store
 
 CUTOUT = ("label", "probability", "flags", "science")

@@ -10,7 +10,7 @@ from astropy.coordinates import SkyCoord
 from xarray.core.coordinate_transform import CoordinateTransform
 from xarray.indexes import CoordinateTransformIndex
 
-from fcnpipe.science.catalogue import sky_coordinates, wcs_of
+from fcnpipe.science.wcs import sky_coordinates, wcs_of
 
 
 class SkyTransform(CoordinateTransform):

@@ -8,23 +8,17 @@ pixels, degrees.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from astropy.coordinates import SkyCoord
-from astropy.io import fits
-from astropy.wcs import WCS
-from astropy.wcs.utils import wcs_to_celestial_frame
 from numpy.typing import NDArray
 
 from fcnpipe.core.errors import VerificationError
 from fcnpipe.core.records import SourceFlag
+from fcnpipe.science.wcs import sky_coordinates
 
-TYPE_LENGTH = 8
-"""Characters of an axis type such as RA---TAN, without the name of a distortion."""
 GROUP_BYTES = 64 * 2**20
 """Columns that are brought in order together may take this much memory."""
 FLUX_UNIT = "image"
@@ -302,101 +296,3 @@ def check_labels(parts: Iterable[NDArray[Any]], count: int) -> None:
 
 def _contradiction(what: str) -> VerificationError:
     return VerificationError(f"the catalogue has {what}: remove OUT.zarr.partial and run again")
-
-
-# --- the sky ---
-
-
-def wcs_of(cards: Sequence[str]) -> WCS | None:
-    """Give the celestial coordinates that header cards describe, or None if they describe none.
-
-    Parameters
-    ----------
-    cards : sequence of str
-        FITS header cards of 80 characters (shorter ones are padded); SIP and TPV distortions are
-        followed.
-    """
-    try:
-        return _read_wcs(cards)
-    except Exception:  # a broken WCS costs the sky positions, never the catalogue
-        return None
-
-
-def explain_no_sky(cards: Sequence[str]) -> str:
-    """Say why the positions that header cards promise cannot be given; empty if they can, or none are.
-
-    Examples
-    --------
-    >>> explain_no_sky(("CTYPE1  = 'RA---XYZ'", "CTYPE2  = 'DEC--XYZ'"))
-    'Unrecognized projection code (XYZ in CTYPE1).'
-    """
-    try:
-        wcs = _read_wcs(cards)
-        if wcs is not None:
-            _to_icrs(wcs, np.zeros(1), np.zeros(1))
-    except Exception as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[-1]
-    return ""
-
-
-def _read_wcs(cards: Sequence[str]) -> WCS | None:
-    if not cards:
-        return None
-    with warnings.catch_warnings():
-        # astropy mends old cards and says so: not the concern of who wants a catalogue.
-        warnings.simplefilter("ignore")
-        header = fits.Header.fromstring("\n".join(cards), sep="\n")
-        wcs = WCS(_name_sip(header), relax=True)
-        return wcs.celestial if wcs.has_celestial else None
-
-
-def _name_sip(header: fits.Header) -> fits.Header:
-    """Complete axis types: astropy follows SIP without its name too, but tells the terminal."""
-    for name in ("CTYPE1", "CTYPE2"):
-        if "A_ORDER" in header and len(kind := str(header.get(name, ""))) == TYPE_LENGTH:
-            header[name] = f"{kind}-SIP"
-    return header
-
-
-def sky_coordinates(
-    x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], cards: Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give right ascension and declination (ICRS, degrees) of pixel positions.
-
-    Parameters
-    ----------
-    x, y : (n,) float
-        Positions in pixels, 0-based.
-    cards : sequence of str
-        FITS header cards.
-
-    Returns
-    -------
-    ra, dec : (n,) float64
-        Degrees, ra in [0, 360); NaN where there is no WCS, or the projection has no sky there.
-    """
-    blank = np.full(len(x), np.nan)
-    wcs = wcs_of(cards)
-    if wcs is None or not len(x):
-        return blank, blank.copy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _to_icrs(wcs, np.asarray(x, np.float64), np.asarray(y, np.float64))
-        except Exception:  # such as the frame of a planet, which has no place on the sky
-            return blank, blank.copy()
-
-
-def _to_icrs(
-    wcs: WCS, x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    lon, lat = (
-        wcs.all_pix2world(x, y, 0)
-        if wcs.wcs.lng < wcs.wcs.lat
-        else wcs.all_pix2world(x, y, 0)[::-1]
-    )
-    frame = wcs_to_celestial_frame(wcs)
-    if frame.name != "icrs":
-        sky = SkyCoord(lon, lat, unit="deg", frame=frame).icrs
-        lon, lat = sky.ra.deg, sky.dec.deg
-    return np.asarray(lon, np.float64) % 360.0, np.asarray(lat, np.float64)

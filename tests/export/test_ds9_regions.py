@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from fcnpipe import export
-from fcnpipe.science.catalogue import sky_coordinates
+from fcnpipe.science.wcs import sky_coordinates
 from fcnpipe.stores import ZarrStore
 from fcnpipe.testing.small_run import CARDS
 
