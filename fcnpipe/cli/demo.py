@@ -16,7 +16,7 @@ from fcnpipe.core.spec import make_spec
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.run import Result
 from fcnpipe.reading import results
-from fcnpipe.reporting.progress import Observer
+from fcnpipe.reporting.observers import Observer
 from fcnpipe.simulation import fits_fields
 from fcnpipe.stores import ZarrStore
 

@@ -129,3 +129,14 @@ class ImagesFailed(FcnpipeError, RuntimeError):
             f"{len(self.names)} of {count} image(s) failed: {shown}; the rest has landed, "
             "run the same command again to re-do only these"
         )
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message, or the name of its class if it has no message.
+
+    Examples
+    --------
+    >>> first_line(ValueError("no space left\nTraceback")), first_line(KeyboardInterrupt())
+    ('no space left', 'KeyboardInterrupt')
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,32 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from fcnpipe.core.records import TaskReport
+from fcnpipe.reporting.observers import Observer, SilentObserver
 
 LINE_EVERY_SECONDS = 30.0
 """Least time between two lines about one stage, where there is no terminal."""
-
-
-class Observer(Protocol):
-    """Is told how far a run is; what ``fcnpipe.run`` calls an observer."""
-
-    def start(self, stage: str, tasks: int, pixels: int) -> None:
-        """Be told that a stage begins, how many tasks it has to do and on how many pixels."""
-        ...
-
-    def report(self, report: TaskReport) -> None:
-        """Be told that a task has ended."""
-        ...
-
-    def end(self, stage: str, seconds: float) -> None:
-        """Be told that a stage has ended."""
-        ...
 
 
 @dataclass
@@ -71,19 +55,6 @@ class StageTally:
         """Give one line about the stage as it ends."""
         line = f"{self.stage:<10} {self.done:>6} tasks {seconds:>8.1f} s  {self.rate(seconds)}"
         return line.rstrip()
-
-
-class SilentObserver:
-    """Shows nothing; failed tiles are named by the error at the end."""
-
-    def start(self, stage: str, tasks: int, pixels: int) -> None:
-        """Ignore it."""
-
-    def report(self, report: TaskReport) -> None:
-        """Ignore it."""
-
-    def end(self, stage: str, seconds: float) -> None:
-        """Ignore it."""
 
 
 class LineObserver:

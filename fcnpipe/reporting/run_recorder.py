@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fcnpipe.core.errors import first_line
 from fcnpipe.core.records import TaskReport
 from fcnpipe.core.resource_usage import measure_usage, peak_memory_bytes
 from fcnpipe.reporting import report_rendering
@@ -172,7 +173,7 @@ def record_session(recorder: RunRecorder, resumed: bool) -> Iterator[RunRecorder
     try:
         yield recorder
     except Exception as error:
-        recorder.close("failed", (str(error).splitlines() or [type(error).__name__])[0])
+        recorder.close("failed", first_line(error))
         raise
     except BaseException:
         recorder.close("interrupted", "interrupted; the same command takes the run up again")

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("distributed")
 pytest.importorskip("prefect")
 
-from fcnpipe.engines.dask import SETTINGS
+from fcnpipe.engines.dask_client import SETTINGS
 from fcnpipe.networks import worker_environment
 from tests.deploy import commands
 from tests.deploy.commands import DEPLOY, ROOT

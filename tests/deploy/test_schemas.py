@@ -21,7 +21,7 @@ from jsonschema import Draft202012Validator
 pytest.importorskip("prefect")
 
 from fcnpipe.core.spec import load_spec
-from fcnpipe.engines import WorkerRequirements
+from fcnpipe.engines import WorkerRequirements, dask_cluster
 from fcnpipe.engines import dask as engine
 from fcnpipe.engines.gpu import GpuCluster
 from tests.deploy.commands import DEPLOY, documents, load, pods
@@ -262,7 +262,7 @@ def allowed(kind: str) -> set[str]:
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("cluster-*.yaml")), ids=lambda p: p.name)
 def test_a_cluster_file_has_arguments_of_its_class(path: Path) -> None:
     description = yaml.safe_load(path.read_text())
-    assert set(description) <= engine.CLUSTER_KEYS
+    assert set(description) <= dask_cluster.CLUSTER_KEYS
     assert set(description["cluster_kwargs"]) <= allowed(description["cluster_class"]) - {
         "self",
         "kwargs",

@@ -171,7 +171,7 @@ def test_workers_that_tasks_may_go_to_are_asked(worker: Path) -> None:
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9", "nonsense", "no.json"])
 def test_a_wrong_scheduler_is_one_clear_line(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcnpipe.engines.dask.REACH_SECONDS", 1)
+    monkeypatch.setattr("fcnpipe.engines.dask_client.CONNECT_SECONDS", 1)
     with pytest.raises(SpecError, match="check --scheduler") as told:
         connect(where, NEEDS)
     assert "\n" not in str(told.value)
@@ -182,7 +182,7 @@ def test_what_is_no_scheduler_is_one_clear_line(
     answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A port that says nothing, and one that speaks HTTP: the dashboard is next to the scheduler."""
-    monkeypatch.setattr("fcnpipe.engines.dask.ANSWER_SECONDS", 1)
+    monkeypatch.setattr("fcnpipe.engines.dask_client.ANSWER_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         taken: list[socket.socket] = []
@@ -199,7 +199,7 @@ def test_what_is_no_scheduler_is_one_clear_line(
 
 def test_a_client_that_could_not_start_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The garbage collector may come by within this lock, for which a client that closes waits."""
-    monkeypatch.setattr("fcnpipe.engines.dask.REACH_SECONDS", 1)
+    monkeypatch.setattr("fcnpipe.engines.dask_client.CONNECT_SECONDS", 1)
     gc.disable()
     try:
         with suppress(SpecError):

@@ -17,7 +17,8 @@ from fcnpipe.core.records import TaskReport
 from fcnpipe.core.spec import make_spec
 from fcnpipe.engines import SerialEngine, ThreadsEngine, open_engine
 from fcnpipe.engines.base import Engine, WorkerRequirements
-from fcnpipe.engines.dask import WORKER, ScriptGuard, start_local
+from fcnpipe.engines.dask import start_local
+from fcnpipe.engines.dask_cluster import WORKER, ScriptGuard
 from fcnpipe.testing.engines import EngineTests
 
 

@@ -8,14 +8,8 @@ import re
 from rich.console import Console
 
 from fcnpipe.core.records import TaskReport
-from fcnpipe.reporting.progress import (
-    BarObserver,
-    LineObserver,
-    Observer,
-    SilentObserver,
-    StageTally,
-    show_progress,
-)
+from fcnpipe.reporting.observers import Observer, SilentObserver
+from fcnpipe.reporting.progress import BarObserver, LineObserver, StageTally, show_progress
 
 
 def play(progress: Observer) -> None:
