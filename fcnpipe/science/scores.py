@@ -9,7 +9,7 @@ threshold, which belong to nobody, are left out of the area errors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -85,6 +85,22 @@ class Scores:
     """Number of segments found."""
 
 
+@dataclass(frozen=True, slots=True)
+class DetectionScores:
+    """How well sources above a signal-to-noise are detected; see :func:`score_detection`."""
+
+    f_score: float
+    """2 PR / (P + R); 1 when there is nothing and nothing was found."""
+    precision: float
+    """Fraction of the counted segments that are named by a source; 1 when there is none."""
+    recall: float
+    """Fraction of the counted sources that name a segment; 1 when there is none."""
+    sources: int
+    """Number of true sources at or above the limit."""
+    segments: int
+    """Number of segments found, without those of fainter sources."""
+
+
 def match(label: Labels, truth: Truth) -> Indices:
     """The segment that each source names, one to one, brightest source first.
 
@@ -144,6 +160,50 @@ def score(label: Labels, truth: Truth) -> Scores:
         sources=len(truth),
         segments=segments,
     )
+
+
+def score_detection(label: Labels, truth: Truth, min_snr: float) -> DetectionScores:
+    """Score the detection of sources with a minimum signal-to-noise; ignore the fainter ones.
+
+    Parameters
+    ----------
+    label
+        (h, w) int, 0 is background.
+    truth
+        The truth of the same image.
+    min_snr
+        Signal-to-noise from which a true source counts.
+
+    Returns
+    -------
+    DetectionScores
+
+    Notes
+    -----
+    The sources at or above the limit are matched as by :func:`match`, as if there were no others. A
+    segment that they leave and that holds the brightest pixel of a fainter source counts neither as a hit
+    nor as false; any other segment that they leave is false.
+    """
+    bright = truth.snr >= min_snr
+    hits = np.unique(match(label, _select(truth, bright)))
+    hits = hits[hits > 0]
+    faint = match(label, _select(truth, ~bright))
+    ignored = np.setdiff1d(faint[faint > 0], hits)
+    segments = np.count_nonzero(np.bincount(label.ravel().astype(np.int64))[1:]) - len(ignored)
+    sources = int(np.count_nonzero(bright))
+    precision = len(hits) / segments if segments else 1.0
+    recall = len(hits) / sources if sources else 1.0
+    f_score = (
+        2 * precision * recall / (precision + recall)
+        if len(hits)
+        else float(precision == recall == 1)
+    )
+    return DetectionScores(f_score, precision, recall, sources, int(segments))
+
+
+def _select(truth: Truth, rows: Bools) -> Truth:
+    names = ("peak", "brightness", "centre", "snr", "flux")
+    return replace(truth, **{name: getattr(truth, name)[rows] for name in names})
 
 
 def measure_merging(found: Labels, true: Labels) -> tuple[float, float]:

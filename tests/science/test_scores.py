@@ -157,3 +157,46 @@ def test_pair_recall_wants_both():
     recall, number = evaluate.pair_recall(np.array([1, 2, 3, 0]), truth, fwhm_px=3.0)
     assert number.tolist() == [0, 2, 0, 0]
     assert recall[1] == 0.5
+
+
+# --- detection of what can be found ---------------------------------------------------------------
+
+FAINT = make_truth([[1, 1, 0, 2, 2, 0, 3, 3, 0, 0]], [(0, 0), (0, 3), (0, 6)], snr=[9.0, 5.0, 4.9])
+
+
+@pytest.mark.parametrize(
+    ("label", "precision", "recall"),
+    [
+        ([1, 1, 0, 2, 2, 0, 3, 3, 0, 0], 1.0, 1.0),  # a faint source that was found is not a hit
+        ([1, 1, 0, 2, 2, 0, 0, 0, 0, 0], 1.0, 1.0),  # and one that was missed is not a miss
+        ([1, 1, 0, 2, 2, 0, 0, 3, 0, 0], 2 / 3, 1.0),  # its segment must hold its brightest pixel
+        ([1, 1, 0, 2, 2, 0, 3, 3, 0, 4], 2 / 3, 1.0),  # a segment without a source is false
+        ([1, 1, 0, 0, 0, 0, 3, 3, 0, 0], 1.0, 0.5),
+        ([1, 1, 1, 1, 1, 0, 3, 3, 0, 0], 1.0, 0.5),  # a merged pair is one hit
+        ([1, 1, 0, 2, 2, 2, 2, 2, 0, 0], 1.0, 1.0),  # a faint neighbour takes nothing away
+        ([0, 0, 0, 0, 0, 0, 3, 3, 0, 0], 1.0, 0.0),
+    ],
+)
+def test_faint_sources_are_ignored(label, precision, recall):
+    scores = evaluate.score_detection(np.array([label]), FAINT, 5)
+    assert (scores.precision, scores.recall) == pytest.approx((precision, recall))
+    expected = 2 * precision * recall / (precision + recall)
+    assert scores.f_score == pytest.approx(expected)
+    assert scores.sources == 2
+
+
+def test_a_faint_source_with_a_bright_peak_takes_no_segment():
+    truth = make_truth([[1, 1, 2, 2]], [(0, 0), (0, 2)], brightness=[2.0, 1.0], snr=[4.0, 9.0])
+    assert evaluate.score_detection(np.array([[7, 7, 7, 7]]), truth, 5).f_score == 1
+
+
+@given(LABELS, st.data())
+@settings(max_examples=60)
+def test_without_a_limit_detection_is_that_of_all_sources(found, data):
+    peaks = data.draw(
+        st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), max_size=5, unique=True)
+    )
+    truth = make_truth(np.zeros((5, 6)), peaks)
+    part, full = evaluate.score_detection(found, truth, 0), evaluate.score(found, truth)
+    for name in ("f_score", "precision", "recall", "sources", "segments"):
+        assert getattr(part, name) == getattr(full, name)
