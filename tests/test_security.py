@@ -29,7 +29,7 @@ from fcnpipe.networks import list_models, load_model
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling, list_maps
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.models.headers import describe
+from fcnpipe.networks.models.headers import make_header
 from fcnpipe.survey.image_list import list_images
 from fcnpipe.training.labelled_images import PairsSpec, read_pairs
 from fcnpipe.training.loop import load_recipe, load_checkpoint
@@ -233,7 +233,7 @@ def test_a_zarr_image_lies_in_its_store() -> None:
 
 def test_names_in_models_are_no_paths(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = UNet(1, 1, base=2, depth=1).eval()
-    header = describe(network, EVIL, (Output(name="source", role="source"),), {"source": 1.0})
+    header = make_header(network, EVIL, (Output(name="source", role="source"),), {"source": 1.0})
     save_model("net.safetensors", network, header)
     run("models", "show", "net.safetensors")
     assert EVIL in capsys.readouterr().out

@@ -70,7 +70,7 @@ class Reach:
         return round_up(self.furthest, self.stride)
 
     @property
-    def least_halo(self) -> int:
+    def minimum_halo(self) -> int:
         """The smallest halo that is exact for cores of whole cells, px.
 
         The pixel that looks furthest to the left is seldom the first of its cell, so this is often
@@ -113,10 +113,12 @@ class Certificate:
     torch: str = ""
 
 
-_IMAGES = ("restored", "component:")
+_IMAGE_ROLES = ("restored", "component:")
 """Roles of outputs that are images in the units of the input."""
-_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
-_TAKEN = frozenset({"label", "science", "flags", "segments", "wcs", "class", "band", "y", "x"})
+_ARRAY_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
+_RESERVED_NAMES = frozenset(
+    {"label", "science", "flags", "segments", "wcs", "class", "band", "y", "x"}
+)
 """What stands beside the outputs in a store."""
 
 
@@ -176,17 +178,17 @@ class Output(_Record):
     @classmethod
     def _leave_images_linear(cls, value: Any) -> Any:
         role = str(value.get("role", "")) if isinstance(value, Mapping) else ""
-        if not role.startswith(_IMAGES):
+        if not role.startswith(_IMAGE_ROLES):
             return value
         return {"activation": "linear", "scaled": role == "restored", **value}
 
     @property
     def is_image(self) -> bool:
         """Whether it is an image in the units of the input."""
-        return self.role.startswith(_IMAGES)
+        return self.role.startswith(_IMAGE_ROLES)
 
     @property
-    def is_fine(self) -> bool:
+    def is_16_bit(self) -> bool:
         """Whether it is stored in 65535ths where others are in 255ths."""
         return self.role in ("elevation", "topography")
 
@@ -301,7 +303,7 @@ class ModelHeader(_Record):
         return self
 
     @property
-    def gives_images(self) -> bool:
+    def has_image_outputs(self) -> bool:
         """Whether an output is an image, for which the eight bits of a bfloat16 are too few."""
         return any(output.is_image for output in self.outputs)
 
@@ -318,7 +320,7 @@ class ModelHeader(_Record):
     @property
     def halo(self) -> int:
         """The smallest halo that is exact for the cores of windows, px; see `Reach.least_halo`."""
-        return self.reach.least_halo
+        return self.reach.minimum_halo
 
     @property
     def class_channels(self) -> tuple[int, ...]:
@@ -498,10 +500,10 @@ def list_maps(header: ModelHeader, unit: str = "") -> tuple[OutputMap, ...]:
         If the name of an output cannot be that of an array beside the others of a store.
     """
     for output in header.outputs:
-        if output.name.lower() in _TAKEN or not _NAME.fullmatch(output.name):
+        if output.name.lower() in _RESERVED_NAMES or not _ARRAY_NAME.fullmatch(output.name):
             raise ModelError(
                 f"model {header.name!r}: output {output.name!r} cannot be stored under this name: "
-                f"use letters, digits, '_' and '-', and none of {', '.join(sorted(_TAKEN))}"
+                f"use letters, digits, '_' and '-', and none of {', '.join(sorted(_RESERVED_NAMES))}"
             )
     return tuple(_map_of(output, unit) for output in header.outputs)
 
@@ -509,7 +511,7 @@ def list_maps(header: ModelHeader, unit: str = "") -> tuple[OutputMap, ...]:
 def _map_of(output: Output, unit: str) -> OutputMap:
     if output.is_image:
         return OutputMap(output.name, output.role, "float32", unit)
-    return OutputMap(output.name, output.role, "uint16" if output.is_fine else "uint8", "1")
+    return OutputMap(output.name, output.role, "uint16" if output.is_16_bit else "uint8", "1")
 
 
 def parse_header(text: str, where: str) -> ModelHeader:

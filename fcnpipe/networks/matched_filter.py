@@ -34,7 +34,7 @@ _TRUNCATION = 4.0
 """Radius of the kernel in its sigmas: the weight left out is 6e-5."""
 
 
-def gaussian(fwhm_px: float) -> NDArray[np.float32]:
+def gaussian_taps(fwhm_px: float) -> NDArray[np.float32]:
     """Give one axis of the kernel.
 
     Parameters
@@ -79,7 +79,7 @@ class MatchedFilter:
     @property
     def header(self) -> ModelHeader:
         """The header, made up rather than read."""
-        radius = len(gaussian(self.fwhm)) // 2
+        radius = len(gaussian_taps(self.fwhm)) // 2
         reach = Reach(radius, radius, radius, radius, cell=radius)
         return ModelHeader(
             name="none",
@@ -135,7 +135,7 @@ class MatchedFilter:
         self, device: str = "auto", precision: str = "fp32", threads: int = 1
     ) -> MatchedPredictor:
         """Make it ready to run; it runs on one thread of the CPU in float32, whatever is asked."""
-        return MatchedPredictor(gaussian(self.fwhm))
+        return MatchedPredictor(gaussian_taps(self.fwhm))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,8 +157,8 @@ class MatchedPredictor:
         Probability is the chance that the true ``s`` exceeds the default threshold, given unit Gaussian noise
         and no prior.
         """
-        significance = filtered(_one_band(snr), self.taps)
-        return maps_of(significance[keep.slices] if keep else significance)
+        significance = filter_image(_combine_bands(snr), self.taps)
+        return compute_maps(significance[keep.slices] if keep else significance)
 
     def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
         """Give probability and elevation as outputs, (2, h, w)."""
@@ -166,7 +166,7 @@ class MatchedPredictor:
         return np.stack([maps.probability[0], maps.elevation])
 
 
-def filtered(snr: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray[np.float32]:
+def filter_image(snr: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Correlate with a separable kernel and keep white noise at unit variance up to the border.
 
     Parameters
@@ -194,7 +194,7 @@ def filtered(snr: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray[np.
     return out
 
 
-def maps_of(significance: NDArray[np.float32]) -> Maps:
+def compute_maps(significance: NDArray[np.float32]) -> Maps:
     """Turn filtered S/N, (h, w) float32 in sigmas, into maps."""
     elevation = np.empty_like(significance)
     probability = np.empty((1, *significance.shape), np.float32)
@@ -202,7 +202,7 @@ def maps_of(significance: NDArray[np.float32]) -> Maps:
     return Maps(probability, elevation)
 
 
-def _one_band(snr: NDArray[np.float32]) -> NDArray[np.float32]:
+def _combine_bands(snr: NDArray[np.float32]) -> NDArray[np.float32]:
     """Add bands up with equal weights, keeping the noise at 1."""
     total: NDArray[np.float32] = np.array(snr[0], dtype=np.float32, order="C")
     if len(snr) == 1:

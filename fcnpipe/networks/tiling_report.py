@@ -13,13 +13,13 @@ from torch import nn
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.base import Certificate, Model, Reach
 from fcnpipe.networks.models.bundle import SUFFIX, Bundle
-from fcnpipe.networks.models.exported import EXPORTED, read_network, read_sidecar
+from fcnpipe.networks.models.exported import PROGRAM_SUFFIX, read_network, read_sidecar
 from fcnpipe.networks.models.headers import check_model
 from fcnpipe.networks.models.loading import load_model
-from fcnpipe.networks.reach.analysis import analyse, fit
+from fcnpipe.networks.reach.analysis import analyse, make_same_size
 from fcnpipe.networks.reach.certificate import certify
 from fcnpipe.networks.reach.image_sizes import SizeRule, measure_sizes
-from fcnpipe.networks.reach.rules import WrapsAround
+from fcnpipe.networks.reach.rules import CircularPaddingError
 
 WINDOWS = (256, 512, 1024, 2048)
 """Windows to show the halo's overhead for, px."""
@@ -60,7 +60,7 @@ class Tiling:
     @property
     def halo(self) -> int | None:
         """Pixels to read beyond each core, a multiple of the stride; None: there is no such halo."""
-        return self.reach.least_halo if self.reach else None
+        return self.reach.minimum_halo if self.reach else None
 
     @property
     def keeps_size(self) -> bool:
@@ -91,10 +91,12 @@ class Tiling:
         if self.sizes:
             same = "" if self.keeps_size else " (a run needs the size kept: pad inside the network)"
             rows += [("height", f"{self.sizes[0]}{same}"), ("width", str(self.sizes[1]))]
-        return rows + ([("certificate", _tell(self.certificate))] if self.certificate else [])
+        return rows + (
+            [("certificate", _describe_certificate(self.certificate))] if self.certificate else []
+        )
 
 
-def _tell(proof: Certificate) -> str:
+def _describe_certificate(proof: Certificate) -> str:
     if proof.error is None:
         return f"{proof.kind}, unproven"
     seen = "NaNs show this reach" if proof.probed else "NaNs show no more than this reach"
@@ -129,20 +131,20 @@ def reach(network: nn.Module | str | Path, bands: int = 1) -> Tiling:
     if isinstance(network, nn.Module):
         still = copy.deepcopy(network).eval() if network.training else network
         return _look_at(still, type(network).__name__, bands)
-    if Path(network).suffix == EXPORTED:
+    if Path(network).suffix == PROGRAM_SUFFIX:
         return _look_at_program(Path(network))
     model = load_model(network)
-    return _look_at_bundle(model) if isinstance(model, Bundle) else _take_word(model)
+    return _look_at_bundle(model) if isinstance(model, Bundle) else _read_header(model)
 
 
 def _look_at(module: nn.Module, name: str, bands: int) -> Tiling:
     try:
-        fitted, sizes = fit(module, bands)
+        fitted, sizes = make_same_size(module, bands)
         found = analyse(fitted, bands)
         return Tiling(name, "exact", "", found, sizes, certify(fitted, bands, found))
-    except WrapsAround as error:
-        fitted, sizes = fit(module, bands, inside=True)
-        return Tiling(name, "inside", str(error), analyse(fitted, bands, inside=True), sizes)
+    except CircularPaddingError as error:
+        fitted, sizes = make_same_size(module, bands, interior_only=True)
+        return Tiling(name, "inside", str(error), analyse(fitted, bands, interior_only=True), sizes)
     except ModelError as error:
         return Tiling(name, "never", str(error))
 
@@ -160,11 +162,11 @@ def _look_at_program(path: Path) -> Tiling:
 def _look_at_bundle(bundle: Bundle) -> Tiling:
     header = bundle.header
     proof = check_model(bundle.path)
-    sizes = fit(bundle.module(), header.channels)[1]
+    sizes = make_same_size(bundle.module(), header.channels)[1]
     return Tiling(bundle.path.name.removesuffix(SUFFIX), "exact", "", proof.reach, sizes, proof)
 
 
-def _take_word(model: Model) -> Tiling:
+def _read_header(model: Model) -> Tiling:
     """Give what the header of a model says that is no network."""
     sizes = SizeRule(1, 1, ((0, 0),))
     header = model.header

@@ -20,8 +20,8 @@ from fcnpipe.images.masked_image import MaskedImage, Patch
 from fcnpipe.images.scaling import Float
 from fcnpipe.networks import Model, load_model
 from fcnpipe.networks.base import Scaling
-from fcnpipe.networks.inference.predictor import scaled
-from fcnpipe.networks.models.exported import EXPORTED, read_network, read_sidecar
+from fcnpipe.networks.inference.predictor import scale_input
+from fcnpipe.networks.models.exported import PROGRAM_SUFFIX, read_network, read_sidecar
 from fcnpipe.networks.models.frozen_normalisation import find_stride, freeze_program
 from fcnpipe.science.background import estimate_background
 from fcnpipe.science.normalisation import BAD, pad_high
@@ -55,9 +55,9 @@ def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) 
     of the whole image, as the pipeline scales it.
     """
     source, target = Path(model), Path(out)
-    if {source.suffix, target.suffix} != {EXPORTED}:
+    if {source.suffix, target.suffix} != {PROGRAM_SUFFIX}:
         raise ModelError(
-            f"{source} to {target}: exported programs ({EXPORTED}) are frozen; no bundled network "
+            f"{source} to {target}: exported programs ({PROGRAM_SUFFIX}) are frozen; no bundled network "
             "has a norm that sees the image"
         )
     network, fields = read_network(source), read_sidecar(source).fields
@@ -92,7 +92,7 @@ def read_sample(spec: RunSpec, bands: int, scaling: Scaling, sizes: tuple[int, i
     residual, noise = (np.stack(part) for part in zip(*planes, strict=True))
     patch = Patch(residual, noise, flags)
     shape = round_up(values.shape[1], stride), round_up(values.shape[2], stride)
-    return torch.from_numpy(scaled(pad_high(patch.significance(bands), shape), scaling))[None]
+    return torch.from_numpy(scale_input(pad_high(patch.significance(bands), shape), scaling))[None]
 
 
 def _measure(

@@ -236,7 +236,7 @@ def settle_precision(spec: RunSpec, model: networks.Model) -> str:
         return model.precision("auto", spec.device)
     with suppress(SpecError):  # a cluster of this machine's own
         return model.precision("auto", "cuda")
-    return "fp32" if model.header.gives_images else "bf16"
+    return "fp32" if model.header.has_image_outputs else "bf16"
 
 
 def _agree(answers: set[str]) -> str:

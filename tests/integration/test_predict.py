@@ -33,7 +33,7 @@ from fcnpipe.networks.architectures.bulge_disk import BulgeDisk
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.models.headers import check_model, describe
+from fcnpipe.networks.models.headers import check_model, make_header
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.run import Silence
 from fcnpipe.pipeline.stages import prediction
@@ -83,7 +83,7 @@ def mixed(folder: Path) -> Path:
     network = UNet(1, len(OUTPUTS), base=4, depth=2).eval()
     with torch.no_grad():
         network.head.weight *= 0.3
-    return save_model(folder / "mixed.safetensors", network, describe(network, "m", OUTPUTS, {}))
+    return save_model(folder / "mixed.safetensors", network, make_header(network, "m", OUTPUTS, {}))
 
 
 def identity(channels: int) -> UNet:
@@ -104,7 +104,7 @@ def identity(channels: int) -> UNet:
 
 def save_identity(path: Path, outputs: list[Output], **fields: Any) -> Path:
     network = identity(len(outputs))
-    return save_model(path, network, describe(network, path.stem, outputs, {}, **fields))
+    return save_model(path, network, make_header(network, path.stem, outputs, {}, **fields))
 
 
 def predict(image: Any, out: Path, model: Path | str, **options: Any) -> xr.Dataset:
@@ -165,7 +165,7 @@ def test_a_network_without_padding_is_tiled_as_well(field: Path, tmp_path: Path)
     """It is brought to the size of the image, with what it was trained with: no padding inside."""
     torch.manual_seed(3)
     network = UNet(1, 1, base=4, depth=2, padding="valid").eval()
-    header = describe(network, "valid", [Output(name="glow", role="component:glow")], {})
+    header = make_header(network, "valid", [Output(name="glow", role="component:glow")], {})
     model = save_model(tmp_path / "valid.safetensors", network, header)
     assert check_model(model).error == pytest.approx(0, abs=1e-12)
     found = [
@@ -300,7 +300,7 @@ def test_bulge_and_disk_add_up(field: Path, tmp_path: Path) -> None:
     network = BulgeDisk(base=4, depth=2).eval()
     outputs = [Output(name=name, role=f"component:{name}") for name in ("bulge", "disk")]
     model = save_model(
-        tmp_path / "b.safetensors", network, describe(network, "galaxy", outputs, {})
+        tmp_path / "b.safetensors", network, make_header(network, "galaxy", outputs, {})
     )
     found = predict(field, tmp_path / "out.zarr", model)
     with run.open_session(
@@ -453,7 +453,7 @@ def test_only_a_position_sees_where_the_image_is_cut(
 ) -> None:
     torch.manual_seed(1)
     network = UNet(1 + len(extra), 1, base=4, depth=1).eval()
-    header = describe(
+    header = make_header(
         network, "m", [Output(name="a", role="restored")], {}, scaling=RAW, extra=extra
     )
     model = save_model(tmp_path / "m.safetensors", network, header)

@@ -17,7 +17,7 @@ from fcnpipe.core.errors import EngineError, ModelError
 from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output
-from fcnpipe.networks.models.headers import describe
+from fcnpipe.networks.models.headers import make_header
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.job import Job
 from fcnpipe.stores import ZarrStore
@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_model(path: Path, seed: int) -> None:
     torch.manual_seed(seed)
     network = UNet(1, 1, base=4, depth=1).eval()
-    header = describe(network, "net", (Output(name="source", role="source"),), {"source": 1.0})
+    header = make_header(network, "net", (Output(name="source", role="source"),), {"source": 1.0})
     networks.save_model(path, network, header)
 
 

@@ -10,7 +10,7 @@ import torch
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import ModelHeader, Output
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.models.headers import describe
+from fcnpipe.networks.models.headers import make_header
 
 OUTPUTS = (
     Output(name="blob", role="source"),
@@ -26,7 +26,7 @@ def small_unet(bands: int = 1, depth: int = 2) -> UNet:
 
 @pytest.fixture(scope="session")
 def small_header() -> ModelHeader:
-    return describe(small_unet(), "small", OUTPUTS, {"heat": 0.75, "blob": 0.25}, licence="MIT")
+    return make_header(small_unet(), "small", OUTPUTS, {"heat": 0.75, "blob": 0.25}, licence="MIT")
 
 
 @pytest.fixture(scope="session")

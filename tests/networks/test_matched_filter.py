@@ -11,7 +11,7 @@ from scipy import stats
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks import load_model, threshold_of
-from fcnpipe.networks.matched_filter import MatchedFilter, filtered, gaussian, maps_of
+from fcnpipe.networks.matched_filter import MatchedFilter, compute_maps, filter_image, gaussian_taps
 from fcnpipe.testing.networks import NetworkTests, starry
 
 
@@ -40,14 +40,14 @@ def slow(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 20), (20, 5), (17, 23)])
 def test_it_is_the_correlation_that_it_says(shape: tuple[int, int]) -> None:
     image = starry(1, shape)[0]
-    taps = gaussian(2.5)
-    np.testing.assert_allclose(filtered(image, taps), slow(image, taps), rtol=1e-5, atol=1e-5)
+    taps = gaussian_taps(2.5)
+    np.testing.assert_allclose(filter_image(image, taps), slow(image, taps), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("fwhm", [1.0, 3.0, 6.0])
 def test_white_noise_keeps_unit_variance_up_to_the_border(fwhm: float) -> None:
     noise = np.random.default_rng(0).normal(size=(4000, 64)).astype(np.float32)
-    out = filtered(noise, gaussian(fwhm))
+    out = filter_image(noise, gaussian_taps(fwhm))
     assert out[:, :1].std() == pytest.approx(1, abs=0.06)
     assert out[100:-100, 20:-20].std() == pytest.approx(1, abs=0.03)
 
@@ -81,7 +81,7 @@ def test_a_halo_one_short_is_seen() -> None:
 
 def test_maps_follow_their_formulas() -> None:
     sigma = np.array([[-2.0, 0.0, 1.5, 5.0, 1e4, 1e7]], np.float32)
-    maps = maps_of(sigma)
+    maps = compute_maps(sigma)
     expected = np.clip(np.arcsinh(np.maximum(sigma, 0)) / 16, 0, 1)
     np.testing.assert_allclose(maps.elevation, expected, rtol=1e-6)
     np.testing.assert_allclose(maps.probability[0], stats.norm.cdf(sigma - 4.0), atol=1e-6)
@@ -93,7 +93,7 @@ def test_the_threshold_is_given_in_sigma() -> None:
     with pytest.raises(ModelError, match=r"outside \(0, 4.44e\+06 sigma\]"):
         threshold_of(header, 1e7)
     sigma = np.float32([[2.9, 3.1]])
-    above = maps_of(sigma).elevation >= threshold_of(header, 3.0)
+    above = compute_maps(sigma).elevation >= threshold_of(header, 3.0)
     assert above.tolist() == [[False, True]]
 
 

@@ -90,9 +90,9 @@ class BulgeDisk(nn.Module):
         """
         return self._split(self.trunk(x))
 
-    def inside(self, x: Tensor, keep: Box) -> Tensor:
+    def forward_crop(self, x: Tensor, keep: Box) -> Tensor:
         """The images of some of the pixels; see `UNet.inside`."""
-        return self._split(self.trunk.inside(x, keep))
+        return self._split(self.trunk.forward_crop(x, keep))
 
     def denoise(self, x: Tensor) -> Tensor:
         """The total of both components.
@@ -111,14 +111,14 @@ class BulgeDisk(nn.Module):
 
     def _split(self, numbers: Tensor) -> Tensor:
         size, share = numbers.chunk(2, dim=1)
-        return torch.cat(take_apart(self._total(size), torch.sigmoid(share)), dim=1)
+        return torch.cat(split_total(self._total(size), torch.sigmoid(share)), dim=1)
 
     def _total(self, size: Tensor) -> Tensor:
         total = functional.softplus(size)
         return torch.sinh(total) if self.arguments["units"] == "asinh" else total
 
 
-def take_apart(total: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
+def split_total(total: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
     """Give a fraction of the total and the rest, whose floating-point sum is the total exactly.
 
     Parameters

@@ -23,10 +23,10 @@ from fcnpipe.networks.architectures.construction import check_choice, check_size
 
 Activation = Literal["tanh", "relu"]
 Padding = Literal["same", "valid"]
-FIELD = 95
+PATCH_SIDE = 95
 """Side of the patch, px."""
 _KERNELS = (4, 5, 4, 4)
-_LAST = 3
+_LAST_SIDE = 3
 """What is left of the patch after the last pooling, px."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -75,7 +75,7 @@ class CiresanPatch(nn.Module):
         for level, kernel in enumerate(_KERNELS):
             inner = maps if level else bands
             layers += [nn.Conv2d(inner, maps, kernel), bend(), nn.MaxPool2d(2)]
-        first, last = nn.Linear(maps * _LAST**2, hidden), nn.Linear(hidden, outputs)
+        first, last = nn.Linear(maps * _LAST_SIDE**2, hidden), nn.Linear(hidden, outputs)
         self.layers = nn.Sequential(*layers, nn.Flatten(), first, bend(), last)
         _initialise(self, activation)
 
@@ -181,7 +181,7 @@ class Ciresan(nn.Module):
             (n, outputs, h, w) logits; 94 px less in h and w for valid padding.
         """
         if self.arguments["padding"] == "same":
-            x = functional.pad(x, (FIELD // 2,) * 4)
+            x = functional.pad(x, (PATCH_SIDE // 2,) * 4)
         return average([member(x) for member in self.members])
 
 
@@ -227,7 +227,7 @@ def _dense(
         inner, step = maps if level else bands, 2**level
         pool = nn.MaxPool2d(2, stride=1, dilation=step)
         layers += [nn.Conv2d(inner, maps, kernel, dilation=step), bend(), pool]
-    first = nn.Conv2d(maps, hidden, _LAST, dilation=2 ** len(_KERNELS))
+    first = nn.Conv2d(maps, hidden, _LAST_SIDE, dilation=2 ** len(_KERNELS))
     return nn.Sequential(*layers, first, bend(), nn.Conv2d(hidden, outputs, 1))
 
 

@@ -86,7 +86,7 @@ class FCN(nn.Module):
         )
         hidden = scale_channels(_HIDDEN, width)
         self.classify = nn.Sequential(
-            *_dropped(widths[-1], hidden, 7), *_dropped(hidden, hidden, 1)
+            *_with_dropout(widths[-1], hidden, 7), *_with_dropout(hidden, hidden, 1)
         )
         self.score = nn.Conv2d(hidden, outputs, 1)
         skips = [(16, widths[3]), (8, widths[2])]
@@ -121,9 +121,9 @@ class FCN(nn.Module):
         pools = self._pool(x)
         score = self.score(self.classify(pools[-1]))
         for skip, cut, pool in zip(self.skips, _SKIP_CUTS.values(), pools[3:1:-1], strict=False):
-            score = raise_bilinearly(score, self.twice)
+            score = upsample_bilinearly(score, self.twice)
             score = score + _crop(skip(pool), cut, score)
-        return _crop(raise_bilinearly(score, self.rest), self.cut, x)
+        return _crop(upsample_bilinearly(score, self.rest), self.cut, x)
 
     def _pool(self, x: Tensor) -> list[Tensor]:
         pools = []
@@ -144,7 +144,7 @@ def bilinear_kernel(size: int) -> Tensor:
     return torch.outer(ramp, ramp)
 
 
-def raise_bilinearly(x: Tensor, kernels: Tensor) -> Tensor:
+def upsample_bilinearly(x: Tensor, kernels: Tensor) -> Tensor:
     """Enlarge each channel with its own kernel of two strides, uncropped."""
     return functional.conv_transpose2d(
         x, kernels, stride=kernels.shape[-1] // 2, groups=kernels.shape[0]
@@ -164,7 +164,7 @@ def _stage(inner: int, outer: int, count: int, first_padding: int) -> nn.Sequent
     return nn.Sequential(*layers)
 
 
-def _dropped(inner: int, outer: int, kernel: int) -> list[nn.Module]:
+def _with_dropout(inner: int, outer: int, kernel: int) -> list[nn.Module]:
     return [nn.Conv2d(inner, outer, kernel), nn.ReLU(inplace=True), nn.Dropout(0.5)]
 
 

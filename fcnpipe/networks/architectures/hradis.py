@@ -25,7 +25,7 @@ _CHANNELS = {
 }
 _GROUPS = {15: {8: 4, 9: 2, 11: 2, 12: 2, 14: 2}, 10: {}}
 """Groups of the convolutions that have more than one, by their number from 1."""
-_MOST_GROUPS = 4
+_MAX_GROUPS = 4
 
 
 class Hradis(nn.Module):
@@ -75,7 +75,7 @@ class Hradis(nn.Module):
             "width": width,
             "padding": padding,
         }
-        hidden = [scale_channels(n, width, _MOST_GROUPS) for n in _CHANNELS[layers]]
+        hidden = [scale_channels(n, width, _MAX_GROUPS) for n in _CHANNELS[layers]]
         stack: list[nn.Module] = []
         for number, (kernel, inner, outer) in enumerate(
             zip(_KERNELS[layers], [bands, *hidden], [*hidden, outputs], strict=True), start=1

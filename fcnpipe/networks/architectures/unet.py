@@ -101,7 +101,7 @@ class UNet(nn.Module):
         Tensor
             (n, outputs, h, w) logits; smaller in h and w for valid padding.
         """
-        skips = self._descend(x)
+        skips = self._encode(x)
         x = skips.pop()
         for rise, join in zip(self.up, self.join, strict=True):
             x = rise(x)
@@ -109,7 +109,7 @@ class UNet(nn.Module):
         logits: Tensor = self.head(x)
         return logits
 
-    def inside(self, x: Tensor, keep: Box) -> Tensor:
+    def forward_crop(self, x: Tensor, keep: Box) -> Tensor:
         """Logits of some of the pixels: ``forward(x)`` there, computing less on the way up.
 
         Parameters
@@ -124,11 +124,11 @@ class UNet(nn.Module):
         Tensor
             (n, outputs, height of keep, width of keep) logits.
         """
-        skips = self._descend(x)
+        skips = self._encode(x)
         x = skips.pop()
-        have = frame_of(x)
+        have = bounds_of(x)
         spare = 1 if self.arguments["upsampling"] == "bilinear" else 0
-        steps = list_steps(keep, [frame_of(skip) for skip in skips], spare)
+        steps = list_decoder_boxes(keep, [bounds_of(skip) for skip in skips], spare)
         for rise, join, (source, read) in zip(self.up, self.join, steps, strict=True):
             x = rise(x[(..., *source.within(have))])[(..., *read.within(double(source)))]
             x = _join(join, skips.pop()[(..., *read.slices)], x)
@@ -136,7 +136,7 @@ class UNet(nn.Module):
         logits: Tensor = self.head(x[(..., *keep.within(have))])
         return logits
 
-    def _descend(self, x: Tensor) -> list[Tensor]:
+    def _encode(self, x: Tensor) -> list[Tensor]:
         skips: list[Tensor] = []
         for level, pair in enumerate(self.down):
             x = pair(x if level == 0 else functional.max_pool2d(x, 2))
@@ -144,7 +144,7 @@ class UNet(nn.Module):
         return skips
 
 
-def list_steps(keep: Box, frames: list[Box], spare: int = 0) -> list[tuple[Box, Box]]:
+def list_decoder_boxes(keep: Box, frames: list[Box], spare: int = 0) -> list[tuple[Box, Box]]:
     """Give, level by level upwards, what to take of the level below, and of this one.
 
     The outermost pixels of what is taken come out wrong, one for each 3x3 convolution, except at
@@ -158,7 +158,7 @@ def list_steps(keep: Box, frames: list[Box], spare: int = 0) -> list[tuple[Box, 
     return steps[::-1]
 
 
-def frame_of(x: Tensor) -> Box:
+def bounds_of(x: Tensor) -> Box:
     """Give all pixels of (..., h, w) as a box."""
     return Box(0, 0, *x.shape[-2:])
 

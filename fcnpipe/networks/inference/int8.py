@@ -25,25 +25,25 @@ from torch import Tensor, nn
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import Box
-from fcnpipe.networks.architectures.unet import UNet, double, frame_of, list_steps
+from fcnpipe.networks.architectures.unet import UNet, bounds_of, double, list_decoder_boxes
 
 Ranges = Mapping[str, tuple[float, float]]
 """Least and greatest value that each layer gives, by the layer's name."""
-TOP = 255
-_WEIGHT_TOP = 127
-_USUAL = 1120
+_UINT8_MAX = 255
+_INT8_MAX = 127
+_TYPICAL_EDGE = 1120
 """Edge of a usual window with its halo, px."""
-_BAND = 64
+_STRIP_ROWS = 64
 """Rows of the first layer at a time: its float32, four times the bytes, then stays in the cache."""
 
 
-def is_fast() -> bool:
+def is_available() -> bool:
     """Whether this CPU multiplies bytes faster than anything else, and this torch can use it."""
     multiplies = getattr(torch.cpu, "_is_vnni_supported", bool)()
     return bool(multiplies) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
-def fits(network: nn.Module) -> bool:
+def is_supported(network: nn.Module) -> bool:
     """Whether a network can be run in integers."""
     wanted = {"padding": "same", "upsampling": "transposed"}
     return isinstance(network, UNet) and wanted.items() <= network.arguments.items()
@@ -79,7 +79,7 @@ def measure_ranges(network: UNet, inputs: Iterable[Tensor]) -> dict[str, tuple[f
     return ranges
 
 
-class IntegerUNet:
+class Int8UNet:
     """A U-Net of same padding and transposed upsampling, run in integers on a CPU.
 
     Parameters
@@ -96,24 +96,26 @@ class IntegerUNet:
     """
 
     def __init__(self, network: nn.Module, ranges: Ranges) -> None:
-        if not isinstance(network, UNet) or not fits(network):
+        if not isinstance(network, UNet) or not is_supported(network):
             raise ModelError(
                 "only a U-Net of same padding and transposed upsampling runs in int8: use bf16 or fp32"
             )
         try:
-            self._build(network, {name: _Bytes(*ends) for name, ends in ranges.items()})
+            self._build(network, {name: _Quantisation(*ends) for name, ends in ranges.items()})
         except KeyError as missing:
             raise ModelError(
                 f"layer {missing} has no range for int8: pack the model again, or use bf16 or fp32"
             ) from None
 
     @torch.no_grad()
-    def _build(self, network: UNet, scales: dict[str, _Bytes]) -> None:
+    def _build(self, network: UNet, scales: dict[str, _Quantisation]) -> None:
         first, *rest = (layer for pair in network.down for layer in _convolutions(pair))
         names = [f"down.{level}.{i}" for level in range(len(network.down)) for i in (1, 3)]
-        self._first = _First(first, scales[names[0]])
+        self._first = _FirstConvolution(first, scales[names[0]])
         self._down = [
-            _Convolution(conv.weight * scales[before].scale, _bias(conv), scales[after], padding=1)
+            _Int8Convolution(
+                conv.weight * scales[before].scale, _bias(conv), scales[after], padding=1
+            )
             for conv, before, after in zip(rest, names, names[1:], strict=False)
         ]
         self._rise, self._join, self._zero = [], [], []
@@ -122,23 +124,23 @@ class IntegerUNet:
             skip, up = scales[f"down.{len(network.up) - 1 - i}.3"], scales[f"up.{i}"]
             inner, outer = scales[f"join.{i}.1"], scales[f"join.{i}.3"]
             both, last = _convolutions(join)
-            self._rise.append(_make_rise(rise, scales[below].scale, up))
+            self._rise.append(_make_up_convolution(rise, scales[below].scale, up))
             self._join.append(
                 (
-                    _make_join(both, skip, up, inner),
-                    _Convolution(last.weight * inner.scale, _bias(last), outer, padding=1),
+                    _make_joining_convolution(both, skip, up, inner),
+                    _Int8Convolution(last.weight * inner.scale, _bias(last), outer, padding=1),
                 )
             )
             self._zero.append(up.zero)
             below = f"join.{i}.3"
         head = network.head
-        self._head = _Convolution(head.weight * scales[below].scale, _bias(head))
+        self._head = _Int8Convolution(head.weight * scales[below].scale, _bias(head))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of all pixels, see `inside`."""
-        return self.inside(x, frame_of(x))
+        return self.forward_crop(x, bounds_of(x))
 
-    def inside(self, x: Tensor, keep: Box) -> Tensor:
+    def forward_crop(self, x: Tensor, keep: Box) -> Tensor:
         """Logits of some of the pixels.
 
         Parameters
@@ -153,19 +155,19 @@ class IntegerUNet:
         Tensor
             (1, outputs, height of keep, width of keep) float32.
         """
-        skips = self._descend(x)
+        skips = self._encode(x)
         x = skips.pop()
-        have = frame_of(x)
-        steps = list_steps(keep, [frame_of(skip) for skip in skips])
+        have = bounds_of(x)
+        steps = list_decoder_boxes(keep, [bounds_of(skip) for skip in skips])
         for rise, join, zero, (source, read) in zip(
             self._rise, self._join, self._zero, steps, strict=True
         ):
             risen = rise(x[(..., *source.within(have))])
-            x = join[1](join[0](_weave(skips.pop(), risen, read, double(source), zero)))
+            x = join[1](join[0](_interleave(skips.pop(), risen, read, double(source), zero)))
             have = read
         return self._head(x[(..., *keep.within(have))])
 
-    def _descend(self, x: Tensor) -> list[Tensor]:
+    def _encode(self, x: Tensor) -> list[Tensor]:
         x = self._first(x)
         skips = [x := self._down[0](x)]
         for first, second in zip(self._down[1::2], self._down[2::2], strict=True):
@@ -173,31 +175,31 @@ class IntegerUNet:
         return skips
 
 
-class _Bytes:
+class _Quantisation:
     """How a layer's values become bytes; 0 is exact, for it is what padding adds."""
 
     def __init__(self, low: float, high: float) -> None:
-        self.scale = max(high - min(low, 0.0), 1e-6) / TOP
+        self.scale = max(high - min(low, 0.0), 1e-6) / _UINT8_MAX
         self.zero = round(-min(low, 0.0) / self.scale)
 
 
-class _First:
+class _FirstConvolution:
     """Convolution, ReLU and rounding of the input, which comes in float32."""
 
-    def __init__(self, layer: nn.Conv2d, out: _Bytes) -> None:
+    def __init__(self, layer: nn.Conv2d, out: _Quantisation) -> None:
         self._shape = ([1, 1], [1, 1], [1, 1], 1)
         weight = (layer.weight / out.scale).detach()
         # In the order in which it is used, which would else be made anew at each call.
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, *self._shape, [1, weight.shape[1], _USUAL, _USUAL]
+            weight, *self._shape, [1, weight.shape[1], _TYPICAL_EDGE, _TYPICAL_EDGE]
         )
         self._bias = _bias(layer) / out.scale + 0.5
 
     def __call__(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         whole = np.empty((height, width, len(self._bias)), np.uint8)
-        for y0 in range(0, height, _BAND):
-            y1 = min(y0 + _BAND, height)
+        for y0 in range(0, height, _STRIP_ROWS):
+            y1 = min(y0 + _STRIP_ROWS, height)
             read = slice(max(y0 - 1, 0), min(y1 + 1, height))
             values = self._convolve(x[:, :, read]).permute(0, 2, 3, 1)[0].numpy()
             kept = values[y0 - read.start : y1 - read.start]
@@ -205,14 +207,14 @@ class _First:
         return torch.from_numpy(whole[np.newaxis]).permute(0, 3, 1, 2)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        within = ("hardtanh", [0.0, TOP + 0.5], "")
+        within = ("hardtanh", [0.0, _UINT8_MAX + 0.5], "")
         values: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._weight, self._bias, *self._shape, *within
         )
         return values
 
 
-class _Convolution:
+class _Int8Convolution:
     """A convolution of bytes, with ReLU, into bytes; or, without ``out``, into float32.
 
     Weights are those that multiply the bytes themselves: the scale of the input is in them.
@@ -223,13 +225,13 @@ class _Convolution:
         self,
         weight: Tensor,
         bias: Tensor,
-        out: _Bytes | None = None,
+        out: _Quantisation | None = None,
         *,
         padding: int = 0,
         zeros: Tensor | None = None,
         relu: bool = True,
     ) -> None:
-        self._scale = weight.abs().amax((1, 2, 3)).clamp(min=1e-12) / _WEIGHT_TOP
+        self._scale = weight.abs().amax((1, 2, 3)).clamp(min=1e-12) / _INT8_MAX
         whole = torch.round(weight / self._scale[:, None, None, None])
         if zeros is not None:
             bias = bias - self._scale * (whole.sum((2, 3)) @ zeros)
@@ -251,20 +253,22 @@ class _Convolution:
         return result
 
 
-def _make_rise(layer: nn.Module, scale: float, out: _Bytes) -> _Convolution:
+def _make_up_convolution(layer: nn.Module, scale: float, out: _Quantisation) -> _Int8Convolution:
     """Make a 2x2 up-convolution a 1x1 convolution to four times the channels, one pixel after another."""
     weight: Any = layer.weight
     flat = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0], 1, 1)
-    return _Convolution(flat * scale, _bias(layer).repeat(4), out, relu=False)
+    return _Int8Convolution(flat * scale, _bias(layer).repeat(4), out, relu=False)
 
 
-def _make_join(layer: nn.Conv2d, skip: _Bytes, up: _Bytes, out: _Bytes) -> _Convolution:
+def _make_joining_convolution(
+    layer: nn.Conv2d, skip: _Quantisation, up: _Quantisation, out: _Quantisation
+) -> _Int8Convolution:
     """Make the first convolution of both halves, which come in a frame of zeros of their own."""
     half = layer.weight.shape[1] // 2
     scale, zeros = torch.full((2 * half,), skip.scale), torch.zeros(2 * half)
     scale[half:], zeros[half:] = up.scale, up.zero
     weight = layer.weight * scale[:, None, None]
-    return _Convolution(weight, _bias(layer), out, zeros=zeros)
+    return _Int8Convolution(weight, _bias(layer), out, zeros=zeros)
 
 
 def _bias(layer: nn.Module) -> Tensor:
@@ -283,7 +287,7 @@ def _pool(x: Tensor) -> Tensor:
     return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2]).permute(0, 3, 1, 2)
 
 
-def _weave(skip: Tensor, risen: Tensor, read: Box, fine: Box, zero: int) -> Tensor:
+def _interleave(skip: Tensor, risen: Tensor, read: Box, fine: Box, zero: int) -> Tensor:
     """Lay a box of the skipped map and the risen one side by side, in a frame of zeros.
 
     ``risen`` has four pixels of the box ``fine`` in the channels of one.
@@ -291,21 +295,21 @@ def _weave(skip: Tensor, risen: Tensor, read: Box, fine: Box, zero: int) -> Tens
     channels = skip.shape[1]
     out = torch.empty((1, 2 * channels, read.shape[0] + 2, read.shape[1] + 2), dtype=torch.uint8,
                       memory_format=torch.channels_last)  # fmt: skip
-    below, above, woven = (_in_words(part, channels) for part in (skip, risen, out))
+    below, above, woven = (_view_as_words(part, channels) for part in (skip, risen, out))
     corner = (read.y0, read.x0, read.y0 - fine.y0, read.x0 - fine.x0)
     word = woven.dtype.type(int.from_bytes(bytes([zero] * woven.itemsize), "little"))
-    _weave_words(below, above, woven, corner, word, (0,) * below.shape[2])
+    _interleave_words(below, above, woven, corner, word, (0,) * below.shape[2])
     return out
 
 
-def _in_words(x: Tensor, channels: int) -> NDArray[Any]:
+def _view_as_words(x: Tensor, channels: int) -> NDArray[Any]:
     """See a map as (h, w, words): eight channels are copied at once where that is even."""
     size = next(n for n in (8, 4, 2, 1) if channels % n == 0)
     return x[0].permute(1, 2, 0).contiguous().numpy().view(f"u{size}")
 
 
 @njit(cache=True, nogil=True)
-def _weave_words(skip, risen, out, corner, zero, words):  # type: ignore[no-untyped-def]
+def _interleave_words(skip, risen, out, corner, zero, words):  # type: ignore[no-untyped-def]
     """Fill in ``out``; a pixel of ``skip`` has as many words as the tuple: known to the compiler."""
     height, width, _ = out.shape
     half = len(words)

@@ -24,7 +24,7 @@ from fcnpipe.networks.base import Maps, ModelHeader, Output, Scaling
 from fcnpipe.networks.inference import int8
 from fcnpipe.networks.inference.fused_convolution import fuse
 
-_INPUTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+_INPUT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 """What the input comes in, by the arithmetic of the network."""
 
 
@@ -53,24 +53,24 @@ def choose_precision(precision: str, device: str, header: ModelHeader) -> str:
     ModelError
         If the model cannot be run in int8.
     """
-    if precision not in ("auto", *_INPUTS):
+    if precision not in ("auto", *_INPUT_DTYPES):
         raise SpecError(f"precision={precision!r}: choose auto, fp32, bf16 or int8")
     place = choose_device(device)
     if precision == "int8":
-        _check_integers(place, header)
+        _check_int8(place, header)
     if precision != "auto":
         return precision
-    if header.gives_images:
+    if header.has_image_outputs:
         return "fp32"
     if place == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if header.ranges and int8.is_fast():
+    if header.ranges and int8.is_available():
         return "int8"
     return "bf16" if _cpu_has_bf16() else "fp32"
 
 
-def _check_integers(device: str, header: ModelHeader) -> None:
-    if device != "cpu" or not int8.is_fast():
+def _check_int8(device: str, header: ModelHeader) -> None:
+    if device != "cpu" or not int8.is_available():
         raise SpecError(
             "precision='int8' needs a CPU that multiplies bytes (VNNI): use auto, bf16 or fp32"
         )
@@ -119,8 +119,8 @@ class TorchPredictor:
         precision = choose_precision(precision, device, header)
         self.header, self.device, self.precision, self.threads = header, device, precision, threads
         if device == "cuda":
-            _make_repeatable()
-        self.module = _make_ready(module.eval().requires_grad_(False), header, device, precision)
+            _make_deterministic()
+        self.module = _prepare(module.eval().requires_grad_(False), header, device, precision)
 
     def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
         """Give the maps of a window.
@@ -159,39 +159,41 @@ class TorchPredictor:
         with torch.inference_mode():
             logits = self._logits(self._input(snr), keep or Box(0, 0, *snr.shape[1:]))
             # Channels lie last: seen so, the map is one run of memory, and five times faster.
-            outputs = activated(logits[0].permute(1, 2, 0).float(), self.header)
+            outputs = activate(logits[0].permute(1, 2, 0).float(), self.header)
             return outputs.permute(2, 0, 1).cpu()
 
     def _logits(self, window: Tensor, keep: Box) -> Tensor:
-        inside = getattr(self.module, "inside", None)
-        if inside is not None and keep.shape != window.shape[2:]:
-            part: Tensor = inside(window, keep)
+        forward_crop = getattr(self.module, "forward_crop", None)
+        if forward_crop is not None and keep.shape != window.shape[2:]:
+            part: Tensor = forward_crop(window, keep)
             return part
         whole: Tensor = self.module(window)
         return whole[(..., *keep.slices)]
 
     def _input(self, snr: NDArray[np.float32]) -> Tensor:
         window = torch.from_numpy(self._seen(snr)[np.newaxis])
-        return window.to(self.device, _INPUTS[self.precision], memory_format=torch.channels_last)
+        return window.to(
+            self.device, _INPUT_DTYPES[self.precision], memory_format=torch.channels_last
+        )
 
     def _seen(self, snr: NDArray[np.float32]) -> NDArray[np.float32]:
         bands, scaling = len(snr) - len(self.header.extra), self.header.scaling
         if bands == len(snr):
-            return scaled(snr, scaling)
-        return np.concatenate([scaled(snr[:bands], scaling), snr[bands:]])
+            return scale_input(snr, scaling)
+        return np.concatenate([scale_input(snr[:bands], scaling), snr[bands:]])
 
 
-def _make_ready(
+def _prepare(
     module: nn.Module, header: ModelHeader, device: str, precision: str
 ) -> Callable[[Tensor], Tensor]:
     if precision == "int8":
-        return int8.IntegerUNet(module, header.ranges)
-    moved = module.to(device, _INPUTS[precision])
+        return int8.Int8UNet(module, header.ranges)
+    moved = module.to(device, _INPUT_DTYPES[precision])
     wide = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fuse(wide) if device == "cpu" else wide
 
 
-def scaled(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:
+def scale_input(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:
     """Compress S/N to what a network sees: ``asinh(snr / softening)``, float32, same shape.
 
     With linear scaling the pixels come scaled already: no S/N was made of them.
@@ -224,7 +226,7 @@ def _asinh(values, factor, out):  # type: ignore[no-untyped-def]  # pragma: no c
         out[i] = copysign(log(size + sqrt(size * size + 1.0)), value)
 
 
-def activated(logits: Tensor, header: ModelHeader) -> Tensor:
+def activate(logits: Tensor, header: ModelHeader) -> Tensor:
     """Give what each output is: (h, w, output) float32 of the logits, channels last.
 
     Raises
@@ -241,7 +243,7 @@ def activated(logits: Tensor, header: ModelHeader) -> Tensor:
         return torch.sigmoid(logits)
     outputs = logits.clone()
     for kind, function in _ACTIVATIONS.items():
-        group = [i for i, output in enumerate(header.outputs) if _asks_for(output, kind)]
+        group = [i for i, output in enumerate(header.outputs) if _has_activation(output, kind)]
         if group:
             outputs[..., group] = function(logits[..., group])
     return outputs
@@ -255,7 +257,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """What the activations make of all channels that ask for them; a linear image has no limits."""
 
 
-def _asks_for(output: Output, kind: str) -> bool:
+def _has_activation(output: Output, kind: str) -> bool:
     return output.activation == kind and not (kind == "linear" and output.is_image)
 
 
@@ -272,7 +274,7 @@ def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
         )
 
 
-def _make_repeatable() -> None:
+def _make_deterministic() -> None:
     """Choose cuDNN kernels that give the same bits each time, in full float32.
 
     Set for good: torch keeps these for the process, and several threads predict at once.

@@ -68,12 +68,12 @@ def read_archive(path: Path) -> bytes:
     except Exception as error:  # what the limited unpickler says of something else than tensors
         if isinstance(error, ModelError):
             raise
-        raise _refuse(path, "a pickle of more than tensors") from None
+        raise _refusal(path, "a pickle of more than tensors") from None
     _check_graph(graph, path)
     return data
 
 
-def _refuse(path: Path, what: str) -> ModelError:
+def _refusal(path: Path, what: str) -> ModelError:
     return ModelError(
         f"model {path} holds {what}, which can run any code: "
         "export a plain network of tensors with torch.export.save"
@@ -91,7 +91,7 @@ def _check_parts(archive: zipfile.ZipFile, path: Path) -> None:
     folders, names = {folder for folder, _ in parts}, [part for _, part in parts]
     odd = [name for name in names if not _PARTS.fullmatch(name)]
     if odd or len(folders) != 1 or len(set(names)) < len(names):
-        raise _refuse(path, f"{odd[0] if odd else 'parts of two archives'}")
+        raise _refusal(path, f"{odd[0] if odd else 'parts of two archives'}")
 
 
 def _read(archive: zipfile.ZipFile, part: str) -> bytes:
@@ -102,18 +102,18 @@ def _check_payload(payload: dict[str, Any], path: Path) -> None:
     for name, entry in payload["config"].items():
         plain = re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"])
         if entry["use_pickle"] is not False or not plain:
-            raise _refuse(path, f"a pickle ({name})")
+            raise _refusal(path, f"a pickle ({name})")
 
 
 def _check_graph(graph: dict[str, Any], path: Path) -> None:
     for key, value in _walk(graph):
         if key == "target" and isinstance(value, str) and not _TARGET.fullmatch(value):
-            raise _refuse(path, f"a call of {value}")
+            raise _refusal(path, f"a call of {value}")
         if key == "expr_str" and not _is_arithmetic(value):
-            raise _refuse(path, f"the expression {value!r}")
+            raise _refusal(path, f"the expression {value!r}")
     for name in graph.get("range_constraints", {}):
         if not _is_arithmetic(name):
-            raise _refuse(path, f"the expression {name!r}")
+            raise _refusal(path, f"the expression {name!r}")
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:

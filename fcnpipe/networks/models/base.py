@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from fcnpipe.networks.inference.predictor import TorchPredictor
 
-SCRATCH = 2
+MEMORY_FACTOR = 2
 """The process grows by this times the arrays of the network: oneDNN's copies, and holes in the heap.
 Measured 512 bytes a pixel for 296 of arrays: U-Net of base 16, depth 3, window 1024 + 2 x 56."""
-PIPELINE_BYTES = 40
+PIPELINE_BYTES_PER_PIXEL = 40
 """Input, scaled input, outputs and maps of a window, for each pixel."""
 
 
@@ -57,7 +57,7 @@ class StoredModel:
     @property
     def bytes_per_pixel(self) -> int:
         """Peak memory of a forward pass for each pixel looked at, scratch included."""
-        return SCRATCH * self.header.bytes_per_pixel
+        return MEMORY_FACTOR * self.header.bytes_per_pixel
 
     def check_digest(self, found: str) -> None:
         """Refuse weights that are not those of the header.
@@ -102,7 +102,7 @@ class StoredModel:
             If there is no such device or precision.
         """
         from fcnpipe.networks.inference.predictor import TorchPredictor, choose_device
-        from fcnpipe.networks.reach.analysis import keep_size
+        from fcnpipe.networks.reach.analysis import ensure_same_size
 
-        module = keep_size(self.module(), self.header.channels)
+        module = ensure_same_size(self.module(), self.header.channels)
         return TorchPredictor(module, self.header, choose_device(device), precision, threads)

@@ -31,18 +31,18 @@ from torch import Tensor, nn
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.base import Certificate, ModelHeader, Reach
 from fcnpipe.networks.models.archive_inspection import read_archive
-from fcnpipe.networks.models.base import PIPELINE_BYTES, StoredModel
-from fcnpipe.networks.reach.analysis import reach_of, trace_same_size
+from fcnpipe.networks.models.base import PIPELINE_BYTES_PER_PIXEL, StoredModel
+from fcnpipe.networks.reach.analysis import analyse_program, trace_same_size
 from fcnpipe.networks.reach.certificate import certify, declare
 from fcnpipe.networks.reach.tracing import activation_bytes
 
-EXPORTED = ".pt2"
+PROGRAM_SUFFIX = ".pt2"
 ARCHITECTURE = "exported"
 _DYNAMIC = (
     "export it with dynamic height and width: "
     'dynamic_shapes=({2: S * Dim("h"), 3: S * Dim("w")},), S its stride'
 )
-_OURS = frozenset(
+_DERIVED_FIELDS = frozenset(
     {"architecture", "arguments", "bands", "bytes_per_pixel", "certificate", "ranges"}
 )
 
@@ -141,7 +141,7 @@ def _load(path: Path, digest: str, declared: tuple[int, int] | None) -> Exported
     network, sidecar = read_network(path), read_sidecar(path)
     program = trace_same_size(network, network.bands)
     certificate = _declare(*declared, str(path)) if declared else sidecar.declared
-    reach = certificate.reach if certificate else reach_of(program)
+    reach = certificate.reach if certificate else analyse_program(program)
     certificate = certificate or certify(network, network.bands, reach)
     fields: dict[str, Any] = {
         "name": path.stem,
@@ -150,7 +150,7 @@ def _load(path: Path, digest: str, declared: tuple[int, int] | None) -> Exported
         "architecture": ARCHITECTURE,
         "bands": network.bands - len(sidecar.fields.get("extra", ())),
         "reach": reach,
-        "bytes_per_pixel": activation_bytes(program) + PIPELINE_BYTES,
+        "bytes_per_pixel": activation_bytes(program) + PIPELINE_BYTES_PER_PIXEL,
         "certificate": certificate,
     }
     if "elevation" not in fields:
@@ -204,7 +204,7 @@ def read_sidecar(path: Path) -> Sidecar:
         fields = dict(json.loads(beside.read_text()))
     except (ValueError, TypeError) as error:
         raise ModelError(f"{beside} is not a JSON object ({error}): write one") from None
-    if ours := sorted(_OURS & fields.keys() | {"reach"} & fields.keys()):
+    if ours := sorted(_DERIVED_FIELDS & fields.keys() | {"reach"} & fields.keys()):
         raise ModelError(f"{beside}: {ours[0]} is read off the program: leave it out")
     return Sidecar(fields, _pop_declared(fields, beside))
 

@@ -169,13 +169,13 @@ def freeze_program(graph: fx.GraphModule, sample: Tensor) -> fx.GraphModule:
     ModelError
         If it has nothing to freeze.
     """
-    meter = _Meter(graph, {node.name for node in _list_calls(graph)})
+    meter = _StatisticsRecorder(graph, {node.name for node in _list_calls(graph)})
     with torch.no_grad():
         meter.run(sample)
     return _replace_calls(graph, meter.found)
 
 
-class _Meter(fx.Interpreter):
+class _StatisticsRecorder(fx.Interpreter):
     """Runs a program and notes the statistics that its normalisations take."""
 
     def __init__(self, graph: fx.GraphModule, names: set[str]) -> None:

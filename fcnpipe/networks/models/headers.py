@@ -12,15 +12,20 @@ from torch import nn
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.architectures.registry import architecture_name
 from fcnpipe.networks.base import Certificate, ModelHeader, Output, Share
-from fcnpipe.networks.models.base import PIPELINE_BYTES
+from fcnpipe.networks.models.base import PIPELINE_BYTES_PER_PIXEL
 from fcnpipe.networks.models.bundle import Bundle
 from fcnpipe.networks.models.loading import load_model
-from fcnpipe.networks.reach.analysis import analyse, keep_size, reach_of, trace_same_size
+from fcnpipe.networks.reach.analysis import (
+    analyse,
+    analyse_program,
+    ensure_same_size,
+    trace_same_size,
+)
 from fcnpipe.networks.reach.certificate import certify
 from fcnpipe.networks.reach.tracing import activation_bytes
 
 
-def describe(
+def make_header(
     module: nn.Module,
     name: str,
     outputs: Sequence[Output],
@@ -49,9 +54,9 @@ def describe(
     """
     arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
     bands = int(arguments.get("bands", 1))
-    still = keep_size(copy.deepcopy(module).eval(), bands)
+    still = ensure_same_size(copy.deepcopy(module).eval(), bands)
     program = trace_same_size(still, bands)
-    reach = reach_of(program)
+    reach = analyse_program(program)
     return ModelHeader(
         name=name,
         architecture=architecture_name(module),
@@ -60,7 +65,7 @@ def describe(
         outputs=tuple(outputs),
         elevation={k: v if isinstance(v, Share) else Share(weight=v) for k, v in elevation.items()},
         reach=reach,
-        bytes_per_pixel=activation_bytes(program) + PIPELINE_BYTES,
+        bytes_per_pixel=activation_bytes(program) + PIPELINE_BYTES_PER_PIXEL,
         certificate=certify(still, bands, reach),
         **rest,
     )

@@ -20,14 +20,14 @@ from torch import fx, nn
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.base import Reach
 from fcnpipe.networks.reach.image_sizes import (
-    Fitted,
+    SameSizeNetwork,
     SizeRule,
     keeps_size,
     measure_sizes,
 )
 from fcnpipe.networks.reach.rules import (
+    Dependency,
     Indices,
-    Look,
     Operation,
     arguments_of,
     axes_after,
@@ -37,7 +37,7 @@ from fcnpipe.networks.reach.rules import (
 from fcnpipe.networks.reach.tracing import input_node, is_same_size, output_node, trace
 
 
-def analyse(module: nn.Module, bands: int = 1, inside: bool = False) -> Reach:
+def analyse(module: nn.Module, bands: int = 1, interior_only: bool = False) -> Reach:
     """Give how far a network looks on each side of an output pixel, and its strides.
 
     Parameters
@@ -63,12 +63,12 @@ def analyse(module: nn.Module, bands: int = 1, inside: bool = False) -> Reach:
     """
     program = trace(module, bands)
     if not is_same_size(program):
-        program = trace_same_size(fit(module, bands, inside)[0], bands)
-    return reach_of(program, inside)
+        program = trace_same_size(make_same_size(module, bands, interior_only)[0], bands)
+    return analyse_program(program, interior_only)
 
 
-def fit(
-    module: nn.Module, bands: int = 1, inside: bool = False
+def make_same_size(
+    module: nn.Module, bands: int = 1, interior_only: bool = False
 ) -> tuple[nn.Module, tuple[SizeRule, SizeRule]]:
     """Give a network whose output has the size of the input, and the sizes of the one given (y, x).
 
@@ -80,20 +80,20 @@ def fit(
         As `analyse` does.
     """
     program = trace(module, bands)
-    looks = _follow(program, inside)
+    looks = _follow(program, interior_only)
     scales = _scales(program, looks)
     rules = measure_sizes(module, bands, _strides(scales), scales[output_node(program)])
-    return module if is_same_size(program) else Fitted(module, rules), rules
+    return module if is_same_size(program) else SameSizeNetwork(module, rules), rules
 
 
-def keep_size(module: nn.Module, bands: int = 1) -> nn.Module:
+def ensure_same_size(module: nn.Module, bands: int = 1) -> nn.Module:
     """Give a network whose output has the size of the input, as `fit`; at once if it is so already."""
-    return module if keeps_size(module, bands) else fit(module, bands)[0]
+    return module if keeps_size(module, bands) else make_same_size(module, bands)[0]
 
 
-def reach_of(program: torch.export.ExportedProgram, inside: bool = False) -> Reach:
+def analyse_program(program: torch.export.ExportedProgram, interior_only: bool = False) -> Reach:
     """Give the reach that a traced network has; see `analyse`."""
-    looks = _follow(program, inside)
+    looks = _follow(program, interior_only)
     stride = _strides(_scales(program, looks))
     top, bottom, rows = _extent(program, looks, 0, stride[0])
     left, right, columns = _extent(program, looks, 1, stride[1])
@@ -121,14 +121,14 @@ def trace_same_size(module: nn.Module, bands: int = 1) -> torch.export.ExportedP
 
 
 def _follow(
-    program: torch.export.ExportedProgram, inside: bool = False
-) -> dict[fx.Node, list[Look]]:
+    program: torch.export.ExportedProgram, interior_only: bool = False
+) -> dict[fx.Node, list[Dependency]]:
     """Give, for each node that depends on the image, how it looks at its inputs."""
     axes: dict[fx.Node, tuple[int, int]] = {input_node(program): (2, 3)}
-    looks: dict[fx.Node, list[Look]] = {}
+    looks: dict[fx.Node, list[Dependency]] = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and any(source in axes for source in node.all_input_nodes):
-            operation = Operation(node, arguments_of(node), axes, inside)
+            operation = Operation(node, arguments_of(node), axes, interior_only)
             looks[node] = rule_of(operation)(operation)
             axes[node] = axes_after(operation)
     if output_node(program) not in axes:
@@ -139,7 +139,7 @@ def _follow(
 
 
 def _scales(
-    program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Look]]
+    program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Dependency]]
 ) -> dict[fx.Node, tuple[Fraction, Fraction]]:
     """Give the input pixels for each pixel of every array of the network (y, x)."""
     scales = {input_node(program): (Fraction(1), Fraction(1))}
@@ -159,7 +159,10 @@ def _strides(scales: dict[fx.Node, tuple[Fraction, Fraction]]) -> tuple[int, int
 
 
 def _extent(
-    program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Look]], axis: int, stride: int
+    program: torch.export.ExportedProgram,
+    looks: dict[fx.Node, list[Dependency]],
+    axis: int,
+    stride: int,
 ) -> tuple[int, int, int]:
     """Give the reach (before a pixel, after it, beyond a whole cell) along one axis."""
     before = after = cell = 0
@@ -173,7 +176,10 @@ def _extent(
 
 
 def _read_by(
-    pixel: int, program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Look]], axis: int
+    pixel: int,
+    program: torch.export.ExportedProgram,
+    looks: dict[fx.Node, list[Dependency]],
+    axis: int,
 ) -> Indices:
     """Give the input pixels that an output pixel depends on, along one axis."""
     nothing = np.empty(0, np.int64)
@@ -181,6 +187,6 @@ def _read_by(
     for node in reversed(looks):
         for look in looks[node]:
             step = look.x if axis else look.y
-            read = step.back(wanted.get(node, nothing))
+            read = step.to_input(wanted.get(node, nothing))
             wanted[look.source] = np.union1d(wanted.get(look.source, nothing), read)
     return wanted.get(input_node(program), nothing)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import round_up
 from fcnpipe.networks.base import Certificate, Reach
-from fcnpipe.networks.reach.analysis import analyse, keep_size
+from fcnpipe.networks.reach.analysis import analyse, ensure_same_size
 
 TOLERANCE = 1e-12
 """Largest difference between tiles and the whole in float64, of logits of order 1."""
@@ -58,10 +58,10 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
     A network whose output has another size is brought to the size of its input (`reach.fit`).
     """
     reach = reach or analyse(module, bands)
-    module = keep_size(module, bands)
+    module = ensure_same_size(module, bands)
     tight = _check_probe(module, reach, probe(module, bands, reach))
     precise = copy.deepcopy(module).double()
-    halo = reach.least_halo
+    halo = reach.minimum_halo
     error = tiling_error(precise, bands, reach, halo)
     if not error <= TOLERANCE:
         raise ModelError(
@@ -166,10 +166,14 @@ def _probe_axis(
         return 0, 0, 0
     source, first = margin + phase, output // stride * stride
     beyond = torch.maximum(first - source, source - (first + stride - 1))
-    return _most(output - source), _most(source - output), _most(beyond)
+    return (
+        _largest_distance(output - source),
+        _largest_distance(source - output),
+        _largest_distance(beyond),
+    )
 
 
-def _most(distances: Tensor) -> int:
+def _largest_distance(distances: Tensor) -> int:
     return max(0, int(distances.max()))
 
 

@@ -103,7 +103,7 @@ def choose_size(module: nn.Module, bands: int) -> Size | None:
     taken = [(size, found) for size in SIZES if (found := _run(module, bands, size))]
     if taken:
         return next((size for size, found in taken if found.size == size), taken[0][0])
-    if find_choice(module, bands, SIZES[0]):
+    if find_data_dependence(module, bands, SIZES[0]):
         return None
     return next(((n, n) for n in _ODD_SIZES if _run(module, bands, (n, n))), None)
 
@@ -115,10 +115,10 @@ def keeps_size(module: nn.Module, bands: int) -> bool:
     -----
     Tried on zeros: a run without data would first load torch's compiler, 1.1 s in each process.
     """
-    return any(_give_size(module, bands, size) == size for size in SIZES)
+    return any(_output_size(module, bands, size) == size for size in SIZES)
 
 
-def _give_size(module: nn.Module, bands: int, size: Size) -> Size | None:
+def _output_size(module: nn.Module, bands: int, size: Size) -> Size | None:
     """Give the size of the output; None if the network does not take this one."""
     try:
         with torch.inference_mode():
@@ -129,7 +129,7 @@ def _give_size(module: nn.Module, bands: int, size: Size) -> Size | None:
     return (output.shape[2], output.shape[3]) if fits else None
 
 
-def find_choice(module: nn.Module, bands: int, size: Size) -> str:
+def find_data_dependence(module: nn.Module, bands: int, size: Size) -> str:
     """Name the layer whose flow depends on the values of the pixels; empty if there is none."""
     entered: list[str] = []
     hooks = []
@@ -231,7 +231,7 @@ class _Run:
 
 def _run(module: nn.Module, bands: int, size: Size) -> _Run | None:
     """Run a network on a tensor without data; None if it does not take this size."""
-    watch = _Remainders()
+    watch = _UnreadPixels()
     try:
         with _silent(), FakeTensorMode(allow_non_fake_inputs=True), watch, torch.no_grad():
             output = module(torch.empty(1, bands, *size, dtype=_dtype(module)))
@@ -257,7 +257,7 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters()), torch.float32)
 
 
-class _Remainders(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _UnreadPixels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether poolings and strided convolutions leave pixels at the high side unread."""
 
     def __init__(self) -> None:
@@ -288,7 +288,7 @@ class _Remainders(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.dropped[axis] = True
 
 
-class Fitted(nn.Module):
+class SameSizeNetwork(nn.Module):
     """A network of another output size, brought to the size of its input.
 
     Where it shrinks the image, zeros are put around it; where it grows it, the output is cropped, so

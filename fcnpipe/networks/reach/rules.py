@@ -37,7 +37,7 @@ _LARGEST_FACTOR = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class IndexMap:
     """How an operation looks back along one axis.
 
     Attributes
@@ -49,16 +49,16 @@ class Step:
     """
 
     scale: Fraction
-    back: Callable[[Indices], Indices]
+    to_input: Callable[[Indices], Indices]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Dependency:
     """One input of an operation, and how it is read along y and x."""
 
     source: fx.Node
-    y: Step
-    x: Step
+    y: IndexMap
+    x: IndexMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Operation:
     node: fx.Node
     arguments: dict[str, Any]
     axes: Mapping[fx.Node, tuple[int, int]]
-    inside: bool = False
+    interior_only: bool = False
 
     @property
     def image(self) -> fx.Node:
@@ -110,11 +110,11 @@ class Operation:
         return ModelError(f"{_where(self.node)} {reason}, so it cannot be tiled exactly: {mend}")
 
 
-class WrapsAround(ModelError):
+class CircularPaddingError(ModelError):
     """A network that is exact away from the image's border only: it looks at the other side."""
 
 
-Rule = Callable[[Operation], list[Look]]
+Rule = Callable[[Operation], list[Dependency]]
 
 
 # --- steps along one axis -------------------------------------------------------------------------
@@ -124,50 +124,52 @@ def _same(pixels: Indices) -> Indices:
     return pixels
 
 
-IDENTITY = Step(Fraction(1), _same)
+IDENTITY = IndexMap(Fraction(1), _same)
 
 
-def gathering(kernel: int, stride: int, padding: int, dilation: int) -> Step:
+def convolution_map(kernel: int, stride: int, padding: int, dilation: int) -> IndexMap:
     """Look back as a convolution or a pooling does."""
     taps = dilation * np.arange(kernel) - padding
-    return Step(Fraction(stride), lambda o: np.unique(o[:, np.newaxis] * stride + taps))
+    return IndexMap(Fraction(stride), lambda o: np.unique(o[:, np.newaxis] * stride + taps))
 
 
-def scattering(kernel: int, stride: int, padding: int, dilation: int) -> Step:
+def transposed_convolution_map(kernel: int, stride: int, padding: int, dilation: int) -> IndexMap:
     """Look back as a transposed convolution or an unpooling does."""
     taps = padding - dilation * np.arange(kernel)
 
-    def back(pixels: Indices) -> Indices:
+    def to_input(pixels: Indices) -> Indices:
         sums = pixels[:, np.newaxis] + taps
         return np.unique(sums[sums % stride == 0] // stride)
 
-    return Step(Fraction(1, stride), back)
+    return IndexMap(Fraction(1, stride), to_input)
 
 
-def shifting(start: int, step: int = 1) -> Step:
+def crop_map(start: int, step: int = 1) -> IndexMap:
     """Look back as a crop does (``start`` > 0), or a padding (< 0)."""
-    return Step(Fraction(step), lambda o: o * step + start)
+    return IndexMap(Fraction(step), lambda o: o * step + start)
 
 
-def stretching(ratio: Fraction, kind: str) -> Step:
+def interpolation_map(ratio: Fraction, kind: str) -> IndexMap:
     """Look back as an interpolation does; ``ratio`` is input pixels for each output pixel."""
     p, q = ratio.numerator, ratio.denominator
     if kind == "nearest":
-        return Step(ratio, lambda o: np.unique(o * p // q))
+        return IndexMap(ratio, lambda o: np.unique(o * p // q))
     if kind == "nearest_exact":
-        return Step(ratio, lambda o: np.unique((2 * o + 1) * p // (2 * q)))
+        return IndexMap(ratio, lambda o: np.unique((2 * o + 1) * p // (2 * q)))
     taps = np.arange(2) if kind == "bilinear" else np.arange(-1, 3)
-    return Step(ratio, lambda o: np.unique(((2 * o + 1) * p - q)[:, np.newaxis] // (2 * q) + taps))
+    return IndexMap(
+        ratio, lambda o: np.unique(((2 * o + 1) * p - q)[:, np.newaxis] // (2 * q) + taps)
+    )
 
 
 # --- rules: operation -> how it looks at its inputs -----------------------------------------------
 
 
-def _keep(operation: Operation) -> list[Look]:
-    return [Look(source, IDENTITY, IDENTITY) for source in operation.inputs]
+def _keep(operation: Operation) -> list[Dependency]:
+    return [Dependency(source, IDENTITY, IDENTITY) for source in operation.inputs]
 
 
-def _pointwise(operation: Operation) -> list[Look]:
+def _pointwise(operation: Operation) -> list[Dependency]:
     shape = shape_of(operation.node)
     axes = operation.axes[operation.inputs[0]]
     for source in operation.node.all_input_nodes:
@@ -182,7 +184,7 @@ def _pointwise(operation: Operation) -> list[Look]:
     return _keep(operation)
 
 
-def _convolution(operation: Operation) -> list[Look]:
+def _convolution(operation: Operation) -> list[Dependency]:
     _check_last_axes(operation)
     dilation = operation.pair("dilation", 1)
     kernel = shape_of(operation.arguments["weight"])[-2:]
@@ -191,19 +193,19 @@ def _convolution(operation: Operation) -> list[Look]:
         pads = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
     else:
         pads = (0, 0) if padding == "valid" else operation.pair("padding")
-    rule = scattering if "transpose" in _name(operation.node) else gathering
+    rule = transposed_convolution_map if "transpose" in _name(operation.node) else convolution_map
     return _windows(operation, rule, kernel, operation.pair("stride", 1), (*pads, *dilation))
 
 
-def _pooling(operation: Operation) -> list[Look]:
+def _pooling(operation: Operation) -> list[Dependency]:
     _check_last_axes(operation)
     kernel = operation.pair("kernel_size")
     stride = operation.pair("stride") if operation.arguments.get("stride") else kernel
     rest = (*operation.pair("padding"), *operation.pair("dilation", 1))
-    return _windows(operation, gathering, kernel, stride, rest)
+    return _windows(operation, convolution_map, kernel, stride, rest)
 
 
-def _unpooling(operation: Operation) -> list[Look]:
+def _unpooling(operation: Operation) -> list[Dependency]:
     """Look where the pooling that gave the indices put them."""
     pool = operation.arguments["indices"]
     while pool.all_input_nodes and "max_pool" not in _name(pool):
@@ -217,24 +219,24 @@ def _unpooling(operation: Operation) -> list[Look]:
     return [
         look
         for source in operation.inputs
-        for look in _windows(operation, scattering, kernel, stride, rest, source)
+        for look in _windows(operation, transposed_convolution_map, kernel, stride, rest, source)
     ]
 
 
 def _windows(
     operation: Operation,
-    rule: Callable[[int, int, int, int], Step],
+    rule: Callable[[int, int, int, int], IndexMap],
     kernel: Sequence[int],
     stride: Sequence[int],
     rest: Sequence[int],
     source: fx.Node | None = None,
-) -> list[Look]:
+) -> list[Dependency]:
     """Make the look of a sliding window; ``rest`` is padding y, x and dilation y, x."""
     y, x = (rule(kernel[i], stride[i], rest[i], rest[2 + i]) for i in (0, 1))
-    return [Look(source or operation.image, y, x)]
+    return [Dependency(source or operation.image, y, x)]
 
 
-def _interpolation(operation: Operation) -> list[Look]:
+def _interpolation(operation: Operation) -> list[Dependency]:
     _check_last_axes(operation)
     if operation.arguments.get("align_corners"):
         raise operation.refuse(
@@ -248,11 +250,11 @@ def _interpolation(operation: Operation) -> list[Look]:
             f"stretches {before} px to {after} px, by no simple factor",
             "give a whole scale_factor, and pad inside the network so that it fits",
         )
-    y, x = (stretching(ratio, kind.rstrip("_")) for ratio in ratios)
-    return [Look(operation.image, y, x)]
+    y, x = (interpolation_map(ratio, kind.rstrip("_")) for ratio in ratios)
+    return [Dependency(operation.image, y, x)]
 
 
-def _crop(operation: Operation) -> list[Look]:
+def _crop(operation: Operation) -> list[Dependency]:
     source, arguments = operation.image, operation.arguments
     if not operation.is_spatial(arguments["dim"], source):
         return _keep(operation)
@@ -261,26 +263,26 @@ def _crop(operation: Operation) -> list[Look]:
     return _along(
         operation,
         arguments["dim"],
-        shifting(start if start >= 0 else max(start + length, 0), arguments["step"]),
+        crop_map(start if start >= 0 else max(start + length, 0), arguments["step"]),
     )
 
 
-def _along(operation: Operation, dimension: int, step: Step) -> list[Look]:
+def _along(operation: Operation, dimension: int, step: IndexMap) -> list[Dependency]:
     source = operation.image
     is_y = dimension % len(shape_of(source)) == operation.axes[source][0]
-    return [Look(source, step if is_y else IDENTITY, IDENTITY if is_y else step)]
+    return [Dependency(source, step if is_y else IDENTITY, IDENTITY if is_y else step)]
 
 
-def _padding(operation: Operation) -> list[Look]:
-    if operation.arguments.get("mode") == "circular" and not operation.inside:
+def _padding(operation: Operation) -> list[Dependency]:
+    if operation.arguments.get("mode") == "circular" and not operation.interior_only:
         error = operation.refuse(
             "pads with the other side of the image", "use zeros, reflect or replicate"
         )
-        raise WrapsAround(str(error))
+        raise CircularPaddingError(str(error))
     source = operation.image
     pads = operation.arguments.get("pad") or operation.arguments["padding"]
     y, x = (_pad_before(pads, axis - len(shape_of(source))) for axis in operation.axes[source])
-    return [Look(source, shifting(-y), shifting(-x))]
+    return [Dependency(source, crop_map(-y), crop_map(-x))]
 
 
 def _pad_before(pads: Sequence[int], axis: int) -> int:
@@ -289,21 +291,21 @@ def _pad_before(pads: Sequence[int], axis: int) -> int:
     return pads[at] if at < len(pads) else 0
 
 
-def _shuffle(operation: Operation) -> list[Look]:
+def _shuffle(operation: Operation) -> list[Dependency]:
     _check_last_axes(operation)
     factor = operation.arguments["upscale_factor"]
-    step = stretching(Fraction(1, factor), "nearest")
-    return [Look(operation.image, step, step)]
+    step = interpolation_map(Fraction(1, factor), "nearest")
+    return [Dependency(operation.image, step, step)]
 
 
-def _unshuffle(operation: Operation) -> list[Look]:
+def _unshuffle(operation: Operation) -> list[Dependency]:
     _check_last_axes(operation)
     factor = operation.arguments["downscale_factor"]
-    step = gathering(factor, factor, 0, 1)
-    return [Look(operation.image, step, step)]
+    step = convolution_map(factor, factor, 0, 1)
+    return [Dependency(operation.image, step, step)]
 
 
-def _reduction(operation: Operation) -> list[Look]:
+def _reduction(operation: Operation) -> list[Dependency]:
     dims = operation.arguments.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     if not dims or any(operation.is_spatial(dim, operation.image) for dim in dims):
@@ -314,12 +316,12 @@ def _reduction(operation: Operation) -> list[Look]:
     return _keep(operation)
 
 
-def _greatest(operation: Operation) -> list[Look]:
+def _greatest(operation: Operation) -> list[Dependency]:
     """Take the greater of two arrays, or the greatest along a dimension."""
     return _pointwise(operation) if "other" in operation.arguments else _reduction(operation)
 
 
-def _layer_norm(operation: Operation) -> list[Look]:
+def _layer_norm(operation: Operation) -> list[Dependency]:
     rank = len(shape_of(operation.image))
     normalised = range(rank - len(operation.arguments["normalized_shape"]), rank)
     if any(axis in normalised for axis in operation.axes[operation.image]):
@@ -329,13 +331,13 @@ def _layer_norm(operation: Operation) -> list[Look]:
     return _keep(operation)
 
 
-def _linear(operation: Operation) -> list[Look]:
+def _linear(operation: Operation) -> list[Dependency]:
     if operation.is_spatial(-1, operation.image):
         raise operation.refuse("multiplies along the whole image", "use a 1x1 convolution")
     return _keep(operation)
 
 
-def _channels(operation: Operation) -> list[Look]:
+def _channels(operation: Operation) -> list[Dependency]:
     """Cut, join or select along a dimension that is not y or x."""
     if operation.is_spatial(operation.arguments.get("dim") or 0, operation.inputs[0]):
         raise operation.refuse("cuts or joins along the image", "do so along the channels")
@@ -344,21 +346,21 @@ def _channels(operation: Operation) -> list[Look]:
     return _keep(operation)
 
 
-def _stack(operation: Operation) -> list[Look]:
+def _stack(operation: Operation) -> list[Dependency]:
     """Lay arrays of one size on each other."""
     if any(source not in operation.axes for source in operation.node.all_input_nodes):
         raise operation.refuse("stacks a constant of the image's size", _POSITIONS)
     return _keep(operation)
 
 
-def _pick(operation: Operation) -> list[Look]:
+def _pick(operation: Operation) -> list[Dependency]:
     """Take some along a dimension that is not y or x."""
     if operation.is_spatial(operation.arguments["dim"], operation.image):
         raise operation.refuse("picks rows or columns of the image", "crop it with slices")
     return _keep(operation)
 
 
-def _repetition(operation: Operation) -> list[Look]:
+def _repetition(operation: Operation) -> list[Dependency]:
     """Repeat along other dimensions than y and x."""
     before, after = shape_of(operation.image), shape_of(operation.node)
     axes = operation.axes[operation.image]
@@ -367,7 +369,7 @@ def _repetition(operation: Operation) -> list[Look]:
     return _keep(operation)
 
 
-def _view(operation: Operation) -> list[Look]:
+def _view(operation: Operation) -> list[Dependency]:
     before, after = shape_of(operation.image), shape_of(operation.node)
     if before[-2:] != after[-2:] or operation.axes[operation.image] != (
         len(before) - 2,
@@ -380,32 +382,32 @@ def _view(operation: Operation) -> list[Look]:
     return _keep(operation)
 
 
-def _statistics(operation: Operation) -> list[Look]:
+def _statistics(operation: Operation) -> list[Dependency]:
     if operation.arguments.get("use_input_stats") is False:
         return _keep(operation)
     raise operation.refuse("normalises by statistics of the whole image", _FREEZE)
 
 
-def _training(operation: Operation) -> list[Look]:
+def _training(operation: Operation) -> list[Dependency]:
     if False in (operation.arguments.get("training"), operation.arguments.get("train")):
         return _keep(operation)
     raise operation.refuse("is in training mode", "call .eval() (and keep running statistics)")
 
 
-def _global_pooling(operation: Operation) -> list[Look]:
+def _global_pooling(operation: Operation) -> list[Dependency]:
     raise operation.refuse(
         "pools over the whole image, as squeeze-excite does",
         "leave it out, or pool over a fixed window",
     )
 
 
-def _attention(operation: Operation) -> list[Look]:
+def _attention(operation: Operation) -> list[Dependency]:
     raise operation.refuse(
         "multiplies pixels with all others, as attention does", "use convolutions"
     )
 
 
-def _unknown(operation: Operation) -> list[Look]:
+def _unknown(operation: Operation) -> list[Dependency]:
     raise operation.refuse(f"uses {operation.node.target}, whose reach is not known", _DECLARE)
 
 

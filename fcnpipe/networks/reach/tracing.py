@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from fcnpipe.core.errors import ModelError
-from fcnpipe.networks.reach.image_sizes import SIZES, choose_size, find_choice
+from fcnpipe.networks.reach.image_sizes import SIZES, choose_size, find_data_dependence
 from fcnpipe.networks.reach.rules import has_rule, shape_of
 
 
@@ -79,7 +79,7 @@ def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.expor
             if not all(map(_is_plain, program.graph.nodes)):
                 program = program.run_decompositions({})
     except Exception as error:  # whatever the user's forward raises, or export says of it
-        if place := find_choice(module, bands, size):
+        if place := find_data_dependence(module, bands, size):
             raise ModelError(
                 f"{place} chooses by the values of the pixels, so it cannot be tiled exactly: "
                 "choose for each pixel, with torch.where"

@@ -123,7 +123,7 @@ def _to_stored(
 ) -> NDArray[Any]:
     if output.is_image:
         return _to_image(job, core, patch, output, values)
-    if output.is_fine:
+    if output.is_16_bit:
         return quantisation.quantise_elevation(values)
     return quantisation.quantise_probability(values)
 

@@ -26,7 +26,7 @@ from fcnpipe.networks.models.bundle import save_model
 from fcnpipe.networks.models.loading import load_model
 from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import TOLERANCE, declare, probe, tiling_error
-from tests.networks.lively import enliven
+from tests.networks.activation_scaling import standardise_activations
 
 SEEN = 1e-6
 """Least difference, of logits of order 1, that counts as seen to fail."""
@@ -72,7 +72,7 @@ TABLE = [
     Row("segnet_basic", {}, 1_416_587, 16, 105, 112, {"width": 1 / 16}),
     Row("bulge_disk", {}, 481_762, 8, 51, 56, {"base": 2}),
 ]
-ROUTED = ("segnet", "segnet_basic")
+UNPOOLING = ("segnet", "segnet_basic")
 """Networks that send values where the maxima were: a NaN is always the maximum, so it shows less."""
 every_row = pytest.mark.parametrize("row", TABLE, ids=str)
 
@@ -89,7 +89,7 @@ def small(row: Row, dtype: torch.dtype = torch.float64) -> nn.Module:
     """Give a narrow network of the same geometry, whose logits are of order 1."""
     torch.manual_seed(0)
     module = architecture(row.name)(**{**row.arguments, **row.small})
-    return enliven(module, module.arguments["bands"]).eval().to(dtype)
+    return standardise_activations(module, module.arguments["bands"]).eval().to(dtype)
 
 
 @every_row
@@ -109,7 +109,7 @@ def test_the_published_size_reaches_as_far_as_the_table_says(row: Row) -> None:
 def test_nans_show_the_reach(row: Row) -> None:
     module, reach = small(row, torch.float32), published(row)
     seen = probe(module, module.arguments["bands"], reach)
-    if row.name in ROUTED:
+    if row.name in UNPOOLING:
         assert seen.cell == reach.cell
         assert reach.furthest - row.stride < seen.furthest <= reach.furthest
     else:
@@ -119,7 +119,7 @@ def test_nans_show_the_reach(row: Row) -> None:
 @every_row
 def test_tiles_equal_the_whole_and_with_a_shorter_halo_they_do_not(row: Row) -> None:
     module, reach = small(row), published(row)
-    bands, halo = module.arguments["bands"], reach.least_halo
+    bands, halo = module.arguments["bands"], reach.minimum_halo
     assert tiling_error(module, bands, reach, halo) <= TOLERANCE
     assert tiling_error(module, bands, reach, row.halo) <= TOLERANCE
     assert tiling_error(module, bands, reach, halo - row.stride) > SEEN
@@ -235,7 +235,7 @@ def test_what_cannot_be_is_refused_by_name(name: str, wrong: dict[str, Any]) -> 
 def test_the_published_overlap_tiles_of_the_unet_are_out_of_phase() -> None:
     """Windows of 572 px at steps of 388, as published: 388 is no multiple of 16, 384 is."""
     torch.manual_seed(0)
-    network = enliven(UNet(1, 2, 2, 4, padding="valid"), 1, 188).double()
+    network = standardise_activations(UNet(1, 2, 2, 4, padding="valid"), 1, 188).double()
     strip = torch.randn(1, 1, 188, 972, dtype=torch.float64)
     whole = run(network, strip)
     assert whole.shape[-1] == 972 - 184

@@ -11,23 +11,23 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from fcnpipe.core.geometry import Box
-from fcnpipe.networks.architectures.bulge_disk import BulgeDisk, take_apart
-from tests.networks.lively import enliven
+from fcnpipe.networks.architectures.bulge_disk import BulgeDisk, split_total
+from tests.networks.activation_scaling import standardise_activations
 
 PRECISIONS = [torch.float64, torch.float32, torch.bfloat16]
 
 
-def lively(units: str = "asinh", **arguments: int) -> BulgeDisk:
+def activation_scaling(units: str = "asinh", **arguments: int) -> BulgeDisk:
     torch.manual_seed(0)
     network = BulgeDisk(base=4, depth=2, units=units, **arguments)  # type: ignore[arg-type]
-    enliven(network.trunk, network.arguments["bands"])  # type: ignore[arg-type]
+    standardise_activations(network.trunk, network.arguments["bands"])  # type: ignore[arg-type]
     return network
 
 
 @pytest.mark.parametrize("units", ["asinh", "linear"])
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_bulge_and_disk_add_up_to_the_total_exactly(units: str, dtype: torch.dtype) -> None:
-    network = lively(units, bands=2, outputs=4).to(dtype)
+    network = activation_scaling(units, bands=2, outputs=4).to(dtype)
     x = 4 * torch.randn(2, 2, 64, 64, dtype=dtype)
     with torch.no_grad():
         bulge, disk = network(x).chunk(2, dim=1)
@@ -46,7 +46,7 @@ def test_no_number_breaks_the_sum(total: float, fraction: float, dtype: torch.dt
     whole = torch.tensor(total, dtype=torch.float64).clamp(max=torch.finfo(dtype).max).to(dtype)
     whole = torch.where(whole.isinf(), torch.finfo(dtype).max, whole)
     share = torch.tensor(fraction, dtype=dtype)
-    part, rest = take_apart(whole, share)
+    part, rest = split_total(whole, share)
     assert torch.equal(part + rest, whole)
     assert part >= 0
     assert rest >= 0
@@ -62,12 +62,12 @@ def test_it_takes_more_than_a_fraction_and_the_rest(dtype: torch.dtype) -> None:
     for naive in (fraction * total, total - (1 - fraction) * total):
         assert bool((naive + (1 - fraction) * total != total).any())
     assert bool((fraction * total + (total - fraction * total) != total).any())
-    part, rest = take_apart(total, fraction)
+    part, rest = split_total(total, fraction)
     assert torch.equal(part + rest, total)
 
 
 def test_fractions_are_those_of_a_softmax() -> None:
-    network = lively("linear").double()
+    network = activation_scaling("linear").double()
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     with torch.no_grad():
         size, share = network.trunk(x).chunk(2, dim=1)
@@ -79,7 +79,7 @@ def test_fractions_are_those_of_a_softmax() -> None:
 
 def test_asinh_units_undo_the_scaling_of_the_input() -> None:
     x = torch.randn(1, 1, 16, 16)
-    linear, asinh = lively("linear"), lively("asinh")
+    linear, asinh = activation_scaling("linear"), activation_scaling("asinh")
     with torch.no_grad():
         torch.testing.assert_close(torch.asinh(asinh.denoise(x)), linear.denoise(x))
 
@@ -87,12 +87,12 @@ def test_asinh_units_undo_the_scaling_of_the_input() -> None:
 def test_gradients_reach_total_and_fraction() -> None:
     total = torch.rand(5, dtype=torch.float64).requires_grad_()
     fraction = torch.rand(5, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(take_apart, (total, fraction))
+    assert torch.autograd.gradcheck(split_total, (total, fraction))
 
 
 def test_a_part_is_what_the_whole_gives_there() -> None:
-    network = lively().double()
+    network = activation_scaling().double()
     x, keep = torch.randn(1, 1, 24, 32, dtype=torch.float64), Box(5, 3, 17, 30)
     with torch.no_grad():
-        part, whole = network.inside(x, keep), network(x)[(..., *keep.slices)]
+        part, whole = network.forward_crop(x, keep), network(x)[(..., *keep.slices)]
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcnpipe.networks.architectures.ciresan import FIELD, Ciresan, CiresanPatch
+from fcnpipe.networks.architectures.ciresan import PATCH_SIDE, Ciresan, CiresanPatch
 
 EXACT = 1e-12
 
 
 def patches_of(image: Tensor) -> Tensor:
     """Give the patch around each pixel of (bands, h, w), zero outside, in raster order."""
-    edge, (height, width) = FIELD // 2, image.shape[1:]
+    edge, (height, width) = PATCH_SIDE // 2, image.shape[1:]
     wide = functional.pad(image, (edge,) * 4)
     corners = [(y, x) for y in range(height) for x in range(width)]
-    return torch.stack([wide[:, y : y + FIELD, x : x + FIELD] for y, x in corners])
+    return torch.stack([wide[:, y : y + PATCH_SIDE, x : x + PATCH_SIDE] for y, x in corners])
 
 
 def patch_by_patch(network: nn.Module, image: Tensor) -> Tensor:
@@ -101,7 +101,9 @@ def test_dense_costs_555_times_fewer_operations() -> None:
     """Multiplications of a pixel: 121.5 million by its patch, 218,896 in an image."""
     with torch.device("meta"):
         patch, dense = CiresanPatch(), Ciresan(padding="valid")
-        inputs = [torch.empty(1, 1, FIELD + more, FIELD + more) for more in (0, 1000, 2000)]
+        inputs = [
+            torch.empty(1, 1, PATCH_SIDE + more, PATCH_SIDE + more) for more in (0, 1000, 2000)
+        ]
     counts = []
     for network, image in zip([patch, dense, dense], inputs, strict=True):
         with FlopCounterMode(display=False) as counter:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fcnpipe.networks.architectures.fcn import FCN, bilinear_kernel, raise_bilinearly
+from fcnpipe.networks.architectures.fcn import FCN, bilinear_kernel, upsample_bilinearly
 
 NARROW = {"width": 1 / 256, "outputs": 2, "bands": 1}
 
@@ -34,8 +34,8 @@ def test_channels_are_raised_on_their_own() -> None:
     x = torch.randn(1, 3, 4, 4)
     kernels = bilinear_kernel(4).repeat(3, 1, 1, 1)
     for i in range(3):
-        alone = raise_bilinearly(x[:, i : i + 1], kernels[:1])
-        torch.testing.assert_close(raise_bilinearly(x, kernels)[:, i : i + 1], alone)
+        alone = upsample_bilinearly(x[:, i : i + 1], kernels[:1])
+        torch.testing.assert_close(upsample_bilinearly(x, kernels)[:, i : i + 1], alone)
 
 
 @pytest.mark.parametrize("coarseness", [32, 16, 8])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fcnpipe.networks.architectures.hradis import Hradis
-from tests.networks.lively import enliven
+from tests.networks.activation_scaling import standardise_activations
 
 NARROW = {"width": 1 / 64, "bands": 1, "outputs": 1}
 
@@ -41,7 +41,7 @@ def test_valid_is_the_inside_of_same(layers: int, reach: int) -> None:
     torch.manual_seed(0)
     same = Hradis(layers=layers, **NARROW)  # type: ignore[arg-type]
     valid = Hradis(layers=layers, padding="valid", **NARROW)  # type: ignore[arg-type]
-    valid.load_state_dict(enliven(same, 1).state_dict())
+    valid.load_state_dict(standardise_activations(same, 1).state_dict())
     x = torch.randn(1, 1, 70, 61, dtype=torch.float64)
     with torch.no_grad():
         whole, inner = same.double()(x), valid.double()(x)
@@ -61,7 +61,7 @@ def test_as_many_bands_out_as_in_at_any_width(bands: int, width: float) -> None:
 def test_what_is_restored_may_be_negative() -> None:
     """No ReLU after the last layer."""
     torch.manual_seed(0)
-    network = enliven(Hradis(**NARROW), 1)  # type: ignore[arg-type]
+    network = standardise_activations(Hradis(**NARROW), 1)  # type: ignore[arg-type]
     with torch.no_grad():
         out = network(torch.randn(1, 1, 40, 40))
     assert float(out.min()) < 0 < float(out.max())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fcnpipe.networks.architectures.segnet import SegNet
 from fcnpipe.networks.architectures.segnet_basic import SegNetBasic
 from fcnpipe.networks.reach.analysis import analyse
-from tests.networks.lively import enliven
+from tests.networks.activation_scaling import standardise_activations
 
 NETWORKS = {"segnet": SegNet(width=1 / 64), "basic": SegNetBasic(width=1 / 64)}
 
@@ -79,7 +79,7 @@ def test_bands_are_normalised_across_each_other() -> None:
 def test_moved_maxima_show_the_whole_reach() -> None:
     """A NaN is a maximum wherever it is; bright and faint pixels move the maxima and show more."""
     torch.manual_seed(0)
-    network = enliven(SegNetBasic(width=1 / 16), 3).eval().double()
+    network = standardise_activations(SegNetBasic(width=1 / 16), 3).eval().double()
     claim = analyse(network, 3)
     assert claim.furthest == 105
     assert max(spread_of_a_column(network, claim.stride, 128) for _ in range(4)) == claim.furthest

@@ -12,11 +12,11 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.networks import load_model
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.inference import int8
-from fcnpipe.networks.inference.int8 import IntegerUNet, measure_ranges
+from fcnpipe.networks.inference.int8 import Int8UNet, measure_ranges
 from fcnpipe.networks.inference.predictor import choose_precision
 from fcnpipe.testing.networks import starry
 
-pytestmark = pytest.mark.skipif(not int8.is_fast(), reason="this CPU does not multiply bytes")
+pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU does not multiply bytes")
 
 
 def make(
@@ -87,7 +87,7 @@ def simulate(network: UNet, ranges: dict[str, tuple[float, float]], x: Tensor) -
 def test_it_is_arithmetic_on_rounded_values(depth: int, base: int) -> None:
     network, ranges = make(3, depth, base)
     x = see(4, 40, 56)
-    found, expected = IntegerUNet(network, ranges)(x).double(), simulate(network, ranges, x)
+    found, expected = Int8UNet(network, ranges)(x).double(), simulate(network, ranges, x)
     # A sum that falls between two bytes may be rounded to either; that is rare, and one step.
     away = (found - expected).abs()
     step = float((network(x).double() - expected).abs().mean())
@@ -99,7 +99,7 @@ def test_it_is_arithmetic_on_rounded_values(depth: int, base: int) -> None:
 def test_it_is_close_to_the_network() -> None:
     network, ranges = make()
     x = see(5, 64, 64)
-    off = (IntegerUNet(network, ranges)(x) - network(x)).abs()
+    off = (Int8UNet(network, ranges)(x) - network(x)).abs()
     assert float(off.mean()) < 0.05 * float(network(x).std())
 
 
@@ -116,9 +116,9 @@ def test_a_part_is_what_the_whole_gives_there(data: st.DataObject) -> None:
     keep, image, bytes_ = (
         Box(y[0], x[0], y[1], x[1]),
         see(1, height, width),
-        IntegerUNet(network, ranges),
+        Int8UNet(network, ranges),
     )
-    part, whole = bytes_.inside(image, keep), bytes_(image)[(..., *keep.slices)]
+    part, whole = bytes_.forward_crop(image, keep), bytes_(image)[(..., *keep.slices)]
     torch.testing.assert_close(part, whole, rtol=0, atol=0)
 
 
@@ -136,12 +136,12 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network, ranges = make()
     header = load_model("default").header
     with pytest.raises(ModelError, match=r"layer 'up.1' has no range"):
-        IntegerUNet(network, {name: ends for name, ends in ranges.items() if name != "up.1"})
+        Int8UNet(network, {name: ends for name, ends in ranges.items() if name != "up.1"})
     with pytest.raises(ModelError, match="same padding and transposed"):
-        IntegerUNet(UNet(upsampling="nearest"), ranges)
+        Int8UNet(UNet(upsampling="nearest"), ranges)
     with pytest.raises(ModelError, match="without the ranges"):
         choose_precision("int8", "cpu", header.model_copy(update={"ranges": {}}))
-    monkeypatch.setattr(int8, "is_fast", lambda: False)
+    monkeypatch.setattr(int8, "is_available", lambda: False)
     with pytest.raises(SpecError, match="VNNI"):
         choose_precision("int8", "cpu", header)
     assert choose_precision("auto", "cpu", header) in ("bf16", "fp32")

@@ -13,10 +13,10 @@ from fcnpipe.networks import Bundle, Model, load_model
 from fcnpipe.networks.base import ModelHeader, Output, Scaling, Share
 from fcnpipe.networks.inference.predictor import (
     TorchPredictor,
-    activated,
+    activate,
     choose_device,
     choose_precision,
-    scaled,
+    scale_input,
 )
 from fcnpipe.testing.networks import NetworkTests, predict_in_windows, starry
 from tests.networks.conftest import small_unet
@@ -72,12 +72,12 @@ def test_each_output_has_its_activation(small_header: ModelHeader) -> None:
     header = small_header.model_copy(update={"outputs": outputs})
     logits = torch.from_numpy(starry(5, (4, 6))).transpose(0, 2)  # any numbers
     with pytest.raises(ModelError, match="gives 5 channels but its header names 6"):
-        activated(logits, header)
+        activate(logits, header)
     logits = torch.cat([logits, logits[..., :1] + 1], dim=-1)
     a, b, c, d, e, f = logits.double().numpy().transpose(2, 0, 1)
     odds = 1 / (1 + np.exp(d - b))
     expected = [1 / (1 + np.exp(-a)), odds, c, 1 - odds, e.clip(0, 1), 1 / (1 + np.exp(-f))]
-    found = activated(logits, header).numpy().transpose(2, 0, 1)
+    found = activate(logits, header).numpy().transpose(2, 0, 1)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -121,7 +121,7 @@ def test_an_image_is_not_made_in_bf16_unasked(
 def test_a_halo_too_short_is_seen(model: Model) -> None:
     predictor, snr = model.predictor("cpu"), starry(1, (96, 96))
     whole = predictor(snr).elevation
-    least = model.header.reach.least_halo
+    least = model.header.reach.minimum_halo
     exact = predict_in_windows(predictor, snr, 32, least).elevation
     short = predict_in_windows(predictor, snr, 32, least - model.stride).elevation
     assert np.abs(exact - whole).max() < 2e-5
@@ -159,10 +159,14 @@ def test_the_number_of_threads_is_kept(model: Model) -> None:
 def test_scaling_is_asinh(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
     monkeypatch.setattr("fcnpipe.networks.inference.predictor._numpy_is_wide", lambda: wide)
     snr = np.float32([[[-3e38, -5, -0.0, 0, 1e-3, 2, 1e6]]])
-    np.testing.assert_allclose(scaled(snr, Scaling()), np.arcsinh(snr.astype(float)), rtol=1e-6)
+    np.testing.assert_allclose(
+        scale_input(snr, Scaling()), np.arcsinh(snr.astype(float)), rtol=1e-6
+    )
     inside_out = np.asfortranarray(starry(2, (5, 7)))
-    np.testing.assert_allclose(scaled(inside_out, Scaling()), np.arcsinh(inside_out), atol=1e-6)
-    soft = scaled(snr, Scaling(softening=3.0))
+    np.testing.assert_allclose(
+        scale_input(inside_out, Scaling()), np.arcsinh(inside_out), atol=1e-6
+    )
+    soft = scale_input(snr, Scaling(softening=3.0))
     assert soft.dtype == np.float32
     np.testing.assert_allclose(soft, np.arcsinh(snr.astype(float) / 3), rtol=1e-6)
 

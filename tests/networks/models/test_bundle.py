@@ -190,7 +190,7 @@ def test_bands_are_checked(small_header: ModelHeader) -> None:
 
 def test_the_halo_covers_the_furthest_side_in_steps_of_the_stride() -> None:
     reach = Reach(3, 9, 4, 17, 2, 3, cell=12)
-    assert (reach.stride, reach.halo, reach.least_halo) == (6, 18, 12)
+    assert (reach.stride, reach.halo, reach.minimum_halo) == (6, 18, 12)
 
 
 def test_reading_a_header_needs_no_torch(small_file: Path) -> None:

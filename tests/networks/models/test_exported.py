@@ -175,7 +175,7 @@ def test_a_halo_is_declared_on_the_command_line(tmp_path: Path, program: Path) -
     ("model", "given", "words"),
     [
         ("net.pt2", ["--halo", "10", "--stride", "4"], "declared_halo=10 is not a multiple"),
-        ("net.pt2", ["--stride", "4"], "stride=4: it goes with a halo"),
+        ("net.pt2", ["--stride", "4"], "stride=4 has no effect without option halo"),
         ("default", ["--halo", "10"], "halo of model default is known: leave it out"),
         ("none", ["--halo", "10"], "halo of model none is known"),
     ],

@@ -13,7 +13,7 @@ from torch.nn import functional
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Reach
-from fcnpipe.networks.reach.analysis import analyse, fit, trace_same_size
+from fcnpipe.networks.reach.analysis import analyse, make_same_size, trace_same_size
 from fcnpipe.networks.reach.certificate import certify, probe
 from fcnpipe.networks.reach.tracing import activation_bytes
 from tests.networks import small_networks as small
@@ -33,7 +33,7 @@ def test_unets_reach_as_far_as_the_table_says(
     reach = analyse(UNet(1, 3, 2, depth).eval())
     assert (reach.top, reach.bottom, reach.left, reach.right) == (furthest,) * 4
     assert (reach.furthest, reach.stride, reach.halo) == (7 * 2**depth - 5, 2**depth, halo)
-    assert reach.least_halo == least
+    assert reach.minimum_halo == least
 
 
 def test_upsampling_by_bilinear_looks_further() -> None:
@@ -231,7 +231,7 @@ RESIZING = {
 @pytest.mark.parametrize("kind", RESIZING)
 def test_networks_of_another_size_are_analysed_and_proven(kind: str) -> None:
     network, said = RESIZING[kind]
-    fitted, (rule, _) = fit(network)
+    fitted, (rule, _) = make_same_size(network)
     assert said in str(rule)
     reach = analyse(network)
     assert probe(fitted, 1, reach) == reach
@@ -243,7 +243,7 @@ def test_networks_of_another_size_are_analysed_and_proven(kind: str) -> None:
 
 
 def test_the_published_unet_takes_572_and_gives_388() -> None:
-    _, (rule, _) = fit(UNet(1, 1, 1, 4, padding="valid").eval())
+    _, (rule, _) = make_same_size(UNet(1, 1, 1, 4, padding="valid").eval())
     assert (rule.fits, rule.least, rule.output(572)) == (((12, -172),), 188, 388)
     assert rule.output(187) is None
 
@@ -261,7 +261,7 @@ def test_sizes_that_do_not_fit_are_tried_in_silence() -> None:
     )
     logger.addHandler(said)
     try:
-        fit(shrinking(nn.ReflectionPad2d(2), nn.Conv2d(1, 1, 5)))
+        make_same_size(shrinking(nn.ReflectionPad2d(2), nn.Conv2d(1, 1, 5)))
     finally:
         logger.removeHandler(said)
     assert not said.buffer

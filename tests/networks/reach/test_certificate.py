@@ -14,7 +14,7 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.networks import load_model
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import ModelHeader, Reach
-from fcnpipe.networks.models.headers import check_model, describe
+from fcnpipe.networks.models.headers import check_model, make_header
 from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import (
     TOLERANCE,
@@ -52,7 +52,7 @@ def test_what_is_read_off_the_graph_is_what_nans_and_tiles_show() -> None:
         assert probe(network, 1, reach) == reach
         certificate = certify(network, 1, reach)
         assert certificate.probed
-        assert certificate.halo == reach.least_halo
+        assert certificate.halo == reach.minimum_halo
 
     check()
     assert len(drawn) >= 12
@@ -122,7 +122,7 @@ def test_a_declared_reach_survives_the_file(small_header: ModelHeader) -> None:
 
 def test_a_network_in_training_is_described_as_it_will_run() -> None:
     network = small_unet(bands=2, depth=1).train()
-    header = describe(network, "pair", OUTPUTS, {"heat": 1.0}, version="3")
+    header = make_header(network, "pair", OUTPUTS, {"heat": 1.0}, version="3")
     assert network.training
     assert (header.bands, header.version, header.reach.furthest) == (2, "3", 9)
     assert header.certificate is not None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def enliven(module: nn.Module, bands: int, side: int = 64) -> nn.Module:
+def standardise_activations(module: nn.Module, bands: int, side: int = 64) -> nn.Module:
     """Scale and shift each convolution so that its outputs have mean 0 and deviation 1.
 
     Through many narrow layers with ReLU random weights die out, and then nothing can be seen to fail.
