@@ -1,23 +1,20 @@
-r"""Sky and noise: clipped statistics per mesh cell, repaired, filtered and splined.
+"""Sky and noise of an image: cell statistics, repaired, and interpolated by a spline; noise from weight maps.
 
 ::
 
-    pixels   0        cell      2 cell    3 cell
-             |---------|---------|---------|----      one global mesh, anchored at pixel (0, 0)
-             |    o    |    o    |    o    |    o     a node lies in the middle of a whole cell
-                  \_______ spline _______/
-             <--->                                    straight lines outside the outermost nodes
+    pixels --> mesh_statistics --> mesh_repair --> mesh_spline --> sky and noise of any box of pixels
+               sigma clipping      fill, filter    natural
+               per cell                            bicubic
 
-A cell sees only its own pixels, and a pixel of the spline only its own place and the
-coefficients, always in the same order of operations. So every tile, strip or whole image gets
-the same bits.
+The conventions are those of SExtractor (Bertin & Arnouts 1996). There are four differences:
 
-The conventions are those of SExtractor (Bertin & Arnouts 1996): clip at 3 sigma around the
-median until nothing changes, then sky = 2.5 median - 1.5 mean, or the median in a crowded cell;
-as there, the noise is the clipped one (1.4 % low for pure Gaussian noise). Where it departs: the
-median of whole-numbered images is a grouped one, constant cells count as unmeasured, a cell
-filled by a source is found by comparison with its neighbours, and the spline runs on as a
-straight line at the image border.
+* the median of a cell is a grouped one, so that images of whole numbers have a smooth sky;
+* constant cells count as not measured;
+* a cell filled by a source is found by comparison with its neighbours;
+* the spline continues as a straight line at the border of the image.
+
+Every step depends on global pixel positions only. Every tile, strip or whole image gets the same
+bits.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ class Background:
     cells : CellStatistics
         The repaired and filtered mesh.
     sky_coefficients, noise_coefficients : (my + 4, mx + 4) float64
-        Spline coefficients as :func:`fit_spline` gives them.
+        Results of :func:`fcnpipe.science.mesh_spline.fit_spline`.
     """
 
     cell: int
@@ -52,29 +49,29 @@ class Background:
 
     @property
     def is_blank(self) -> bool:
-        """Whether the image had no usable pixel: sky is 0 and noise NaN everywhere."""
+        """Whether the image has no usable pixel: sky is 0 and noise is NaN everywhere."""
         return bool(np.isnan(self.cells.noise).all())
 
     @property
     def is_noiseless(self) -> bool:
-        """Whether every cell was constant: noise is 0 everywhere, so S/N has no meaning."""
+        """Whether every cell is constant: noise is 0 everywhere, so S/N has no meaning."""
         return bool((self.cells.noise == 0).all())
 
     @property
     def noise_limits(self) -> tuple[float, float]:
-        """Least and greatest noise of the mesh, which the spline may not leave."""
+        """Minimum and maximum noise of the mesh; the spline is clipped to them."""
         return float(self.cells.noise.min()), float(self.cells.noise.max())
 
     def sky(self, y0: int, x0: int, shape: tuple[int, int]) -> Plane:
-        """Give the sky, in image units, of the box of this shape with its corner at (y0, x0)."""
+        """Return the sky, (h, w) float32 in image units, of the box of ``shape`` with first pixel (y0, x0)."""
         return evaluate_spline(self.sky_coefficients, self.cell, y0, x0, shape)
 
     def subtract_sky(self, values: Plane, y0: int, x0: int) -> None:
-        """Take the sky off the pixels of a box with its corner at (y0, x0), in place."""
+        """Subtract the sky from the pixels of a box with first pixel (y0, x0), in place."""
         subtract_spline(values, self.sky_coefficients, self.cell, y0, x0)
 
     def noise(self, y0: int, x0: int, shape: tuple[int, int]) -> Plane:
-        """Give the noise of a box; > 0, unless the image is blank (NaN) or noiseless (0)."""
+        """Return the noise of a box; > 0, unless the image is blank (NaN) or noiseless (0)."""
         coefficients, limits = self.noise_coefficients, self.noise_limits
         return evaluate_spline(coefficients, self.cell, y0, x0, shape, limits)
 
@@ -82,14 +79,14 @@ class Background:
 def estimate_background(
     image: Plane, bad: Mask, cell: int = 64, filter_size: int = 3
 ) -> Background:
-    """Give the background of an image that fits in memory.
+    """Estimate the background of an image that fits in memory.
 
     Parameters
     ----------
     image : (h, w) float32
-        Pixels; NaN and infinite ones are left out.
+        Pixels; NaN and infinite pixels are ignored.
     bad : (h, w) bool
-        Pixels to leave out.
+        Pixels to ignore.
     cell : int
         Edge of a mesh cell in pixels (SExtractor's BACK_SIZE).
     filter_size : int
@@ -98,14 +95,14 @@ def estimate_background(
     Returns
     -------
     Background
-        Look at ``is_blank`` and ``is_noiseless`` before dividing by its noise.
+        Check ``is_blank`` and ``is_noiseless`` before dividing by its noise.
 
     Raises
     ------
     SpecError
-        If ``cell`` or ``filter_size`` cannot be.
+        If ``cell`` is not positive or ``filter_size`` is not a positive odd number.
     InputError
-        If the image is empty or the mask does not fit.
+        If the image is empty or not two-dimensional, or ``bad`` has another shape.
 
     Examples
     --------
@@ -118,40 +115,45 @@ def estimate_background(
 
 
 def fit_background(cells: CellStatistics, cell: int, filter_size: int = 3) -> Background:
-    """Give the background that belongs to the measured mesh of a whole image.
+    """Repair the measured mesh of a whole image and fit splines to it.
 
     Parameters
     ----------
     cells : CellStatistics
-        As measured; put together from tiles or not.
+        Measured statistics of all cells, at once or assembled from tiles.
     cell : int
         Edge of a mesh cell in pixels.
     filter_size : int
         Edge of the median filter in cells, odd.
+
+    Raises
+    ------
+    SpecError
+        If ``filter_size`` is not a positive odd number.
     """
     mesh = repair_cells(cells, filter_size)
     return Background(cell, mesh, fit_spline(mesh.sky), fit_spline(mesh.noise))
 
 
 def weight_scale(noise: Plane, weight: Plane) -> float:
-    """Give the factor that turns 1 / sqrt(weight) into noise in image units.
+    """Compute the factor that converts 1 / sqrt(weight) to noise in image units.
 
     Parameters
     ----------
     noise : (my, mx) float32
         Measured noise of the cells.
     weight : (my, mx) float32
-        Typical weight of the same cells, as :func:`measure_weight` gives it.
+        Typical weight of the same cells, from :func:`fcnpipe.science.mesh_statistics.measure_weight`.
 
     Returns
     -------
     float
-        Median over the cells that have both; NaN if there is none.
+        Median over the cells that have both noise and weight; NaN if there is no such cell.
 
     Notes
     -----
-    SExtractor's MAP_WEIGHT: weights are relative, the image itself says how large the noise is.
-    A map of absolute noise (MAP_RMS) needs no scale.
+    As with SExtractor's MAP_WEIGHT, weights are relative, and the level of the noise is measured in
+    the image. A map of absolute noise (MAP_RMS) needs no scale.
     """
     known = (noise > 0) & np.isfinite(noise) & (weight > 0) & np.isfinite(weight)
     ratios = noise[known].astype(np.float64) * np.sqrt(weight[known].astype(np.float64))
@@ -159,20 +161,20 @@ def weight_scale(noise: Plane, weight: Plane) -> float:
 
 
 def noise_from_weight(weight: Plane, scale: float) -> Plane:
-    """Give each pixel's noise from its relative weight.
+    """Compute the noise of each pixel from its relative weight.
 
     Parameters
     ----------
     weight : (h, w) float32
         Relative inverse variance.
     scale : float
-        As :func:`weight_scale` gives it.
+        Result of :func:`weight_scale`.
 
     Returns
     -------
     (h, w) float32
         ``scale / sqrt(weight)`` in image units; infinite where the weight is not positive or
-        not finite, so that such a pixel has no significance.
+        not finite, so that the S/N of such a pixel is 0.
     """
     known = (weight > 0) & np.isfinite(weight)
     safe = np.where(known, weight, 1).astype(np.float64)

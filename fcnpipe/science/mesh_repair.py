@@ -1,4 +1,11 @@
-"""Repair of the background mesh: cells that cannot be trusted are filled, and a median filter."""
+"""Repair of the background mesh: untrusted cells are filled from their neighbours, then median-filtered.
+
+A cell is not trusted if it is empty, constant, has few good pixels, or is filled by a source::
+
+    sky    100 101  99 100         100 101  99 100
+           101 180 nan 100   -->   101 100 100 100        180: filled by a galaxy, nan: no pixel
+           100 100 101  99         100 100 101  99        both become the mean of trusted neighbours
+"""
 
 from __future__ import annotations
 
@@ -9,35 +16,36 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import SpecError
 from fcnpipe.science.mesh_statistics import CellStatistics, Mask, Plane
 
-Coefficients = NDArray[np.float64]
+Float64 = NDArray[np.float64]
 
 MINIMUM_GOOD = 0.2
-"""A cell in which fewer than this fraction of a whole cell survive is filled from neighbours."""
-OUTLYING = 5.0
-"""A cell stands out when it is this many scaled median deviations above its neighbours."""
-EXCESS = 1.0
-"""... and by at least this many times the noise around it."""
-NEIGHBOURHOOD = 7
-"""Edge, in cells, of the window a cell is compared with."""
+"""A cell is filled from its neighbours if the clipping left a smaller fraction of a whole cell than this."""
+OUTLIER_SIGMA = 5.0
+"""A cell is an outlier if its excess over the median of its neighbourhood is above this many sigma, estimated
+from the median absolute deviation, plus `MINIMUM_EXCESS`."""
+MINIMUM_EXCESS = 1.0
+"""Excess over the neighbourhood that is always tolerated, in units of the local noise."""
+NEIGHBOURHOOD_CELLS = 7
+"""Edge, in cells, of the neighbourhood that a cell is compared with."""
 SIGMA_PER_MAD = 1.4826
+"""Standard deviation of a Gaussian in units of its median absolute deviation."""
 
 
 def repair_cells(cells: CellStatistics, filter_size: int = 3) -> CellStatistics:
-    """Fill the cells that cannot be trusted from their neighbours, then median-filter the mesh.
+    """Fill untrusted cells from their neighbours, then apply a median filter to the mesh.
 
     Parameters
     ----------
     cells : CellStatistics
-        The mesh of the whole image, as measured.
+        The measured mesh of the whole image.
     filter_size : int
-        Edge of the median filter in cells, odd; 1 leaves the mesh unfiltered.
+        Edge of the median filter in cells, odd; 1 applies no filter.
 
     Returns
     -------
     CellStatistics
-        Finite sky and noise > 0 everywhere, with two exceptions: where no cell had a usable
-        pixel, sky is 0 and noise NaN; where no cell had any noise, noise is 0. ``good`` is
-        that of the measurement.
+        Finite sky and noise > 0 everywhere, with two exceptions: if no cell had a usable pixel,
+        sky is 0 and noise is NaN; if no cell had any noise, noise is 0. ``good`` is unchanged.
 
     Raises
     ------
@@ -46,25 +54,27 @@ def repair_cells(cells: CellStatistics, filter_size: int = 3) -> CellStatistics:
 
     Notes
     -----
-    Not trusted are cells without pixels, constant ones (padding, or the core of a saturated
-    star), those with few surviving pixels, and those that a source fills: sky or noise far
-    above the cells around. SExtractor leaves the last kind to its median filter, which a source
-    larger than two cells defeats.
+    A cell is not trusted if it has no usable pixel, is constant (padding, or the core of a
+    saturated star), has few pixels left after clipping, or is filled by a source: its sky or noise
+    is far above that of the cells around it. SExtractor relies on its median filter to remove the
+    last kind, which fails for a source larger than two cells.
     """
     if filter_size < 1 or filter_size % 2 == 0:
-        raise SpecError(f"background filter of {filter_size} cells: give an odd number, usually 3")
+        raise SpecError(
+            f"background filter of {filter_size} cells: use a positive odd number, usually 3"
+        )
     if np.isnan(cells.sky).all():
         return CellStatistics(np.zeros_like(cells.sky), cells.noise, cells.good)
     trusted = find_trusted_cells(cells)
     return CellStatistics(
-        sky=_filter_median(_fill(cells.sky, trusted), filter_size),
-        noise=_filter_median(_fill(cells.noise, trusted), filter_size),
+        sky=_filter(_fill_untrusted(cells.sky, trusted), filter_size),
+        noise=_filter(_fill_untrusted(cells.noise, trusted), filter_size),
         good=cells.good,
     )
 
 
 def find_trusted_cells(cells: CellStatistics) -> Mask:
-    """Tell which cells of a mesh measured the sky; at least one, if any cell has a sky.
+    """Return which cells of a mesh measured the sky; at least one, if any cell has a sky.
 
     Returns
     -------
@@ -83,43 +93,43 @@ def find_trusted_cells(cells: CellStatistics) -> Mask:
 def _find_filled(cells: CellStatistics, candidates: Mask) -> Mask:
     sky = np.where(candidates, cells.sky, np.nan).astype(np.float64)
     noise = np.where(candidates, cells.noise, np.nan).astype(np.float64)
-    typical = _local_median(noise, NEIGHBOURHOOD, False)
-    return _stands_out(sky, EXCESS * typical) | _stands_out(noise, EXCESS * typical)
+    typical = _local_median(noise, NEIGHBOURHOOD_CELLS, False)
+    return _is_outlier(sky, MINIMUM_EXCESS * typical) | _is_outlier(noise, MINIMUM_EXCESS * typical)
 
 
-def _stands_out(values: Coefficients, least: Coefficients) -> Mask:
-    excess = values - _local_median(values, NEIGHBOURHOOD, False)
-    spread = SIGMA_PER_MAD * _local_median(np.abs(excess), NEIGHBOURHOOD, False)
-    outstanding: Mask = excess > OUTLYING * spread + least
-    return outstanding
+def _is_outlier(values: Float64, minimum: Float64) -> Mask:
+    excess = values - _local_median(values, NEIGHBOURHOOD_CELLS, False)
+    spread = SIGMA_PER_MAD * _local_median(np.abs(excess), NEIGHBOURHOOD_CELLS, False)
+    outlier: Mask = excess > OUTLIER_SIGMA * spread + minimum
+    return outlier
 
 
-def _fill(values: Plane, trusted: Mask) -> Coefficients:
+def _fill_untrusted(values: Plane, trusted: Mask) -> Float64:
     filled = np.where(trusted, values, np.nan).astype(np.float64)
     _fill_inwards(filled)
     return filled
 
 
-def _filter_median(values: Coefficients, size: int) -> Plane:
+def _filter(values: Float64, size: int) -> Plane:
     filtered: Plane = _local_median(values, size, True).astype(np.float32)
     return filtered
 
 
 @njit(cache=True, nogil=True)
 def _local_median(values, size, symmetric):  # type: ignore[no-untyped-def]
-    """Median of the numbers in a window around each cell that has one; NaN stays NaN.
+    """Return the median, ignoring NaN, of a window around each cell; a cell of NaN stays NaN.
 
-    At the border the window is cut, or shrunk on both sides if ``symmetric``: a one-sided
-    window would move the outermost sky along its gradient.
+    At the border the window is clipped, or shrunk on both sides if ``symmetric``: the median of a
+    one-sided window would shift the sky of the outermost cells along its gradient.
     """
     out = np.full_like(values, np.nan)
     window = np.empty(size * size, np.float64)
     for y in range(values.shape[0]):
-        y0, y1 = _window(y, size // 2, values.shape[0], symmetric)
+        y0, y1 = _window_range(y, size // 2, values.shape[0], symmetric)
         for x in range(values.shape[1]):
             if np.isnan(values[y, x]):
                 continue
-            x0, x1 = _window(x, size // 2, values.shape[1], symmetric)
+            x0, x1 = _window_range(x, size // 2, values.shape[1], symmetric)
             n = 0
             for j in range(y0, y1):
                 for i in range(x0, x1):
@@ -130,15 +140,15 @@ def _local_median(values, size, symmetric):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _window(place, reach, length, symmetric):  # type: ignore[no-untyped-def]
+def _window_range(position, reach, length, symmetric):  # type: ignore[no-untyped-def]
     if symmetric:
-        reach = min(reach, place, length - 1 - place)
-    return max(place - reach, 0), min(place + reach + 1, length)
+        reach = min(reach, position, length - 1 - position)
+    return max(position - reach, 0), min(position + reach + 1, length)
 
 
 @njit(cache=True, nogil=True)
 def _median(values):  # type: ignore[no-untyped-def]
-    """Give the median of values, which are put in another order."""
+    """Return the median of values; reorders them in position."""
     if values.size == 0:
         return np.nan
     half = values.size // 2
@@ -148,7 +158,7 @@ def _median(values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _select(values, rank):  # type: ignore[no-untyped-def]
-    """Give the value of this rank; no greater one is left before it (Hoare's selection)."""
+    """Return the value of this rank by Hoare's selection; values before it are not greater afterwards."""
     low, high = 0, values.size - 1
     while low < high:
         pivot = values[(low + high) // 2]
@@ -172,7 +182,7 @@ def _select(values, rank):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _fill_inwards(values):  # type: ignore[no-untyped-def]
-    """Fill NaN from the rims inwards: each round, the mean of the neighbours known before."""
+    """Fill NaN from the rim inwards, layer by layer, with the mean of the known neighbours."""
     rim = np.empty((values.size, 2), np.int64)
     reached = ~np.isnan(values)
     start = stop = 0

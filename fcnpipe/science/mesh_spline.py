@@ -1,4 +1,16 @@
-"""Natural bicubic spline through the background mesh, evaluated on any box of pixels."""
+r"""Natural bicubic spline through the background mesh, evaluated on any box of pixels.
+
+::
+
+    pixels   0        cell      2 cell    3 cell
+             |---------|---------|---------|----
+             |    o    |    o    |    o    |    o     o  node: the centre of a whole cell
+                  \_______ spline _______/
+             <--->                                    straight lines outside the outermost nodes
+
+The value of a pixel depends only on its global position and on the coefficients, and is always
+computed in the same order of operations. Every tile, strip or whole image gets the same bits.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +22,7 @@ Plane = NDArray[np.float32]
 Coefficients = NDArray[np.float64]
 
 PADDING = 2
-"""Spline coefficients beyond the mesh on each side."""
+"""Number of spline coefficients beyond the mesh on each side."""
 
 
 def fit_spline(mesh: NDArray[np.floating]) -> Coefficients:
@@ -19,18 +31,20 @@ def fit_spline(mesh: NDArray[np.floating]) -> Coefficients:
     Parameters
     ----------
     mesh : (my, mx) float32 or float64
-        Values at the middle of the cells; one cell gives a constant, one row or column a curve.
+        Values at the centres of the cells. The spline of one cell is constant, that of one row or
+        column varies along it only.
 
     Returns
     -------
     (my + 4, mx + 4) float64
-        B-spline coefficients with two more on each side, so that the spline goes on as a
-        straight line. NaN everywhere if the mesh has a NaN.
+        B-spline coefficients, two more on each side than the mesh has cells, which continue the
+        spline as a straight line. All are NaN if the mesh has a NaN.
 
     Notes
     -----
-    Natural ends, not the mirrored ones of most image libraries: a mirror flattens a sky gradient
-    in the outermost half cell. The spline depends on the whole mesh, so fit it once per image.
+    The ends are natural (second derivative 0), not mirrored as in most image libraries: a mirror
+    flattens a sky gradient in the outermost half cell. The spline depends on the whole mesh, so fit
+    it once per image.
     """
     columns = _fit_axis(np.ascontiguousarray(mesh, dtype=np.float64))
     return np.ascontiguousarray(_fit_axis(np.ascontiguousarray(columns.T)).T)
@@ -41,14 +55,14 @@ def _fit_axis(values: Coefficients) -> Coefficients:
     coefficients = np.empty((n + 2 * PADDING, values.shape[1]))
     coefficients[PADDING:-PADDING] = values
     _solve_natural(coefficients[PADDING:-PADDING])
-    step_low, step_high = _end_steps(coefficients, n)
+    slope_low, slope_high = _end_slopes(coefficients, n)
     for i in range(1, PADDING + 1):
-        coefficients[PADDING - i] = coefficients[PADDING] - i * step_low
-        coefficients[PADDING + n - 1 + i] = coefficients[PADDING + n - 1] + i * step_high
+        coefficients[PADDING - i] = coefficients[PADDING] - i * slope_low
+        coefficients[PADDING + n - 1 + i] = coefficients[PADDING + n - 1] + i * slope_high
     return coefficients
 
 
-def _end_steps(coefficients: Coefficients, n: int) -> tuple[Coefficients, Coefficients]:
+def _end_slopes(coefficients: Coefficients, n: int) -> tuple[Coefficients, Coefficients]:
     if n == 1:
         flat = np.zeros(coefficients.shape[1])
         return flat, flat
@@ -69,41 +83,43 @@ def evaluate_spline(
     Parameters
     ----------
     coefficients : (my + 4, mx + 4) float64
-        As :func:`fit_spline` gives them.
+        Result of :func:`fit_spline`.
     cell : int
         Edge of a mesh cell in pixels.
     y0, x0 : int
-        Global pixel in the box's low corner; the box may reach beyond the mesh.
+        Global position of the first pixel of the box; the box may extend beyond the mesh.
     shape : (int, int)
         Height and width of the box.
     limits : (float, float)
-        Values are cut to these; a noise map needs it, since a spline overshoots.
+        Values are clipped to these limits. A noise map needs them, because a spline overshoots.
 
     Returns
     -------
     (h, w) float32
-        Values at the pixel centres. Half a cell beyond the mesh they stay what they were.
+        Values at the pixel centres. Half a cell beyond the mesh and further they are constant.
 
     Notes
     -----
-    A pixel's bits depend on its global (y, x), never on the box it was asked for with.
+    The bits of a pixel depend on its global (y, x), never on the box.
     """
     out = np.empty(shape, np.float32)
-    rows = _weigh(y0, shape[0], cell, coefficients.shape[0])
-    columns = _weigh(x0, shape[1], cell, coefficients.shape[1])
-    _evaluate(coefficients, rows, columns, limits, out, False)
+    rows = _spline_weights(y0, shape[0], cell, coefficients.shape[0])
+    columns = _spline_weights(x0, shape[1], cell, coefficients.shape[1])
+    _evaluate_box(coefficients, rows, columns, limits, out, False)
     return out
 
 
 def subtract_spline(values: Plane, coefficients: Coefficients, cell: int, y0: int, x0: int) -> None:
-    """Take a spline off a box of pixels in place: what :func:`evaluate_spline` gives, in one pass."""
-    rows = _weigh(y0, values.shape[0], cell, coefficients.shape[0])
-    columns = _weigh(x0, values.shape[1], cell, coefficients.shape[1])
-    _evaluate(coefficients, rows, columns, (-np.inf, np.inf), values, True)
+    """Subtract a spline from a box of pixels in place: as with :func:`evaluate_spline`, in one step."""
+    rows = _spline_weights(y0, values.shape[0], cell, coefficients.shape[0])
+    columns = _spline_weights(x0, values.shape[1], cell, coefficients.shape[1])
+    _evaluate_box(coefficients, rows, columns, (-np.inf, np.inf), values, True)
 
 
-def _weigh(start: int, length: int, cell: int, n: int) -> tuple[NDArray[np.int64], Coefficients]:
-    """First coefficient and the four B-spline weights of each pixel along one axis."""
+def _spline_weights(
+    start: int, length: int, cell: int, n: int
+) -> tuple[NDArray[np.int64], Coefficients]:
+    """Return the first coefficient and the four B-spline weights of each pixel along one axis."""
     pixel = np.arange(start, start + length, dtype=np.int64)
     node = (2.0 * pixel + (1.0 - cell)) / (2.0 * cell)
     node = np.clip(node, -1.0, float(n - 2 * PADDING))
@@ -120,10 +136,10 @@ def _weigh(start: int, length: int, cell: int, n: int) -> tuple[NDArray[np.int64
 
 @njit(cache=True, nogil=True)
 def _solve_natural(values):  # type: ignore[no-untyped-def]
-    """Turn values into natural spline coefficients along axis 0, in place.
+    """Convert values to natural spline coefficients along axis 0, in place.
 
-    Natural ends make the outer coefficients equal to the values; between them
-    c[i - 1] + 4 c[i] + c[i + 1] = 6 v[i], solved by Thomas' elimination.
+    With natural ends the outer coefficients are equal to the values. Between them
+    c[i - 1] + 4 c[i] + c[i + 1] = 6 v[i], a tridiagonal system solved by the Thomas algorithm.
     """
     n = values.shape[0]
     pivots = np.empty(n, np.float64)
@@ -139,10 +155,11 @@ def _solve_natural(values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _evaluate(coefficients, rows, columns, limits, out, off):  # type: ignore[no-untyped-def]
-    """Fill in the spline, or take it ``off`` what is there.
+def _evaluate_box(coefficients, rows, columns, limits, out, subtract):  # type: ignore[no-untyped-def]
+    """Write the spline into ``out``, or ``subtract`` it from ``out``.
 
-    Goes down column by column of the mesh: along a row, the runs are too short to be quick.
+    The outer loop is over columns of the mesh: along a whole row of pixels, the runs that share
+    their coefficients are too short to be fast.
     """
     first, weights = columns
     lines = _blend_rows(coefficients, rows, first[0], first[-1] + 4)
@@ -151,7 +168,7 @@ def _evaluate(coefficients, rows, columns, limits, out, off):  # type: ignore[no
         w0, w1 = weights[0, start:end], weights[1, start:end]
         w2, w3 = weights[2, start:end], weights[3, start:end]
         strip = lines[:, first[start] - first[0] : first[start] - first[0] + 4]
-        if off:
+        if subtract:
             _subtract_runs(strip, (w0, w1, w2, w3), limits, start, out)
         else:
             _evaluate_runs(strip, (w0, w1, w2, w3), limits, start, out)
@@ -160,7 +177,7 @@ def _evaluate(coefficients, rows, columns, limits, out, off):  # type: ignore[no
 
 @njit(cache=True, nogil=True)
 def _blend_rows(coefficients, rows, low, high):  # type: ignore[no-untyped-def]
-    """Give, for each row of pixels, its coefficients along x: those from ``low`` to ``high``."""
+    """Return the coefficients along x, from ``low`` to ``high``, of each row of pixels."""
     first, weights = rows
     lines = np.empty((len(first), high - low), np.float64)
     for y in range(len(first)):
@@ -177,7 +194,7 @@ def _blend_rows(coefficients, rows, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _evaluate_runs(strip, weights, limits, start, out):  # type: ignore[no-untyped-def]
-    """Evaluate the pixels between two nodes, which share their four coefficients in each row."""
+    """Write the pixels between two nodes; in each row they share four coefficients."""
     w0, w1, w2, w3 = weights
     low, high = limits
     for y in range(out.shape[0]):
@@ -191,7 +208,7 @@ def _evaluate_runs(strip, weights, limits, start, out):  # type: ignore[no-untyp
 
 @njit(cache=True, nogil=True)
 def _subtract_runs(strip, weights, limits, start, out):  # type: ignore[no-untyped-def]
-    """Take off what `_evaluate_runs` would fill in."""
+    """Subtract what `_evaluate_runs` would write."""
     w0, w1, w2, w3 = weights
     low, high = limits
     for y in range(out.shape[0]):

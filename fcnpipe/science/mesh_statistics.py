@@ -1,9 +1,19 @@
-"""Sky and noise of mesh cells: clipped statistics of their pixels.
+"""Clipped statistics of the pixels in each cell of the background mesh: sky, median and noise.
 
-The conventions are those of SExtractor (Bertin & Arnouts 1996): clip at 3 sigma around the
-median until nothing changes, then sky = 2.5 median - 1.5 mean, or the median in a crowded cell;
-as there, the noise is the clipped one (1.4 % low for pure Gaussian noise). Where it departs: the
-median of whole-numbered images is a grouped one.
+::
+
+    pixels   0        cell      2 cell    3 cell
+             |---------|---------|---------|----      the mesh is anchored at pixel (0, 0) of the image
+              cell 0    cell 1    cell 2    cell 3    the last cell may be partial
+
+Statistics of a cell depend only on its own pixels. Any tile cut along the mesh therefore gets the
+same bits as the whole image.
+
+The method is that of SExtractor (Bertin & Arnouts 1996): clip at 3 sigma around the median until
+nothing changes, then sky = 2.5 median - 1.5 mean, or sky = median in a crowded cell. The noise is
+the standard deviation after clipping, which is 1.4 % low for pure Gaussian noise, as in
+SExtractor. There is one difference: the median is a grouped median, so that the sky of an image
+of whole numbers does not jump from one number to the next.
 """
 
 from __future__ import annotations
@@ -19,23 +29,27 @@ from fcnpipe.core.errors import InputError, SpecError
 Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-CLIP = 3.0
-"""Pixels further than this from the median, in sigma, do not count."""
-CROWDED = 0.3
-"""A cell whose mean and median differ by more than this, in sigma, takes the median."""
-# Bins of a cell's histogram: no more than pixels, so that small cells stay fast.
-_FEWEST_BINS, _MOST_BINS = 256, 1024
-_HALF_RANGE = 5.0
-_NARROWEST = 16.0
+CLIP_SIGMA = 3.0
+"""Pixels further than this from the median, in sigma, are clipped."""
+CROWDED_SIGMA = 0.3
+"""A cell is crowded if its mean and median differ by at least this, in sigma."""
+_MIN_BINS, _MAX_BINS = 256, 1024
+"""Limits on the number of bins in a cell's histogram: about one per pixel keeps small cells fast."""
+_HALF_RANGE_SIGMA = 5.0
+"""Half the range of the histogram, in sigma."""
+_MIN_SIGMA_BINS = 16.0
+"""The histogram is refined until sigma is at least this many bins wide."""
 _PLANES = 4
-# A sample sets the range of the histogram; the step is odd, so as not to see stripes.
-_STEP = 5
-_SAMPLED = 1024
+"""Planes of statistics: sky, median, noise, good."""
+_SAMPLE_STEP = 5
+"""Step of the sample that sets the range of the histogram; odd, so that it sees no stripes."""
+_MIN_SAMPLED = 1024
+"""Cells with fewer pixels than this are not sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellStatistics:
-    """What was measured in each mesh cell.
+    """Clipped statistics of every mesh cell.
 
     Parameters
     ----------
@@ -45,7 +59,7 @@ class CellStatistics:
         Standard deviation of the sky pixels in image units; 0 where they are all equal, NaN
         where no pixel was usable.
     good : (my, mx) float32
-        Pixels that were usable and survived the clipping, as a fraction of a whole cell.
+        Number of pixels that were usable and survived the clipping, as a fraction of a whole cell.
     """
 
     sky: Plane
@@ -64,10 +78,10 @@ def measure_cells(image: Plane, bad: Mask, cell: int) -> CellStatistics:
     Parameters
     ----------
     image : (h, w) float32
-        Pixels whose first one lies on a corner of the global mesh; NaN and infinite ones are
-        left out. Cells at the far edges may be partial.
+        Pixels; the first one is a corner of the global mesh. NaN and infinite pixels are
+        ignored. Cells at the high edges may be partial.
     bad : (h, w) bool
-        Pixels to leave out.
+        Pixels to ignore.
     cell : int
         Edge of a cell in pixels.
 
@@ -85,7 +99,7 @@ def measure_cells(image: Plane, bad: Mask, cell: int) -> CellStatistics:
 
     Notes
     -----
-    A cell's values depend on nothing but its own pixels.
+    Statistics of a cell depend only on its own pixels.
 
     Examples
     --------
@@ -98,21 +112,21 @@ def measure_cells(image: Plane, bad: Mask, cell: int) -> CellStatistics:
 
 
 def measure_weight(weight: Plane, bad: Mask, cell: int) -> Plane:
-    """Measure the clipped median of the positive weights of every mesh cell.
+    """Measure the clipped median of the positive weights in every mesh cell.
 
     Parameters
     ----------
     weight : (h, w) float32
-        Relative inverse variance; 0, negative and not finite: the pixel has no weight.
+        Relative inverse variance. Zero, negative and non-finite values are ignored.
     bad : (h, w) bool
-        Pixels to leave out.
+        Pixels to ignore.
     cell : int
         Edge of a cell in pixels.
 
     Returns
     -------
     (my, mx) float32
-        Typical weight per cell; NaN where no pixel has one.
+        Typical weight of each cell; NaN where no pixel has a positive weight.
     """
     medians: Plane = _measure_planes(weight, bad | ~(weight > 0), cell)[1]
     return medians
@@ -123,25 +137,27 @@ def _measure_planes(image: Plane, bad: Mask, cell: int) -> Plane:
     shape = tuple(-(-n // cell) for n in image.shape)
     planes = np.full((_PLANES, *shape), np.nan, np.float32)
     pixels = np.ascontiguousarray(image, dtype=np.float32)
-    _measure(pixels, np.ascontiguousarray(bad, dtype=np.bool_), cell, planes)
+    _measure_cells(pixels, np.ascontiguousarray(bad, dtype=np.bool_), cell, planes)
     return planes
 
 
 def _check_image(image: Plane, bad: Mask, cell: int) -> None:
     if cell < 1:
-        raise SpecError(f"a mesh cell of {cell} px is impossible: give 1 or more, usually 64")
+        raise SpecError(f"a mesh cell of {cell} px is impossible: use 1 px or more, usually 64")
     if image.ndim != 2 or image.size == 0:
-        raise InputError(f"an image of shape {image.shape} has no sky: give (h, w), both >= 1")
+        raise InputError(f"an image of shape {image.shape} has no sky: use (h, w), both >= 1")
     if bad.shape != image.shape:
-        raise InputError(f"mask of {bad.shape} over an image of {image.shape}: give equal shapes")
+        raise InputError(
+            f"a mask of shape {bad.shape} does not fit an image of shape {image.shape}: use equal shapes"
+        )
 
 
 @njit(cache=True, nogil=True)
-def _measure(image, bad, cell, planes):  # type: ignore[no-untyped-def]
+def _measure_cells(image, bad, cell, planes):  # type: ignore[no-untyped-def]
     values = np.empty(cell * cell, np.float32)
     for row in range(planes.shape[1]):
         for column in range(planes.shape[2]):
-            n = _gather(image, bad, cell, row, column, values)
+            n = _gather_cell(image, bad, cell, row, column, values)
             if n == 0:
                 planes[3, row, column] = 0.0
                 continue
@@ -153,7 +169,7 @@ def _measure(image, bad, cell, planes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _gather(image, bad, cell, row, column, values):  # type: ignore[no-untyped-def]
+def _gather_cell(image, bad, cell, row, column, values):  # type: ignore[no-untyped-def]
     n = 0
     x0, x1 = column * cell, min((column + 1) * cell, image.shape[1])
     for y in range(row * cell, min((row + 1) * cell, image.shape[0])):
@@ -163,7 +179,7 @@ def _gather(image, bad, cell, row, column, values):  # type: ignore[no-untyped-d
 
 @njit(cache=True, nogil=True)
 def _gather_row(pixels, bad, values):  # type: ignore[no-untyped-def]
-    # value - value is 0 for a number, NaN for NaN and infinity; no branch to predict.
+    # value - value is 0 for a finite number and NaN otherwise: a test without a branch to predict.
     usable = 0
     for x in range(pixels.size):
         usable += (pixels[x] - pixels[x] == 0) & (not bad[x])
@@ -180,20 +196,20 @@ def _gather_row(pixels, bad, values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _measure_cell(values):  # type: ignore[no-untyped-def]
-    """Sky, median, noise and number of survivors of one cell's pixels."""
-    bins = min(max(values.size, _FEWEST_BINS), _MOST_BINS)
+    """Return sky, median, noise and the number of unclipped pixels of one cell."""
+    bins = min(max(values.size, _MIN_BINS), _MAX_BINS)
     counts, sums = np.empty(bins + 1, np.int64), np.empty((3, bins + 1), np.int64)
-    n, mean, sigma = _find_range(values)
-    # Each round looks closer where outliers made the range too wide for the bins.
+    n, mean, sigma = _initial_moments(values)
+    # Outliers can make the range so wide that sigma is a few bins only: refine the range then.
     while sigma > 0.0:
-        low, width = mean - _HALF_RANGE * sigma, 2.0 * _HALF_RANGE * sigma / bins
-        _count(values, low, width, counts)
-        _accumulate(counts, sums)
-        first, last, middle, average, spread = _clip(counts, sums)
+        low, width = mean - _HALF_RANGE_SIGMA * sigma, 2.0 * _HALF_RANGE_SIGMA * sigma / bins
+        _fill_histogram(values, low, width, counts)
+        _sum_cumulatively(counts, sums)
+        first, last, middle, average, spread = _clip_histogram(counts, sums)
         n = sums[0, last] - sums[0, first]
-        if spread >= _NARROWEST or n == 0:
+        if spread >= _MIN_SIGMA_BINS or n == 0:
             median, mean, noise = low + width * middle, low + width * average, width * spread
-            if abs(mean - median) < CROWDED * noise:
+            if abs(mean - median) < CROWDED_SIGMA * noise:
                 return 2.5 * median - 1.5 * mean, median, noise, n
             return median, median, noise, n
         n, mean, sigma = _moments(values, low + width * first, low + width * last)
@@ -201,10 +217,13 @@ def _measure_cell(values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _find_range(values):  # type: ignore[no-untyped-def]
-    """Count, mean and sigma after one cut at 2 sigma; from a sample, if that is not constant."""
-    if values.size >= _SAMPLED:
-        n, mean, sigma = _clipped_moments(values[::_STEP].copy())
+def _initial_moments(values):  # type: ignore[no-untyped-def]
+    """Return count, mean and sigma after one clipping at 2 sigma.
+
+    They come from a sample of the pixels, unless the cell is small or the sample constant.
+    """
+    if values.size >= _MIN_SAMPLED:
+        n, mean, sigma = _clipped_moments(values[::_SAMPLE_STEP].copy())
         if sigma > 0.0:
             return n, mean, sigma
     return _clipped_moments(values)
@@ -218,10 +237,7 @@ def _clipped_moments(values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _moments(values, low, high):  # type: ignore[no-untyped-def]
-    """Count, mean and sigma within [low, high]; sigma is exactly 0 for equal values.
-
-    Four partial sums in a fixed order: as fast as one may reorder, yet the same on every CPU.
-    """
+    """Return count, mean and sigma of the values in [low, high]; sigma is exactly 0 if all are equal."""
     start = 0
     while start < values.size and not (low <= values[start] <= high):
         start += 1
@@ -235,6 +251,10 @@ def _moments(values, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _sum_power(values, low, high, shift, squared):  # type: ignore[no-untyped-def]
+    """Return the count of the values in [low, high], and the sum of their (squared) deviations from ``shift``.
+
+    Four partial sums in a fixed order are as fast as a reordered sum, and the same on every CPU.
+    """
     lanes = np.zeros(4, np.float64)
     n = 0
     whole = values.size - values.size % 4
@@ -255,20 +275,20 @@ def _sum_power(values, low, high, shift, squared):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, nogil=True)
-def _count(values, low, width, counts):  # type: ignore[no-untyped-def]
-    """Fill the histogram; its last bin takes all that lies outside."""
+def _fill_histogram(values, low, width, counts):  # type: ignore[no-untyped-def]
+    """Fill the histogram; its last bin counts the values outside the range."""
     counts[:] = 0
     bins = counts.size - 1
     scale = 1.0 / width
     for value in values:
-        place = (np.float64(value) - low) * scale
-        inside = (place >= 0.0) & (place < bins)
-        counts[np.int64(place) if inside else bins] += 1
+        position = (np.float64(value) - low) * scale
+        inside = (position >= 0.0) & (position < bins)
+        counts[np.int64(position) if inside else bins] += 1
 
 
 @njit(cache=True, nogil=True)
-def _accumulate(counts, sums):  # type: ignore[no-untyped-def]
-    """Sum up counts, counts * bin and counts * bin^2: whole numbers, so exact."""
+def _sum_cumulatively(counts, sums):  # type: ignore[no-untyped-def]
+    """Compute cumulative sums of counts, counts * bin and counts * bin^2; exact, as all are integers."""
     zeroth = first = second = np.int64(0)
     bins = counts.size - 1
     for i in range(bins):
@@ -280,8 +300,8 @@ def _accumulate(counts, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _clip(counts, sums):  # type: ignore[no-untyped-def]
-    """Clip a histogram until nothing changes; range, median, mean and sigma in bins."""
+def _clip_histogram(counts, sums):  # type: ignore[no-untyped-def]
+    """Clip a histogram until nothing changes; return range, median, mean and sigma in bins."""
     low, high = 0, counts.size - 1
     while True:
         n = sums[0, high] - sums[0, low]
@@ -289,29 +309,29 @@ def _clip(counts, sums):  # type: ignore[no-untyped-def]
             return low, high, 0.0, 0.0, 0.0
         average = (sums[1, high] - sums[1, low]) / n
         spread = np.sqrt(max((sums[2, high] - sums[2, low]) / n - average * average, 0.0))
-        middle = _middle(counts, sums, low, high)
-        next_low = max(low, int(np.floor(middle - CLIP * spread + 0.5)))
-        next_high = min(high, int(np.floor(middle + CLIP * spread + 0.5)))
+        middle = _grouped_median(counts, sums, low, high)
+        next_low = max(low, int(np.floor(middle - CLIP_SIGMA * spread + 0.5)))
+        next_high = min(high, int(np.floor(middle + CLIP_SIGMA * spread + 0.5)))
         if (next_low == low and next_high == high) or next_high <= next_low:
             return low, high, middle, average + 0.5, spread
         low, high = next_low, next_high
 
 
 @njit(cache=True, nogil=True)
-def _middle(counts, sums, low, high):  # type: ignore[no-untyped-def]
-    """Give the grouped median: a bin's pixels spread over the interval between bins.
+def _grouped_median(counts, sums, low, high):  # type: ignore[no-untyped-def]
+    """Return the grouped median: the pixels of a bin are spread over the interval between bins.
 
-    In an image of whole numbers the plain median jumps by a whole unit, and 2.5 median makes
-    it 2.5; spreading a value over its rounding interval removes the jump.
+    In an image of whole numbers the plain median jumps by one unit, and the term 2.5 median of
+    the sky by 2.5 units. Spreading a value over its rounding interval removes the jump.
     """
     half = sums[0, low] + 0.5 * (sums[0, high] - sums[0, low])
-    # The bin b with sums[b] <= half < sums[b + 1].
+    # Find the bin b with sums[b] <= half < sums[b + 1].
     b = np.searchsorted(sums[0, low : high + 1], half, side="right") - 1 + low
     before, after = b - 1, b + 1
     while before >= low and counts[before] == 0:
         before -= 1
     while after < high and counts[after] == 0:
         after += 1
-    # The nearer neighbour sets the interval, else a far outlier would pull the median.
+    # The nearer neighbour sets the interval; a distant outlier would pull the median.
     interval = min(b - before, after - b) if before >= low and after < high else 1
     return b + 0.5 + interval * ((half - sums[0, b]) / counts[b] - 0.5)

@@ -1,7 +1,7 @@
-"""Signal-to-noise for the network from raw pixels, and the units of the image from its answers.
+"""Normalisation of pixels for a network: flags, signal-to-noise, padding, and the inverse transform.
 
-Each function here gives a pixel a value that depends on that pixel and at most
-:data:`FILL_REACH` neighbours, never on the array it was cut in.
+The result for a pixel depends only on that pixel and on pixels within :data:`FILL_REACH`, never
+on the box that was read. So the input of the network does not depend on the tiling.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Float = NDArray[np.float32]
 Flags = NDArray[np.uint8]
 
 FILL_REACH = 4
-"""A bad pixel takes the weighted mean of good pixels up to this far in y and x; beyond it is sky."""
+"""A bad pixel is filled with the weighted mean of the good pixels within this many px in y and x."""
 _NO_DATA = int(PixelFlag.NO_DATA)
 BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
-"""Pixels that carry no information; saturated ones do."""
+"""Flag bits of pixels without information; saturated pixels have some."""
 
 
 def flag_pixels(
@@ -32,23 +32,23 @@ def flag_pixels(
     weight: NDArray[Any] | None = None,
     satur_level: float | None = None,
 ) -> Flags:
-    """Say of each pixel why it is not to be trusted.
+    """Flag each pixel that is missing, masked or saturated.
 
     Parameters
     ----------
     image : (h, w) float32
-        NaN or infinite is no data.
+        Pixels; NaN and infinite pixels are flagged as no data.
     mask : (h, w) bool, optional
-        True is bad.
+        True where a pixel is masked.
     weight : (h, w) float, optional
-        Zero, negative or not finite is bad.
+        Pixels of zero, negative or non-finite weight are flagged as masked.
     satur_level : float, optional
-        Pixels at or above it are saturated.
+        Pixels at or above this value are flagged as saturated.
 
     Returns
     -------
     (h, w) uint8
-        Bits of :class:`fcnpipe.core.records.PixelFlag`; 0 is good.
+        Bits of :class:`fcnpipe.core.records.PixelFlag`; 0 is a good pixel.
     """
     flags: Flags = _flag_missing(np.asarray(image))
     if mask is not None:
@@ -71,28 +71,28 @@ def _flag_missing(image):  # type: ignore[no-untyped-def]
 
 
 def signal_to_noise(residual: Float, noise: Float, flags: Flags) -> Float:
-    """Give (I - sky) / noise with bad pixels filled from good neighbours.
+    """Compute (image - sky) / noise, with bad pixels filled from good neighbours.
 
     Parameters
     ----------
     residual, noise : (h, w) float32
-        Image minus sky, and the noise of a pixel, in image units; noise > 0 where good.
+        Image minus sky, and the noise of each pixel, in image units; noise > 0 where a pixel is good.
     flags : (h, w) uint8
         Bits of :class:`fcnpipe.core.records.PixelFlag`.
 
     Returns
     -------
     (h, w) float32
-        Finite everywhere; bad pixels with no good one in reach are 0, the sky.
+        Finite everywhere. Bad pixels without a good pixel in reach are 0, the sky.
     """
     bad = (flags & BAD) != 0
     if not bad.any():
         return residual / noise
     clean = np.divide(residual, noise, out=np.zeros_like(residual), where=~bad)
-    return np.where(bad, _local_mean(clean, ~bad), clean)
+    return np.where(bad, _mean_of_good(clean, ~bad), clean)
 
 
-def _local_mean(values: Float, good: NDArray[np.bool_]) -> Float:
+def _mean_of_good(values: Float, good: NDArray[np.bool_]) -> Float:
     total = _blur(np.where(good, values, np.float32(0)))
     weight = _blur(good.astype(np.float32))
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-6)
@@ -115,31 +115,31 @@ def pad_high(array: NDArray[np.float32], shape: tuple[int, int]) -> Float:
 
 
 def to_image_units(values: Float, noise: Float, zero: Float, unit: float, stretched: bool) -> Float:
-    """Give in the units of the image what a network gives in its own: its scaling undone.
+    """Convert an output of a network to image units: undo the scaling of its input.
 
     Parameters
     ----------
     values : (h, w) float32
-        As the network gives them.
+        Output of the network.
     noise, zero : (h, w) float32
-        What was divided by and, before that, subtracted, image units.
+        Noise that the input was divided by, and zero level that was subtracted before, in image units.
     unit : float
-        What the network counts in, in units of the noise.
+        Unit of the network's values, as a multiple of the noise.
     stretched : bool
-        Whether it gives the arcsinh of the count.
+        Whether ``values`` are the arcsinh of the flux in these units.
 
     Returns
     -------
     (h, w) float32
-        Each pixel in float64, rounded once; NaN where the noise is not known.
+        Computed in float64 and rounded once; NaN where the noise is not finite.
     """
     image = np.empty(values.shape, np.float32)
-    _undo(values, noise, zero, (unit, stretched), image)
+    _undo_scaling(values, noise, zero, (unit, stretched), image)
     return image
 
 
 @njit(cache=True, nogil=True)
-def _undo(values, noise, zero, scaling, image):  # type: ignore[no-untyped-def]
+def _undo_scaling(values, noise, zero, scaling, image):  # type: ignore[no-untyped-def]
     unit, stretched = scaling
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
@@ -150,7 +150,7 @@ def _undo(values, noise, zero, scaling, image):  # type: ignore[no-untyped-def]
 
 
 def relative_position(start: int, stop: int, size: int) -> Float:
-    """Give where pixels lie along an axis of ``size`` px: -1 is the first of all, 1 the last.
+    """Compute the positions of pixels along an axis of ``size`` px: -1 is the first pixel, 1 the last.
 
     Examples
     --------

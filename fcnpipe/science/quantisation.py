@@ -1,7 +1,7 @@
-"""From the answers of the network, its thresholds and fluxes to integers.
+"""Quantisation of a network's maps and thresholds, and the unit of fixed-point fluxes.
 
-Everything after the quantised maps is integer or totally ordered, so that sums and orders cannot
-depend on how the image was tiled.
+All steps after the quantised maps use integers or a total order. So sums and comparisons do not
+depend on the tiling.
 """
 
 from __future__ import annotations
@@ -14,47 +14,63 @@ from numpy.typing import NDArray
 Float = NDArray[np.float32]
 
 ELEVATION_MAX = 65535
+"""Quantised elevation of 1."""
 PROBABILITY_MAX = 255
+"""Quantised probability of 1."""
 SKY_DIVISOR = 4
-"""What is less probable than this part of the foreground's level is sky for certain."""
+"""A pixel is certainly sky if its probability is below the foreground threshold divided by this."""
 FLUX_BITS = 14
-"""Fixed-point fluxes resolve the typical noise of a pixel to 2**-FLUX_BITS."""
+"""The step of fixed-point fluxes is at most 2**-FLUX_BITS of the typical noise of a pixel."""
 
 
 def quantise_probability(probability: Float) -> NDArray[np.uint8]:
-    """Round probabilities in [0, 1] to 255ths."""
+    """Round probabilities in [0, 1] to multiples of 1 / 255."""
     return np.asarray(np.rint(probability * np.float32(PROBABILITY_MAX)), np.uint8)
 
 
 def quantise_elevation(elevation: Float) -> NDArray[np.uint16]:
-    """Round elevations in [0, 1] to 65535ths."""
+    """Round elevations in [0, 1] to multiples of 1 / 65535."""
     return np.asarray(np.rint(elevation * np.float32(ELEVATION_MAX)), np.uint16)
 
 
 def zero_sky_elevation(
     elevation: NDArray[np.uint16], probability: NDArray[np.uint8], foreground: int
 ) -> None:
-    """Set the elevation to 0, in place, where the sky is: far below the level of the foreground.
+    """Set the elevation of sky pixels to 0, in place.
 
-    Only foreground is separated. Of the sky the elevation says nothing, in noise that does not
-    compress: without it the map takes a third of the space, and of the time to write it.
+    Parameters
+    ----------
+    elevation : (h, w) uint16
+        Quantised elevation.
+    probability : (h, w) uint8
+        Quantised source probability.
+    foreground : int
+        Quantised threshold of the foreground.
+
+    Notes
+    -----
+    Only foreground is separated. The elevation of the sky is noise, which does not compress:
+    without it the map takes a third of the space and of the time to write it.
     """
     elevation[probability < foreground // SKY_DIVISOR] = 0
 
 
-def quantise_threshold(fraction: float, top: int) -> int:
-    """Give the least integer level of a map with this top that is not below ``fraction`` of it.
+def quantise_threshold(fraction: float, maximum: int) -> int:
+    """Compute the smallest integer that is not below ``fraction`` of ``maximum``.
 
     Examples
     --------
     >>> quantise_threshold(0.5, 255), quantise_threshold(0.0, 255), quantise_threshold(1.0, 255)
     (128, 0, 255)
     """
-    return math.ceil(fraction * top - 1e-9)
+    # The tolerance absorbs rounding errors: 3 * 0.2 * 255 is 153.00000000000003 and must not become 154.
+    return math.ceil(fraction * maximum - 1e-9)
 
 
 def flux_unit(noise: float) -> float:
-    """Give the power of two that resolves ``noise`` (image units, > 0) to FLUX_BITS bits.
+    """Compute the unit of fixed-point fluxes: the power of two that resolves ``noise`` to FLUX_BITS bits.
+
+    ``noise`` is > 0 and in image units, as is the result.
 
     Examples
     --------
