@@ -24,7 +24,7 @@ from astropy.io import fits
 
 from fcnpipe.cli import commands
 from fcnpipe.core.errors import InputError, ModelError, SpecError
-from fcnpipe.images import open_image, open_plane
+from fcnpipe.images import open_image, open_map
 from fcnpipe.networks import list_models, load_model
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling, list_maps
@@ -32,7 +32,7 @@ from fcnpipe.networks.models.bundle import save_model
 from fcnpipe.networks.models.headers import make_header
 from fcnpipe.survey.image_list import list_images
 from fcnpipe.training.labelled_images import PairsSpec, read_pairs
-from fcnpipe.training.loop import load_recipe, load_checkpoint
+from fcnpipe.training.loop import load_checkpoint, load_recipe
 from fcnpipe.training.recipe import make_recipe
 
 EVIL = "../../evil"
@@ -128,7 +128,7 @@ def test_no_image_mask_weight_or_prior_runs_code(
     for option in ("--mask", "--weight"):
         refusal(capsys, *command, "sky.fits", "out.zarr", option, name)
     with pytest.raises(InputError):
-        open_plane(name, None, (64, 64), "prior")
+        open_map(name, None, (64, 64), "prior")
     assert not Path("boom").exists()
 
 
