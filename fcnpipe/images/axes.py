@@ -10,18 +10,25 @@ import numpy as np
 
 from fcnpipe.core.errors import InputError
 
-COLOURS = 4
-"""Most bands that an array has whose last axis they are: red, green, blue and alpha."""
+MAX_COLOUR_CHANNELS = 4
+"""Red, green, blue and alpha: a last axis of at most this length is taken for colours."""
 
 
 def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
-    """Give (bands, height, width) of an array; axes of length 1 in front are dropped.
+    """Return (bands, height, width) of an array; leading axes of length 1 are dropped.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        All axes of the array.
+    name : str
+        The array, for messages.
 
     Raises
     ------
     InputError
-        If more than three axes are longer than 1, there are fewer than two, one is empty, or the bands
-        come last.
+        If more than three axes are longer than 1, if there are fewer than two axes, if one is empty,
+        or if the bands come last.
 
     Examples
     --------
@@ -39,7 +46,7 @@ def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
             f"{name} has axes {shape}: it has no pixels; every axis must be at least 1"
         )
     bands, height, width = math.prod(shape[:-2]), shape[-2], shape[-1]
-    if width <= COLOURS and min(bands, height) > COLOURS**2:
+    if width <= MAX_COLOUR_CHANNELS and min(bands, height) > MAX_COLOUR_CHANNELS**2:
         raise InputError(
             f"{name} has axes {shape}, as if they were (y, x, band): move the last one to the front"
         )
@@ -47,7 +54,7 @@ def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
 
 
 def band_index(shape: Sequence[int], band: int) -> tuple[int, ...]:
-    """Give the index into the axes before the last two that picks a band.
+    """Return the index into all axes but the last two that selects a band.
 
     Examples
     --------
@@ -58,18 +65,12 @@ def band_index(shape: Sequence[int], band: int) -> tuple[int, ...]:
 
 
 def number_bands(count: int) -> tuple[str, ...]:
-    """Give names for bands that have none: '0', '1', ..."""
+    """Return names for unnamed bands: '0', '1', ..."""
     return tuple(str(i) for i in range(count))
 
 
-def check_real(dtype: np.dtype[Any], name: str) -> None:
-    """Refuse pixels that are not real numbers.
-
-    Raises
-    ------
-    InputError
-        If the dtype is complex, text, object or a record.
-    """
+def check_real_dtype(dtype: np.dtype[Any], name: str) -> None:
+    """Raise InputError if pixels of this type are not real numbers (complex, text, object, record)."""
     if dtype.kind not in "biuf":
         raise InputError(
             f"{name} holds {dtype} pixels: only integers and floats are images; "
@@ -77,7 +78,7 @@ def check_real(dtype: np.dtype[Any], name: str) -> None:
         )
 
 
-def say_shape(shape: Sequence[int]) -> str:
-    """Give a shape for messages, '3 x 20 x 30', a single band left out."""
+def format_shape(shape: Sequence[int]) -> str:
+    """Return a shape for messages, '3 x 20 x 30'; a single band is left out."""
     shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     return " x ".join(str(n) for n in shape)

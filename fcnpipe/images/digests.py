@@ -7,27 +7,36 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from fcnpipe.images.file_access import Version, open_bytes, size_of, stamp
-from fcnpipe.remote import Stamp
+from fcnpipe.images.file_access import FileVersion, file_size, file_version, open_bytes
+from fcnpipe.remote import ObjectVersion
 
 _READ_BYTES = 1 << 20
 _PART_BYTES = 32 << 20
 
 
 def digest_file(
-    path: str, when: Version, extent: tuple[int, int] | None = None, prefix: str = ""
+    path: str, version: FileVersion, extent: tuple[int, int] | None = None, prefix: str = ""
 ) -> str:
-    """Hexadecimal digest of a file or of part of it, from start to stop.
+    """Return the hexadecimal digest that identifies the content of a file, or of part of it.
+
+    Parameters
+    ----------
+    path, version
+        File or object, and its version.
+    extent : (int, int), optional
+        First byte, and the one after the last; default is the whole file.
+    prefix : str
+        Text that the digest covers as well.
 
     Notes
     -----
-    Of an object, what the server says names its content (ETag or generation) with size and date;
-    the content itself where the server says nothing.
+    For an object whose server identifies its content (ETag or generation), the digest is that of the
+    server's version and nothing is read. Otherwise it is that of the content, as in :func:`hash_file`.
     """
-    if isinstance(when, Stamp) and when.names_content:
-        return new_digest(f"{prefix}{when}{extent}").hexdigest()
+    if isinstance(version, ObjectVersion) and version.identifies_content:
+        return new_digest(f"{prefix}{version}{extent}").hexdigest()
     start, stop = extent or (0, None)
-    return hash_file(path, start, stop, prefix, when)
+    return hash_file(path, start, stop, prefix, version)
 
 
 def hash_file(
@@ -35,26 +44,29 @@ def hash_file(
     start: int = 0,
     stop: int | None = None,
     prefix: str = "",
-    when: Version | None = None,
+    version: FileVersion | None = None,
 ) -> str:
-    """Hexadecimal SHA-256 of ``prefix`` and of the digests of a file's parts, from start to stop.
+    """Return the hexadecimal SHA-256 of a file's content from ``start`` to ``stop``.
 
-    Each part is :data:`_PART_BYTES` long, so that all cores can work on a large file.
+    Notes
+    -----
+    It is the SHA-256 of ``prefix`` and of the SHA-256 of parts of :data:`_PART_BYTES`, so that all
+    cores can work on a large file.
     """
     if stop is None:
-        stop = size_of(path, stamp(path) if when is None else when)
+        stop = file_size(path, file_version(path) if version is None else version)
     digest = new_digest(prefix)
-    cuts = range(start, stop, _PART_BYTES)
-    ends = [min(cut + _PART_BYTES, stop) for cut in cuts]
-    with ThreadPoolExecutor(max(1, min(len(cuts), os.cpu_count() or 1))) as pool:
-        for part in pool.map(partial(_hash_part, path, when), cuts, ends):
+    starts = range(start, stop, _PART_BYTES)
+    stops = [min(part_start + _PART_BYTES, stop) for part_start in starts]
+    with ThreadPoolExecutor(max(1, min(len(starts), os.cpu_count() or 1))) as pool:
+        for part in pool.map(partial(_hash_part, path, version), starts, stops):
             digest.update(part)
     return digest.hexdigest()
 
 
-def _hash_part(path: str, when: Version | None, start: int, stop: int) -> bytes:
+def _hash_part(path: str, version: FileVersion | None, start: int, stop: int) -> bytes:
     digest = new_digest()
-    with open_bytes(path, when) as handle:
+    with open_bytes(path, version) as handle:
         handle.seek(start)
         while start < stop and (block := handle.read(min(stop - start, _READ_BYTES))):
             digest.update(block)
@@ -63,9 +75,15 @@ def _hash_part(path: str, when: Version | None, start: int, stop: int) -> bytes:
 
 
 def new_digest(prefix: str = "") -> hashlib._Hash:
-    """Start a digest: of those without known collisions what CPUs have instructions for."""
+    """Return a new SHA-256 digest, updated with ``prefix``.
+
+    Notes
+    -----
+    SHA-256 has no known collisions, and CPUs have instructions for it.
+    """
     return hashlib.sha256(prefix.encode())
 
 
-def _hash(data: bytes) -> str:
+def hash_bytes(data: bytes) -> str:
+    """Return the hexadecimal SHA-256 of ``data``."""
     return hashlib.sha256(data).hexdigest()

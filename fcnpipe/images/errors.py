@@ -15,16 +15,24 @@ from astropy.io import fits
 from fcnpipe import remote
 from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable
 
-DAMAGE = (
+LIBRARY_ERRORS = (
     OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, RuntimeError,
     SyntaxError, zlib.error, struct.error, tokenize.TokenError, fits.VerifyError,
 )  # fmt: skip
-"""What libraries raise when they meet a broken file."""
-_FILTERS = threading.RLock()
+"""Errors that libraries raise when they read a damaged file."""
+_FILTER_LOCK = threading.RLock()
 
 
-def damaged(error: BaseException, message: str) -> InputError:
-    """Give the error of a file that cannot be read; what a server said is told as it is."""
+def reading_error(error: BaseException, message: str) -> InputError:
+    """Return the error for a file that could not be read.
+
+    Parameters
+    ----------
+    error : BaseException
+        What a library or a server raised. The message of a server's error is kept.
+    message : str
+        Message for all other errors.
+    """
     if isinstance(error, remote.Changed):
         return InputChanged(str(error))
     return (
@@ -35,21 +43,21 @@ def damaged(error: BaseException, message: str) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's message, or its name; of a KeyError what it misses."""
+    """Return the first line of an error's message, or the error's name if it has no message."""
     if isinstance(error, KeyError) and error.args:
         return f"{error.args[0]} is missing"
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the warnings of a library inside a block, one thread at a time.
+def silence_warnings() -> Iterator[None]:
+    """Silence all warnings inside a block, one thread at a time.
 
     Notes
     -----
-    Python keeps its warning filters for the process, not for the thread: the lock keeps two
-    blocks from restoring each other's.
+    Python keeps its warning filters per process, not per thread. The lock keeps one thread from restoring
+    the filters that another has set.
     """
-    with _FILTERS, warnings.catch_warnings():
+    with _FILTER_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Fingerprints of input files, which change when a file is rewritten."""
+"""Fingerprints of input files, to detect changes during a run without reading the content."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from fcnpipe import images, remote
 from fcnpipe.core.errors import InputChanged
 from fcnpipe.core.spec import RunSpec
-from fcnpipe.images.digests import _hash
-from fcnpipe.remote import Stamp, is_remote
+from fcnpipe.images.digests import hash_bytes
+from fcnpipe.remote import is_remote
 
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-"""Names of what describes an array or a group of them."""
+"""Names of the metadata files of a zarr array or group."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputFingerprint:
-    """What tells an input file from a later one at the same place, without reading it.
+    """State of an input file, which differs from that of a later file at the same path.
 
     Attributes
     ----------
     path : str
-        The file, as the images are told.
+        Local path or URL, as `images.locate` returns it.
     quick, thorough : str
-        What is seen with a glance at a file, and with a look at a whole folder or a URL.
+        Fingerprint of a single file (empty for a folder or URL), and of a file, folder or URL.
     """
 
     path: str
@@ -32,66 +32,66 @@ class InputFingerprint:
     thorough: str
 
     def check(self, thorough: bool) -> None:
-        """Raise InputChanged unless the file is what it was."""
+        """Raise InputChanged if the fingerprint differs from the file's present one."""
         known = self.thorough if thorough else self.quick
-        if images.trace(self.path, thorough) != known:
+        if fingerprint(self.path, thorough) != known:
             raise InputChanged(
                 f"{self.path} changed while it was read, so nothing is published: put the old one "
-                "back and run the same command again, or begin anew with --overwrite"
+                "back and run the same command again, or start again with --overwrite"
             )
 
 
 def fingerprint_inputs(spec: RunSpec) -> tuple[InputFingerprint, ...]:
-    """Give traces of image, weight, mask and prior as they are now."""
+    """Return the present fingerprints of image, weight, mask and prior."""
     named = (*spec.image, spec.weight, spec.mask, spec.prior)
     paths = [images.locate(path) for path in named if path]
-    return tuple(
-        InputFingerprint(p, images.trace(p), images.trace(p, thorough=True)) for p in paths
-    )
+    return tuple(InputFingerprint(p, fingerprint(p), fingerprint(p, thorough=True)) for p in paths)
 
 
-def trace(path: str, thorough: bool = False) -> str:
-    """Give what changes with the content of a file, without reading it; empty if that takes long.
+def fingerprint(path: str, thorough: bool = False) -> str:
+    """Return a text that changes when a file is rewritten; empty if finding out takes long.
 
     Parameters
     ----------
     path : str
-        Local path or URL, as `locate` gives it.
+        Local path or URL, as `images.locate` returns it.
     thorough : bool
-        Look at every file of a folder, and ask for the version of what lies behind a URL.
+        Whether to inspect every file of a folder and to query the version of objects behind a URL.
 
     Notes
     -----
-    Number, size and time of change on disk. Times are compared for being equal, never for being
-    later: a clock that is set does no harm.
+    On disk: inode, size and modification time. Times are compared for equality, never for order, so that
+    a change of the system clock does no harm.
     """
     if is_remote(path):
-        return _ask_version(path) if thorough else ""
+        return _fingerprint_url(path) if thorough else ""
     if os.path.isdir(path):
-        return _trace_folder(path) if thorough else ""
-    return _trace_file(path)
+        return _fingerprint_folder(path) if thorough else ""
+    return _fingerprint_file(path)
 
 
-def _ask_version(url: str) -> str:
-    """Give the stamp of an object, or of all below a URL; of a web server's, that of its metadata."""
+def _fingerprint_url(url: str) -> str:
+    """Return the version of an object, or the digest of the versions of all objects below a URL.
+
+    A web server cannot list objects: there, the metadata of a zarr store represent the store.
+    """
     try:
-        return str(remote.look(url))
+        return str(remote.fetch_version(url))
     except remote.Missing:
-        return _hash(str(_look_below(url)).encode())
+        below = (
+            remote.list_objects(url)
+            if remote.can_list(url)
+            else remote.fetch_versions(url, ZARR_METADATA)
+        )
+        return hash_bytes(str(below).encode())
 
 
-def _look_below(url: str) -> dict[str, Stamp]:
-    if remote.can_list(url):
-        return remote.list_objects(url)
-    return remote.look_at_all(url, ZARR_METADATA)
-
-
-def _trace_folder(path: str) -> str:
+def _fingerprint_folder(path: str) -> str:
     files = sorted(os.path.join(root, name) for root, _, names in os.walk(path) for name in names)
-    return _hash("\n".join(f"{file} {_trace_file(file)}" for file in files).encode())
+    return hash_bytes("\n".join(f"{file} {_fingerprint_file(file)}" for file in files).encode())
 
 
-def _trace_file(path: str) -> str:
+def _fingerprint_file(path: str) -> str:
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""FITS header cards of an image: values, padding and structural keywords."""
+"""FITS header cards of an image: lookup of values, padding, and structural keywords."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from astropy.io import fits
 
 from fcnpipe.core.records import ImageInfo
-from fcnpipe.images.errors import quiet
+from fcnpipe.images.errors import silence_warnings
 
-_STRUCTURE = re.compile(
+_STRUCTURAL_KEYWORDS = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|GROUPS|[PG]COUNT|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM"
     r"|TFIELDS|T(TYPE|FORM|DIM|NULL|UNIT)\d+|END|"
     r"Z(IMAGE|SIMPLE|TENSION|BITPIX|NAXIS\d*|EXTEND|[PG]COUNT|TILE\d+|CMPTYPE|NAME\d+|VAL\d+|QUANTIZ"
@@ -22,7 +22,7 @@ _STRUCTURE = re.compile(
 
 
 def header_value(info: ImageInfo, key: str, default: Any = None) -> Any:
-    """Give the value of a header card, or ``default`` if there is none.
+    """Return the value of a header card, or ``default`` if the card is missing or undefined.
 
     Examples
     --------
@@ -30,12 +30,12 @@ def header_value(info: ImageInfo, key: str, default: Any = None) -> Any:
     >>> header_value(info, "gain"), header_value(info, "SATURATE")
     (2.5, None)
     """
-    value = _parse_cards(info.cards).get(key, default)
+    value = _parse_cards(info.cards).get(key.upper(), default)
     return default if isinstance(value, fits.card.Undefined) else value
 
 
-def find_number(info: ImageInfo, keys: Sequence[str]) -> float | None:
-    """Give the first of these cards that holds a finite number, or none."""
+def header_number(info: ImageInfo, keys: Sequence[str]) -> float | None:
+    """Return the value of the first of these cards that holds a finite number, or None."""
     for key in keys:
         value = header_value(info, key)
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -45,17 +45,12 @@ def find_number(info: ImageInfo, keys: Sequence[str]) -> float | None:
 
 @lru_cache(maxsize=16)
 def _parse_cards(cards: tuple[str, ...]) -> dict[str, Any]:
-    with quiet():
+    with silence_warnings():
         header = fits.Header.fromstring("".join(pad_card(card) for card in cards))
-        return _Upper((card.keyword, _value(card)) for card in header.cards)
+        return {card.keyword: _card_value(card) for card in header.cards}
 
 
-class _Upper(dict[str, Any]):
-    def get(self, key: str, default: Any = None) -> Any:
-        return super().get(key.upper(), default)
-
-
-def _value(card: fits.Card) -> Any:
+def _card_value(card: fits.Card) -> Any:
     try:
         return card.value
     except fits.VerifyError:
@@ -63,10 +58,10 @@ def _value(card: fits.Card) -> Any:
 
 
 def pad_card(card: str) -> str:
-    """Fill a card up to 80 characters, or a multiple of them."""
+    """Return a card padded with blanks to a multiple of 80 characters."""
     return card.ljust(-(-len(card) // 80) * 80)
 
 
-def is_structure(card: fits.Card) -> bool:
-    """Whether a card says how the pixels are stored, which is no longer true of what is read."""
-    return bool(_STRUCTURE.fullmatch(card.keyword))
+def is_structural(card: fits.Card) -> bool:
+    """Return whether a card describes the storage of the pixels, which no longer holds once they are read."""
+    return bool(_STRUCTURAL_KEYWORDS.fullmatch(card.keyword))

@@ -1,8 +1,8 @@
-"""One image with all that belongs to it: bands, weight, mask, sky and noise, read by box.
+"""An image with its weight, mask and prior maps, read by box, with sky subtracted and noise computed.
 
-The planes of an exposure are the bands of the image and, where there are several, a last one: the
-detection plane, their sum weighted by inverse variance. Sources are found by a one-band network,
-and measured, on the last plane.
+The planes of a masked image are its bands and, if there are several, the detection plane as the last one:
+the sum of the bands weighted by inverse variance. One-band networks find sources on the last plane, and
+sources are measured on it.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable
 from fcnpipe.core.geometry import Box, TileGrid
 from fcnpipe.core.records import ImageInfo, PixelFlag
 from fcnpipe.core.spec import RunSpec
+from fcnpipe.images.scaling import Float
 from fcnpipe.images.sky import FixedScale, Sky
 from fcnpipe.science import normalisation
 from fcnpipe.science.background import Background, noise_from_weight
 from fcnpipe.science.mesh_statistics import CellStatistics, measure_cells, measure_weight
 
-Float = NDArray[np.float32]
-SAMPLES = 4
-"""Boxes along each axis from which the noise of the bands is estimated."""
+SAMPLES_PER_AXIS = 4
+"""Sample boxes along each axis from which the noise of the bands is estimated."""
 SAMPLE_EDGE = 192
+"""Height and width of a sample box, px."""
 WHOLE_INPUT_ERRORS = (InputChanged, InputUnreachable)
-"""Errors after which no part of an input counts as missing: another try may read all of it."""
+"""Errors that concern an input as a whole: no part of it is treated as missing, since a retry may read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """What is known of a box of pixels.
+    """Sky-subtracted pixels of a box, with noise and flags.
 
     Attributes
     ----------
     residual, noise : (planes, h, w) float32
-        Image minus sky and the noise of a pixel, image units; NaN where there is no data.
+        Image minus sky, and the noise (1 sigma) of each pixel, image units; NaN where there is no data.
     flags : (h, w) uint8
         Bits of :class:`fcnpipe.core.records.PixelFlag`.
     """
@@ -48,13 +49,16 @@ class Patch:
     noise: Float
     flags: NDArray[np.uint8]
 
-    def cut(self, place: tuple[slice, slice]) -> Patch:
-        """Give a part of it; the same memory."""
+    def crop(self, place: tuple[slice, slice]) -> Patch:
+        """Return a view of a part of the box."""
         return Patch(self.residual[(..., *place)], self.noise[(..., *place)], self.flags[place])
 
-    def significance(self, count: int) -> Float:
-        """Give S/N as the network sees it, (n, h, w): the last plane, or the first ``count`` if > 1."""
-        planes = range(len(self.residual))[-1:] if count <= 1 else range(count)
+    def significance(self, bands: int) -> Float:
+        """Return the signal-to-noise ratio that a network of this number of bands reads, (bands, h, w).
+
+        A one-band network reads the last plane, any other network the bands.
+        """
+        planes = range(len(self.residual))[-1:] if bands <= 1 else range(bands)
         return np.stack(
             [
                 normalisation.signal_to_noise(self.residual[p], self.noise[p], self.flags)
@@ -64,17 +68,17 @@ class Patch:
 
 
 class MaskedImage:
-    """Image, weight, mask and prior of a run.
+    """The image, weight, mask and prior of a run.
 
     Parameters
     ----------
     spec : RunSpec
-        Names the files.
+        Names the files and their options.
 
     Raises
     ------
     InputError
-        If a file cannot be read or does not fit the image.
+        If a file cannot be read, or a map does not have the shape of the image.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -88,37 +92,42 @@ class MaskedImage:
         )
         self.gain = spec.gain if spec.gain is not None else self._image.gain
 
-    def _open_map(self, path: str | None, what: str) -> images.Image | None:
+    def _open_map(self, path: str | None, role: str) -> images.Image | None:
         if path is None:
             return None
-        found = images.open_plane(path, None, self.info.shape[1:], what)
-        if what != "prior" and set(found.readers) & set(self._image.readers):
-            file = images.split_name(path)[0]
+        found = images.open_map(path, None, self.info.shape[1:], role)
+        if role != "prior" and set(found.readers) & set(self._image.readers):
+            file = images.split_hdu(path)[0]
             raise InputError(
-                f"{what} {path} is the image itself: name another file, or its HDU as {file}[HDU]"
+                f"{role} {path} is the image itself: name another file, or its HDU as {file}[HDU]"
             )
         return found
 
     @property
     def info(self) -> ImageInfo:
-        """What is known of the image."""
+        """Shape, dtype and header of the image."""
         return self._image.info
 
     @property
+    def overhead_bytes(self) -> int:
+        """Maximum memory that a process needs for reading the image, in addition to the box itself."""
+        return self._image.overhead_bytes
+
+    @property
     def digest(self) -> str:
-        """Digest of the content of image, weight, mask and prior; reads all of them, as a stream."""
+        """Digest of the content of image, weight, mask and prior, all of which are read as streams."""
         parts = (self._image, self._weight, self._mask)
-        digest = "-".join(images.digest(part) for part in parts if part is not None)
-        return f"{digest}-prior-{images.digest(self._prior)}" if self._prior else digest
+        digest = "-".join(part.digest() for part in parts if part is not None)
+        return f"{digest}-prior-{self._prior.digest()}" if self._prior else digest
 
     @property
     def bands(self) -> int:
-        """Bands of the image."""
+        """Number of bands."""
         return self.info.shape[0]
 
     @property
     def planes(self) -> int:
-        """Bands, and the detection plane if there are several."""
+        """Number of planes: the bands, and the detection plane if there are several bands."""
         return self.bands + (self.bands > 1)
 
     @property
@@ -127,12 +136,12 @@ class MaskedImage:
         return Box(0, 0, *self.info.shape[1:])
 
     def weigh_bands(self) -> NDArray[np.float64]:
-        """Give the weight of each band in the detection plane, from a sample on a fixed grid.
+        """Return the weight of each band in the detection plane, from sample boxes on a fixed grid.
 
         Returns
         -------
         (bands,) float64
-            Inverse variance of the band's noise, scaled to a sum of 1; equal parts if unknown.
+            Inverse variance of the band's noise, normalised to a sum of 1; equal weights if no noise is known.
         """
         if self.bands == 1:
             return np.ones(1)
@@ -144,7 +153,7 @@ class MaskedImage:
         return np.asarray(weight / weight.sum(), np.float64)
 
     def read(self, box: Box, weights: NDArray[np.float64]) -> tuple[Float, NDArray[np.uint8]]:
-        """Read all planes of a box, sky included.
+        """Read all planes of a box, without subtracting the sky.
 
         Returns
         -------
@@ -154,38 +163,38 @@ class MaskedImage:
             Bits of :class:`fcnpipe.core.records.PixelFlag`.
         """
         bands = [self._image.read(box, band) for band in range(self.bands)]
-        worst = bands[0] if self.bands == 1 else np.max(bands, axis=0)
+        brightest = bands[0] if self.bands == 1 else np.max(bands, axis=0)
         if self.bands > 1:
-            bands.append(sum_planes(bands, weights))
-        flags = normalisation.flag_pixels(bands[-1], self._bad(box), self._read_weight(box))
+            bands.append(_sum_planes(bands, weights))
+        flags = normalisation.flag_pixels(bands[-1], self._read_mask(box), self._read_weight(box))
         if self.satur_level is not None:
-            flags |= normalisation.flag_pixels(worst, satur_level=self.satur_level)
+            flags |= normalisation.flag_pixels(brightest, satur_level=self.satur_level)
         planes = np.stack(bands) if len(bands) > 1 else bands[0][np.newaxis]
         return planes, flags
 
     def read_patch(self, box: Box, sky: Sky | FixedScale) -> Patch:
-        """Read a box with its sky taken off and its noise beside it."""
-        values, flags = self.read(box, sky.weights)
+        """Read a box, subtract its sky (or a fixed offset), and compute its noise."""
+        values, flags = self.read(box, sky.band_weights)
         if isinstance(sky, FixedScale):
             return Patch(values - np.float32(sky.offset), np.full_like(values, sky.scale), flags)
         noise = np.empty_like(values)
         weight = self._read_weight(box)
         for plane, mesh in enumerate(sky.planes):
             mesh.subtract_sky(values[plane], box.y0, box.x0)
-            noise[plane] = self._noise(mesh, box, weight, sky.scales[plane])
+            noise[plane] = self._compute_noise(mesh, box, weight, sky.weight_scales[plane])
         return Patch(values, noise, flags)
 
     def read_available_patch(
         self, box: Box, sky: Sky | FixedScale, grid: TileGrid
     ) -> tuple[Patch, list[Box]]:
-        """Read a box as `read_patch` does, and go without the parts of it that cannot be read.
+        """Read a box as `read_patch` does, but leave out the parts that cannot be read.
 
         Returns
         -------
         Patch
-            Where a part is missing: residual NaN, no data.
+            In missing parts the residual is NaN, the noise 1 and the flag NO_DATA.
         list of Box
-            The missing parts, as cut by the grid; empty if all is well.
+            The missing parts, one for each tile core that they are in; empty if all was read.
         """
         try:
             return self.read_patch(box, sky), []
@@ -216,7 +225,7 @@ class MaskedImage:
         return whole, missing
 
     def read_bands(self, box: Box, grid: TileGrid) -> Float:
-        """Read the bands as they are, (bands, h, w); NaN where a part cannot be read."""
+        """Read the bands, (bands, h, w) in image units; NaN where a part cannot be read."""
         try:
             return np.stack([self._image.read(box, band) for band in range(self.bands)])
         except WHOLE_INPUT_ERRORS:
@@ -230,7 +239,7 @@ class MaskedImage:
         return bands
 
     def read_prior(self, box: Box) -> Float:
-        """Read the prior, (h, w); 0 where it has no number."""
+        """Read the prior, (h, w); 0 where it is not finite."""
         assert self._prior is not None
         values = self._prior.read(box)
         return np.where(np.isfinite(values), values, np.float32(0))
@@ -238,14 +247,14 @@ class MaskedImage:
     def measure_cells(
         self, box: Box, weights: NDArray[np.float64]
     ) -> tuple[list[CellStatistics], Float]:
-        """Measure the mesh cells of a box that lies on the mesh, plane by plane.
+        """Measure the mesh cells of a box that is aligned with the mesh, plane by plane.
 
         Returns
         -------
         list of CellStatistics
             One for each plane.
         (my, mx) float32
-            Typical weight of the cells; NaN without a map of relative weights.
+            Typical weight of each cell; NaN without a map of relative weights.
         """
         values, flags = self.read(box, weights)
         bad, cell = (flags & normalisation.BAD) != 0, self.spec.back_size
@@ -256,19 +265,19 @@ class MaskedImage:
         return cells, measure_weight(weight, bad, cell)
 
     def find_unrepresentable_value(self) -> tuple[str, float] | None:
-        """Give a file and a value in it that a float32 cannot hold, if some boxes have one."""
-        named = [(", ".join(self.spec.image), self._image)]
+        """Return a file and a value in it that float32 cannot hold, if the sample boxes contain one."""
+        maps = [(", ".join(self.spec.image), self._image)]
         if self.spec.weight and self._weight and self.spec.weight_type != "variance":
-            named.append((self.spec.weight, self._weight))
-        for path, image in named:
-            for band, box in product(range(image.info.shape[0]), _samples(self.frame)):
+            maps.append((self.spec.weight, self._weight))
+        for path, image in maps:
+            for band, box in product(range(image.info.shape[0]), _sample_boxes(self.frame)):
                 exact, values = image.read_double(box, band), image.read(box, band)
                 unfit = np.isfinite(exact) & ~(np.isfinite(values) & ((values != 0) | (exact == 0)))
                 if unfit.any():
                     return path, float(exact[unfit][0])
         return None
 
-    def _noise(
+    def _compute_noise(
         self, mesh: Background, box: Box, weight: NDArray[Any] | None, scale: float
     ) -> Float:
         if weight is None:
@@ -280,14 +289,14 @@ class MaskedImage:
         return np.sqrt(noise).astype(np.float32) if self.spec.weight_type == "variance" else noise
 
     def _read_weight(self, box: Box) -> NDArray[Any] | None:
-        """Give the map as it is; variances of tiny fluxes are too small for float32."""
+        """Read the weight map in its own units; variances of tiny fluxes underflow in float32."""
         if self._weight is None:
             return None
         if self.spec.weight_type == "variance":
             return self._weight.read_double(box)
         return self._weight.read(box)
 
-    def _bad(self, box: Box) -> NDArray[np.bool_] | None:
+    def _read_mask(self, box: Box) -> NDArray[np.bool_] | None:
         if self._mask is None:
             return None
         values = self._mask.read_integer(box)
@@ -296,29 +305,29 @@ class MaskedImage:
 
     def _sample_noise(self, band: int) -> float:
         found = []
-        for box in _samples(self.frame):
+        for box in _sample_boxes(self.frame):
             try:
                 values = self._image.read(box, band)
             except WHOLE_INPUT_ERRORS:
                 raise
-            except OSError:  # its tile will be named
+            except OSError:  # reported when its tile is read
                 continue
             cells = measure_cells(values, ~np.isfinite(values), SAMPLE_EDGE)
             found.extend(cells.noise[np.isfinite(cells.noise)].tolist())
         return float(np.median(found)) if found else float("nan")
 
 
-def sum_planes(planes: list[Float], weights: NDArray[np.float64]) -> Float:
-    """Give the weighted sum of planes, in their order."""
+def _sum_planes(planes: list[Float], weights: NDArray[np.float64]) -> Float:
+    """Return the weighted sum of planes, added in their order."""
     total = np.zeros_like(planes[0])
     for plane, weight in zip(planes, weights, strict=True):
         total += plane * np.float32(weight)
     return total
 
 
-def _samples(frame: Box) -> list[Box]:
-    """Boxes spread evenly over the image, the same for any run of it."""
+def _sample_boxes(frame: Box) -> list[Box]:
+    """Return boxes spread evenly over the image; they depend on its shape alone."""
     height, width = frame.shape
-    edge = (max(height // SAMPLES, 1), max(width // SAMPLES, 1))
+    edge = (max(height // SAMPLES_PER_AXIS, 1), max(width // SAMPLES_PER_AXIS, 1))
     corners = [tile.core for tile in TileGrid((height, width), edge)]
     return [Box(b.y0, b.x0, b.y0 + SAMPLE_EDGE, b.x0 + SAMPLE_EDGE).clip(frame) for b in corners]

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
-STRIP = 128
-"""Rows that are scaled at a time, so that the float64 intermediate stays in the cache."""
+STRIP_ROWS = 128
+"""Rows that are scaled at a time, so that the float64 intermediate stays in the CPU cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How a stored number becomes a pixel value: ``offset + factor * stored``.
+    """Linear relation of stored numbers and pixel values: ``value = offset + factor * stored``.
 
     Attributes
     ----------
@@ -35,35 +35,36 @@ class Scaling:
     blank: int | float | None = None
 
     def to_float(self, stored: NDArray[Any]) -> Float:
-        """Give (h, w) float32, native and contiguous; NaN is blank.
+        """Return pixel values, (h, w) float32, native and contiguous; blank becomes NaN.
 
         Notes
         -----
-        Scaled in float64 and rounded once, so a value does not depend on the size of its array.
-        Integers beyond 2**24 and doubles are rounded; out of float32's range they are infinite.
+        Values are computed in float64 and rounded once, so a value does not depend on the size of its
+        array. Integers beyond 2**24 and doubles are rounded; beyond the range of float32 they become
+        infinite.
         """
         values = np.empty(stored.shape, np.float32)
         self.fill(values, stored)
         return values
 
     def fill(self, values: NDArray[Any], stored: NDArray[Any]) -> None:
-        """Write into ``values`` what :meth:`to_float` gives; doubles are not rounded."""
-        for start in range(0, len(stored), STRIP):
-            rows = slice(start, start + STRIP)
+        """Write the pixel values into ``values``, float32 as in :meth:`to_float` or float64."""
+        for start in range(0, len(stored), STRIP_ROWS):
+            rows = slice(start, start + STRIP_ROWS)
             with np.errstate(over="ignore", invalid="ignore"):
                 values[rows] = self._apply(stored[rows])
 
     def to_integer(self, stored: NDArray[Any]) -> NDArray[np.int64]:
-        """Give (h, w) int64; blank, NaN and infinite are -1, that is all bits set.
+        """Return pixel values, (h, w) int64; blank, NaN and infinity become -1 (all bits set).
 
         Notes
         -----
-        Fractions are rounded away from zero: what is not zero in a mask stays so. Unsigned 64-bit
-        numbers keep their bits.
+        Fractions are rounded away from zero, so that a non-zero value of a mask stays non-zero.
+        Unsigned 64-bit numbers keep their bits.
         """
         if stored.dtype.kind == "f" or self.factor != 1 or not self.offset.is_integer():
             with np.errstate(invalid="ignore"):
-                return _round_outwards(self._apply(stored.astype(np.float64)))
+                return _round_away_from_zero(self._apply(stored.astype(np.float64)))
         shift = np.uint64(int(self.offset) % 2**64).astype(np.int64)
         values = stored.astype(np.int64) + shift
         if self.blank is not None:
@@ -73,7 +74,7 @@ class Scaling:
     def _apply(self, stored: NDArray[Any]) -> NDArray[Any]:
         if self == AS_STORED:
             return stored
-        values: NDArray[Any] = stored.astype("f4" if self._is_short(stored) else "f8")
+        values: NDArray[Any] = stored.astype("f4" if self._is_exact_in_float32(stored) else "f8")
         if self.factor != 1:
             values *= self.factor
         values += self.offset
@@ -81,8 +82,8 @@ class Scaling:
             values[stored == self.blank] = np.nan
         return values
 
-    def _is_short(self, stored: NDArray[Any]) -> bool:
-        """Whether float32 holds every value exactly (unsigned 16 bits kept as signed, mostly)."""
+    def _is_exact_in_float32(self, stored: NDArray[Any]) -> bool:
+        """Return whether float32 holds every value exactly (most often: uint16 stored as int16)."""
         short = stored.dtype.kind in "biu" and stored.dtype.itemsize <= 2
         shift = self.factor == 1 and self.offset.is_integer() and abs(self.offset) < 2**22
         return short and shift
@@ -92,7 +93,7 @@ AS_STORED = Scaling()
 """The stored number is the value."""
 
 
-def _round_outwards(values: NDArray[np.float64]) -> NDArray[np.int64]:
+def _round_away_from_zero(values: NDArray[np.float64]) -> NDArray[np.int64]:
     known = np.isfinite(values)
     whole = np.copysign(np.ceil(np.abs(values)), values)
     return np.where(known, whole, -1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Sky and noise of an image, or the fixed scale that replaces them."""
+"""Sky and noise of all planes of an image, or the fixed offset and scale that replace them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _COEFFICIENTS = ("sky_coefficients", "noise_coefficients")
 
 @dataclass(frozen=True, slots=True)
 class Sky:
-    """Sky and noise of all planes of an exposure.
+    """Sky and noise of all planes of a masked image.
 
     Attributes
     ----------
     planes : tuple of Background
         One for each plane.
-    scales : tuple of float
-        Turns a relative weight into noise, for each plane; NaN without a weight map.
-    weights : (bands,) float64
-        Of the bands in the detection plane.
+    weight_scales : tuple of float
+        Factor, for each plane, that converts relative weights to noise; NaN without a weight map.
+    band_weights : (bands,) float64
+        Weights of the bands in the detection plane.
     """
 
     planes: tuple[Background, ...]
-    scales: tuple[float, ...]
-    weights: NDArray[np.float64]
+    weight_scales: tuple[float, ...]
+    band_weights: NDArray[np.float64]
 
     @property
     def unit(self) -> float:
@@ -43,26 +43,26 @@ class Sky:
 
 @dataclass(frozen=True, slots=True)
 class FixedScale:
-    """A fixed zero and unit of the pixel values, where no sky is to be taken off.
+    """A fixed offset and unit of the pixel values, used where no sky is subtracted.
 
     Attributes
     ----------
     offset, scale : float
-        Zero and unit, image units.
-    weights : (bands,) float64
-        Of the bands in the detection plane.
+        Value that becomes 0, and the difference that becomes 1, image units.
+    band_weights : (bands,) float64
+        Weights of the bands in the detection plane.
     """
 
     offset: float
     scale: float
-    weights: NDArray[np.float64]
+    band_weights: NDArray[np.float64]
 
 
 def pack_sky(sky: Sky) -> dict[str, NDArray[Any]]:
-    """Give plain arrays that :func:`unpack_sky` reads."""
+    """Return the sky as plain arrays, from which :func:`unpack_sky` restores it."""
     arrays: dict[str, NDArray[Any]] = {
-        "weights": sky.weights,
-        "scales": np.array(sky.scales),
+        "weights": sky.band_weights,
+        "scales": np.array(sky.weight_scales),
         "cell": np.array(sky.planes[0].cell),
     }
     for i, plane in enumerate(sky.planes):
@@ -72,7 +72,7 @@ def pack_sky(sky: Sky) -> dict[str, NDArray[Any]]:
 
 
 def unpack_sky(arrays: dict[str, NDArray[Any]]) -> Sky:
-    """Rebuild a sky from plain arrays."""
+    """Restore a sky from the arrays of :func:`pack_sky`."""
     planes = tuple(
         Background(
             int(arrays["cell"]),

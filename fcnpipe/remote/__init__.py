@@ -14,7 +14,7 @@ that carries one is refused.
 from __future__ import annotations
 
 from fcnpipe.core.paths import can_list, check_url, is_remote
-from fcnpipe.remote.byte_ranges import Stamp, look, read, read_rows
+from fcnpipe.remote.byte_ranges import ObjectVersion, fetch_version, read, read_rows
 from fcnpipe.remote.errors import (
     Changed,
     Forbidden,
@@ -25,10 +25,10 @@ from fcnpipe.remote.errors import (
 from fcnpipe.remote.file_object import RemoteFile, read_whole
 from fcnpipe.remote.file_systems import connect
 from fcnpipe.remote.listing import (
+    fetch_versions,
     find_objects,
     list_folder,
     list_objects,
-    look_at_all,
     match_objects,
 )
 
@@ -36,19 +36,19 @@ __all__ = [
     "Changed",
     "Forbidden",
     "Missing",
+    "ObjectVersion",
     "RemoteError",
     "RemoteFile",
-    "Stamp",
     "Unreachable",
     "can_list",
     "check_url",
     "connect",
+    "fetch_version",
+    "fetch_versions",
     "find_objects",
     "is_remote",
     "list_folder",
     "list_objects",
-    "look",
-    "look_at_all",
     "match_objects",
     "read",
     "read_rows",

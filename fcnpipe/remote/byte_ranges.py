@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from fcnpipe.remote.errors import Changed, RemoteError
 from fcnpipe.remote.file_systems import connect, protocols
-from fcnpipe.remote.retries import patiently
+from fcnpipe.remote.retries import retry
 
-IN_FLIGHT = 16
+MAX_REQUESTS = 16
 """Requests at the same time."""
 PART_BYTES = 8 << 20
 """Largest range of one request: several are faster than one, and less is lost with one."""
@@ -35,7 +35,7 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class ObjectVersion:
     """What tells an object from a later one of the same name.
 
     Attributes
@@ -50,19 +50,25 @@ class Stamp:
     etag: str = ""
     modified: str = ""
 
+    def __str__(self) -> str:
+        # This text is part of input digests, hence of run keys: it must stay as it is.
+        return (
+            f"Stamp(size_bytes={self.size_bytes!r}, etag={self.etag!r}, modified={self.modified!r})"
+        )
+
     @property
-    def names_content(self) -> bool:
+    def identifies_content(self) -> bool:
         """Whether no other content has this stamp, as the server promises."""
         return bool(self.etag) and not self.etag.startswith("W/")
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Response:
     data: bytes
-    stamp: Stamp
+    version: ObjectVersion
 
 
-def look(url: str) -> Stamp:
+def fetch_version(url: str) -> ObjectVersion:
     """Ask for the stamp of an object.
 
     Raises
@@ -70,17 +76,17 @@ def look(url: str) -> Stamp:
     RemoteError
         If it is missing, closed to us, or its server cannot be reached or knows no ranges.
     """
-    stamp: Stamp = asyn.sync(asyn.get_loop(), ask_stamp, url)
-    return stamp
+    version: ObjectVersion = asyn.sync(asyn.get_loop(), fetch_version_async, url)
+    return version
 
 
-async def ask_stamp(url: str) -> Stamp:
-    """Do as `look` does, for those that wait for several."""
+async def fetch_version_async(url: str) -> ObjectVersion:
+    """Do as `fetch_version` does, for those that wait for several."""
     system, name = connect(url)
-    return (await patiently(url, partial(_request, system, name, (0, 1)))).stamp
+    return (await retry(url, partial(_request, system, name, (0, 1)))).version
 
 
-def read(url: str, stamp: Stamp, start: int, stop: int) -> bytes:
+def read(url: str, version: ObjectVersion, start: int, stop: int) -> bytes:
     """Give the bytes from ``start`` to ``stop`` of the object that had this stamp.
 
     Raises
@@ -88,14 +94,16 @@ def read(url: str, stamp: Stamp, start: int, stop: int) -> bytes:
     Changed
         If it is another object by now.
     RemoteError
-        As for `look`.
+        As for `fetch_version`.
     """
     cuts = range(start, stop, PART_BYTES)
-    return b"".join(fetch(url, stamp, [(cut, min(cut + PART_BYTES, stop)) for cut in cuts]))
+    return b"".join(
+        fetch_ranges(url, version, [(cut, min(cut + PART_BYTES, stop)) for cut in cuts])
+    )
 
 
 def read_rows(
-    url: str, stamp: Stamp, start: int, row_bytes: int, step_bytes: int, count: int
+    url: str, version: ObjectVersion, start: int, row_bytes: int, step_bytes: int, count: int
 ) -> NDArray[np.uint8]:
     """Give rows of bytes that lie ``step_bytes`` apart, (count, row_bytes); none of more than asked.
 
@@ -106,29 +114,29 @@ def read_rows(
     """
     if step_bytes - row_bytes > GAP_BYTES:
         rows = [(start + i * step_bytes, start + i * step_bytes + row_bytes) for i in range(count)]
-        data = b"".join(fetch(url, stamp, rows))
+        data = b"".join(fetch_ranges(url, version, rows))
         return np.frombuffer(data, np.uint8).reshape(count, row_bytes)
     length = (count - 1) * step_bytes + row_bytes
-    data = read(url, stamp, start, start + length).ljust(count * step_bytes, b"\0")
+    data = read(url, version, start, start + length).ljust(count * step_bytes, b"\0")
     return np.frombuffer(data, np.uint8).reshape(count, step_bytes)[:, :row_bytes]
 
 
-def fetch(url: str, stamp: Stamp, ranges: Sequence[Range]) -> list[bytes]:
+def fetch_ranges(url: str, version: ObjectVersion, ranges: Sequence[Range]) -> list[bytes]:
     """Give the bytes of ranges, in their order, fetched side by side."""
     system, name = connect(url)
-    found: list[bytes] = asyn.sync(asyn.get_loop(), _fetch_all, url, system, name, stamp, ranges)
+    found: list[bytes] = asyn.sync(asyn.get_loop(), _fetch_all, url, system, name, version, ranges)
     return found
 
 
 async def _fetch_all(
-    url: str, system: Any, name: str, stamp: Stamp, ranges: Sequence[Range]
+    url: str, system: Any, name: str, version: ObjectVersion, ranges: Sequence[Range]
 ) -> list[bytes]:
-    free = asyncio.Semaphore(IN_FLIGHT)
+    free = asyncio.Semaphore(MAX_REQUESTS)
 
     async def fetch_one(wanted: Range) -> bytes:
         async with free:
-            answer = await patiently(url, partial(_request, system, name, wanted))
-        if answer.stamp != stamp:
+            answer = await retry(url, partial(_request, system, name, wanted))
+        if answer.version != version:
             raise Changed(f"{url} changed while it was read: leave inputs alone during a run")
         return answer.data
 
@@ -140,10 +148,12 @@ async def _fetch_all(
             task.cancel()
 
 
-async def _request(system: Any, name: str, wanted: Range) -> _Answer:
-    ask = next((ask for kind, ask in _PROTOCOLS.items() if kind in protocols(system)), _ask_plain)
+async def _request(system: Any, name: str, wanted: Range) -> _Response:
+    ask = next(
+        (ask for kind, ask in _PROTOCOLS.items() if kind in protocols(system)), _get_from_any
+    )
     answer = await ask(system, name, wanted)
-    stop = min(wanted[1], answer.stamp.size_bytes)
+    stop = min(wanted[1], answer.version.size_bytes)
     if len(answer.data) != stop - wanted[0]:
         raise EOFError(f"{len(answer.data)} bytes came instead of {stop - wanted[0]}")
     return answer
@@ -161,7 +171,7 @@ def _total(content_range: str | None, name: str) -> int:
     return int(length)
 
 
-async def _ask_s3(system: Any, name: str, wanted: Range) -> _Answer:
+async def _get_from_s3(system: Any, name: str, wanted: Range) -> _Response:
     bucket, key, version = system.split_path(name)
     which = {"VersionId": version} if version else {}
     answer = await system._call_s3(
@@ -172,17 +182,17 @@ async def _ask_s3(system: Any, name: str, wanted: Range) -> _Answer:
     finally:
         answer["Body"].close()
     size = _total(answer.get("ContentRange"), f"s3://{name}")
-    return _Answer(data, Stamp(size, answer["ETag"], answer["LastModified"].isoformat()))
+    return _Response(data, ObjectVersion(size, answer["ETag"], answer["LastModified"].isoformat()))
 
 
-async def _ask_gcs(system: Any, name: str, wanted: Range) -> _Answer:
+async def _get_from_gcs(system: Any, name: str, wanted: Range) -> _Response:
     headers, data = await system._call("GET", system.url(name), headers={"Range": _header(wanted)})
     size = _total(headers.get("Content-Range"), f"gs://{name}")
     etag = headers.get("X-Goog-Generation") or headers.get("ETag", "")
-    return _Answer(data, Stamp(size, etag, headers.get("Last-Modified", "")))
+    return _Response(data, ObjectVersion(size, etag, headers.get("Last-Modified", "")))
 
 
-async def _ask_http(system: Any, name: str, wanted: Range) -> _Answer:
+async def _get_from_web(system: Any, name: str, wanted: Range) -> _Response:
     options = dict(system.kwargs)
     headers = {
         **options.pop("headers", {}),
@@ -199,10 +209,10 @@ async def _ask_http(system: Any, name: str, wanted: Range) -> _Answer:
         size = _total(answer.headers.get("Content-Range"), name)
         data = await answer.read()
     told = (answer.headers.get(key, "") for key in ("ETag", "Last-Modified"))
-    return _Answer(data, Stamp(size, *told))
+    return _Response(data, ObjectVersion(size, *told))
 
 
-async def _ask_plain(system: Any, name: str, wanted: Range) -> _Answer:
+async def _get_from_any(system: Any, name: str, wanted: Range) -> _Response:
     if system.async_impl:
         about = await system._info(name)
         data = await system._cat_file(name, start=wanted[0], end=wanted[1])
@@ -211,7 +221,7 @@ async def _ask_plain(system: Any, name: str, wanted: Range) -> _Answer:
         data = system.cat_file(name, start=wanted[0], end=wanted[1])
     etag = about.get("ETag") or about.get("etag") or ""
     modified = about.get("LastModified") or about.get("mtime") or about.get("created") or ""
-    return _Answer(data, Stamp(int(about["size"]), str(etag), str(modified)))
+    return _Response(data, ObjectVersion(int(about["size"]), str(etag), str(modified)))
 
 
-_PROTOCOLS = {"s3": _ask_s3, "gs": _ask_gcs, "https": _ask_http}
+_PROTOCOLS = {"s3": _get_from_s3, "gs": _get_from_gcs, "https": _get_from_web}

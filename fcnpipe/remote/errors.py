@@ -7,9 +7,9 @@ import errno
 
 from fcnpipe.core.errors import FcnpipeError
 
-PASSING_STATUS = (408, 425, 429)
+TRANSIENT_STATUS = (408, 425, 429)
 """HTTP answers below 500 that may be another one soon."""
-PASSING_CODE = "NoSuchUpload"
+TRANSIENT_S3_CODE = "NoSuchUpload"
 """S3's answer where one that said an upload in parts is complete was lost: it is over, and begun anew."""
 _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError)
 _LASTING_NUMBERS = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENOENT, errno.ENAMETOOLONG)
@@ -37,21 +37,21 @@ class Unreachable(RemoteError, ConnectionError):
     """The server has not answered well, however often it was asked."""
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a little later.
 
     Examples
     --------
-    >>> may_pass(ConnectionResetError("lost")), may_pass(FileNotFoundError("s3://a/b"))
+    >>> is_transient(ConnectionResetError("lost")), is_transient(FileNotFoundError("s3://a/b"))
     (True, False)
     """
-    if _code(error) == PASSING_CODE:
+    if _code(error) == TRANSIENT_S3_CODE:
         return True
     if isinstance(error, (RemoteError, *_LASTING)) or type(error).__name__ in _LASTING_NAMES:
         return False
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(status, int):
-        return status >= 500 or status in PASSING_STATUS
+        return status >= 500 or status in TRANSIENT_STATUS
     if isinstance(error, OSError) and error.errno in _LASTING_NUMBERS:
         return False
     known = isinstance(error, OSError | EOFError | TimeoutError | asyncio.TimeoutError)
@@ -64,7 +64,7 @@ def _code(error: BaseException) -> str:
     return str(answer.get("Error", {}).get("Code", ""))
 
 
-def explain(url: str, error: BaseException, tries: int = 1) -> RemoteError:
+def to_remote_error(url: str, error: BaseException, tries: int = 1) -> RemoteError:
     """Give the error that says it in one line, whatever library it came from."""
     if isinstance(error, RemoteError):
         return error
@@ -76,6 +76,6 @@ def explain(url: str, error: BaseException, tries: int = 1) -> RemoteError:
             f"{url} is not open to us ({reason}): check the credentials in the environment "
             "or in config files"
         )
-    if may_pass(error):
+    if is_transient(error):
         return Unreachable(f"{url} did not answer in {tries} tries ({reason}): try again later")
     return RemoteError(f"{url} cannot be had: {reason}")

@@ -10,17 +10,17 @@ from typing import Any
 
 from fsspec import asyn
 
-from fcnpipe.remote.byte_ranges import Stamp, fetch, look
+from fcnpipe.remote.byte_ranges import ObjectVersion, fetch_ranges, fetch_version
 from fcnpipe.remote.file_systems import connect
-from fcnpipe.remote.retries import patiently
+from fcnpipe.remote.retries import retry
 
 BLOCK_BYTES = 256 << 10
 CACHE_BYTES = 64 << 20
 """Blocks that a process keeps, of all files together."""
-AHEAD = 4
+READ_AHEAD_BLOCKS = 4
 """Blocks that are fetched at a time where the one before was wanted too."""
 
-_Key = tuple[str, Stamp, int]
+_Key = tuple[str, ObjectVersion, int]
 _BLOCKS: OrderedDict[_Key, bytes] = OrderedDict()
 _LOCK = threading.Lock()
 
@@ -38,7 +38,7 @@ def read_whole(url: str) -> bytes:
     async def ask() -> bytes:
         return bytes(await system._cat_file(name) if system.async_impl else system.cat_file(name))
 
-    data: bytes = asyn.sync(asyn.get_loop(), patiently, url, ask)
+    data: bytes = asyn.sync(asyn.get_loop(), retry, url, ask)
     return data
 
 
@@ -53,10 +53,10 @@ class RemoteFile(io.RawIOBase):
         As it was when it was opened; asked for if not given.
     """
 
-    def __init__(self, url: str, stamp: Stamp | None = None) -> None:
+    def __init__(self, url: str, version: ObjectVersion | None = None) -> None:
         super().__init__()
         self.name, self.mode = url, "rb"
-        self._stamp = look(url) if stamp is None else stamp
+        self._version = fetch_version(url) if version is None else version
         self._place = 0
 
     def readable(self) -> bool:
@@ -73,55 +73,55 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a place."""
-        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._stamp.size_bytes}
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._version.size_bytes}
         self._place = max(0, starts[whence] + offset)
         return self._place
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, as far as the file goes."""
         wanted = memoryview(buffer).cast("B")
-        stop = min(self._place + len(wanted), self._stamp.size_bytes)
+        stop = min(self._place + len(wanted), self._version.size_bytes)
         if stop <= self._place:
             return 0
-        data = _read_blocks(self.name, self._stamp, self._place, stop)
+        data = _read_blocks(self.name, self._version, self._place, stop)
         wanted[: len(data)] = data
         self._place = stop
         return len(data)
 
 
-def _read_blocks(url: str, stamp: Stamp, start: int, stop: int) -> bytes:
+def _read_blocks(url: str, version: ObjectVersion, start: int, stop: int) -> bytes:
     numbers = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
-    blocks = _find(url, stamp, numbers)
+    blocks = _find(url, version, numbers)
     missing = [number for number in numbers if number not in blocks]
     if missing:
-        blocks |= _fetch(url, stamp, _with_next(url, stamp, missing))
+        blocks |= _fetch(url, version, _with_next(url, version, missing))
     data = b"".join(blocks[number] for number in numbers)
     return data[start - numbers[0] * BLOCK_BYTES : stop - numbers[0] * BLOCK_BYTES]
 
 
-def _with_next(url: str, stamp: Stamp, missing: list[int]) -> list[int]:
+def _with_next(url: str, version: ObjectVersion, missing: list[int]) -> list[int]:
     """Add the blocks that come next where somebody reads on and on."""
     first, last = missing[0], missing[-1]
-    if not _find(url, stamp, range(first - 1, first)):
+    if not _find(url, version, range(first - 1, first)):
         return missing
-    end = -(-stamp.size_bytes // BLOCK_BYTES)
-    return [*missing, *range(last + 1, min(first + AHEAD, end))]
+    end = -(-version.size_bytes // BLOCK_BYTES)
+    return [*missing, *range(last + 1, min(first + READ_AHEAD_BLOCKS, end))]
 
 
-def _find(url: str, stamp: Stamp, numbers: range) -> dict[int, bytes]:
+def _find(url: str, version: ObjectVersion, numbers: range) -> dict[int, bytes]:
     with _LOCK:
-        found = {n: _BLOCKS[url, stamp, n] for n in numbers if (url, stamp, n) in _BLOCKS}
+        found = {n: _BLOCKS[url, version, n] for n in numbers if (url, version, n) in _BLOCKS}
         for number in found:
-            _BLOCKS.move_to_end((url, stamp, number))
+            _BLOCKS.move_to_end((url, version, number))
     return found
 
 
-def _fetch(url: str, stamp: Stamp, numbers: list[int]) -> dict[int, bytes]:
+def _fetch(url: str, version: ObjectVersion, numbers: list[int]) -> dict[int, bytes]:
     starts = [number * BLOCK_BYTES for number in numbers]
-    ranges = [(start, min(start + BLOCK_BYTES, stamp.size_bytes)) for start in starts]
-    blocks = dict(zip(numbers, fetch(url, stamp, ranges), strict=True))
+    ranges = [(start, min(start + BLOCK_BYTES, version.size_bytes)) for start in starts]
+    blocks = dict(zip(numbers, fetch_ranges(url, version, ranges), strict=True))
     with _LOCK:
-        _BLOCKS.update({(url, stamp, number): block for number, block in blocks.items()})
+        _BLOCKS.update({(url, version, number): block for number, block in blocks.items()})
         while len(_BLOCKS) > CACHE_BYTES // BLOCK_BYTES:
             _BLOCKS.popitem(last=False)
     return blocks

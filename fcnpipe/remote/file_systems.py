@@ -30,7 +30,7 @@ def connect(url: str) -> tuple[Any, str]:
     try:
         system, name = fsspec.core.url_to_fs(url, **storage_options(url))
     except (ImportError, ValueError) as error:
-        raise RemoteError(_say_missing(url, url.partition("://")[0], error)) from None
+        raise RemoteError(_missing_package(url, url.partition("://")[0], error)) from None
     return system, str(name)
 
 
@@ -47,7 +47,7 @@ def storage_options(url: str) -> dict[str, Any]:
     return options
 
 
-def _say_missing(url: str, protocol: str, error: Exception) -> str:
+def _missing_package(url: str, protocol: str, error: Exception) -> str:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     package = _PACKAGES.get(protocol)
     mend = f"pip install {package}, or 'fcnpipe[remote]'" if package else "or copy it here"

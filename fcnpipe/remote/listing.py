@@ -9,13 +9,13 @@ from typing import Any
 
 from fsspec import asyn
 
-from fcnpipe.remote.byte_ranges import IN_FLIGHT, Stamp, ask_stamp
+from fcnpipe.remote.byte_ranges import MAX_REQUESTS, ObjectVersion, fetch_version_async
 from fcnpipe.remote.errors import Missing
 from fcnpipe.remote.file_systems import connect
-from fcnpipe.remote.retries import patiently
+from fcnpipe.remote.retries import retry
 
 
-def list_objects(place: str) -> dict[str, Stamp]:
+def list_objects(place: str) -> dict[str, ObjectVersion]:
     """Give all objects below a URL or folder, by their path below it, in order.
 
     Raises
@@ -23,7 +23,7 @@ def list_objects(place: str) -> dict[str, Stamp]:
     RemoteError
         If the server does not answer, or knows no lists (https).
     """
-    return {name: _read_stamp(about) for name, about in find_objects(place).items()}
+    return {name: _parse_version(about) for name, about in find_objects(place).items()}
 
 
 def find_objects(place: str, deep: bool = True) -> dict[str, dict[str, Any]]:
@@ -43,11 +43,11 @@ def find_objects(place: str, deep: bool = True) -> dict[str, dict[str, Any]]:
     """
     system, root = connect(place.rstrip("/"))
     find = _find if deep else _list_files
-    found = asyn.sync(asyn.get_loop(), patiently, place, partial(find, system, root))
+    found = asyn.sync(asyn.get_loop(), retry, place, partial(find, system, root))
     return {name.removeprefix(root).lstrip("/"): found[name] for name in sorted(found)}
 
 
-def list_folder(place: str) -> tuple[dict[str, Stamp], list[str]]:
+def list_folder(place: str) -> tuple[dict[str, ObjectVersion], list[str]]:
     """Give the objects right below a URL by their names, and the names of the folders there.
 
     Raises
@@ -56,9 +56,9 @@ def list_folder(place: str) -> tuple[dict[str, Stamp], list[str]]:
         If the server does not answer.
     """
     system, root = connect(place.rstrip("/"))
-    found = asyn.sync(asyn.get_loop(), patiently, place, partial(_list, system, root))
+    found = asyn.sync(asyn.get_loop(), retry, place, partial(_list, system, root))
     named = {about["name"].rstrip("/").rpartition("/")[2]: about for about in found}
-    objects = {name: _read_stamp(a) for name, a in named.items() if a["type"] == "file"}
+    objects = {name: _parse_version(a) for name, a in named.items() if a["type"] == "file"}
     return objects, [name for name, about in named.items() if about["type"] == "directory"]
 
 
@@ -80,7 +80,7 @@ def match_objects(pattern: str) -> list[str]:
         If the server does not answer.
     """
     system, name = connect(pattern)
-    found = asyn.sync(asyn.get_loop(), patiently, pattern, partial(_glob, system, name))
+    found = asyn.sync(asyn.get_loop(), retry, pattern, partial(_glob, system, name))
     return [str(system.unstrip_protocol(name)) for name in sorted(found)]
 
 
@@ -88,20 +88,20 @@ async def _glob(system: Any, name: str) -> list[str]:
     return list(await system._glob(name) if system.async_impl else system.glob(name))
 
 
-def look_at_all(place: str, names: Iterable[str]) -> dict[str, Stamp]:
+def fetch_versions(place: str, names: Iterable[str]) -> dict[str, ObjectVersion]:
     """Give those of some objects below a URL that are there; asks for each one."""
     urls = {name: f"{place.rstrip('/')}/{name}" for name in sorted(names)}
-    found = asyn.sync(asyn.get_loop(), _look_at_all, list(urls.values()))
-    return {name: stamp for name, stamp in zip(urls, found, strict=True) if stamp is not None}
+    found = asyn.sync(asyn.get_loop(), _fetch_versions, list(urls.values()))
+    return {name: version for name, version in zip(urls, found, strict=True) if version is not None}
 
 
-async def _look_at_all(urls: list[str]) -> list[Stamp | None]:
-    free = asyncio.Semaphore(IN_FLIGHT)
+async def _fetch_versions(urls: list[str]) -> list[ObjectVersion | None]:
+    free = asyncio.Semaphore(MAX_REQUESTS)
 
-    async def look_at(url: str) -> Stamp | None:
+    async def look_at(url: str) -> ObjectVersion | None:
         async with free:
             try:
-                return await ask_stamp(url)
+                return await fetch_version_async(url)
             except Missing:
                 return None
 
@@ -118,7 +118,7 @@ async def _list_files(system: Any, root: str) -> dict[str, Any]:
     return {a["name"]: a for a in await _list(system, root) if a["type"] == "file"}
 
 
-def _read_stamp(about: dict[str, Any]) -> Stamp:
+def _parse_version(about: dict[str, Any]) -> ObjectVersion:
     etag = about.get("generation") or about.get("ETag") or ""
     modified = about.get("LastModified") or about.get("updated") or ""
-    return Stamp(int(about["size"]), str(etag), str(modified))
+    return ObjectVersion(int(about["size"]), str(etag), str(modified))

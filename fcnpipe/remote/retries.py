@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from fcnpipe.remote.errors import explain, may_pass
+from fcnpipe.remote.errors import is_transient, to_remote_error
 
 _T = TypeVar("_T")
 
@@ -15,7 +15,7 @@ PAUSES_SECONDS = (0.3, 1.0, 3.0, 9.0)
 """Time between tries, a half more or less, so that many workers do not come back as one."""
 
 
-async def patiently(url: str, call: Callable[[], Awaitable[_T]]) -> _T:
+async def retry(url: str, call: Callable[[], Awaitable[_T]]) -> _T:
     """Give what a call gives, in one of its tries.
 
     Raises
@@ -27,10 +27,10 @@ async def patiently(url: str, call: Callable[[], Awaitable[_T]]) -> _T:
         try:
             return await call()
         except Exception as error:
-            if not may_pass(error):
-                raise explain(url, error) from error
+            if not is_transient(error):
+                raise to_remote_error(url, error) from error
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))
     try:
         return await call()
     except Exception as error:
-        raise explain(url, error, 1 + len(PAUSES_SECONDS)) from error
+        raise to_remote_error(url, error, 1 + len(PAUSES_SECONDS)) from error

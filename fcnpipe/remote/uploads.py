@@ -10,12 +10,12 @@ from typing import Any
 
 from fsspec import asyn
 
-from fcnpipe.remote.byte_ranges import look, read
+from fcnpipe.remote.byte_ranges import fetch_version, read
 from fcnpipe.remote.errors import Missing
 from fcnpipe.remote.file_systems import connect, protocols
-from fcnpipe.remote.retries import patiently
+from fcnpipe.remote.retries import retry
 
-UPLOADS = 8
+MAX_UPLOADS = 8
 """Files on their way at the same time."""
 PART_BYTES = 16 << 20
 """Of a large file, one part at a time: of each file on its way this is held, or twice as much."""
@@ -30,10 +30,10 @@ def get(url: str) -> bytes | None:
         If the server does not give it.
     """
     try:
-        stamp = look(url)
+        version = fetch_version(url)
     except Missing:
         return None
-    return read(url, stamp, 0, stamp.size_bytes)
+    return read(url, version, 0, version.size_bytes)
 
 
 def put(url: str, data: bytes) -> None:
@@ -45,7 +45,7 @@ def put(url: str, data: bytes) -> None:
         If the server does not take it.
     """
     system, name = connect(url)
-    asyn.sync(asyn.get_loop(), patiently, url, partial(system._pipe_file, name, data))
+    asyn.sync(asyn.get_loop(), retry, url, partial(system._pipe_file, name, data))
 
 
 def put_new(url: str, data: bytes) -> bool:
@@ -65,7 +65,7 @@ def put_new(url: str, data: bytes) -> bool:
             return False
         return True
 
-    made: bool = asyn.sync(asyn.get_loop(), patiently, url, create)
+    made: bool = asyn.sync(asyn.get_loop(), retry, url, create)
     return made
 
 
@@ -94,10 +94,10 @@ async def _put_files(place: str, files: Any, landed: Callable[[str], None]) -> N
         for name, path in files:  # one iterator for all: each takes the next
             url = f"{place}/{name}"
             system, target = connect(url)
-            await patiently(url, partial(system._put_file, str(path), target, **_in_parts(system)))
+            await retry(url, partial(system._put_file, str(path), target, **_in_parts(system)))
             landed(name)
 
-    workers = [asyncio.ensure_future(work()) for _ in range(UPLOADS)]
+    workers = [asyncio.ensure_future(work()) for _ in range(MAX_UPLOADS)]
     try:
         await asyncio.gather(*workers)
     finally:
@@ -116,7 +116,7 @@ def remove(urls: Iterable[str]) -> None:
     """Take objects away; none that is not there."""
     for url in urls:
         system, name = connect(url)
-        asyn.sync(asyn.get_loop(), patiently, url, partial(_remove, system, name))
+        asyn.sync(asyn.get_loop(), retry, url, partial(_remove, system, name))
 
 
 async def _remove(system: Any, name: str) -> None:

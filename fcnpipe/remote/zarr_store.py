@@ -11,10 +11,10 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
 from fcnpipe.remote.file_systems import connect, storage_options
-from fcnpipe.remote.retries import patiently
+from fcnpipe.remote.retries import retry
 
 
-def open_chunks(url: str) -> PatientStore:
+def open_zarr_store(url: str) -> RetryingStore:
     """Give a read-only store for zarr.
 
     Raises
@@ -23,10 +23,12 @@ def open_chunks(url: str) -> PatientStore:
         If no package is installed that knows the protocol.
     """
     connect(url)
-    return PatientStore(FsspecStore.from_url(url.rstrip("/"), storage_options(url), read_only=True))
+    return RetryingStore(
+        FsspecStore.from_url(url.rstrip("/"), storage_options(url), read_only=True)
+    )
 
 
-class PatientStore(WrapperStore[FsspecStore]):
+class RetryingStore(WrapperStore[FsspecStore]):
     """A store that asks again where the answer may be another one soon."""
 
     @property
@@ -39,7 +41,7 @@ class PatientStore(WrapperStore[FsspecStore]):
     ) -> Buffer | None:
         """Give an object, or a range of it; None if there is none."""
         url = f"{self.url}/{key}"
-        return await patiently(url, partial(self._store.get, key, prototype, byte_range))
+        return await retry(url, partial(self._store.get, key, prototype, byte_range))
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -56,11 +58,11 @@ class PatientStore(WrapperStore[FsspecStore]):
 
     async def exists(self, key: str) -> bool:
         """Whether there is such an object."""
-        return await patiently(f"{self.url}/{key}", partial(self._store.exists, key))
+        return await retry(f"{self.url}/{key}", partial(self._store.exists, key))
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Give the names below a prefix."""
-        for name in await patiently(f"{self.url}/{prefix}", partial(self._names, prefix)):
+        for name in await retry(f"{self.url}/{prefix}", partial(self._names, prefix)):
             yield name
 
     async def _names(self, prefix: str) -> list[str]:

@@ -207,7 +207,7 @@ def test_what_is_no_store_of_ours_stays(
     for name in ("zarr.json", "notes.txt"):
         bucket.put(f"{place}/{name}", b"{}")
         for overwrite in (False, True):
-            with pytest.raises(StoreError, match="is no fcnpipe store: choose another output"):
+            with pytest.raises(StoreError, match="is not an fcnpipe store: choose another output"):
                 segment(field, out, tmp_path / "scratch", overwrite=overwrite)
         fsspec.filesystem("s3").rm_file(f"{bucket.name}/{place}/{name}")
 
@@ -226,7 +226,7 @@ def test_a_killed_run_is_taken_up_and_nobody_sees_half_of_it(
         process.kill()
         process.wait()
     assert_no_secret(tmp_path)
-    with pytest.raises(StoreError, match="is no fcnpipe store"):
+    with pytest.raises(StoreError, match="is not an fcnpipe store"):
         fcnpipe.open(out)
     with pytest.raises(StoreError, match=r"is being written by another run .*scratch on"):
         segment(field, out, tmp_path / "elsewhere")
@@ -279,7 +279,7 @@ def test_a_run_whose_output_was_taken_away_ends_without_a_store(
     bucket.traffic.fault = take_away
     with pytest.raises(StoreError, match=r"is being written by another run \(/away on far\)"):
         segment(field, out, tmp_path / "scratch")
-    with pytest.raises(StoreError, match="is no fcnpipe store"):
+    with pytest.raises(StoreError, match="is not an fcnpipe store"):
         fcnpipe.open(out)
 
 

@@ -37,11 +37,18 @@ from fcnpipe.core.records import ImageInfo
 from fcnpipe.images.axes import band_index, fold_axes, number_bands
 from fcnpipe.images.base import Reader
 from fcnpipe.images.digests import digest_file
-from fcnpipe.images.errors import DAMAGE, damaged, first_line, quiet
-from fcnpipe.images.file_access import Version, open_bytes, peek, read_rows, size_of, stamp
-from fcnpipe.images.headers import is_structure
+from fcnpipe.images.errors import LIBRARY_ERRORS, first_line, reading_error, silence_warnings
+from fcnpipe.images.file_access import (
+    FileVersion,
+    file_size,
+    file_version,
+    open_bytes,
+    peek,
+    read_rows,
+)
+from fcnpipe.images.headers import is_structural
 from fcnpipe.images.scaling import AS_STORED, Scaling
-from fcnpipe.remote import Stamp
+from fcnpipe.remote import ObjectVersion
 
 CACHE_BYTES = 256 << 20
 """Decoded cells that a process keeps: a row of 1,100-px boxes of an image 60,000 px wide."""
@@ -73,7 +80,7 @@ def _peek_packed(opener: Any, path: str) -> bytes:
     try:
         with open_bytes(path) as source, opener(source) as handle:
             return cast(bytes, handle.read(len(_MAGIC)))
-    except DAMAGE:
+    except LIBRARY_ERRORS:
         return b""
 
 
@@ -93,8 +100,8 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
             return _make_reader(file, hdus, index)
         except InputError:
             raise
-        except DAMAGE as error:
-            raise _damaged(path, error) from None
+        except LIBRARY_ERRORS as error:
+            raise _reading_error(path, error) from None
 
 
 # ---------------------------------------------------------------- files
@@ -108,7 +115,7 @@ class FitsFile:
     ----------
     path : str
         Absolute path or URL.
-    stamp : (int, int) or Stamp
+    version : (int, int) or Stamp
         Size in bytes and time of change in ns; what the server says for a URL.
     unpacked : str
         Temporary file with the unpacked bytes, written by the process that opened the image;
@@ -116,60 +123,64 @@ class FitsFile:
     """
 
     path: str
-    stamp: Version
+    version: FileVersion
     unpacked: str = ""
 
     def locate(self) -> str:
         """Give the path of the plain bytes; another machine unpacks its own copy."""
         if not self.unpacked:
             return self.path
-        return self.unpacked if os.path.exists(self.unpacked) else _unpack(self.path, self.stamp)
+        return self.unpacked if os.path.exists(self.unpacked) else _unpack(self.path, self.version)
 
     @property
-    def version(self) -> Version:
+    def unpacked_version(self) -> FileVersion:
         """Stamp of the plain bytes."""
-        return stamp(self.locate()) if self.unpacked else self.stamp
+        return file_version(self.locate()) if self.unpacked else self.version
 
     @property
     def size_bytes(self) -> int:
         """Length of the plain bytes."""
-        return size_of(self.locate(), self.version)
+        return file_size(self.locate(), self.unpacked_version)
 
 
 def _describe_file(path: str) -> FitsFile:
-    when = stamp(path)
-    return FitsFile(path, when, _unpack(path, when) if peek(path, 2) in _OPENERS else "")
+    version = file_version(path)
+    return FitsFile(path, version, _unpack(path, version) if peek(path, 2) in _OPENERS else "")
 
 
 _UNPACKING = threading.Lock()
-_UNPACKED: OrderedDict[tuple[str, Version, int], str] = OrderedDict()
+_UNPACKED: OrderedDict[tuple[str, FileVersion, int], str] = OrderedDict()
 _HELD: dict[str, int] = {}
 """Temporary file -> handle of its folder, which is locked."""
 
 
-def _unpack(path: str, when: Version) -> str:
+def _unpack(path: str, version: FileVersion) -> str:
     """Give a temporary file with the unpacked bytes, written once in a process."""
-    key = (path, when, os.getpid())
+    key = (path, version, os.getpid())
     with _UNPACKING:
         if not os.path.exists(_UNPACKED.get(key, "")):
-            _UNPACKED[key] = _write_unpacked(path, when)
+            _UNPACKED[key] = _write_unpacked(path, version)
         while len(_UNPACKED) > UNPACKED_FILES:
             _remove_folder(_UNPACKED.popitem(last=False)[1], os.getpid())
         return _UNPACKED[key]
 
 
-def _write_unpacked(path: str, when: Version) -> str:
+def _write_unpacked(path: str, version: FileVersion) -> str:
     folder = tempfile.mkdtemp(prefix="fcnpipe-")
     target = os.path.join(folder, "unpacked.fits")
     _HELD[target] = _hold(folder)
     atexit.register(_remove_folder, target, os.getpid())
     opener = _OPENERS[peek(path, 2)]
     try:
-        with open_bytes(path, when) as packed, opener(packed) as source, open(target, "wb") as sink:
+        with (
+            open_bytes(path, version) as packed,
+            opener(packed) as source,
+            open(target, "wb") as sink,
+        ):
             shutil.copyfileobj(cast(BinaryIO, source), sink, 1 << 20)
-    except DAMAGE as error:
+    except LIBRARY_ERRORS as error:
         _remove_folder(target, os.getpid())
-        raise damaged(
+        raise reading_error(
             error,
             f"{path} cannot be unpacked to {folder}: {first_line(error)}; check that the file is "
             "whole and the disk has room (TMPDIR names another folder), or unpack it yourself",
@@ -194,7 +205,7 @@ def _remove_folder(file: str, owner: int) -> None:
 
 @contextmanager
 def _opened(file: FitsFile) -> Iterator[fits.HDUList]:
-    with quiet():
+    with silence_warnings():
         hdus = _open_hdus(file)
         try:
             yield hdus
@@ -204,16 +215,18 @@ def _opened(file: FitsFile) -> Iterator[fits.HDUList]:
 
 def _open_hdus(file: FitsFile) -> fits.HDUList:
     try:
-        plain, when = file.locate(), file.version
-        source = open_bytes(plain, when) if isinstance(when, Stamp) else plain
+        plain, version = file.locate(), file.unpacked_version
+        source = open_bytes(plain, version) if isinstance(version, ObjectVersion) else plain
         return fits.open(source, memmap=False, lazy_load_hdus=True)
-    except DAMAGE as error:
-        raise _damaged(file.path, error) from None
+    except LIBRARY_ERRORS as error:
+        raise _reading_error(file.path, error) from None
 
 
-def _damaged(path: str, error: BaseException) -> InputError:
+def _reading_error(path: str, error: BaseException) -> InputError:
     reason = first_line(error)
-    return damaged(error, f"{path} cannot be read as FITS: {reason}; if truncated, copy it again")
+    return reading_error(
+        error, f"{path} cannot be read as FITS: {reason}; if truncated, copy it again"
+    )
 
 
 # ---------------------------------------------------------------- choice of the HDU
@@ -222,8 +235,8 @@ def _damaged(path: str, error: BaseException) -> InputError:
 def _choose_hdu(path: str, hdus: fits.HDUList, hdu: int | str | None) -> int:
     try:
         index = _first_image(hdus) if hdu is None else _find_hdu(hdus, hdu)
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
+    except LIBRARY_ERRORS as error:
+        raise _reading_error(path, error) from None
     if index is None and hdu is None:
         raise InputError(f"{path} holds no image, only {_list_hdus(hdus)}: give a file with one")
     if index is None:
@@ -306,7 +319,7 @@ def _say_unit(header: fits.Header) -> str:
 
 def _keep_cards(hdus: fits.HDUList, hdu: Any) -> tuple[str, ...]:
     """Give the cards of the HDU, and those that it inherits from the primary one."""
-    cards = [card for card in hdu.header.cards if not is_structure(card)]
+    cards = [card for card in hdu.header.cards if not is_structural(card)]
     if hdu is not hdus[0] and hdu.header.get("INHERIT") is True:
         cards += [card for card in hdus[0].header.cards if _is_inherited(card, hdu.header)]
     return tuple(filter(None, map(_read_card, cards)))
@@ -322,7 +335,7 @@ def _read_card(card: fits.Card) -> str:
 
 def _is_inherited(card: fits.Card, header: fits.Header) -> bool:
     own = not card.keyword or card.keyword in header
-    return not (own or is_structure(card) or _NOT_INHERITED.fullmatch(card.keyword))
+    return not (own or is_structural(card) or _NOT_INHERITED.fullmatch(card.keyword))
 
 
 def _check_length(file: FitsFile, needed: int, name: str) -> None:
@@ -369,7 +382,7 @@ class PlainReader:
         """One strip as it is stored and one of float64; of an object, the box as it is stored."""
         return 1 << 22
 
-    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+    def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Read the rows of the box."""
         item = np.dtype(self.dtype).itemsize
         shape = box.shape[0], box.shape[1] * item, self.info.shape[2] * item
@@ -377,10 +390,10 @@ class PlainReader:
         if box.size == 0:
             return
         try:
-            for rows in read_rows(self.file.locate(), self.file.version, start, shape):
+            for rows in read_rows(self.file.locate(), self.file.unpacked_version, start, shape):
                 yield rows.view(self.dtype)
         except (OSError, ValueError, EOFError) as error:
-            raise _damaged(self.file.path, error) from None
+            raise _reading_error(self.file.path, error) from None
 
     def _place(self, band: int, y: int, x: int) -> int:
         """Give where a pixel begins in the file, bytes."""
@@ -421,7 +434,7 @@ class SectionReader:
         cell = 8 * self.cell[0] * self.cell[1]
         return min(CACHE_BYTES, 8 * int(np.prod(self.info.shape))) + 4 * cell
 
-    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+    def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Put a box together from decoded cells."""
         grid = TileGrid(self.info.shape[1:], self.cell)
         values: NDArray[Any] | None = None
@@ -440,7 +453,7 @@ class SectionReader:
 
 def _digest_unit(file: FitsFile, extent: Extent, info: ImageInfo) -> str:
     place = extent.header, extent.stop
-    return digest_file(file.locate(), file.version, place, "".join(info.cards))
+    return digest_file(file.locate(), file.unpacked_version, place, "".join(info.cards))
 
 
 def _choose_cell(hdu: Any, shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -464,7 +477,7 @@ class _Section:
     """An open HDU, closed when nobody holds it any more."""
 
     def __init__(self, reader: SectionReader) -> None:
-        with quiet():
+        with silence_warnings():
             hdus = _open_hdus(reader.file)
             self._finalizer = weakref.finalize(self, hdus.close)
             self._hdu = hdus[reader.index]
@@ -472,10 +485,10 @@ class _Section:
 
     def decode(self, band: int, core: Box) -> NDArray[Any]:
         try:
-            with quiet():
+            with silence_warnings():
                 values = self._hdu.section[(*band_index(self._shape, band), *core.slices)]
-        except DAMAGE as error:
-            raise _damaged(self._path, error) from None
+        except LIBRARY_ERRORS as error:
+            raise _reading_error(self._path, error) from None
         return cast(NDArray[Any], values)
 
 

@@ -25,11 +25,18 @@ from PIL import Image as Pillow
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import ImageInfo
-from fcnpipe.images.axes import check_real, fold_axes, number_bands
-from fcnpipe.images.base import CHUNKS_IN_FLIGHT, Reader
+from fcnpipe.images.axes import check_real_dtype, fold_axes, number_bands
+from fcnpipe.images.base import ZARR_CHUNKS_IN_FLIGHT, Reader
 from fcnpipe.images.digests import digest_file
-from fcnpipe.images.errors import DAMAGE, damaged, first_line, quiet
-from fcnpipe.images.file_access import Version, open_bytes, peek, read_rows, size_of, stamp
+from fcnpipe.images.errors import LIBRARY_ERRORS, first_line, reading_error, silence_warnings
+from fcnpipe.images.file_access import (
+    FileVersion,
+    file_size,
+    file_version,
+    open_bytes,
+    peek,
+    read_rows,
+)
 from fcnpipe.images.scaling import AS_STORED, Scaling
 
 WHOLE_PIXELS = 1 << 28
@@ -67,12 +74,12 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
     if not start.startswith(_TIFF) and hdu is not None:
         raise InputError(f"hdu={hdu!r} was given but {path} holds one image: leave it out")
     try:
-        with quiet():
+        with silence_warnings():
             return _choose_opener(start)(path, hdu)
     except InputError:
         raise
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
+    except LIBRARY_ERRORS as error:
+        raise _reading_error(path, error) from None
 
 
 def _choose_opener(start: bytes) -> Callable[[str, int | str | None], Reader]:
@@ -81,12 +88,12 @@ def _choose_opener(start: bytes) -> Callable[[str, int | str | None], Reader]:
     return _open_npy if start.startswith(_NPY) else _open_small
 
 
-def _damaged(path: str, error: BaseException) -> InputError:
+def _reading_error(path: str, error: BaseException) -> InputError:
     reason = first_line(error)
     mend = "install it, or write the image with deflate"
     if _CODECS not in reason:
         mend = "if truncated, copy it again"
-    return damaged(error, f"{path} cannot be read: {reason}; {mend}")
+    return reading_error(error, f"{path} cannot be read: {reason}; {mend}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ def _plain_axes(shape: tuple[int, ...], name: str) -> Axes:
 
 
 def _make_info(axes: Axes, dtype: np.dtype[Any], name: str) -> ImageInfo:
-    check_real(dtype, name)
+    check_real_dtype(dtype, name)
     names = _COLOURS if axes.bands == 3 and axes.band > axes.y else number_bands(axes.bands)
     return ImageInfo(axes.image_shape, dtype.newbyteorder("=").name, bands=names)
 
@@ -155,7 +162,7 @@ class RawReader:
     """
 
     path: str
-    stamp: Version
+    version: FileVersion
     offset: int
     dtype: str
     order: str
@@ -168,7 +175,7 @@ class RawReader:
         """One strip as it is stored and one of float64; of an object, the box as it is stored."""
         return 1 << 22
 
-    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+    def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Read the rows of the box, or its columns where these lie together."""
         if box.size == 0:
             return
@@ -182,7 +189,7 @@ class RawReader:
             )
             yield np.concatenate([strip.copy() for strip in strips]).T
         except (OSError, ValueError, EOFError) as error:
-            raise _damaged(self.path, error) from None
+            raise _reading_error(self.path, error) from None
 
     def _read(self, box: Box, band: int, shape: tuple[int, ...], y: int) -> Iterator[NDArray[Any]]:
         """Read strips with all that lies between two pixels of a row, and pick the band."""
@@ -192,12 +199,12 @@ class RawReader:
         item = np.dtype(self.dtype).itemsize * depth
         start = self.offset + ((plane * shape[y] + box.y0) * shape[y + 1] + box.x0) * item
         rows = box.shape[0], box.shape[1] * item, shape[y + 1] * item
-        for strip in read_rows(self.path, self.stamp, start, rows):
+        for strip in read_rows(self.path, self.version, start, rows):
             yield strip.view(self.dtype).reshape(len(strip), box.shape[1], depth)[:, :, which]
 
     def digest(self) -> str:
         """Digest of the file."""
-        return digest_file(self.path, self.stamp)
+        return digest_file(self.path, self.version)
 
 
 def _ravel(index: Sequence[int], shape: Sequence[int]) -> int:
@@ -205,8 +212,8 @@ def _ravel(index: Sequence[int], shape: Sequence[int]) -> int:
 
 
 def _open_npy(path: str, _: int | str | None) -> Reader:
-    when = stamp(path)
-    with open_bytes(path, when) as handle:
+    version = file_version(path)
+    with open_bytes(path, version) as handle:
         major, minor = np.lib.format.read_magic(handle)
         if major not in _NPY_HEADERS:
             raise ValueError(f"npy of version {major}.{minor} is not known")
@@ -214,12 +221,12 @@ def _open_npy(path: str, _: int | str | None) -> Reader:
         offset = handle.tell()
     axes = _plain_axes(shape, path)
     info = _make_info(axes, dtype, path)
-    _check_length(path, when, offset + math.prod(shape) * dtype.itemsize)
-    return RawReader(path, when, offset, dtype.str, "F" if fortran else "C", axes, info)
+    _check_length(path, version, offset + math.prod(shape) * dtype.itemsize)
+    return RawReader(path, version, offset, dtype.str, "F" if fortran else "C", axes, info)
 
 
-def _check_length(path: str, when: Version, needed: int) -> None:
-    size = size_of(path, when)
+def _check_length(path: str, version: FileVersion, needed: int) -> None:
+    size = file_size(path, version)
     if size < needed:
         raise InputError(
             f"{path} needs {needed} bytes but ends at {size}: it is truncated; copy it again"
@@ -230,19 +237,19 @@ def _check_length(path: str, when: Version, needed: int) -> None:
 
 
 def _open_tiff(path: str, hdu: int | str | None) -> Reader:
-    when = stamp(path)
-    with open_bytes(path, when) as file, tifffile.TiffFile(file) as tiff:
+    version = file_version(path)
+    with open_bytes(path, version) as file, tifffile.TiffFile(file) as tiff:
         number = _series_number(path, tiff, hdu)
         series: Any = tiff.series[number]
         axes = _tiff_axes(series, path)
         info, scaling = _make_info(axes, series.dtype, path), Scaling(blank=_nodata(series))
-        _check_length(path, when, _tiff_end(series))
+        _check_length(path, version, _tiff_end(series))
         if series.dataoffset is not None and len(series.levels) == 1:
             dtype = series.dtype.newbyteorder(tiff.byteorder).str
-            return RawReader(path, when, series.dataoffset, dtype, "C", axes, info, scaling)
+            return RawReader(path, version, series.dataoffset, dtype, "C", axes, info, scaling)
         chunk = math.prod(series.keyframe.chunks) * series.dtype.itemsize
-    overhead = min(2 * CHUNKS_IN_FLIGHT * chunk, 2 * series.nbytes)
-    return TiffReader(path, when, number, axes, overhead, info, scaling)
+    overhead = min(2 * ZARR_CHUNKS_IN_FLIGHT * chunk, 2 * series.nbytes)
+    return TiffReader(path, version, number, axes, overhead, info, scaling)
 
 
 def _series_number(path: str, tiff: tifffile.TiffFile, hdu: int | str | None) -> int:
@@ -297,31 +304,31 @@ class TiffReader:
     """A compressed or tiled TIFF series, decoded chunk by chunk."""
 
     path: str
-    stamp: Version
+    version: FileVersion
     series: int
     axes: Axes
     overhead_bytes: int
     info: ImageInfo
     scaling: Scaling
 
-    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+    def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Give the stored numbers; zarr reads one box after another."""
         try:
-            opened = _open_series(self.path, self.stamp, self.series, os.getpid())
+            opened = _open_series(self.path, self.version, self.series, os.getpid())
             yield np.asarray(opened.array[self.axes.index(box, band)])
-        except DAMAGE as error:
-            raise _damaged(self.path, error) from None
+        except LIBRARY_ERRORS as error:
+            raise _reading_error(self.path, error) from None
 
     def digest(self) -> str:
         """Digest of the file."""
-        return digest_file(self.path, self.stamp)
+        return digest_file(self.path, self.version)
 
 
 class _Series:
     """An open TIFF series, closed when nobody holds it any more."""
 
-    def __init__(self, path: str, when: Version, number: int) -> None:
-        file = open_bytes(path, when)
+    def __init__(self, path: str, version: FileVersion, number: int) -> None:
+        file = open_bytes(path, version)
         tiff = tifffile.TiffFile(file)
         self._finalizer = weakref.finalize(self, _close, tiff, file)
         store: Any = tiff.series[number].aszarr(level=0)
@@ -334,9 +341,9 @@ def _close(tiff: tifffile.TiffFile, file: BinaryIO) -> None:
 
 
 @lru_cache(maxsize=16)
-def _open_series(path: str, when: Version, number: int, process: int) -> _Series:
-    with quiet():
-        return _Series(path, when, number)
+def _open_series(path: str, version: FileVersion, number: int, process: int) -> _Series:
+    with silence_warnings():
+        return _Series(path, version, number)
 
 
 # ---------------------------------------------------------------- images that are decoded whole
@@ -347,7 +354,7 @@ class SmallReader:
     """A PNG or JPEG, decoded whole once in a process."""
 
     path: str
-    stamp: Version
+    version: FileVersion
     axes: Axes
     info: ImageInfo
     scaling: Scaling = AS_STORED
@@ -357,32 +364,32 @@ class SmallReader:
         """The decoded image, and its parts while they are put together."""
         return 2 * math.prod(self.axes.shape) * np.dtype(self.info.dtype).itemsize
 
-    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+    def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Give a view of the decoded image."""
         try:
-            yield _decode(self.path, self.stamp)[self.axes.index(box, band)]
-        except DAMAGE as error:
-            raise _damaged(self.path, error) from None
+            yield _decode(self.path, self.version)[self.axes.index(box, band)]
+        except LIBRARY_ERRORS as error:
+            raise _reading_error(self.path, error) from None
 
     def digest(self) -> str:
         """Digest of the file."""
-        return digest_file(self.path, self.stamp)
+        return digest_file(self.path, self.version)
 
 
 def _open_small(path: str, _: int | str | None) -> Reader:
     _check_depth(path)
-    when = stamp(path)
-    with open_bytes(path, when) as file, _open_picture(file) as image:
+    version = file_version(path)
+    with open_bytes(path, version) as file, _open_picture(file) as image:
         width, height = image.size
     if width * height > WHOLE_PIXELS:
         raise InputError(
             f"{path} has {height} x {width} px, but PNG and JPEG are decoded whole and may have "
             f"{WHOLE_PIXELS} px at most: convert it to tiled TIFF or zarr"
         )
-    values = _decode(path, when)
+    values = _decode(path, version)
     grey = values.ndim == 2
     axes = Axes(values.shape, 0, -1 if grey else 2, 1 if grey else values.shape[2])
-    return SmallReader(path, when, axes, _make_info(axes, values.dtype, path))
+    return SmallReader(path, version, axes, _make_info(axes, values.dtype, path))
 
 
 def _check_depth(path: str) -> None:
@@ -411,8 +418,8 @@ def _open_picture(file: BinaryIO) -> Pillow.Image:
 
 
 @lru_cache(maxsize=4)
-def _decode(path: str, when: Version) -> NDArray[Any]:
+def _decode(path: str, version: FileVersion) -> NDArray[Any]:
     """Give (h, w) or (h, w, 3) of the stored values; colour maps are resolved, alpha dropped."""
-    with quiet(), open_bytes(path, when) as file, _open_picture(file) as image:
+    with silence_warnings(), open_bytes(path, version) as file, _open_picture(file) as image:
         plain = _PLAIN_MODES.get(image.mode)
         return np.asarray(image.convert(plain) if plain else image)

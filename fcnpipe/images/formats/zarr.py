@@ -25,15 +25,15 @@ from fcnpipe import remote
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import ImageInfo
-from fcnpipe.images.axes import band_index, check_real, fold_axes, number_bands
-from fcnpipe.images.base import CHUNKS_IN_FLIGHT, Reader
+from fcnpipe.images.axes import band_index, check_real_dtype, fold_axes, number_bands
+from fcnpipe.images.base import ZARR_CHUNKS_IN_FLIGHT, Reader
 from fcnpipe.images.digests import new_digest
-from fcnpipe.images.errors import DAMAGE, damaged, first_line, quiet
+from fcnpipe.images.errors import LIBRARY_ERRORS, first_line, reading_error, silence_warnings
 from fcnpipe.images.file_access import open_bytes, peek
-from fcnpipe.images.headers import is_structure, pad_card
+from fcnpipe.images.headers import is_structural, pad_card
 from fcnpipe.images.scaling import Scaling
-from fcnpipe.remote import Stamp, is_remote
-from fcnpipe.remote.zarr_store import open_chunks
+from fcnpipe.remote import ObjectVersion, is_remote
+from fcnpipe.remote.zarr_store import open_zarr_store
 
 Node = zarr.Array[Any] | zarr.Group
 
@@ -60,24 +60,24 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
     InputError
         If there is no such array, or more than one that could be meant, or it is no image.
     """
-    with quiet():
+    with silence_warnings():
         try:
             root = zarr.open(_store(path), mode="r")
             member = _find_array(path, root, "" if hdu is None else str(hdu).strip("/"))
             return _make_reader(path, root, member)
         except InputError:
             raise
-        except DAMAGE as error:
-            raise _damaged(path, error) from None
+        except LIBRARY_ERRORS as error:
+            raise _reading_error(path, error) from None
 
 
 def _store(path: str) -> Any:
-    return open_chunks(path) if is_remote(path) else path
+    return open_zarr_store(path) if is_remote(path) else path
 
 
-def _damaged(path: str, error: BaseException) -> InputError:
+def _reading_error(path: str, error: BaseException) -> InputError:
     reason = first_line(error)
-    return damaged(
+    return reading_error(
         error, f"{path} cannot be read as zarr: {reason}; check that the copy is complete"
     )
 
@@ -169,7 +169,7 @@ def _walk_arrays(
 def _make_reader(path: str, root: Node, member: str) -> Reader:
     array = cast("zarr.Array[Any]", _descend(root, member))
     name = f"{path} {member}".strip()
-    check_real(array.dtype, name)
+    check_real_dtype(array.dtype, name)
     shape = fold_axes(array.shape, name)
     info = ImageInfo(
         shape=shape,
@@ -192,7 +192,7 @@ def _token(array: zarr.Array[Any]) -> str:
 def _overhead(array: zarr.Array[Any]) -> int:
     """Chunks being decoded at a time, compressed and not."""
     chunk = math.prod(array.chunks) * array.dtype.itemsize
-    return min(2 * CHUNKS_IN_FLIGHT * chunk, 2 * int(array.nbytes))
+    return min(2 * ZARR_CHUNKS_IN_FLIGHT * chunk, 2 * int(array.nbytes))
 
 
 def _read_scaling(array: zarr.Array[Any]) -> Scaling:
@@ -262,7 +262,7 @@ def _parse_header(value: Any) -> tuple[str, ...]:
         header = fits.Header.fromstring("".join(pad_card(str(card)) for card in value))
     else:
         return ()
-    return tuple(str(card) for card in header.cards if card.keyword and not is_structure(card))
+    return tuple(str(card) for card in header.cards if card.keyword and not is_structural(card))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,13 +289,13 @@ class ZarrReader:
     info: ImageInfo
     scaling: Scaling
 
-    def cut(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
+    def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Give the stored numbers; zarr reads safely from several threads."""
         try:
             array = _open_array(self.path, self.member, self.token, os.getpid())
             yield np.asarray(array[self._index(box, band)])
-        except DAMAGE as error:
-            raise _damaged(self.path, error) from None
+        except LIBRARY_ERRORS as error:
+            raise _reading_error(self.path, error) from None
 
     def _index(self, box: Box, band: int) -> tuple[slice | int, ...]:
         return (*band_index(self.shape, band), *box.slices)
@@ -310,19 +310,19 @@ class ZarrReader:
         place = f"{self.path.rstrip('/')}/{self.member}".rstrip("/")
         digest = new_digest("".join(self.info.cards))
         try:
-            for name, when in self._list(place).items():
+            for name, version in self._list(place).items():
                 digest.update(f"/{name}".encode() + b"\0")
-                _update(digest, f"{place}/{name}", when)
-        except DAMAGE as error:
-            raise _damaged(self.path, error) from None
+                _update(digest, f"{place}/{name}", version)
+        except LIBRARY_ERRORS as error:
+            raise _reading_error(self.path, error) from None
         return digest.hexdigest()
 
-    def _list(self, place: str) -> dict[str, Stamp]:
+    def _list(self, place: str) -> dict[str, ObjectVersion]:
         """Give the stored objects; a web server has no list of them."""
         if remote.can_list(place):
             return remote.list_objects(place)
         array = _open_array(self.path, self.member, self.token, os.getpid())
-        return remote.look_at_all(place, [*_OWN_METADATA, *_chunk_names(array)])
+        return remote.fetch_versions(place, [*_OWN_METADATA, *_chunk_names(array)])
 
 
 def _chunk_names(array: zarr.Array[Any]) -> Iterator[str]:
@@ -331,11 +331,11 @@ def _chunk_names(array: zarr.Array[Any]) -> Iterator[str]:
     return (array.metadata.encode_chunk_key(place) for place in product(*counts))
 
 
-def _update(digest: Any, file: str, when: Stamp) -> None:
-    if when.names_content:
-        digest.update(str(when).encode())
+def _update(digest: Any, file: str, version: ObjectVersion) -> None:
+    if version.identifies_content:
+        digest.update(str(version).encode())
         return
-    digest.update(when.size_bytes.to_bytes(8, "little"))
+    digest.update(version.size_bytes.to_bytes(8, "little"))
     with open_bytes(file) as handle:
         while block := handle.read(_READ_BYTES):
             digest.update(block)
@@ -343,5 +343,5 @@ def _update(digest: Any, file: str, when: Stamp) -> None:
 
 @lru_cache(maxsize=16)
 def _open_array(path: str, member: str, token: str, process: int) -> zarr.Array[Any]:
-    with quiet():
+    with silence_warnings():
         return zarr.open_array(_store(path), path=member, mode="r")

@@ -57,7 +57,7 @@ def _look(job: Job, tile: Tile) -> tuple[NDArray[np.uint8], Arrays, int]:
     """Give flags and maps of a tile, and how many neighbours are missing."""
     patch, wide, gaps = _read(job, tile.core)
     views = _cut_windows(job, tile, patch, wide)
-    inner = patch.cut(tile.core.within(wide))
+    inner = patch.crop(tile.core.within(wide))
     if job.plan.maps:
         return inner.flags, _give_outputs(job, tile.core, views, inner), gaps
     return inner.flags, _give_elevation(job, tile.core, views), gaps
@@ -159,7 +159,7 @@ def _zero(job: Job) -> Sky | FixedScale:
     """Give what the network's input is counted from: the sky, or what a linear scaling says."""
     scaling = job.model.header.scaling
     if scaling.kind == "linear":
-        return FixedScale(scaling.offset, scaling.scale, job.sky.weights)
+        return FixedScale(scaling.offset, scaling.scale, job.sky.band_weights)
     return job.sky
 
 

@@ -24,7 +24,7 @@ from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
 from fcnpipe.images import Image, file_access
 from fcnpipe.images.formats import fits as reader
-from fcnpipe.images.headers import find_number
+from fcnpipe.images.headers import header_number
 from fcnpipe.testing.images import ImageTests, draw_boxes
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -295,7 +295,7 @@ def test_first_usable_card_wins(tmp_path: Path) -> None:
     hdu = fits.PrimaryHDU(WHOLE)
     hdu.header["GAIN"], hdu.header["EGAIN"] = "?", 4
     info = images.open_image(write_hdu(tmp_path / "a.fits", hdu)).info
-    assert find_number(info, ("GAIN", "EGAIN")) == 4.0
+    assert header_number(info, ("GAIN", "EGAIN")) == 4.0
 
 
 # ---------------------------------------------------------------- choice of the HDU
@@ -517,7 +517,7 @@ def test_rows_come_in_strips_of_any_length(
 ) -> None:
     """Each row alone or with what lies between, several strips, and a system that gives less than asked."""
     if interrupted:
-        monkeypatch.setattr(file_access, "_read_whole", lambda *_: 0)
+        monkeypatch.setattr(file_access, "_pread_rows", lambda *_: 0)
     monkeypatch.setattr(file_access, "STRIP_BYTES", 1500)
     monkeypatch.setattr(file_access, "GAP_BYTES", gap)
     read = os.preadv
