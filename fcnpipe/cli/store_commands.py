@@ -52,11 +52,11 @@ def info(
 
 
 def _say_sky(cards: Sequence[str]) -> str:
-    from fcnpipe.science.wcs import explain_no_sky, wcs_of
+    from fcnpipe.science.wcs import describe_wcs_error, read_wcs
 
-    if reason := explain_no_sky(cards):
+    if reason := describe_wcs_error(cards):
         return f"no positions: {reason}"
-    return "ICRS positions" if wcs_of(cards) else "no positions: the image has no coordinates"
+    return "ICRS positions" if read_wcs(cards) else "no positions: the image has no coordinates"
 
 
 @app.command()

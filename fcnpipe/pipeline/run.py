@@ -46,7 +46,7 @@ from fcnpipe.pipeline.session import begin_report
 from fcnpipe.pipeline.stages.publication import list_pyramid
 from fcnpipe.reporting.event_log import Journal
 from fcnpipe.reporting.run_recorder import Recorder, recording
-from fcnpipe.science.wcs import explain_no_sky
+from fcnpipe.science.wcs import describe_wcs_error
 from fcnpipe.stores import (
     STAGES,
     Damage,
@@ -694,5 +694,5 @@ def _vouch(header: networks.ModelHeader) -> str:
 
 def _result(out: str, begun: float, resumed: bool) -> Result:
     store = ZarrStore.open(out)
-    seconds, no_sky = time.perf_counter() - begun, explain_no_sky(store.cards)
+    seconds, no_sky = time.perf_counter() - begun, describe_wcs_error(store.cards)
     return Result(out, str(parquet_path(out)), store.n_sources, seconds, resumed, no_sky)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fcnpipe import export
 from fcnpipe.core.errors import SpecError
 from fcnpipe.reading.sky_index import SkyIndex, SkyTransform
-from fcnpipe.science.wcs import sky_coordinates, wcs_of
+from fcnpipe.science.wcs import pixel_to_icrs, read_wcs
 from fcnpipe.stores import ZarrStore, open_store
 
 CUTOUT = ("label", "probability", "flags", "science")
@@ -81,7 +81,7 @@ class Segmentation:
     @cached_property
     def has_sky(self) -> bool:
         """Whether the image has celestial coordinates."""
-        return wcs_of(self.store.cards) is not None
+        return read_wcs(self.store.cards) is not None
 
     def cone(self, ra: float, dec: float, radius: float) -> xr.Dataset:
         """Give the sources around a position, nearest first.
@@ -155,7 +155,7 @@ class Segmentation:
 
     def export(self, path: str | Path, kind: str | None = None) -> None:
         """Write one of ``fcnpipe.export.KINDS``; by the file's suffix if not said."""
-        to_sky = partial(sky_coordinates, cards=self.store.cards) if self.has_sky else None
+        to_sky = partial(pixel_to_icrs, cards=self.store.cards) if self.has_sky else None
         export.export(self.store, path, kind, to_sky=to_sky)
 
     def _row(self, label: int | None, source_id: int | None) -> int:

@@ -10,7 +10,7 @@ from astropy.coordinates import SkyCoord
 from xarray.core.coordinate_transform import CoordinateTransform
 from xarray.indexes import CoordinateTransformIndex
 
-from fcnpipe.science.wcs import sky_coordinates, wcs_of
+from fcnpipe.science.wcs import pixel_to_icrs, read_wcs
 
 
 class SkyTransform(CoordinateTransform):
@@ -38,12 +38,12 @@ class SkyTransform(CoordinateTransform):
             np.asarray(dim_positions[dim], np.float64) + start
             for dim, start in zip("yx", self.origin, strict=True)
         )
-        ra, dec = sky_coordinates(x.ravel(), y.ravel(), self.cards)
+        ra, dec = pixel_to_icrs(x.ravel(), y.ravel(), self.cards)
         return {"ra": ra.reshape(x.shape), "dec": dec.reshape(x.shape)}
 
     def reverse(self, coord_labels: dict[Hashable, Any]) -> dict[str, Any]:
         """Give pixel positions, not rounded, of ra and dec."""
-        wcs = wcs_of(self.cards)
+        wcs = read_wcs(self.cards)
         assert wcs is not None
         sky = SkyCoord(coord_labels["ra"], coord_labels["dec"], unit="deg", frame="icrs")
         x, y = wcs.world_to_pixel(sky)

@@ -13,17 +13,17 @@ from fcnpipe.core.records import PixelFlag, SourceFlag
 KRON_SCALE = 2.5
 """The Kron aperture is this many Kron radii (SExtractor: PHOT_AUTOPARAMS)."""
 
-KRON_LEAST = 1.4
+KRON_MIN_RADIUS = 1.4
 """Least Kron radius, in units of the semi-axes."""
 
 KRON_EXTENT = 6.0
 """The Kron radius is measured inside this many semi-axes; beyond it, it means nothing."""
 
-NEIGHBOUR_SHARE = 0.1
+NEIGHBOUR_FRACTION = 0.1
 """Share of an aperture that others or bad pixels may take before the source is flagged."""
 
 _BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
-_INSIDE, _MIRRORED, _LOST, _SPOILT = 0, 1, 2, 4
+_USABLE, _MIRRORED, _LOST, _DEFECTIVE = 0, 1, 2, 4
 _UNUSABLE = -1
 _HALF_DIAGONAL = 0.70710678118654757
 _CIRCLE = (1.0, 0.0, 1.0)
@@ -70,7 +70,7 @@ class _Source(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def find_owners(labels, flags, image, noise, owner):  # type: ignore[no-untyped-def]
+def fill_owners(labels, flags, image, noise, owner):  # type: ignore[no-untyped-def]
     """Say whose each pixel is, and which cannot be used."""
     for y in range(owner.shape[0]):
         for x in range(owner.shape[1]):
@@ -80,7 +80,7 @@ def find_owners(labels, flags, image, noise, owner):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def measure_all(field, rules, scratch, sources, results):  # type: ignore[no-untyped-def]
+def measure_all_sources(field, rules, scratch, sources, results):  # type: ignore[no-untyped-def]
     """Measure all sources; fill their rows of values and flag bits."""
     labels, shapes, boxes = sources
     values, bits = results
@@ -91,17 +91,17 @@ def measure_all(field, rules, scratch, sources, results):  # type: ignore[no-unt
             np.cos(angle), np.sin(angle), shapes[i, 5], shapes[i, 6], shapes[i, 7],
         )  # fmt: skip
         box = (boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3])
-        bits[i] = _measure_one(field, rules, scratch, source, box, values[i])
+        bits[i] = _measure_source(field, rules, scratch, source, box, values[i])
 
 
 @njit(cache=True, nogil=True)
-def _measure_one(field, rules, scratch, source, limits, out):  # type: ignore[no-untyped-def]
+def _measure_source(field, rules, scratch, source, limits, out):  # type: ignore[no-untyped-def]
     """Fill one row of results; give its flag bits, or that the region is too small."""
     out[0], out[1] = source.x, source.y
     centre, wide = (source.x, source.y), min(KRON_EXTENT, rules.cap / source.a)
     box = _box_around(centre, _ellipse_extent(source, wide), limits)
-    if not _holds(field, box):
-        return np.int32(TOO_SMALL)
+    if not _covers(field, box):
+        return np.int32(NOT_COVERED)
     kron = _kron_radius(field, scratch, source, box, wide)
     out[2] = kron
     if not np.isfinite(kron):
@@ -109,27 +109,27 @@ def _measure_one(field, rules, scratch, source, limits, out):  # type: ignore[no
     scale = min(KRON_SCALE * kron, rules.cap / source.a)
     radius = scale * source.a
     disc = _box_around(centre, (radius, radius), limits)
-    if not _holds(field, disc):  # it holds the ellipse, too
-        return np.int32(TOO_SMALL)
+    if not _covers(field, disc):  # it holds the ellipse, too
+        return np.int32(NOT_COVERED)
     box = _box_around(centre, _ellipse_extent(source, scale), limits)
     out[3], out[4], bits = _ellipse_flux(field, source, box, scale)
     if scale < KRON_SCALE * kron:
         bits |= np.int32(_INCOMPLETE)
-    half = _fraction_radius(field, scratch, source, disc, (radius, 0.5 * out[3]))
+    half = _enclosing_radius(field, scratch, source, disc, (radius, 0.5 * out[3]))
     out[5] = half
     if np.isfinite(half):
         room = 4 * _window_sigma(half) + source.a + 1
         box = _box_around(centre, (room, room), limits)
-        if not _holds(field, box):
-            return np.int32(TOO_SMALL)
-        _repair(field, scratch, source, box, box)
+        if not _covers(field, box):
+            return np.int32(NOT_COVERED)
+        _copy_repaired(field, scratch, source, box, box)
         out[0], out[1] = _windowed_position(scratch, source, box, _window_sigma(half))
     return bits
 
 
 _INCOMPLETE = int(SourceFlag.APERTURE_INCOMPLETE)
 _CROWDED = int(SourceFlag.NEIGHBOURS)
-TOO_SMALL = -1
+NOT_COVERED = -1
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -143,7 +143,7 @@ def _box_around(centre, extent, limits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _holds(field, box):  # type: ignore[no-untyped-def]
+def _covers(field, box):  # type: ignore[no-untyped-def]
     """Say whether a box lies in the region."""
     y1, x1 = field.y0 + field.image.shape[0], field.x0 + field.image.shape[1]
     return box[0] >= field.y0 and box[1] >= field.x0 and box[2] <= y1 and box[3] <= x1
@@ -159,8 +159,8 @@ def _ellipse_extent(source, scale):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _span(form, dy, limit, more):  # type: ignore[no-untyped-def]
-    """Give the least and greatest dx (px, widened by ``more``) where a form is below a limit.
+def _chord(form, dy, limit, margin):  # type: ignore[no-untyped-def]
+    """Give the least and greatest dx (px, widened by ``margin``) where a form is below a limit.
 
     ``form`` (xx, xy, yy) stands for xx dx^2 + xy dx dy + yy dy^2, positive definite; a row that
     it does not reach gives an empty span.
@@ -170,53 +170,53 @@ def _span(form, dy, limit, more):  # type: ignore[no-untyped-def]
     room = middle * middle - (yy * dy * dy - limit) / xx
     if room < 0:
         return 1.0, 0.0
-    half = np.sqrt(room) + more
+    half = np.sqrt(room) + margin
     return middle - half, middle + half
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _clip_span(span, x, low, high):  # type: ignore[no-untyped-def]
+def _chord_pixels(chord, x, low, high):  # type: ignore[no-untyped-def]
     """Give the pixels [first, end) of a row that a span about x touches."""
-    return max(int(np.ceil(span[0] + x)), low), min(int(np.floor(span[1] + x)) + 1, high)
+    return max(int(np.ceil(chord[0] + x)), low), min(int(np.floor(chord[1] + x)) + 1, high)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _state(field, label, y, x):  # type: ignore[no-untyped-def]
+def _pixel_state(field, label, y, x):  # type: ignore[no-untyped-def]
     """Say whether a pixel can be used as it is: 0, or why not."""
     owner = field.owner[y - field.y0, x - field.x0]
     if owner == 0 or owner == label:
-        return _INSIDE
-    return _SPOILT | _LOST if owner == _UNUSABLE else _LOST
+        return _USABLE
+    return _DEFECTIVE | _LOST if owner == _UNUSABLE else _LOST
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _mend(field, source, place, box):  # type: ignore[no-untyped-def]
+def _find_replacement(field, source, place, box):  # type: ignore[no-untyped-def]
     """Give where to read a pixel, and its state.
 
     Neighbours' and bad pixels are read at their mirror about the centroid, or lost if it is no
     better or outside the box.
     """
     y, x = place
-    state = _state(field, source.label, y, x)
-    if state != _INSIDE:
+    state = _pixel_state(field, source.label, y, x)
+    if state != _USABLE:
         v = 2 * int(np.floor(source.y + 0.5)) - y
         u = 2 * int(np.floor(source.x + 0.5)) - x
         within = box[0] <= v < box[2] and box[1] <= u < box[3]
-        if within and _state(field, source.label, v, u) == _INSIDE:
-            return v - field.y0, u - field.x0, (state & _SPOILT) | _MIRRORED
+        if within and _pixel_state(field, source.label, v, u) == _USABLE:
+            return v - field.y0, u - field.x0, (state & _DEFECTIVE) | _MIRRORED
     return y - field.y0, x - field.x0, state
 
 
 @njit(cache=True, nogil=True)
-def _repair(field, scratch, source, box, part):  # type: ignore[no-untyped-def]
+def _copy_repaired(field, scratch, source, box, part):  # type: ignore[no-untyped-def]
     """Copy a part of a box; neighbours' and bad pixels are replaced by their mirror in the box."""
     for y in range(part[0], part[2]):
         value = scratch.value[y - box[0], part[1] - box[1] : part[3] - box[1]]
-        _mend_row(field, source, (y, part[1]), box, value)
+        _copy_repaired_row(field, source, (y, part[1]), box, value)
 
 
 @njit(cache=True, nogil=True)
-def _mend_row(field, source, place, box, value):  # type: ignore[no-untyped-def]
+def _copy_repaired_row(field, source, place, box, value):  # type: ignore[no-untyped-def]
     """Fill ``value`` with a row of pixels from a place on, mended; 0 where one is lost.
 
     Most rows have no pixel to be mended: to look first, and then copy, takes half as long.
@@ -234,7 +234,7 @@ def _mend_row(field, source, place, box, value):  # type: ignore[no-untyped-def]
         return
     for x in range(len(value)):
         if owner[x] != 0 and owner[x] != source.label:
-            i, j, state = _mend(field, source, (y, x0 + x), box)
+            i, j, state = _find_replacement(field, source, (y, x0 + x), box)
             value[x] = field.image[i, j] if state & _LOST == 0 else 0.0
 
 
@@ -246,10 +246,10 @@ def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped
     moment, total = 0.0, 0.0
     for y in range(y0, y1):
         dy = y - source.y
-        first, end = _clip_span(_span(form, dy, limit, 1.0), source.x, x0, x1)
+        first, end = _chord_pixels(_chord(form, dy, limit, 1.0), source.x, x0, x1)
         n = max(end - first, 0)
         mass, radius = scratch.wave[:n], scratch.inside[:n]
-        _mend_row(field, source, (y, first), box, mass)
+        _copy_repaired_row(field, source, (y, first), box, mass)
         for k in range(n):
             dx = first + k - source.x
             r2 = source.cxx * dx * dx + source.cxy * dx * dy + source.cyy * dy * dy
@@ -259,8 +259,8 @@ def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped
             moment += mass[k] * radius[k]
             total += mass[k]
     if moment <= 0 or total <= 0:
-        return KRON_LEAST
-    return np.nan if moment / total > KRON_EXTENT else max(moment / total, KRON_LEAST)
+        return KRON_MIN_RADIUS
+    return np.nan if moment / total > KRON_EXTENT else max(moment / total, KRON_MIN_RADIUS)
 
 
 class _Ellipse(NamedTuple):
@@ -286,13 +286,13 @@ def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
     the left of its right side, less what lies to the left of its left side.
     """
     y0, x0, y1, x1 = box
-    ellipse = _cut_ellipse(source, scale)
-    flux, variance, area, foreign, spoilt = 0.0, 0.0, 0.0, 0.0, False
+    ellipse = _make_ellipse(source, scale)
+    flux, variance, area, foreign, defective = 0.0, 0.0, 0.0, 0.0, False
     for y in range(y0, y1):
-        strip = _cut_strip(ellipse, y - source.y - 0.5)
+        strip = _make_strip(ellipse, y - source.y - 0.5)
         if strip[1] <= strip[0]:
             continue
-        first, end, low, high = _strip_ends(ellipse, strip, source.x, x0, x1)
+        first, end, low, high = _strip_pixels(ellipse, strip, source.x, x0, x1)
         left = _area_left(ellipse, strip, first - 0.5 - source.x)
         for x in range(first, end):
             if low <= x < high:
@@ -302,28 +302,28 @@ def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
                     left = _area_left(ellipse, strip, x - 0.5 - source.x)
                 right = _area_left(ellipse, strip, x + 0.5 - source.x)
                 weight, left = right - left, right
-            if weight > _LEAST_SHARE:
-                i, j, state = _mend(field, source, (y, x), box)
+            if weight > _MIN_FRACTION:
+                i, j, state = _find_replacement(field, source, (y, x), box)
                 if state & _LOST == 0:
                     noise = np.float64(field.noise[i, j])
                     flux += weight * np.float64(field.image[i, j])
                     variance += weight * (noise * noise)
                 area += weight
-                spoilt = spoilt or (state & _SPOILT) != 0
-                if state != _INSIDE:
+                defective = defective or (state & _DEFECTIVE) != 0
+                if state != _USABLE:
                     foreign += weight
-    bits = np.int32(_CROWDED) if foreign > NEIGHBOUR_SHARE * area else np.int32(0)
-    if spoilt or area < (1 - 1e-9) * np.pi * source.a * source.b * (scale * scale):
+    bits = np.int32(_CROWDED) if foreign > NEIGHBOUR_FRACTION * area else np.int32(0)
+    if defective or area < (1 - 1e-9) * np.pi * source.a * source.b * (scale * scale):
         bits |= np.int32(_INCOMPLETE)
     return flux, np.sqrt(variance), bits
 
 
-_LEAST_SHARE = 1e-11
+_MIN_FRACTION = 1e-11
 """Share of a pixel below which it is a rounding error of a strip's areas."""
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _cut_ellipse(source, scale):  # type: ignore[no-untyped-def]
+def _make_ellipse(source, scale):  # type: ignore[no-untyped-def]
     """Give the source's ellipse times ``scale``, about its centroid."""
     width, height = _ellipse_extent(source, scale)
     xx, xy, yy = source.cxx, 0.5 * source.cxy, source.cyy
@@ -331,7 +331,7 @@ def _cut_ellipse(source, scale):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _cut_strip(ellipse, y):  # type: ignore[no-untyped-def]
+def _make_strip(ellipse, y):  # type: ignore[no-untyped-def]
     """Give where the strip [y, y + 1) of an ellipse begins and ends, and `_half_area` there."""
     low, high = max(y, -ellipse.height), min(y + 1, ellipse.height)
     if high <= low:
@@ -347,20 +347,20 @@ def _half_area(ellipse, y):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _strip_ends(ellipse, strip, x, x0, x1):  # type: ignore[no-untyped-def]
+def _strip_pixels(ellipse, strip, x, x0, x1):  # type: ignore[no-untyped-def]
     """Give the pixels [first, end) of a row that a strip touches, and those that it fills, [low, high)."""
     height, lean, wide = ellipse.height, ellipse.lean, ellipse.wide
     v, w = strip[0] / height, strip[1] / height
     half0, half1 = wide * np.sqrt(max(1 - v * v, 0.0)), wide * np.sqrt(max(1 - w * w, 0.0))
     middle0, middle1 = lean * strip[0] + x + 0.5, lean * strip[1] + x + 0.5
-    least, most = min(middle0 - half0, middle1 - half1), max(middle0 + half0, middle1 + half1)
+    least, max_rings = min(middle0 - half0, middle1 - half1), max(middle0 + half0, middle1 + half1)
     # Where it is widest it may be between the two rows.
     extreme = lean * height * height / ellipse.width
     if strip[0] < extreme < strip[1]:
-        most = x + 0.5 + ellipse.width
+        max_rings = x + 0.5 + ellipse.width
     if strip[0] < -extreme < strip[1]:
         least = x + 0.5 - ellipse.width
-    first, end = max(int(np.floor(least)), x0), min(int(np.floor(most)) + 1, x1)
+    first, end = max(int(np.floor(least)), x0), min(int(np.floor(max_rings)) + 1, x1)
     low = max(int(np.ceil(max(middle0 - half0, middle1 - half1))), first)
     high = min(int(np.floor(min(middle0 + half0, middle1 + half1))), end)
     return first, end, low, max(high, low)
@@ -394,14 +394,14 @@ def _area_left(ellipse, strip, x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _share(ellipse, y, x):  # type: ignore[no-untyped-def]
+def _overlap(ellipse, y, x):  # type: ignore[no-untyped-def]
     """Give the share inside an ellipse of the pixel whose centre is at (y, x)."""
-    strip = _cut_strip(ellipse, y - 0.5)
+    strip = _make_strip(ellipse, y - 0.5)
     return _area_left(ellipse, strip, x + 0.5) - _area_left(ellipse, strip, x - 0.5)
 
 
 @njit(cache=True, nogil=True)
-def _fraction_radius(field, scratch, source, box, goal):  # type: ignore[no-untyped-def]
+def _enclosing_radius(field, scratch, source, box, goal):  # type: ignore[no-untyped-def]
     """Give the radius of the circle that holds a flux; NaN if none below a limit does.
 
     Light is concentrated: most circles are found among the pixels near the centre, so these are
@@ -414,16 +414,16 @@ def _fraction_radius(field, scratch, source, box, goal):  # type: ignore[no-unty
     while True:
         part = _box_around((source.x, source.y), (near, near), box)
         whole = part == box
-        _repair(field, scratch, source, box, part)
+        _copy_repaired(field, scratch, source, box, part)
         rings = _sort_by_ring(scratch, source, box, part, 1 << 30 if whole else int(near))
-        radius, found = _find_radius(scratch, (rings, limit, target))
+        radius, found = _search_radius(scratch, (rings, limit, target))
         if found or whole:
             return radius
         near *= 2
 
 
 @njit(cache=True, nogil=True)
-def _find_radius(scratch, goal):  # type: ignore[no-untyped-def]
+def _search_radius(scratch, goal):  # type: ignore[no-untyped-def]
     """Give the radius of the circle that holds a flux, and whether the rings sufficed to tell."""
     rings, limit, target = goal
     sign = 1.0 if target > 0 else -1.0
@@ -431,7 +431,7 @@ def _find_radius(scratch, goal):  # type: ignore[no-untyped-def]
     while k < rings and sign * (scratch.inside[k] - target) < 0:
         k += 1
     if k < rings:
-        radius = _polish_radius(scratch, goal, k)
+        radius = _newton_radius(scratch, goal, k)
         if radius > 0:
             return radius, True
     high = min(float(k), limit)
@@ -449,11 +449,11 @@ def _find_radius(scratch, goal):  # type: ignore[no-untyped-def]
         if f_low < 0:
             break
         high, f_high, low, f_low = low, f_low, max(low - 1, 0.0), -sign * target
-    return _bisect(scratch, (rings, sign, target), (low, f_low, high, f_high)), True
+    return _false_position(scratch, (rings, sign, target), (low, f_low, high, f_high)), True
 
 
 @njit(cache=True, nogil=True)
-def _polish_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
+def _newton_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
     """Give the radius of the circle that holds a flux, near ring k, by Newton's method.
 
     The flux grows with the radius by what lies along the circle. Gives 0 where Newton's steps run
@@ -465,9 +465,9 @@ def _polish_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
     start = np.sqrt((k - 1) ** 2 + share * (2 * k - 1))
     radius = start
     for _ in range(12):
-        if not _LEAST_CIRCLE <= radius <= min(limit, rings - 2) or abs(radius - start) > 1:
+        if not _MIN_NEWTON_RADIUS <= radius <= min(limit, rings - 2) or abs(radius - start) > 1:
             break
-        flux, slope = _grow_circle(scratch, radius)
+        flux, slope = _circle_flux_and_slope(scratch, radius)
         if slope * target <= 0:
             break
         step = (flux - target) / slope
@@ -477,12 +477,12 @@ def _polish_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
     return 0.0
 
 
-_LEAST_CIRCLE = 1.5
-"""Radius, px, from which a circle crosses a pixel above that pixel's lower edge; see `_crossed`."""
+_MIN_NEWTON_RADIUS = 1.5
+"""Radius, px, from which a circle crosses a pixel above that pixel's lower edge; see `_circle_overlap`."""
 
 
 @njit(cache=True, nogil=True)
-def _grow_circle(scratch, radius):  # type: ignore[no-untyped-def]
+def _circle_flux_and_slope(scratch, radius):  # type: ignore[no-untyped-def]
     """Give the flux in a circle about the centroid, and how fast it grows with the radius."""
     first = max(int(np.floor(radius - _HALF_DIAGONAL - 1e-6)), 0)
     last = int(radius + _HALF_DIAGONAL) + 1
@@ -494,14 +494,14 @@ def _grow_circle(scratch, radius):  # type: ignore[no-untyped-def]
         if distance2 <= inner:
             flux += disc[k, 2]
         elif distance2 < outer:
-            area, angle = _crossed(min(dx, dy), max(dx, dy), radius)
+            area, angle = _circle_overlap(min(dx, dy), max(dx, dy), radius)
             flux += area * disc[k, 2]
             along += angle * disc[k, 2]
     return flux, along * radius
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _crossed(dx, dy, radius):  # type: ignore[no-untyped-def]
+def _circle_overlap(dx, dy, radius):  # type: ignore[no-untyped-def]
     """Give the area of a pixel inside a circle about the origin, and the angle of its arc there.
 
     The pixel's centre is (dx, dy), 0 <= dx <= dy: the circle's upper half, y(x), crosses it. Below
@@ -515,16 +515,16 @@ def _crossed(dx, dy, radius):  # type: ignore[no-untyped-def]
     near = np.sqrt(r2 - high * high) if radius > high else 0.0
     far = np.sqrt(r2 - low * low)
     area = max(min(right, near) - max(left, -near), 0.0)
-    part, angle = _below_arc(max(left, near), min(right, far), r2, low)
+    part, angle = _area_below_arc(max(left, near), min(right, far), r2, low)
     if left < -near:
-        more, turn = _below_arc(max(-right, near), min(-left, far), r2, low)
-        part += more
+        margin, turn = _area_below_arc(max(-right, near), min(-left, far), r2, low)
+        part += margin
         angle += turn
     return area + part, angle
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _below_arc(start, end, r2, low):  # type: ignore[no-untyped-def]
+def _area_below_arc(start, end, r2, low):  # type: ignore[no-untyped-def]
     """Give the area between y = low and a circle for x in [start, end], and the angle of the arc."""
     if end <= start:
         return 0.0, 0.0
@@ -534,7 +534,7 @@ def _below_arc(start, end, r2, low):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _bisect(scratch, goal, bracket):  # type: ignore[no-untyped-def]
+def _false_position(scratch, goal, bracket):  # type: ignore[no-untyped-def]
     """Narrow a bracket by false position, the stale end halved (Illinois), to 1e-7 px."""
     rings, sign, target = goal
     low, f_low, high, f_high = bracket
@@ -557,15 +557,15 @@ def _bisect(scratch, goal, bracket):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _sort_by_ring(scratch, source, box, part, most):  # type: ignore[no-untyped-def]
+def _sort_by_ring(scratch, source, box, part, max_rings):  # type: ignore[no-untyped-def]
     """Sort the pixels of a part of a box by distance from the centroid; give the number of rings.
 
     ``disc[ring[k]:ring[k + 1]]`` are the pixels (dy, dx, value) with k <= distance < k + 1;
-    ``inside[k]`` is the flux of those nearer. There are at most ``most`` rings.
+    ``inside[k]`` is the flux of those nearer. There are at most ``max_rings`` rings.
     """
     y0, x0, y1, x1 = part
     ring, inside, disc, number = scratch.ring, scratch.inside, scratch.disc, scratch.number
-    rings = min(int(np.sqrt((y1 - y0) ** 2 + (x1 - x0) ** 2)) + 2, most)
+    rings = min(int(np.sqrt((y1 - y0) ** 2 + (x1 - x0) ** 2)) + 2, max_rings)
     ring[: rings + 2] = 0
     inside[: rings + 1] = 0.0
     width = x1 - x0
@@ -605,7 +605,7 @@ def _circle_flux(scratch, rings, radius):  # type: ignore[no-untyped-def]
     last = min(int(radius + _HALF_DIAGONAL) + 1, rings)
     flux, disc = scratch.inside[first], scratch.disc
     for k in range(scratch.ring[first], scratch.ring[last]):
-        flux += _share(circle, disc[k, 0], disc[k, 1]) * disc[k, 2]
+        flux += _overlap(circle, disc[k, 0], disc[k, 1]) * disc[k, 2]
     return flux
 
 
@@ -629,7 +629,7 @@ def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-
         # The shift falls by 1 - (spread of the light in the window) / sigma^2 a pixel.
         xx, xy, yy = 1 - xx, -xy, 1 - yy
         det = xx * yy - xy * xy
-        if xx > _LEAST_FALL and yy > _LEAST_FALL and det > _LEAST_FALL * _LEAST_FALL:
+        if xx > _MIN_SLOPE and yy > _MIN_SLOPE and det > _MIN_SLOPE * _MIN_SLOPE:
             step_x, step_y = (yy * dx - xy * dy) / det, (xx * dy - xy * dx) / det
         x += step_x
         y += step_y
@@ -641,7 +641,7 @@ def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-
     return x, y
 
 
-_LEAST_FALL = 0.2
+_MIN_SLOPE = 0.2
 
 
 @njit(cache=True, nogil=True)
@@ -659,8 +659,8 @@ def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyp
     total, mx, my, xx, xy, yy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for v in range(y0, y1):
         dy, pixels = v - y, scratch.value[v - box[0]]
-        first, end = _clip_span(_span(_CIRCLE, dy, outer * outer, 0.0), x, x0, x1)
-        low, high = _clip_span(_span(_CIRCLE, dy, inner * inner, 0.0), x, first, end)
+        first, end = _chord_pixels(_chord(_CIRCLE, dy, outer * outer, 0.0), x, x0, x1)
+        low, high = _chord_pixels(_chord(_CIRCLE, dy, inner * inner, 0.0), x, first, end)
         if low >= high:
             low, high = end, end
         row, across, wide = 0.0, 0.0, 0.0

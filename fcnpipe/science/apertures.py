@@ -12,12 +12,12 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.science.aperture_kernels import (
     KRON_EXTENT,
     KRON_SCALE,
-    TOO_SMALL,
+    NOT_COVERED,
     Field,
     Rules,
     Scratch,
-    find_owners,
-    measure_all,
+    fill_owners,
+    measure_all_sources,
 )
 from fcnpipe.science.moments import Columns
 from fcnpipe.science.regions import Region
@@ -34,7 +34,7 @@ def aperture_boxes(
     Parameters
     ----------
     columns : mapping
-        Columns as ``finish`` gives them.
+        Columns as ``measure_isophotes`` gives them.
     shape : (int, int)
         Height and width of the image.
     cap : float
@@ -62,7 +62,7 @@ def measure_apertures(
     Parameters
     ----------
     columns : mapping
-        Columns as ``finish`` gives them, of sources whose ``aperture_boxes`` lie in the region.
+        Columns as ``measure_isophotes`` gives them, of sources whose ``aperture_boxes`` lie in the region.
     region : Region
         Pixels; how far they reach beyond the sources' boxes changes nothing.
     cap : float
@@ -90,10 +90,10 @@ def measure_apertures(
     over the same repaired pixels.
     """
     _check_region(region, aperture_boxes(columns, region.shape, cap))
-    return measure_near(columns, region, cap)[0]
+    return measure_covered_apertures(columns, region, cap)[0]
 
 
-def measure_near(
+def measure_covered_apertures(
     columns: Mapping[str, NDArray[Any]], region: Region, cap: float = RADIUS_CAP
 ) -> tuple[Columns, NDArray[np.bool_]]:
     """Measure as `measure_apertures` does, where the region turns out to be large enough.
@@ -111,19 +111,25 @@ def measure_near(
     boxes = aperture_boxes(columns, region.shape, cap)
     n = len(boxes)
     edge = min(int((boxes[:, 2:] - boxes[:, :2]).max(initial=1)), max(region.box.shape))
-    shapes = np.stack([np.asarray(columns[name], np.float64) for name in _SHAPE], axis=1)
-    values, bits = np.full((n, len(_APERTURE)), np.nan), np.zeros(n, np.int32)
+    shapes = np.stack([np.asarray(columns[name], np.float64) for name in _ELLIPSE_COLUMNS], axis=1)
+    values, bits = np.full((n, len(_APERTURE_COLUMNS)), np.nan), np.zeros(n, np.int32)
     labels = np.asarray(columns["label"], np.int32)
-    measure_all(_field(region), Rules(cap), _scratch(edge), (labels, shapes, boxes), (values, bits))
-    measured: Columns = dict(zip(_APERTURE, values.T.copy(), strict=True))
-    done = bits != TOO_SMALL
+    measure_all_sources(
+        _make_field(region),
+        Rules(cap),
+        _allocate_scratch(edge),
+        (labels, shapes, boxes),
+        (values, bits),
+    )
+    measured: Columns = dict(zip(_APERTURE_COLUMNS, values.T.copy(), strict=True))
+    done = bits != NOT_COVERED
     measured["flags"] = columns["flags"] | np.where(done, bits, 0).astype(np.int32)
     return measured, done
 
 
-_SHAPE = ("x_centroid", "y_centroid", "semimajor_axis", "semiminor_axis", "orientation",
+_ELLIPSE_COLUMNS = ("x_centroid", "y_centroid", "semimajor_axis", "semiminor_axis", "orientation",
           "ellipse_cxx", "ellipse_cxy", "ellipse_cyy")  # fmt: skip
-_APERTURE = (
+_APERTURE_COLUMNS = (
     "x_winpos",
     "y_winpos",
     "kron_radius",
@@ -148,16 +154,16 @@ def _check_region(region: Region, boxes: NDArray[np.int64]) -> None:
         )
 
 
-def _field(region: Region) -> Field:
+def _make_field(region: Region) -> Field:
     image = np.ascontiguousarray(region.image, np.float32)
     noise = np.ascontiguousarray(region.noise, np.float32)
     labels = np.ascontiguousarray(region.labels, np.int32)
     owner = np.empty(labels.shape, np.int32)
-    find_owners(labels, np.ascontiguousarray(region.flags, np.uint8), image, noise, owner)
+    fill_owners(labels, np.ascontiguousarray(region.flags, np.uint8), image, noise, owner)
     return Field(image, noise, owner, region.box.y0, region.box.x0)
 
 
-def _scratch(edge: int) -> Scratch:
+def _allocate_scratch(edge: int) -> Scratch:
     square = (edge, edge)
     return Scratch(
         np.empty(square),
@@ -169,5 +175,5 @@ def _scratch(edge: int) -> Scratch:
     )
 
 
-LAST_KERNEL: Any = measure_all
+LAST_KERNEL: Any = measure_all_sources
 """Of those of a run, the one that is called last."""

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.errors import VerificationError
 from fcnpipe.core.records import SourceFlag
-from fcnpipe.science.wcs import sky_coordinates
+from fcnpipe.science.wcs import pixel_to_icrs
 
 GROUP_BYTES = 64 * 2**20
 """Columns that are brought in order together may take this much memory."""
 FLUX_UNIT = "image"
 """Stands in ``Column.unit`` for the unit of the image's pixels (``BUNIT``)."""
 
-Part = Mapping[str, NDArray[Any]]
+Rows = Mapping[str, NDArray[Any]]
 """Rows of some sources: arrays of one length by column name, ``label`` among them."""
 
 
@@ -143,7 +143,7 @@ MAGNITUDES = (
 """Columns that a zero point adds."""
 
 
-def columns_of(flux_unit: str = "", *, magnitudes: bool = False) -> tuple[Column, ...]:
+def list_columns(flux_unit: str = "", *, magnitudes: bool = False) -> tuple[Column, ...]:
     """Give the columns of one run's catalogue.
 
     Parameters
@@ -155,14 +155,14 @@ def columns_of(flux_unit: str = "", *, magnitudes: bool = False) -> tuple[Column
 
     Examples
     --------
-    >>> [c.unit for c in columns_of("adu") if c.name == "kron_flux"]
+    >>> [c.unit for c in list_columns("adu") if c.name == "kron_flux"]
     ['adu']
     """
     return tuple(c.with_unit(flux_unit) for c in (COLUMNS + MAGNITUDES if magnitudes else COLUMNS))
 
 
-def complete(
-    part: Part, cards: Sequence[str], width: int, zero_point: float | None = None
+def complete_rows(
+    part: Rows, cards: Sequence[str], width: int, zero_point: float | None = None
 ) -> dict[str, NDArray[Any]]:
     """Add what needs the header to measured rows: ids, sky positions, magnitudes.
 
@@ -181,14 +181,14 @@ def complete(
     Returns
     -------
     dict
-        One array for each column of ``columns_of``, in order and of the column's type.
+        One array for each column of ``list_columns``, in order and of the column's type.
     """
     rows = dict(part)
     n = len(rows["label"])
     rows["source_id"] = rows["y_peak"].astype(np.uint64) * np.uint64(width) + rows["x_peak"].astype(
         np.uint64
     )
-    rows["ra"], rows["dec"] = sky_coordinates(rows["x_centroid"], rows["y_centroid"], cards)
+    rows["ra"], rows["dec"] = pixel_to_icrs(rows["x_centroid"], rows["y_centroid"], cards)
     for name in (
         "x_winpos",
         "y_winpos",
@@ -199,21 +199,21 @@ def complete(
     ):
         rows.setdefault(name, np.full(n, np.nan))
     if zero_point is not None:
-        rows["mag"], rows["mag_err"] = magnitudes(
+        rows["mag"], rows["mag_err"] = to_magnitudes(
             rows["kron_flux"], rows["kron_flux_err"], zero_point
         )
-    columns = columns_of(magnitudes=zero_point is not None)
+    columns = list_columns(magnitudes=zero_point is not None)
     return {column.name: rows[column.name].astype(column.dtype) for column in columns}
 
 
-def magnitudes(
+def to_magnitudes(
     flux: NDArray[np.float64], error: NDArray[np.float64], zero_point: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Give magnitudes and their errors; NaN where the flux is not positive.
 
     Examples
     --------
-    >>> mag, err = magnitudes(np.array([100.0, -1.0]), np.array([1.0, 1.0]), 25.0)
+    >>> mag, err = to_magnitudes(np.array([100.0, -1.0]), np.array([1.0, 1.0]), 25.0)
     >>> mag.tolist(), round(err[0].item(), 5)
     ([20.0, nan], 0.01086)
     """
@@ -229,7 +229,7 @@ def magnitudes(
 
 
 def assemble(
-    read: Callable[[tuple[str, ...]], Iterable[Part]],
+    read: Callable[[tuple[str, ...]], Iterable[Rows]],
     count: int,
     columns: Sequence[Column] = COLUMNS,
 ) -> Iterator[tuple[Column, NDArray[Any]]]:
@@ -285,14 +285,14 @@ def check_labels(parts: Iterable[NDArray[Any]], count: int) -> None:
         rows = np.sort(np.asarray(labels, np.int64) - 1)
         outside = rows[(rows < 0) | (rows >= count)]
         if len(outside):
-            raise _contradiction(f"a row for label {outside[0] + 1}, beyond the {count} labels")
+            raise _catalogue_error(f"a row for label {outside[0] + 1}, beyond the {count} labels")
         again = np.concatenate([rows[times[rows] > 0], rows[1:][np.diff(rows) == 0]])
         if len(again):
-            raise _contradiction(f"two rows for label {again[0] + 1}")
+            raise _catalogue_error(f"two rows for label {again[0] + 1}")
         times[rows] = 1
     if not times.all():
-        raise _contradiction(f"no row for label {np.argmin(times) + 1} of {count}")
+        raise _catalogue_error(f"no row for label {np.argmin(times) + 1} of {count}")
 
 
-def _contradiction(what: str) -> VerificationError:
+def _catalogue_error(what: str) -> VerificationError:
     return VerificationError(f"the catalogue has {what}: remove OUT.zarr.partial and run again")

@@ -19,7 +19,7 @@ from fcnpipe.science.sums import (
     MASS_YY,
     VARIANCE,
     Sums,
-    to_float,
+    int128_to_float,
 )
 
 Columns = dict[str, NDArray[Any]]
@@ -28,7 +28,7 @@ _BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
 _SATURATED = int(PixelFlag.SATURATED)
 
 
-def finish(sums: Sums, unit: float, variance_unit: float, width: int) -> Columns:
+def measure_isophotes(sums: Sums, unit: float, variance_unit: float, width: int) -> Columns:
     """Turn complete sums into the isophotal columns.
 
     Parameters
@@ -52,15 +52,15 @@ def finish(sums: Sums, unit: float, variance_unit: float, width: int) -> Columns
     thickened by 1/12 px^2 at a time. Unlike photutils, a source without any positive pixel gets the
     centre and the spread of its bounding box instead of NaN, and the flag ISOPHOTE_INCOMPLETE.
     """
-    mass = to_float(sums.exact[:, MASS])
-    blank = mass == 0
-    centre, spread = _moments(sums, np.where(blank, 1.0, mass))
-    _fill_from_box(sums, blank, centre, spread)
+    mass = int128_to_float(sums.exact[:, MASS])
+    dark = mass == 0
+    centre, spread = _moments(sums, np.where(dark, 1.0, mass))
+    _fill_from_bounding_box(sums, dark, centre, spread)
     columns = {"label": sums.label, **_positions(sums, centre, width)}
     columns |= _shapes(*_thicken(*spread.T))
     columns |= _fluxes(sums, unit, variance_unit)
-    columns |= _verdicts(sums)
-    columns["flags"] = _flags(sums, blank)
+    columns |= _pixel_statistics(sums)
+    columns["flags"] = _flags(sums, dark)
     return columns
 
 
@@ -68,7 +68,8 @@ def _moments(
     sums: Sums, mass: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     y, x, yy, xy, xx = (
-        to_float(sums.exact[:, k]) / mass for k in (MASS_Y, MASS_X, MASS_YY, MASS_XY, MASS_XX)
+        int128_to_float(sums.exact[:, k]) / mass
+        for k in (MASS_Y, MASS_X, MASS_YY, MASS_XY, MASS_XX)
     )
     centre = np.stack([y, x], axis=1) + sums.anchor
     return centre, np.stack(
@@ -76,14 +77,14 @@ def _moments(
     )
 
 
-def _fill_from_box(
-    sums: Sums, blank: NDArray[np.bool_], centre: NDArray[np.float64], spread: NDArray[np.float64]
+def _fill_from_bounding_box(
+    sums: Sums, dark: NDArray[np.bool_], centre: NDArray[np.float64], spread: NDArray[np.float64]
 ) -> None:
-    box = sums.box[blank].astype(np.float64)
+    box = sums.box[dark].astype(np.float64)
     edge = box[:, 2:] - box[:, :2]
-    centre[blank] = (box[:, :2] + box[:, 2:] - 1) / 2
+    centre[dark] = (box[:, :2] + box[:, 2:] - 1) / 2
     variance = (edge * edge - 1) / 12
-    spread[blank] = np.stack([variance[:, 1], np.zeros(len(box)), variance[:, 0]], axis=1)
+    spread[dark] = np.stack([variance[:, 1], np.zeros(len(box)), variance[:, 0]], axis=1)
 
 
 def _positions(sums: Sums, centre: NDArray[np.float64], width: int) -> Columns:
@@ -151,8 +152,8 @@ def _orientation(xx, xy, yy):  # type: ignore[no-untyped-def]
 
 
 def _fluxes(sums: Sums, unit: float, variance_unit: float) -> Columns:
-    flux = to_float(sums.exact[:, FLUX]) * unit
-    error = np.sqrt(to_float(sums.exact[:, VARIANCE]) * variance_unit)
+    flux = int128_to_float(sums.exact[:, FLUX]) * unit
+    error = np.sqrt(int128_to_float(sums.exact[:, VARIANCE]) * variance_unit)
     return {
         "segment_flux": flux,
         "segment_flux_err": error,
@@ -162,7 +163,7 @@ def _fluxes(sums: Sums, unit: float, variance_unit: float) -> Columns:
     }
 
 
-def _verdicts(sums: Sums) -> Columns:
+def _pixel_statistics(sums: Sums) -> Columns:
     mean = sums.probability * PROBABILITY_SCALE / np.maximum(sums.area, 1)[:, None]
     some = mean.shape[1] > 1
     return {
@@ -174,9 +175,9 @@ def _verdicts(sums: Sums) -> Columns:
     }
 
 
-def _flags(sums: Sums, blank: NDArray[np.bool_]) -> NDArray[np.int32]:
-    spoilt = (sums.beside_bad > 0) | (sums.flags & _BAD != 0) | blank
+def _flags(sums: Sums, dark: NDArray[np.bool_]) -> NDArray[np.int32]:
+    incomplete = (sums.beside_bad > 0) | (sums.flags & _BAD != 0) | dark
     flags = np.where(sums.flags & _SATURATED != 0, int(SourceFlag.SATURATED), 0)
     flags |= np.where(sums.border, int(SourceFlag.TRUNCATED), 0)
-    flags |= np.where(spoilt, int(SourceFlag.ISOPHOTE_INCOMPLETE), 0)
+    flags |= np.where(incomplete, int(SourceFlag.ISOPHOTE_INCOMPLETE), 0)
     return flags.astype(np.int32)

@@ -21,8 +21,8 @@ VARIANCE_LIMIT = 2**52
 
 # NumPy scalars: numba would compile each kernel anew for each literal.
 FLUX, VARIANCE, MASS, MASS_Y, MASS_X, MASS_YY, MASS_XY, MASS_XX = np.arange(8)
-_NONE = np.int64(0)
-_CHUNK = 64  # pixels of a run whose products with squared offsets still fit 64 bits
+_ZERO = np.int64(0)
+_MAX_RUN = 64  # pixels of a run whose products with squared offsets still fit 64 bits
 _BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
 _SATURATED = int(PixelFlag.SATURATED)
 _ONE = np.uint64(1)
@@ -174,22 +174,26 @@ def accumulate(
         if names is None
         else np.asarray(names, dtype=np.int32)
     )
-    _check(pixels, known, anchors)
-    sums = _blank(known, anchors, len(pixels.probability))
-    fault = _accumulate(_maps(pixels), _rows(sums)) if len(known) else int(pixels.labels.any())
-    if fault:
-        raise ValueError(_FAULTS[fault])
-    return _seen(sums, pixels.shape)
+    _check_pixels(pixels, known, anchors)
+    sums = _empty_sums(known, anchors, len(pixels.probability))
+    error = (
+        _accumulate(_pack_maps(pixels), _pack_rows(sums))
+        if len(known)
+        else int(pixels.labels.any())
+    )
+    if error:
+        raise ValueError(_ERRORS[error])
+    return _drop_absent(sums, pixels.shape)
 
 
-_FAULTS = {
+_ERRORS = {
     1: "a label of the map has no anchor: name every label that the tile holds",
     2: f"a fixed-point flux exceeds {FLUX_LIMIT} in magnitude: use quantise_flux",
     3: f"a fixed-point variance is outside [0, {VARIANCE_LIMIT}]: use quantise_variance",
 }
 
 
-def _check(pixels: Pixels, names: NDArray[np.int32], anchors: NDArray[np.int64]) -> None:
+def _check_pixels(pixels: Pixels, names: NDArray[np.int32], anchors: NDArray[np.int64]) -> None:
     for name in ("labels", "value", "variance", "elevation"):
         if getattr(pixels, name).shape != pixels.core.shape:
             raise ValueError(
@@ -208,7 +212,7 @@ def _check(pixels: Pixels, names: NDArray[np.int32], anchors: NDArray[np.int64])
         raise ValueError(f"{len(names)} names for {len(anchors)} anchors: give as many, rising")
 
 
-def _blank(names: NDArray[np.int32], anchors: NDArray[np.int64], outputs: int) -> Sums:
+def _empty_sums(names: NDArray[np.int32], anchors: NDArray[np.int64], outputs: int) -> Sums:
     n, far = len(names), np.iinfo(np.int64).max
     return Sums(
         label=names,
@@ -227,7 +231,7 @@ def _blank(names: NDArray[np.int32], anchors: NDArray[np.int64], outputs: int) -
     )
 
 
-def _seen(sums: Sums, shape: tuple[int, int]) -> Sums:
+def _drop_absent(sums: Sums, shape: tuple[int, int]) -> Sums:
     found = sums.take(sums.area > 0)
     low, high = found.box[:, :2], found.box[:, 2:]
     np.logical_or((low == 0).any(axis=1), (high == shape).any(axis=1), out=found.border)
@@ -259,15 +263,15 @@ def combine(parts: Sequence[Sums]) -> Sums:
         raise ValueError(
             "two parts have different anchors for one label: they are of different images"
         )
-    return _reduce(rows, first)
+    return _sum_groups(rows, first)
 
 
-def _reduce(rows: Sums, first: NDArray[np.intp]) -> Sums:
+def _sum_groups(rows: Sums, first: NDArray[np.intp]) -> Sums:
     total = rows.take(first)
     if len(first) == len(rows):
         return total
     group = np.repeat(np.arange(len(first)), np.diff(first, append=len(rows)))
-    _add_rows(_rows(rows), group, np.isin(np.arange(len(rows)), first), _rows(total))
+    _add_rows(_pack_rows(rows), group, np.isin(np.arange(len(rows)), first), _pack_rows(total))
     np.logical_or.at(total.border, group, rows.border)
     return total
 
@@ -302,7 +306,7 @@ class _Rows(NamedTuple):
     saturated: NDArray[np.int64]
 
 
-def _maps(pixels: Pixels) -> _Maps:
+def _pack_maps(pixels: Pixels) -> _Maps:
     core, around = pixels.core, pixels.flags_box
     return _Maps(
         np.ascontiguousarray(pixels.labels),
@@ -320,7 +324,7 @@ def _maps(pixels: Pixels) -> _Maps:
     )
 
 
-def _rows(sums: Sums) -> _Rows:
+def _pack_rows(sums: Sums) -> _Rows:
     return _Rows(**{name: np.ascontiguousarray(getattr(sums, name)) for name in _Rows._fields})
 
 
@@ -331,32 +335,32 @@ def _accumulate(maps, rows):  # type: ignore[no-untyped-def]
         width, np.int64
     )  # row of the sums that was last met in a column: saves the search
     for i in range(height):
-        j = _NONE
+        j = _ZERO
         while j < width:
             label = maps.labels[i, j]
             if label == 0:
                 j += 1
                 continue
             stop = j + 1
-            while stop < width and stop - j < _CHUNK and maps.labels[i, stop] == label:
+            while stop < width and stop - j < _MAX_RUN and maps.labels[i, stop] == label:
                 stop += 1
             row = above[j] if rows.label[above[j]] == label else above[stop - 1]
             if rows.label[row] != label:
-                row = _find(rows.label, label)
+                row = _find_row(rows.label, label)
             if row < 0:
                 return 1
             above[j:stop] = row
-            fault = _add_run(maps, rows, row, i, (j, stop))
-            if fault:
-                return fault
+            error = _add_run(maps, rows, row, i, (j, stop))
+            if error:
+                return error
             if maps.any_flag:
-                _note_flags(maps, rows, row, i, (j, stop))
+                _update_flags(maps, rows, row, i, (j, stop))
             j = stop
     return 0
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _find(names, label):  # type: ignore[no-untyped-def]
+def _find_row(names, label):  # type: ignore[no-untyped-def]
     low, high = 0, len(names)
     while low < high:
         middle = (low + high) >> 1
@@ -369,9 +373,9 @@ def _find(names, label):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _add_run(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
-    """Add one run of at most ``_CHUNK`` pixels of one label; give 0 or the fault's number."""
+    """Add one run of at most ``_MAX_RUN`` pixels of one label; give 0 or the fault's number."""
     start, stop = run
-    flux, variance, m0, m1, m2, top = _NONE, _NONE, _NONE, _NONE, _NONE, _NONE
+    flux, variance, m0, m1, m2, top = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
     high, low = np.int64(-FLUX_LIMIT - 1), np.int64(FLUX_LIMIT + 1)
     high_j, low_j = start, start
     for j in range(start, stop):
@@ -392,19 +396,19 @@ def _add_run(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
     if high > FLUX_LIMIT or low < -FLUX_LIMIT:
         return 2
     first = (maps.y0 + i) * maps.width + maps.x0
-    _note_extremes(rows, row, (high, first + high_j), (low, first + low_j))
+    _update_extremes(rows, row, (high, first + high_j), (low, first + low_j))
     rows.elevation[row] = max(rows.elevation[row], top)
-    _add_small(rows.exact, row, FLUX, flux)
-    _add_small(rows.exact, row, VARIANCE, variance)
+    _add_int64(rows.exact, row, FLUX, flux)
+    _add_int64(rows.exact, row, VARIANCE, variance)
     dy, dx = maps.y0 + i - rows.anchor[row, 0], maps.x0 + start - rows.anchor[row, 1]
     _add_moments(rows.exact, row, (dy, dx), (m0, m1, m2))
-    _note_extent(maps, rows, row, i, run)
-    _note_probability(maps, rows, row, i, run)
+    _update_extent(maps, rows, row, i, run)
+    _update_probability(maps, rows, row, i, run)
     return 0
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _note_extremes(rows, row, high, low):  # type: ignore[no-untyped-def]
+def _update_extremes(rows, row, high, low):  # type: ignore[no-untyped-def]
     """Take over a greatest and a least (value, global index); of equal values the lowest index."""
     highest, lowest = rows.highest, rows.lowest
     if high[0] > highest[row, 0] or (high[0] == highest[row, 0] and high[1] < highest[row, 1]):
@@ -414,16 +418,16 @@ def _note_extremes(rows, row, high, low):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _note_probability(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
+def _update_probability(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
     for k in range(maps.probability.shape[0]):
-        total = _NONE
+        total = _ZERO
         for j in range(run[0], run[1]):
             total += np.int64(maps.probability[k, i, j])
         rows.probability[row, k] += total
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _note_extent(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
+def _update_extent(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
     rows.area[row] += run[1] - run[0]
     box = rows.box
     box[row, 0] = min(box[row, 0], maps.y0 + i)
@@ -433,7 +437,7 @@ def _note_extent(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _union(flags, rows, columns):  # type: ignore[no-untyped-def]
+def _union_flags(flags, rows, columns):  # type: ignore[no-untyped-def]
     """Give the union of the flags in a range of rows and columns, clipped at the array."""
     union = np.uint8(0)
     for y in range(max(rows[0], 0), min(rows[1], flags.shape[0])):
@@ -443,15 +447,15 @@ def _union(flags, rows, columns):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _note_flags(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
+def _update_flags(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
     flags, y = maps.flags, i + maps.margin_y
     start, stop = run[0] + maps.margin_x, run[1] + maps.margin_x
-    if _union(flags, (y - 1, y + 2), (start - 1, stop + 1)) == 0:
+    if _union_flags(flags, (y - 1, y + 2), (start - 1, stop + 1)) == 0:
         return
     for x in range(start, stop):
         rows.flags[row] |= flags[y, x]
         rows.saturated[row] += (flags[y, x] & _SATURATED) != 0
-        rows.beside_bad[row] += (_union(flags, (y - 1, y + 2), (x - 1, x + 2)) & _BAD) != 0
+        rows.beside_bad[row] += (_union_flags(flags, (y - 1, y + 2), (x - 1, x + 2)) & _BAD) != 0
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -459,26 +463,26 @@ def _add_moments(exact, row, offset, sums):  # type: ignore[no-untyped-def]
     """Move the sums m, m i, m i i of a run to the anchor's frame, x = dx + i, and add them."""
     dy, dx = offset
     m0, m1, m2 = sums
-    _add_small(exact, row, MASS, m0)
+    _add_int64(exact, row, MASS, m0)
     _add_product(exact, row, MASS_Y, dy, m0)
     _add_product(exact, row, MASS_X, dx, m0)
-    _add_small(exact, row, MASS_X, m1)
+    _add_int64(exact, row, MASS_X, m1)
     _add_product(exact, row, MASS_YY, dy * dy, m0)
     _add_product(exact, row, MASS_XY, dy * dx, m0)
     _add_product(exact, row, MASS_XY, dy, m1)
     _add_product(exact, row, MASS_XX, dx * dx, m0)
     _add_product(exact, row, MASS_XX, 2 * dx, m1)
-    _add_small(exact, row, MASS_XX, m2)
+    _add_int64(exact, row, MASS_XX, m2)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _add_small(exact, row, k, value):  # type: ignore[no-untyped-def]
+def _add_int64(exact, row, k, value):  # type: ignore[no-untyped-def]
     """Add a signed 64-bit number."""
-    _add_wide(exact, row, k, np.uint64(value), np.uint64(value >> 63))
+    _add_int128(exact, row, k, np.uint64(value), np.uint64(value >> 63))
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _add_wide(exact, row, k, low, high):  # type: ignore[no-untyped-def]
+def _add_int128(exact, row, k, low, high):  # type: ignore[no-untyped-def]
     """Add a 128-bit number given as two limbs."""
     total = exact[row, k, 0] + low
     exact[row, k, 0] = total
@@ -501,25 +505,25 @@ def _add_product(exact, row, k, factor, value):  # type: ignore[no-untyped-def]
         high = ~high
         if low == np.uint64(0):
             high += _ONE
-    _add_wide(exact, row, k, low, high)
+    _add_int128(exact, row, k, low, high)
 
 
 @njit(cache=True, nogil=True)
-def _add_rows(rows, group, leads, total):  # type: ignore[no-untyped-def]
+def _add_rows(rows, group, is_first, total):  # type: ignore[no-untyped-def]
     for i in range(len(group)):
-        if leads[i]:
+        if is_first[i]:
             continue
         g = group[i]
         for k in range(rows.exact.shape[1]):
-            _add_wide(total.exact, g, k, rows.exact[i, k, 0], rows.exact[i, k, 1])
+            _add_int128(total.exact, g, k, rows.exact[i, k, 0], rows.exact[i, k, 1])
         high = rows.highest[i, 0], rows.highest[i, 1]
         low = rows.lowest[i, 0], rows.lowest[i, 1]
-        _note_extremes(total, g, high, low)
-        _merge_row(rows, i, total, g)
+        _update_extremes(total, g, high, low)
+        _add_counts(rows, i, total, g)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _merge_row(rows, i, total, g):  # type: ignore[no-untyped-def]
+def _add_counts(rows, i, total, g):  # type: ignore[no-untyped-def]
     total.area[g] += rows.area[i]
     total.beside_bad[g] += rows.beside_bad[i]
     total.saturated[g] += rows.saturated[i]
@@ -532,7 +536,7 @@ def _merge_row(rows, i, total, g):  # type: ignore[no-untyped-def]
         total.box[g, k + 2] = max(total.box[g, k + 2], rows.box[i, k + 2])
 
 
-def to_float(wide: NDArray[np.uint64]) -> NDArray[np.float64]:
+def int128_to_float(wide: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Give 128-bit integers, (..., 2) uint64 as (low, high), as float64."""
     low, high = wide[..., 0], wide[..., 1]
     negative = high >> np.uint64(63) == 1

@@ -17,7 +17,7 @@ TYPE_LENGTH = 8
 """Characters of an axis type such as RA---TAN, without the name of a distortion."""
 
 
-def wcs_of(cards: Sequence[str]) -> WCS | None:
+def read_wcs(cards: Sequence[str]) -> WCS | None:
     """Give the celestial coordinates that header cards describe, or None if they describe none.
 
     Parameters
@@ -27,21 +27,21 @@ def wcs_of(cards: Sequence[str]) -> WCS | None:
         followed.
     """
     try:
-        return _read_wcs(cards)
+        return _parse_cards(cards)
     except Exception:  # a broken WCS costs the sky positions, never the catalogue
         return None
 
 
-def explain_no_sky(cards: Sequence[str]) -> str:
+def describe_wcs_error(cards: Sequence[str]) -> str:
     """Say why the positions that header cards promise cannot be given; empty if they can, or none are.
 
     Examples
     --------
-    >>> explain_no_sky(("CTYPE1  = 'RA---XYZ'", "CTYPE2  = 'DEC--XYZ'"))
+    >>> describe_wcs_error(("CTYPE1  = 'RA---XYZ'", "CTYPE2  = 'DEC--XYZ'"))
     'Unrecognized projection code (XYZ in CTYPE1).'
     """
     try:
-        wcs = _read_wcs(cards)
+        wcs = _parse_cards(cards)
         if wcs is not None:
             _to_icrs(wcs, np.zeros(1), np.zeros(1))
     except Exception as error:
@@ -49,18 +49,18 @@ def explain_no_sky(cards: Sequence[str]) -> str:
     return ""
 
 
-def _read_wcs(cards: Sequence[str]) -> WCS | None:
+def _parse_cards(cards: Sequence[str]) -> WCS | None:
     if not cards:
         return None
     with warnings.catch_warnings():
         # astropy mends old cards and says so: not the concern of who wants a catalogue.
         warnings.simplefilter("ignore")
         header = fits.Header.fromstring("\n".join(cards), sep="\n")
-        wcs = WCS(_name_sip(header), relax=True)
+        wcs = WCS(_append_sip(header), relax=True)
         return wcs.celestial if wcs.has_celestial else None
 
 
-def _name_sip(header: fits.Header) -> fits.Header:
+def _append_sip(header: fits.Header) -> fits.Header:
     """Complete axis types: astropy follows SIP without its name too, but tells the terminal."""
     for name in ("CTYPE1", "CTYPE2"):
         if "A_ORDER" in header and len(kind := str(header.get(name, ""))) == TYPE_LENGTH:
@@ -68,7 +68,7 @@ def _name_sip(header: fits.Header) -> fits.Header:
     return header
 
 
-def sky_coordinates(
+def pixel_to_icrs(
     x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], cards: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Give right ascension and declination (ICRS, degrees) of pixel positions.
@@ -86,7 +86,7 @@ def sky_coordinates(
         Degrees, ra in [0, 360); NaN where there is no WCS, or the projection has no sky there.
     """
     blank = np.full(len(x), np.nan)
-    wcs = wcs_of(cards)
+    wcs = read_wcs(cards)
     if wcs is None or not len(x):
         return blank, blank.copy()
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from fcnpipe import export
-from fcnpipe.science.wcs import sky_coordinates
+from fcnpipe.science.wcs import pixel_to_icrs
 from fcnpipe.stores import ZarrStore
 from fcnpipe.testing.small_run import CARDS
 
@@ -26,7 +26,7 @@ def test_ellipses_are_one_based(rich: ZarrStore, tmp_path: Path) -> None:
 
 
 def test_sky_outlines_lie_where_the_ellipses_do(rich: ZarrStore, tmp_path: Path) -> None:
-    export.export(rich, tmp_path / "s.reg", to_sky=partial(sky_coordinates, cards=CARDS))
+    export.export(rich, tmp_path / "s.reg", to_sky=partial(pixel_to_icrs, cards=CARDS))
     lines = (tmp_path / "s.reg").read_text().splitlines()
     assert lines[2] == "icrs"
     numbers = np.array(lines[3].split("(")[1].split(")")[0].split(","), float).reshape(-1, 2)

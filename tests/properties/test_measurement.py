@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fcnpipe.core.geometry import Box, TileGrid
 from fcnpipe.science.apertures import aperture_boxes, measure_apertures
-from fcnpipe.science.moments import finish
+from fcnpipe.science.moments import measure_isophotes
 from fcnpipe.science.regions import Region
 from fcnpipe.science.sums import (
     FLUX_LIMIT,
@@ -20,7 +20,7 @@ from fcnpipe.science.sums import (
     Sums,
     accumulate,
     combine,
-    to_float,
+    int128_to_float,
 )
 
 SLOW = settings(
@@ -103,8 +103,8 @@ def test_sums_and_columns_do_not_see_the_tiling(shape, edge, sources, seed):
     np.random.default_rng(seed).shuffle(parts)
     total = combine(parts)
     assert same(total, whole)
-    expected = finish(whole, UNIT, UNIT, shape[1])
-    for name, column in finish(total, UNIT, UNIT, shape[1]).items():
+    expected = measure_isophotes(whole, UNIT, UNIT, shape[1])
+    for name, column in measure_isophotes(total, UNIT, UNIT, shape[1]).items():
         np.testing.assert_array_equal(column, expected[name])
 
 
@@ -154,7 +154,7 @@ def test_sums_are_those_of_whole_numbers_without_end(shape, seed):
             expected = [a + b for a, b in zip(expected, terms, strict=True)]
         assert [whole_number(sums.exact[row, k]) for k in range(8)] == expected
         np.testing.assert_allclose(
-            to_float(sums.exact[row]), [float(v) for v in expected], rtol=1e-15
+            int128_to_float(sums.exact[row]), [float(v) for v in expected], rtol=1e-15
         )
 
 
@@ -206,7 +206,7 @@ def field() -> tuple[dict[str, np.ndarray], Region]:
         labels, value, np.full(shape, 2**20), np.zeros((1, *shape), np.uint8),
         np.zeros(shape, np.uint16), flags, Box(0, 0, *shape), shape,
     )  # fmt: skip
-    columns = finish(accumulate(pixels, peaks(pixels, 30)), UNIT, UNIT, shape[1])
+    columns = measure_isophotes(accumulate(pixels, peaks(pixels, 30)), UNIT, UNIT, shape[1])
     image[flags > 0] = np.nan
     noise = np.ones(shape, np.float32)
     return columns, Region(image, noise, labels, flags, Box(0, 0, *shape), shape)

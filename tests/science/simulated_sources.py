@@ -8,7 +8,7 @@ from scipy import ndimage
 from fcnpipe.core.geometry import Box
 from fcnpipe.science.apertures import measure_apertures
 from fcnpipe.science.fixed_point import quantise_flux, quantise_variance
-from fcnpipe.science.moments import Columns, finish
+from fcnpipe.science.moments import Columns, measure_isophotes
 from fcnpipe.science.regions import Region
 from fcnpipe.science.sums import Pixels, accumulate
 
@@ -17,7 +17,7 @@ VARIANCE_UNIT = 2.0**-40
 SHAPE = (300, 320)
 
 
-def blob(
+def make_gaussian(
     centre: tuple[float, float], axes: tuple[float, float], angle: float, flux: float
 ) -> np.ndarray:
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -27,7 +27,7 @@ def blob(
     return flux / (2 * np.pi * axes[0] * axes[1]) * np.exp(-0.5 * (u * u + v * v))
 
 
-def crowd(seed: int = 5, count: int = 45) -> tuple[np.ndarray, np.ndarray]:
+def make_crowd(seed: int = 5, count: int = 45) -> tuple[np.ndarray, np.ndarray]:
     """Sources that overlap, on noise of 1: image and labels."""
     rng = np.random.default_rng(seed)
     image, best = np.zeros(SHAPE), np.full(SHAPE, 1.5)
@@ -35,7 +35,9 @@ def crowd(seed: int = 5, count: int = 45) -> tuple[np.ndarray, np.ndarray]:
     for label in range(1, count + 1):
         centre = rng.uniform(0, SHAPE[0]), rng.uniform(0, SHAPE[1])
         axes = np.sort(rng.uniform(1.2, 4.5, 2))[::-1]
-        source = blob(centre, tuple(axes), rng.uniform(0, np.pi), 10 ** rng.uniform(2.8, 4.3))
+        source = make_gaussian(
+            centre, tuple(axes), rng.uniform(0, np.pi), 10 ** rng.uniform(2.8, 4.3)
+        )
         image += source
         labels[source > best] = label
         best = np.maximum(best, source)
@@ -48,7 +50,7 @@ def renumber(labels: np.ndarray) -> np.ndarray:
     return dense.reshape(labels.shape).astype(np.int32)
 
 
-def pixels_of(
+def make_pixels(
     image: np.ndarray, labels: np.ndarray, noise: np.ndarray, flags: np.ndarray
 ) -> Pixels:
     return Pixels(
@@ -63,27 +65,27 @@ def pixels_of(
     )
 
 
-def columns_of(pixels: Pixels) -> Columns:
+def measure_moments(pixels: Pixels) -> Columns:
     where = ndimage.maximum_position(
         pixels.value, pixels.labels, np.arange(1, pixels.labels.max() + 1)
     )
     sums = accumulate(pixels, np.array(where, np.int64))
-    return finish(sums, UNIT, VARIANCE_UNIT, pixels.shape[1])
+    return measure_isophotes(sums, UNIT, VARIANCE_UNIT, pixels.shape[1])
 
 
-def region_of(
+def make_region(
     image: np.ndarray, labels: np.ndarray, noise: np.ndarray, flags: np.ndarray
 ) -> Region:
     return Region(image, noise, labels, flags, Box(0, 0, *image.shape), image.shape)
 
 
-def measured(image: np.ndarray, labels: np.ndarray, flags: np.ndarray | None = None) -> Columns:
+def measure(image: np.ndarray, labels: np.ndarray, flags: np.ndarray | None = None) -> Columns:
     """All columns of a scene whose noise is 1."""
     noise = np.ones(image.shape, np.float32)
     bits = np.zeros(image.shape, np.uint8) if flags is None else flags
-    columns = columns_of(pixels_of(image, labels, noise, bits))
-    return columns | measure_apertures(columns, region_of(image, labels, noise, bits))
+    columns = measure_moments(make_pixels(image, labels, noise, bits))
+    return columns | measure_apertures(columns, make_region(image, labels, noise, bits))
 
 
-def lone(source: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def label_above(source: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     return source.astype(np.float32), (source > threshold).astype(np.int32)

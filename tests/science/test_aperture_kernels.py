@@ -34,7 +34,7 @@ def test_crossed_pixels_and_how_they_fill_are_exact(radius, shift):
     for i, j in np.ndindex(19, 19):
         dy, dx = abs(span[i] - shift[1]), abs(span[j] - shift[0])
         if abs(np.hypot(dy, dx) - radius) < np.sqrt(0.5):
-            area, angle = kernels._crossed(min(dx, dy), max(dx, dy), radius)
+            area, angle = kernels._circle_overlap(min(dx, dy), max(dx, dy), radius)
             assert area == pytest.approx(expected[i, j], abs=1e-12)
             assert angle * radius == pytest.approx(grown[i, j], abs=2e-3)
             crossed += 1
@@ -44,7 +44,7 @@ def test_crossed_pixels_and_how_they_fill_are_exact(radius, shift):
 @pytest.mark.parametrize("axes", [(7.0, 2.0), (8.0, 0.4), (0.6, 0.25), (3.0, 3.0)])
 @pytest.mark.parametrize("angle", [0.0, 0.6, np.pi / 2, 2.8, np.pi, 5.1])
 def test_ellipse_overlap_is_exact(axes, angle):
-    ellipse = kernels._cut_ellipse(make_source(axes, angle), 1.0)
+    ellipse = kernels._make_ellipse(make_source(axes, angle), 1.0)
     expected = elliptical_overlap_grid(-9.6, 9.4, -9.2, 9.8, 19, 19, *axes, angle, 1, 1)
     np.testing.assert_allclose(shares(ellipse, (0.1, -0.3)), expected, atol=1e-11)
 
@@ -54,15 +54,15 @@ def test_ellipse_overlap_is_exact(axes, angle):
     st.floats(0.5, 2),
 )  # fmt: skip
 def test_a_strip_touches_and_fills_the_pixels_that_it_says(a, ratio, angle, shift, scale):
-    ellipse = kernels._cut_ellipse(make_source((a, a * ratio), angle), scale)
+    ellipse = kernels._make_ellipse(make_source((a, a * ratio), angle), scale)
     edge = int(a * scale) + 3
     for y in range(-edge, edge + 1):
-        strip = kernels._cut_strip(ellipse, y + shift - 0.5)
+        strip = kernels._make_strip(ellipse, y + shift - 0.5)
         if strip[1] <= strip[0]:
             continue
-        first, end, low, high = kernels._strip_ends(ellipse, strip, shift, -edge, edge + 1)
+        first, end, low, high = kernels._strip_pixels(ellipse, strip, shift, -edge, edge + 1)
         for x in range(-edge, edge + 1):
-            share = kernels._share(ellipse, y + shift, x - shift)
+            share = kernels._overlap(ellipse, y + shift, x - shift)
             if not first <= x < end:
                 assert abs(share) < 1e-9
             elif low <= x < high:
@@ -78,5 +78,5 @@ def make_source(axes: tuple[float, float], angle: float) -> kernels._Source:
 def shares(ellipse: kernels._Ellipse, shift: tuple[float, float]) -> np.ndarray:
     span = np.arange(-9, 10)
     return np.array(
-        [[kernels._share(ellipse, y - shift[1], x - shift[0]) for x in span] for y in span]
+        [[kernels._overlap(ellipse, y - shift[1], x - shift[0]) for x in span] for y in span]
     )

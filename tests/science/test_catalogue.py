@@ -8,7 +8,7 @@ from astropy.units import Unit
 
 from fcnpipe.core.errors import VerificationError
 from fcnpipe.science import catalogue
-from fcnpipe.science.catalogue import COLUMNS, FLUX_UNIT, assemble, columns_of, complete
+from fcnpipe.science.catalogue import COLUMNS, FLUX_UNIT, assemble, complete_rows, list_columns
 from tests.science.header_cards import make_cards
 
 
@@ -20,9 +20,9 @@ def measured_rows(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_columns_are_well_formed():
-    names = [column.name for column in columns_of("adu", magnitudes=True)]
+    names = [column.name for column in list_columns("adu", magnitudes=True)]
     assert len(set(names)) == len(names)
-    for column in columns_of("adu", magnitudes=True):
+    for column in list_columns("adu", magnitudes=True):
         np.dtype(column.dtype)
         Unit(column.unit)
         assert column.description
@@ -31,8 +31,8 @@ def test_columns_are_well_formed():
 
 def test_complete_rows_have_every_column_in_order():
     labels = np.array([3, 1])
-    rows = complete(measured_rows(labels), make_cards(), 1000, zero_point=25.0)
-    columns = columns_of(magnitudes=True)
+    rows = complete_rows(measured_rows(labels), make_cards(), 1000, zero_point=25.0)
+    columns = list_columns(magnitudes=True)
     assert list(rows) == [c.name for c in columns]
     assert [rows[c.name].dtype for c in columns] == [np.dtype(c.dtype) for c in columns]
     assert rows["source_id"].tolist() == [3003, 1001]
@@ -43,7 +43,7 @@ def test_complete_rows_have_every_column_in_order():
 
 def test_assemble_orders_the_rows_of_all_parts():
     order = np.random.default_rng(0).permutation(np.arange(1, 101))
-    parts = [complete(measured_rows(part), (), 1000) for part in np.split(order, [7, 7, 60])]
+    parts = [complete_rows(measured_rows(part), (), 1000) for part in np.split(order, [7, 7, 60])]
     asked = []
 
     def read(names):
@@ -64,7 +64,7 @@ def test_assemble_holds_few_columns_of_a_large_catalogue(monkeypatch):
 
     def read(names):
         asked.append(names)
-        part = complete(measured_rows(np.arange(1, 6)), (), 1000)
+        part = complete_rows(measured_rows(np.arange(1, 6)), (), 1000)
         return [{name: part[name] for name in names}]
 
     names = [column.name for column, _ in assemble(read, 5)]

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from fcnpipe.core.records import SourceFlag
-from tests.science.simulated_sources import SHAPE, blob, columns_of, lone, measured, pixels_of
+from tests.science.simulated_sources import (
+    SHAPE,
+    label_above,
+    make_gaussian,
+    make_pixels,
+    measure,
+    measure_moments,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,8 +34,8 @@ def test_isophotal_columns_are_those_of_photutils(scene, name):
 
 
 def test_source_without_positive_pixels_has_finite_columns():
-    image, labels = lone(blob((100, 90), (3, 2), 0.0, 2000))
-    columns = measured(-image, labels)
+    image, labels = label_above(make_gaussian((100, 90), (3, 2), 0.0, 2000))
+    columns = measure(-image, labels)
     assert columns["segment_flux"][0] < 0
     assert abs(columns["x_centroid"][0] - 90) < 1
     assert abs(columns["y_centroid"][0] - 100) < 1
@@ -40,26 +47,26 @@ def test_source_without_positive_pixels_has_finite_columns():
 def test_single_pixel_source_is_measured(where):
     image, labels = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.int32)
     image[where], labels[where] = 50, 1
-    columns = measured(image, labels)
+    columns = measure(image, labels)
     assert (columns["y_centroid"][0], columns["x_centroid"][0]) == where
     np.testing.assert_allclose(columns["semimajor_axis"], np.sqrt(1 / 12))
     assert columns["flags"][0] & SourceFlag.TRUNCATED
 
 
 def test_saturated_pixels_are_counted_and_flagged():
-    image, labels = lone(blob((100, 90), (2, 2), 0.0, 5000))
+    image, labels = label_above(make_gaussian((100, 90), (2, 2), 0.0, 5000))
     flags = np.zeros(SHAPE, np.uint8)
     flags[100, 89:92] = 4
-    columns = measured(image, labels, flags)
+    columns = measure(image, labels, flags)
     assert columns["saturated_pixels"].tolist() == [3]
     assert columns["flags"].tolist() == [int(SourceFlag.SATURATED)]
 
 
 def test_class_is_the_most_probable_of_those_after_the_first():
-    image, labels = lone(blob((100, 90), (2, 2), 0.0, 5000))
-    pixels = pixels_of(image, labels, np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
+    image, labels = label_above(make_gaussian((100, 90), (2, 2), 0.0, 5000))
+    pixels = make_pixels(image, labels, np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
     maps = np.zeros((3, *SHAPE), np.uint8)
     maps[0], maps[1], maps[2] = 204, 20, 180
-    columns = columns_of(dataclasses.replace(pixels, probability=maps))
+    columns = measure_moments(dataclasses.replace(pixels, probability=maps))
     assert columns["class"].tolist() == [2]
     np.testing.assert_allclose(columns["probability"], 0.8)

@@ -9,16 +9,22 @@ import pytest
 
 from fcnpipe.core.geometry import Box
 from fcnpipe.science.sums import Sums, accumulate
-from tests.science.simulated_sources import SHAPE, blob, crowd, lone, pixels_of
+from tests.science.simulated_sources import (
+    SHAPE,
+    label_above,
+    make_crowd,
+    make_gaussian,
+    make_pixels,
+)
 
 
 def test_bad_neighbour_is_seen_across_the_seam():
     """The bad pixel lies in the next tile; only the pixel of halo in flags shows it."""
-    image, labels = lone(blob((100, 90), (2, 2), 0.0, 5000))
+    image, labels = label_above(make_gaussian((100, 90), (2, 2), 0.0, 5000))
     edge = int(np.nonzero(labels.any(axis=0))[0].max()) + 1
     flags = np.zeros(SHAPE, np.uint8)
     flags[100, edge] = 1
-    whole = pixels_of(image, labels, np.ones(SHAPE, np.float32), flags)
+    whole = make_pixels(image, labels, np.ones(SHAPE, np.float32), flags)
     core = Box(0, 0, SHAPE[0], edge)
     cut = {
         name: getattr(whole, name)[core.slices]
@@ -38,8 +44,8 @@ def test_bad_neighbour_is_seen_across_the_seam():
 
 
 def test_labels_without_an_anchor_and_values_out_of_range_are_refused():
-    image, labels = lone(blob((100, 90), (2, 2), 0.0, 5000))
-    pixels = pixels_of(image, labels, np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
+    image, labels = label_above(make_gaussian((100, 90), (2, 2), 0.0, 5000))
+    pixels = make_pixels(image, labels, np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
     with pytest.raises(ValueError, match="no anchor"):
         accumulate(pixels, np.zeros((0, 2)))
     with pytest.raises(ValueError, match="no anchor"):
@@ -51,8 +57,8 @@ def test_labels_without_an_anchor_and_values_out_of_range_are_refused():
 
 
 def test_sums_survive_npz(tmp_path):
-    image, labels = crowd(count=6)
-    pixels = pixels_of(image, labels, np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
+    image, labels = make_crowd(count=6)
+    pixels = make_pixels(image, labels, np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
     sums = accumulate(pixels, np.zeros((labels.max(), 2)))
     np.savez(tmp_path / "sums.npz", **sums.to_arrays())
     with np.load(tmp_path / "sums.npz") as arrays:

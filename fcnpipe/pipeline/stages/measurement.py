@@ -19,10 +19,10 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import SourceFlag
 from fcnpipe.pipeline.job import Arrays, Job
 from fcnpipe.science import catalogue
-from fcnpipe.science.apertures import RADIUS_CAP, aperture_boxes, measure_apertures, measure_near
+from fcnpipe.science.apertures import RADIUS_CAP, aperture_boxes, measure_apertures, measure_covered_apertures
 from fcnpipe.science.basins import apply_table
 from fcnpipe.science.fixed_point import quantise_labelled
-from fcnpipe.science.moments import Columns, finish
+from fcnpipe.science.moments import Columns, measure_isophotes
 from fcnpipe.science.regions import Region, join_regions
 from fcnpipe.science.sums import Pixels, Sums, accumulate, combine
 
@@ -58,13 +58,13 @@ def measure(job: Job, name: str) -> Facts:
     if sums is None:
         return {"sources": 0}
     unit = job.sky.unit
-    columns = finish(sums, unit, _variance_unit(unit), job.plan.shape[1])
+    columns = measure_isophotes(sums, unit, _variance_unit(unit), job.plan.shape[1])
     columns["flags"] |= np.where(_divided(job, name, sums), int(SourceFlag.DEBLENDED), 0).astype(
         np.int32
     )
     columns |= _measure_apertures(job, name, columns)
     width, zero_point = job.plan.shape[1], job.spec.mag_zeropoint
-    rows = catalogue.complete(columns, job.image.info.cards, width, zero_point)
+    rows = catalogue.complete_rows(columns, job.image.info.cards, width, zero_point)
     job.store.put_arrays("rows", name, rows)
     return {"sources": len(sums)}
 
@@ -125,7 +125,7 @@ def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
     """Measure all sources of a tile: most from one region, those that reach further one by one."""
     margin = max(job.plan.tile // MARGIN_PART, LEAST_MARGIN)
     near = _read_region(job, job.tile(name).core.grow(margin).clip(job.plan.frame))
-    measured, done = measure_near(columns, near)
+    measured, done = measure_covered_apertures(columns, near)
     for row in np.flatnonzero(~done):
         one = {what: values[row : row + 1] for what, values in columns.items()}
         for what, values in _measure_far(job, near, one).items():
@@ -137,7 +137,7 @@ def _measure_far(job: Job, near: Region, one: Columns) -> Columns:
     """Measure a source that looks beyond the region of its tile."""
     usual = min(USUAL_REACH * float(one["semimajor_axis"][0]), RADIUS_CAP)
     box = _reach(job, one, usual)
-    measured, done = measure_near(one, _widen(job, near, box))
+    measured, done = measure_covered_apertures(one, _widen(job, near, box))
     if done[0]:
         return measured
     box = _reach(job, one, RADIUS_CAP)

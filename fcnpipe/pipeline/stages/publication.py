@@ -110,7 +110,7 @@ def write_catalogue(job: Job, name: str) -> Facts:
     """Bring the rows of all tiles in order of label and write them, and the table of tiles."""
     count = len(job.store.get_arrays("selection", ALL)["source"])
     unit, zero_point = job.image.info.unit, job.spec.mag_zeropoint
-    columns = catalogue.columns_of(unit, magnitudes=zero_point is not None)
+    columns = catalogue.list_columns(unit, magnitudes=zero_point is not None)
     job.store.write_source_columns(
         (column.name, values, _describe(column))
         for column, values in catalogue.assemble(
