@@ -8,7 +8,8 @@ from typing import Any
 
 from fcnpipe.core.spec import RunSpec, load_spec, make_spec
 from fcnpipe.pipeline import remote_output
-from fcnpipe.pipeline.run import Observer, Prediction, Result
+from fcnpipe.pipeline.run import Prediction, Result
+from fcnpipe.reporting.observers import Observer
 
 PathLike = str | os.PathLike[str]
 

@@ -1,4 +1,4 @@
-"""The job that every task is given, and what a process opens once for it."""
+"""The job that every task receives, and what each process opens once for it: image, model, network, sky."""
 
 from __future__ import annotations
 
@@ -19,103 +19,41 @@ from fcnpipe.core.timeouts import raise_if_abandoned
 from fcnpipe.images.fingerprints import InputFingerprint
 from fcnpipe.images.masked_image import MaskedImage
 from fcnpipe.images.sky import Sky, unpack_sky
+from fcnpipe.pipeline.criteria import Criteria
 from fcnpipe.pipeline.plan import Plan
-from fcnpipe.science import quantisation
-from fcnpipe.science.merge_tree import MILLION, Criterion
 from fcnpipe.stores import ZarrStore, check_owner
 
 _T = TypeVar("_T")
 ALL = "all"
-"""Name of the one task of a step that is not done tile by tile."""
+"""Name of a task that runs once for the whole image."""
 
 CRC = "crc-"
-"""Before the name of a map: its checksum among the facts of a task."""
+"""Prefix of a map's name: key of its checksum among the facts of a task."""
 
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Criteria:
-    """What is foreground and what is a source, in the integers of the stored maps.
-
-    Attributes
-    ----------
-    on_elevation : bool
-        Whether ``level`` applies to the elevation; else to the probability.
-    level : int
-        Least value of a foreground pixel.
-    branch : stitch.Criterion
-        What a branch needs to stay a source of its own.
-    minarea, minpeak : int
-        What a source needs: pixels, and elevation of its peak.
-    broad : int or None
-        Pixels from which it needs no ``minpeak``.
-    """
-
-    on_elevation: bool
-    level: int
-    branch: Criterion
-    minarea: int
-    minpeak: int
-    broad: int | None = None
-
-
-def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
-    """Give the user's choices, and the model's where the user made none.
-
-    Raises
-    ------
-    ModelError
-        If the threshold is outside what the model can give.
-    """
-    usual = header.defaults
-    on_elevation = header.detect_on == "elevation"
-    top = quantisation.ELEVATION_MAX if on_elevation else quantisation.PROBABILITY_MAX
-    minarea = usual.minarea if spec.minarea is None else spec.minarea
-    mincont = usual.mincont if spec.mincont is None else spec.mincont
-    if spec.dynamics is None:
-        dynamics, extended = usual.dynamics, usual.extended or 0
-    else:  # whoever says it means all branches
-        dynamics, extended = spec.dynamics, 0
-    return Criteria(
-        on_elevation,
-        quantisation.quantise_threshold(networks.threshold_of(header, spec.thresh), top),
-        Criterion(
-            quantisation.quantise_threshold(dynamics, quantisation.ELEVATION_MAX),
-            minarea,
-            round(mincont * MILLION),
-            extended=extended,
-            extended_dynamics=quantisation.quantise_threshold(
-                usual.extended_dynamics, quantisation.ELEVATION_MAX
-            ),
-        ),
-        minarea,
-        quantisation.quantise_threshold(usual.minpeak, quantisation.ELEVATION_MAX),
-        usual.broad,
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Job:
-    """All that a task needs to find its input and its output; small, picklable.
+    """All that a task needs to find its input and output; small and picklable.
 
     Attributes
     ----------
     spec : RunSpec
         The run.
     plan : Plan
-        Its tiles.
+        Tiles, windows and halo.
     criteria : Criteria
-        What is foreground, and what is a source, in integers.
+        What is foreground and what is a source, in integers.
     path : str
-        Folder of the store while the run lasts.
+        Folder of the store during the run, OUT.zarr.partial.
     nonce : str
-        Tells this call from others of the same process, whose files may have changed since, and
-        from others on the same store.
+        Distinguishes this call from others in the same process, whose files may have changed since,
+        and from other runs on the same store.
     inputs : tuple of InputFingerprint
-        The input files as they were when their digest was taken.
+        Fingerprints of the input files from before their digest was computed.
     model_digest : str
-        Digest of the model that the run is of; whatever else lies under its name is refused.
+        Digest of the model of the run; any other model under its name is refused.
     """
 
     spec: RunSpec
@@ -128,32 +66,32 @@ class Job:
 
     @property
     def store(self) -> ZarrStore:
-        """The store, for a task that is still wanted in a run that still owns it.
+        """The store, for a task that was not abandoned, of a run that still owns the store.
 
         Raises
         ------
         StoreError
-            If another run has taken the store over, or it has been published: a task that comes
-            back after a long time must not touch it.
+            If another run has taken over the store, or it has been published: a task that wakes up
+            after a long time must not write to it.
         TimeoutError
-            If the task was abandoned.
+            If the task was abandoned (``--tile-timeout``).
         """
         raise_if_abandoned()
         check_owner(Path(self.path), self.nonce)
         return ZarrStore(Path(self.path))
 
     def check_inputs(self, thorough: bool = False) -> None:
-        """Make sure that the inputs are still those that the run began with.
+        """Raise an error if an input has changed since the run was opened.
 
         Parameters
         ----------
         thorough : bool
-            Look at folders and URLs too, which takes longer.
+            Check folders and URLs too, which takes longer.
 
         Raises
         ------
         InputChanged
-            If not.
+            If one has.
         """
         for fingerprint in self.inputs:
             fingerprint.check(thorough)
@@ -165,43 +103,43 @@ class Job:
 
     @property
     def model(self) -> networks.Model:
-        """The model, loaded once in a process for all runs of it.
+        """The model, loaded once per process for all its runs.
 
         Raises
         ------
         ModelError
-            If it is not here, or another one is.
+            If it is missing on this machine, or another file has its name.
         """
         with _LOADING:
             return _recall(self.model_digest or self.nonce, "model", self._load_model)
 
     @property
     def predictor(self) -> networks.Predictor:
-        """The network, ready to run.
+        """The network, ready to run on one thread.
 
         Notes
         -----
-        One thread for each: the number of threads may change the last bits of a convolution.
+        The number of threads may change the last bits of a convolution.
         """
         what = f"predictor {self.spec.device} {self.spec.precision}"
         with _LOADING:
             return _recall(self.model_digest or self.nonce, what, self._make_predictor)
 
     def load_network(self) -> None:
-        """Load the network before there is anything to do, and refuse another one."""
+        """Load the network ahead of the first tile; raises an error if it is another one."""
         assert self.predictor
 
     @property
     def sky(self) -> Sky:
-        """Sky and noise, once the background stage is through."""
+        """Sky and noise; available after the background stage."""
         return _recall(self.nonce, "sky", lambda: unpack_sky(self.store.get_arrays("sky", ALL)))
 
     def _load_model(self) -> networks.Model:
         found = networks.load_model(self.spec.model, self.spec.fwhm, self.spec.declared)
         if found.digest != (self.model_digest or found.digest):
             raise ModelError(
-                f"model {self.spec.model} is another file here (digest {found.digest}) than "
-                f"the run began with ({self.model_digest}): put the same file everywhere, and leave it alone"
+                f"model {self.spec.model} is another file on this machine (digest {found.digest}) than the run "
+                f"was started with ({self.model_digest}): install the same file everywhere"
             )
         return found
 
@@ -210,23 +148,23 @@ class Job:
         return self.model.predictor(self.spec.device, self.spec.precision, threads=1)
 
     def write_maps(self, core: Box, maps: Arrays) -> dict[str, float]:
-        """Write maps of a tile; give their checksums as facts of the task."""
+        """Write maps of a tile; return their checksums as facts of the task."""
         return {CRC + what: self.store.write_tile(what, core, v) for what, v in maps.items()}
 
     def read_checksums(self, task: str, name: str) -> dict[str, int]:
-        """Give the checksums that a task left; none if it has not been done."""
+        """Return the checksums that a task recorded; empty if it is not done."""
         if not self.store.has_arrays(f"facts-{task}", name):
             return {}
         facts = self.store.get_arrays(f"facts-{task}", name)
         return {k.removeprefix(CRC): int(v) for k, v in facts.items() if k.startswith(CRC)}
 
     def tile(self, name: str) -> Tile:
-        """Give the tile of this name."""
+        """Return the tile with this name."""
         return self.plan.tiles.tile(*parse_tile_name(name))
 
 
 _LOADING = threading.RLock()
-"""One thread of a process loads a model, the others wait for it."""
+"""Held by the one thread of a process that loads a model."""
 
 
 @lru_cache(maxsize=4)
@@ -235,7 +173,7 @@ def _memory(key: str) -> dict[str, Any]:
 
 
 def _recall(key: str, what: str, make: Callable[[], _T]) -> _T:
-    """Give what this process has opened for a job or a model; two threads may open it twice, harmlessly."""
+    """Return what this process has opened for a job or a model; a harmless race may open it twice."""
     memory = _memory(key)
     if what not in memory:
         memory[what] = make()

@@ -1,23 +1,21 @@
-"""Spec + image + network -> the plan of a run, checked before the first pixel is read."""
+"""The plan of a run: tiles, windows, halo, projected memory and disk; made before the first pixel is read."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from math import gcd, lcm
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from fcnpipe import engines, images, networks
-from fcnpipe.core.errors import PlanError, SpecError, StoreError
+from fcnpipe import engines
+from fcnpipe.core.errors import PlanError, StoreError
 from fcnpipe.core.geometry import Box, TileGrid, round_up
-from fcnpipe.core.records import ImageInfo, OutputMap
+from fcnpipe.core.records import OutputMap
 from fcnpipe.core.spec import RunSpec
+from fcnpipe.pipeline.inputs import Command, Inputs, open_inputs
 from fcnpipe.pipeline.memory import (
     Load,
     PixelBytes,
@@ -26,20 +24,20 @@ from fcnpipe.pipeline.memory import (
     project_driver,
     weigh_pixel,
 )
+from fcnpipe.pipeline.precision import is_filter, resolve_precision
 from fcnpipe.science.apertures import LAST_KERNEL
 
-Command = Literal["segment", "predict"]
 FILL = 4
-"""Reach of the repair of bad pixels before the network sees them, px."""
+"""Reach of the interpolation over bad pixels before the network sees them, px."""
 CHUNK = 512
-"""Inner chunk of the store, px; a tile that it does not divide takes the common divisor."""
-LEAST_CHUNK = 64
+"""Inner chunk of the store, px; a tile that is not a multiple gets the greatest common divisor."""
+MIN_CHUNK = 64
 DEFAULT_TILE = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will do, and what it will take.
+    """What a run will do, and the resources that it needs.
 
     Attributes
     ----------
@@ -56,19 +54,19 @@ class Plan:
     cell : int
         Edge of a cell of the background mesh, px.
     workers : int
-        Tasks at the same time.
+        Number of tasks that run at the same time.
     threads : int
-        Of these, in one process.
+        Number of these in one process.
     memory : Projection
-        What a process takes at most.
+        Projected peak memory of a process.
     driver_bytes : int
-        What the process of the stages takes at most where workers of Dask have the tiles, else 0.
+        Projected peak memory of the driver where Dask workers process the tiles, else 0.
     disk_bytes : int
-        Largest the output can get before compression.
+        Upper limit of the output's size, before compression.
     precision : str
         Arithmetic of the network: fp32, bf16 or int8.
     maps : tuple of OutputMap
-        What the network gives, to be stored as it is; empty if sources are to be found.
+        Outputs of the network to be stored as they are; empty if sources are to be found.
     """
 
     shape: tuple[int, int]
@@ -114,79 +112,73 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Projected peak of a process that works on tiles, with all its tasks at the same time."""
+        """Projected peak memory of a process that runs all its tasks at the same time."""
         return self.memory.of(self.threads)
 
     @property
     def overhead(self) -> float:
-        """Pixels that the network looks at for each pixel that it writes."""
-        looked = sum(w.core.grow(self.halo).clip(self.canvas).size for w in self.windows)
-        return looked / self.frame.size
+        """Pixels read by the network for each pixel written."""
+        read = sum(w.core.grow(self.halo).clip(self.canvas).size for w in self.windows)
+        return read / self.frame.size
 
     def lines(self) -> list[tuple[str, str]]:
-        """Give (what, how much) rows for people."""
-        rows, columns = self.tiles.counts
+        """Return (item, value) rows for display."""
+        (height, width), (rows, columns) = self.shape, self.tiles.counts
+        memory = f"{self.memory_bytes / 2**30:.2f} GiB for each process (projected peak)"
+        if self.driver_bytes:
+            memory += f", {self.driver_bytes / 2**30:.2f} GiB for the driver"
         return [
-            (
-                "image",
-                f"{self.bands} x {self.shape[0]} x {self.shape[1]} ({self.frame.size / 1e6:.1f} Mpix)",
-            ),
+            ("image", f"{self.bands} x {height} x {width} ({self.frame.size / 1e6:.1f} Mpix)"),
             ("tiles", f"{rows} x {columns} = {len(self.tiles)} of {self.tile} px"),
             (
                 "windows",
                 f"{len(self.windows)} of {self.window} px + halo {self.halo} px, stride {self.stride}",
             ),
-            ("overhead", f"{self.overhead:.3f} px looked at for each px written"),
+            ("overhead", f"{self.overhead:.3f} px read for each px written"),
             ("precision", self.precision),
             ("storage", f"shards of {self.tile} px, chunks of {self.chunk} px"),
             ("background", f"mesh of {self.mesh[0]} x {self.mesh[1]} cells of {self.cell} px"),
             ("workers", f"{self.workers}, {self.threads} in a process"),
-            ("memory", self._say_memory()),
+            ("memory", memory),
             ("disk", f"{self.disk_bytes / 2**30:.2f} GiB at most, before compression"),
         ]
-
-    def _say_memory(self) -> str:
-        said = f"{self.memory_bytes / 2**30:.2f} GiB for each process (projected peak)"
-        if not self.driver_bytes:
-            return said
-        return f"{said}, {self.driver_bytes / 2**30:.2f} for the one that hands out the tiles"
 
 
 def make_plan(
     spec: RunSpec, tile: int | None = None, command: Command = "segment", host_bytes: int = 0
 ) -> Plan:
+    """Plan a run without starting it; parameters and errors are those of `plan_run` and `open_inputs`."""
+    return plan_run(open_inputs(spec, command), tile, host_bytes)
+
+
+def plan_run(inputs: Inputs, tile: int | None = None, host_bytes: int = 0) -> Plan:
     """Plan a run.
 
     Parameters
     ----------
-    spec : RunSpec
-        The run.
+    inputs : Inputs
+        The opened image and model, and the spec.
     tile : int, optional
-        Tile edge of a run that is being resumed; wins over the spec's.
-    command : {"segment", "predict"}
-        Whether sources are to be found, or the outputs of the network stored as they are.
+        Tile edge of the run that is resumed, px; takes precedence over the spec's.
     host_bytes : int
-        What the program takes besides that this process runs.
+        Memory that the host program (such as Prefect) uses in this process.
 
     Raises
     ------
-    InputError, ModelError, SpecError, EngineError
-        If the image, the model or the precision cannot be used.
+    SpecError, ModelError, EngineError
+        If the precision cannot be used.
     PlanError
-        If the tile does not fit the window or the store, or the run does not fit the machine.
+        If the tile does not fit the window or the store, or the run does not fit into memory.
     """
-    image = images.open_image(spec.image, spec.hdu)
-    model = networks.load_model(spec.model, spec.fwhm, spec.declared)
-    bands, height, width = shape = image.info.shape
-    maps = _list_maps(model.header, spec, image.info, command)
-    edge = _tile_edge(spec.window, tile or spec.tile, (height, width))
-    _check_window(spec.window, model.stride)
-    spec = spec.model_copy(update={"precision": settle_precision(spec, model)})
-    workers = spec.workers or (
-        engines.count_cores() if spec.on_dask or spec.engine != "serial" else 1
-    )
-    kept_bytes = image.overhead_bytes + host_bytes * (not spec.on_dask)
-    load = _load(spec, model, edge, shape, bands + len(model.header.extra) + len(maps))
+    model, info = inputs.model, inputs.image.info
+    bands, height, width = info.shape
+    edge = _tile_edge(inputs.spec.window, tile or inputs.spec.tile, (height, width))
+    _check_window(inputs.spec.window, model.stride)
+    spec = inputs.spec.model_copy(update={"precision": resolve_precision(inputs.spec, model)})
+    cores = engines.count_cores() if spec.on_dask or spec.engine != "serial" else 1
+    workers = spec.workers or cores
+    kept_bytes = inputs.image.overhead_bytes + host_bytes * (not spec.on_dask)
+    load = _load(spec, inputs, edge)
     tiles = len(TileGrid((height, width), (edge, edge)))
     plan = Plan(
         shape=(height, width),
@@ -201,96 +193,44 @@ def make_plan(
         threads=min(_count_threads(spec, workers), tiles),
         memory=project(load, kept_bytes, dask=spec.on_dask, compiles=_must_compile()),
         driver_bytes=project_driver(tiles, load.torch) + host_bytes if spec.on_dask else 0,
-        disk_bytes=height * width * (_bytes_stored(maps, model) + 4 * bands * spec.keep_image),
+        disk_bytes=height * width * _stored_bytes(inputs),
         precision=spec.precision,
-        maps=maps,
+        maps=inputs.maps,
     )
     _check_memory(plan, spec)
     return plan
 
 
-def settle_precision(spec: RunSpec, model: networks.Model) -> str:
-    """Give the arithmetic of the network, fp32, bf16 or int8: what auto means where the tiles go.
-
-    Raises
-    ------
-    SpecError, ModelError
-        If this machine is to do the work and has no such device or precision, or if workers differ.
-    EngineError
-        If workers cannot be asked, or have not the device.
-
-    Notes
-    -----
-    The workers of a scheduler are asked: they may have what this machine has not, above all a GPU.
-    Those that a cluster is to start cannot be; GPUs are taken to multiply bfloat16. What is given in
-    so many words is checked by each worker before its first tile.
-    """
-    elsewhere = bool(spec.scheduler or spec.cluster)
-    if _is_filter(model) or not elsewhere:
-        return model.precision(spec.precision, spec.device)
-    if spec.precision != "auto":
-        return spec.precision
-    if spec.scheduler:
-        return _agree(engines.query_workers(spec, partial(model.precision, "auto", spec.device)))
-    if not _asks_for_gpus(spec):
-        return model.precision("auto", spec.device)
-    with suppress(SpecError):  # a cluster of this machine's own
-        return model.precision("auto", "cuda")
-    return "fp32" if model.header.has_image_outputs else "bf16"
-
-
-def _agree(answers: set[str]) -> str:
-    if len(answers) > 1:
-        raise SpecError(
-            f"precision='auto' means {' or '.join(sorted(answers))}, by the Dask worker, and each gives its "
-            "own labels: choose one with --precision, or have tasks ask for resources"
-        )
-    return answers.pop()
-
-
-def _asks_for_gpus(spec: RunSpec) -> bool:
-    resources = (spec.cluster or {}).get("resources") or {}
-    return spec.device == "cuda" or (spec.device == "auto" and "GPU" in resources)
-
-
-def _list_maps(
-    header: networks.ModelHeader, spec: RunSpec, info: ImageInfo, command: Command
-) -> tuple[OutputMap, ...]:
-    """Give the outputs to be stored, none for segment; refuse a model that cannot do it."""
-    networks.check_inputs(header, info.shape[0], spec.prior)
-    if command == "predict":
-        return networks.list_maps(header, info.unit)
-    networks.check_separates(header)
-    return ()
-
-
-def _bytes_stored(maps: tuple[OutputMap, ...], model: networks.Model) -> int:
-    """Bytes of a pixel of the store; label, segments, elevation and flags where sources are found."""
-    if maps:
-        return 1 + sum(np.dtype(output.dtype).itemsize for output in maps)
-    return 4 + 2 + 1 + 4 + len(model.classes)
-
-
 def check_disk(plan: Plan, out: str) -> None:
-    """Refuse an output folder that cannot be written or is clearly too small.
+    """Raise an error if the output folder cannot be written or is clearly too small.
 
     Raises
     ------
     StoreError
-        If the folder is missing or not writable, or has less room than a tenth of the output's
-        largest size (labels and probabilities compress at least that well).
+        If the folder is missing or not writable, or its free space is below 10 % of the output's
+        maximum size (labels and probabilities compress at least that well).
     """
     folder = Path(out).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError(
-            f"output folder {folder} is not a folder that can be written; make it or choose another OUT"
+            f"output folder {folder} does not exist or is not writable: create it, or choose another OUT"
         )
     free = shutil.disk_usage(folder).free
     if free < plan.disk_bytes // 10:
         raise StoreError(
-            f"output needs at least {plan.disk_bytes / 1e10:.2f} GB but {folder} has {free / 1e9:.2f} GB free; "
-            "free some, or choose another OUT"
+            f"output needs at least {plan.disk_bytes / 1e10:.2f} GB but {folder} has {free / 1e9:.2f} GB free: "
+            "free some space, or choose another OUT"
         )
+
+
+def _stored_bytes(inputs: Inputs) -> int:
+    """Return the bytes of a pixel of the store, before compression."""
+    image = 4 * inputs.image.bands * inputs.spec.keep_image
+    if inputs.maps:
+        flags = 1
+        return image + flags + sum(np.dtype(output.dtype).itemsize for output in inputs.maps)
+    label, elevation, flags, segments = 4, 2, 1, 4
+    return image + label + elevation + flags + segments + len(inputs.model.classes)
 
 
 def _tile_edge(window: int, tile: int | None, shape: tuple[int, int]) -> int:
@@ -309,100 +249,81 @@ def _check_window(window: int, stride: int) -> None:
     if window % stride:
         raise PlanError(
             f"window={window} is not a multiple of the network's stride {stride}: "
-            f"use --window {round_up(window, lcm(stride, LEAST_CHUNK))}"
+            f"use --window {round_up(window, lcm(stride, MIN_CHUNK))}"
         )
 
 
 def _chunk(tile: int, window: int) -> int:
     chunk = gcd(tile, CHUNK)
-    if chunk < LEAST_CHUNK:  # so is the window, of which the tile is a multiple
+    if chunk < MIN_CHUNK:  # then the window is no multiple of MIN_CHUNK either
         raise PlanError(
-            f"window={window} and tile={tile} leave chunks of {chunk} px, below {LEAST_CHUNK}: "
-            f"use --window {round_up(window, LEAST_CHUNK)}, and a multiple of it as --tile"
+            f"window={window} and tile={tile} leave chunks of {chunk} px, below {MIN_CHUNK}: "
+            f"use --window {round_up(window, MIN_CHUNK)}, and a multiple of it as --tile"
         )
     return chunk
 
 
 def _count_threads(spec: RunSpec, workers: int) -> int:
-    """Give the tasks at the same time in one process, as far as it is said before it is there."""
+    """Return the number of tasks in one process, as far as it is known before the process runs."""
     if not spec.on_dask:
         return 1 if spec.engine == "serial" else workers
     options = (spec.cluster or {}).get("cluster_kwargs") or {}
     return int(options.get("threads_per_worker") or options.get("nthreads") or 1)
 
 
-def _load(
-    spec: RunSpec, model: networks.Model, tile: int, shape: tuple[int, int, int], planes: int
-) -> Load:
-    """Give what a task works on."""
-    rows, columns = (_looks(n, spec.window, model.halo, model.stride) for n in shape[1:])
-    alike = len(rows) == len(columns) == 1
+def _load(spec: RunSpec, inputs: Inputs, tile: int) -> Load:
+    """Return the size of the arrays of one task."""
+    model, shape = inputs.model, inputs.image.info.shape
+    rows, columns = (_read_lengths(n, spec.window, model.halo, model.stride) for n in shape[1:])
+    per_pixel = PixelBytes(model.header.bytes_per_pixel)
+    if not is_filter(model):
+        one_shape = len(rows) == len(columns) == 1
+        per_pixel = weigh_pixel(model.header.bytes_per_pixel, spec.precision, one_shape)
     return Load(
         tile=_area(tile, 0, shape),
         read=_area(tile, model.halo + FILL, shape),
         window=max(rows) * max(columns),
-        planes=planes,
-        pixel_bytes=_pixel_bytes(model, spec.precision, alike),
-        torch=not _is_filter(model),
+        planes=inputs.image.bands + len(model.header.extra) + len(inputs.maps),
+        pixel_bytes=per_pixel,
+        torch=not is_filter(model),
         weight=spec.weight is not None,
         mask=spec.mask is not None,
     )
 
 
-def _looks(length: int, window: int, halo: int, stride: int) -> set[int]:
-    """Give how far windows with their halo go along an axis: those at its ends less."""
+def _read_lengths(length: int, window: int, halo: int, stride: int) -> set[int]:
+    """Return the lengths of all windows with their halo along an axis; those at its ends are shorter."""
     end = round_up(length, stride)
     cores = ((start, min(start + window, end)) for start in range(0, end, window))
     return {min(stop + halo, end) - max(start - halo, 0) for start, stop in cores}
 
 
-def _area(edge: int, reach: int, shape: tuple[int, int, int]) -> int:
-    """Give the pixels of a square and what is around it, as far as the image goes."""
-    height, width = (min(edge + 2 * reach, length) for length in shape[1:])
+def _area(edge: int, margin: int, shape: tuple[int, int, int]) -> int:
+    """Return the pixels of a square with a margin, clipped at the image."""
+    height, width = (min(edge + 2 * margin, length) for length in shape[1:])
     return height * width
 
 
-def _pixel_bytes(model: networks.Model, precision: str, alike: bool) -> PixelBytes:
-    per_pixel = model.header.bytes_per_pixel
-    if _is_filter(model):
-        return PixelBytes(per_pixel)
-    return weigh_pixel(per_pixel, precision, alike)
-
-
-def _is_filter(model: networks.Model) -> bool:
-    """Whether there is no network, only a matched filter."""
-    return model.header.architecture == "matched"
-
-
 def _must_compile() -> bool:
-    """Whether numba finds no kernels of an earlier run; LAST_KERNEL is the last that a run needs."""
-    kernel = LAST_KERNEL
-    if not hasattr(kernel, "stats"):  # numba is told not to compile
+    """Return whether numba has no kernels of an earlier run; the last kernel of a run stands for all."""
+    if not hasattr(LAST_KERNEL, "stats"):  # numba's compiler is disabled
         return False
-    line = kernel.py_func.__code__.co_firstlineno
-    file = kernel.py_func.__module__.rpartition(".")[2]
-    found = Path(kernel.stats.cache_path).glob(f"{file}.{kernel.__name__}-{line}.*.nbi")
-    return not any(found)
+    function = LAST_KERNEL.py_func
+    module, line = function.__module__.rpartition(".")[2], function.__code__.co_firstlineno
+    cached = Path(LAST_KERNEL.stats.cache_path).glob(f"{module}.{function.__name__}-{line}.*.nbi")
+    return not any(cached)
 
 
 def _check_memory(plan: Plan, spec: RunSpec) -> None:
     if spec.scheduler or (spec.cluster and not spec.memory_limit):
-        return  # these machines are looked at when they are there
-    limit = spec.memory_limit * 2**30 if spec.memory_limit else _share(plan)
+        return  # the workers' machines are checked when they are connected
+    machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = (machine - plan.driver_bytes) / plan.workers if plan.driver_bytes else machine
+    if spec.memory_limit:
+        limit = spec.memory_limit * 2**30
     if plan.memory_bytes > limit:
         raise PlanError(
             f"a process with {plan.threads} worker(s) would take {plan.memory_bytes / 2**30:.2f} GiB, above "
             f"the limit of {limit / 2**30:.2f} GiB: use a smaller --tile (now {plan.tile}) or --window "
             f"(now {plan.window}), or fewer --workers (now {plan.workers})"
         )
-
-
-def _share(plan: Plan) -> float:
-    """Give the part of this machine's memory that there is for a process."""
-    if not plan.driver_bytes:
-        return _machine_bytes()
-    return (_machine_bytes() - plan.driver_bytes) / plan.workers
-
-
-def _machine_bytes() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

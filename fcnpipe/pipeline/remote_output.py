@@ -33,9 +33,10 @@ from fcnpipe import remote
 from fcnpipe.core.errors import SpecError, StoreError
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.pipeline import run
-from fcnpipe.pipeline.plan import Command
-from fcnpipe.pipeline.run import Observer, Prediction, Result
+from fcnpipe.pipeline.inputs import Command, identify
+from fcnpipe.pipeline.run import Prediction, Result
 from fcnpipe.remote import uploads
+from fcnpipe.reporting.observers import Observer
 from fcnpipe.reporting.run_recorder import write_report
 from fcnpipe.reporting.run_report import RunReport, parse_report
 from fcnpipe.stores import open_store, parquet_path, partial_path
@@ -181,7 +182,7 @@ def was_finished(spec: RunSpec, command: Command, since: str = "") -> bool:
     report = read_report(spec.out)
     if report is None or report.status != "complete" or report.ended < since:
         return False
-    key = run.identify(spec, command).key
+    key = identify(spec, command).key
     return report.run_key == key and _find_key(spec.out) == key
 
 
@@ -230,13 +231,13 @@ class Target:
         attributes = self._read_root()
         if attributes is None:
             return False
-        run.identify(spec, command).check_same_run(self.url, load_identity(attributes))
+        identify(spec, command).check_same_run(self.url, load_identity(attributes))
         return True
 
     def holds(self, spec: RunSpec, command: Command) -> bool:
         """Whether the finished store of this very run is on disk still."""
         found = read_attributes(self.local)
-        return "run_key" in found and found["run_key"] == run.identify(spec, command).key
+        return "run_key" in found and found["run_key"] == identify(spec, command).key
 
     def claim(self, overwrite: bool) -> None:
         """Keep other runs away from the URL, until it is cleared up.
@@ -319,7 +320,7 @@ class Target:
             raise self._not_ours()
 
     def _not_ours(self) -> StoreError:
-        return StoreError(f"{self.url} exists and is no fcnpipe store: choose another output")
+        return StoreError(f"{self.url} exists and is not an fcnpipe store: choose another output")
 
     # -- taking it there -----------------------------------------------------------------
 

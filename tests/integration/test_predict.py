@@ -35,8 +35,9 @@ from fcnpipe.networks.base import Output, Scaling
 from fcnpipe.networks.models.bundle import save_model
 from fcnpipe.networks.models.headers import check_model, make_header
 from fcnpipe.pipeline import run
-from fcnpipe.pipeline.run import Silence
+from fcnpipe.pipeline.session import open_session
 from fcnpipe.pipeline.stages import prediction
+from fcnpipe.reporting.observers import SilentObserver
 from fcnpipe.science import normalisation
 from fcnpipe.stores import ZarrStore
 from tests.integration.scenes import assert_same, content
@@ -140,11 +141,11 @@ def test_outputs_are_those_of_the_whole_image(field: Path, mixed: Path, tmp_path
     tree = xr.open_datatree(tmp_path / "out.zarr", engine="zarr")
     assert float(image.hill.max()) <= 1
     spec = make_spec(image=(str(field),), out="unused.zarr", model=str(mixed), window=512)
-    with run.open_session(
+    with open_session(
         spec.model_copy(update={"out": str(tmp_path / "w.zarr")}), "predict"
     ) as session:
         for stage in session.stages[:1]:
-            run.run_stage(session, stage, Silence())
+            run.run_stage(session, stage, SilentObserver())
         masked, sky = session.job.image, session.job.sky
         patch = masked.read_patch(masked.frame, sky)
     padded = normalisation.pad_high(patch.significance(1), (200, 292))
@@ -303,10 +304,10 @@ def test_bulge_and_disk_add_up(field: Path, tmp_path: Path) -> None:
         tmp_path / "b.safetensors", network, make_header(network, "galaxy", outputs, {})
     )
     found = predict(field, tmp_path / "out.zarr", model)
-    with run.open_session(
+    with open_session(
         make_spec(image=(str(field),), out=str(tmp_path / "w.zarr"), model="none")
     ) as session:
-        run.run_stage(session, session.stages[0], Silence())
+        run.run_stage(session, session.stages[0], SilentObserver())
         masked = session.job.image
         patch = masked.read_patch(masked.frame, session.job.sky)
     padded = normalisation.pad_high(patch.significance(1), (200, 292))
@@ -474,7 +475,7 @@ def test_only_a_position_sees_where_the_image_is_cut(
 def test_what_changes_on_disk_is_found(
     field: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Spoiler(Silence):
+    class Spoiler(SilentObserver):
         def start(self, stage: str, tasks: int, pixels: int) -> None:
             if stage == "publish":
                 spoil(ZarrStore.resume(out))

@@ -13,7 +13,9 @@ from fcnpipe.core.errors import StoreError, VerificationError
 from fcnpipe.core.records import TaskReport
 from fcnpipe.core.spec import make_spec
 from fcnpipe.pipeline import run, tasks
-from fcnpipe.pipeline.run import Silence
+from fcnpipe.pipeline.session import Session, open_session
+from fcnpipe.pipeline.workflow import Stage
+from fcnpipe.reporting.observers import SilentObserver
 from fcnpipe.stores import ZarrStore
 from tests.integration.scenes import read_all, write_field
 
@@ -54,7 +56,7 @@ def delete(file: Path) -> None:
 
 
 @dataclass
-class Predictions(Silence):
+class Predictions(SilentObserver):
     """The tiles that the network was run on."""
 
     names: list[str] = field(default_factory=list)
@@ -158,7 +160,7 @@ def test_a_store_of_another_image_is_not_mended(image: Path, out: Path) -> None:
 # --- a run that is taken up -----------------------------------------------------------------------
 
 
-def steps(stages: tuple[run.Stage, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def steps(stages: tuple[Stage, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
     for stage in stages:
         for step in stage.steps:
             if step.beside:
@@ -166,7 +168,7 @@ def steps(stages: tuple[run.Stage, ...]) -> Iterator[tuple[str, tuple[str, ...]]
             yield step.task, step.names
 
 
-def perform_until(session: run.Session | None, done: str) -> None:
+def perform_until(session: Session | None, done: str) -> None:
     assert session is not None
     for task, names in steps(session.stages):
         for name in names:
@@ -197,7 +199,7 @@ def test_what_a_ledger_vouches_for_and_is_gone_is_done_again(
     done: str,
 ) -> None:
     spec = make_spec(image=(str(image),), out=str(tmp_path / "out.zarr"), **SETTINGS)
-    with run.open_session(spec) as session:
+    with open_session(spec) as session:
         perform_until(session, done)
     harm(tmp_path / "out.zarr.partial" / file)
     run.segment(spec)
@@ -216,7 +218,7 @@ def test_what_a_run_stumbles_over_is_done_again_when_it_is_taken_up(
 ) -> None:
     out = tmp_path / "out.zarr"
     spec = make_spec(image=(str(image),), out=str(out), **SETTINGS)
-    with run.open_session(spec) as session:
+    with open_session(spec) as session:
         perform_until(session, "measure")
     harm(tmp_path / "out.zarr.partial/image/0/label/c/1/1")
     with pytest.raises((StoreError, VerificationError), match=r"damaged|not what was written"):

@@ -11,7 +11,9 @@ from fcnpipe.core.errors import VerificationError
 from fcnpipe.core.spec import make_spec
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline import tasks as work
-from fcnpipe.pipeline.run import Silence
+from fcnpipe.pipeline.session import open_session
+from fcnpipe.pipeline.workflow import Stage
+from fcnpipe.reporting.observers import SilentObserver
 from fcnpipe.stores import ZarrStore
 from tests.integration.scenes import read_all, write_field
 
@@ -28,7 +30,7 @@ def spec(field: Path, out: Path, engine: str = "serial"):
 
 
 @dataclass
-class Spoiler(Silence):
+class Spoiler(SilentObserver):
     """Clears some labelled pixels on disk when a stage begins."""
 
     out: Path
@@ -63,7 +65,7 @@ PUBLISH = (
 )  # fmt: skip
 
 
-def list_calls(stages: Iterable[run.Stage]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def list_calls(stages: Iterable[Stage]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every task and its names, those that may run at the same time one after the other."""
     for stage in stages:
         for step in stage.steps:
@@ -77,7 +79,7 @@ def test_a_run_that_ends_after_any_step_is_taken_up(
     field: Path, tmp_path: Path, last: str, whole: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out.zarr"
-    with run.open_session(spec(field, out)) as session:
+    with open_session(spec(field, out)) as session:
         for task, names in list_calls(session.stages):
             for name in names:
                 assert not work.perform(session.job, task, name).error

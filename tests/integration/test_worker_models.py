@@ -20,6 +20,8 @@ from fcnpipe.networks.base import Output
 from fcnpipe.networks.models.headers import make_header
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.job import Job
+from fcnpipe.pipeline.session import open_session
+from fcnpipe.reporting.observers import SilentObserver
 from fcnpipe.stores import ZarrStore
 from tests.engines import processes
 from tests.integration.scenes import write_field
@@ -71,14 +73,14 @@ def test_a_worker_with_another_model_takes_no_part(here: Path, scheduler: Path) 
     late.mkdir()
     with processes.workers(scheduler, 1, "--name", "early", folder=early):
         wait_for_workers(scheduler, 1)
-        with run.open_session(spec(scheduler=str(scheduler))) as session:
+        with open_session(spec(scheduler=str(scheduler))) as session:
             assert session
             write_model(here / NAME, seed=2)  # it is loaded
             with processes.workers(scheduler, 1, "--name", "late", folder=late) as (worker,):
                 worker.wait(120)
             said = (late / "said").read_text()
             for stage in session.stages:
-                run.run_stage(session, stage, run.Silence())
+                run.run_stage(session, stage, SilentObserver())
             run.finish(session)
         assert ZarrStore.open(here / "out.zarr").verify().ok
         (line,) = [line for line in said.splitlines() if "cannot do" in line]
@@ -91,12 +93,12 @@ def test_a_worker_with_another_model_takes_no_part(here: Path, scheduler: Path) 
         with processes.workers(scheduler, 1, "--name", "wrong", folder=late):
             wait_for_workers(scheduler, 2)
             match = f"worker wrong cannot do.*{elsewhere} is another file"
-            with pytest.raises(EngineError, match=match), run.open_session(again):
+            with pytest.raises(EngineError, match=match), open_session(again):
                 pass
 
 
 def test_a_model_is_loaded_once_in_a_process(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with run.open_session(spec(engine="serial")) as session:
+    with open_session(spec(engine="serial")) as session:
         assert session
         jobs = [session.job, replace(session.job, nonce="another run")]
         loaded = [job.predictor for job in jobs]

@@ -13,7 +13,8 @@ from fcnpipe.core.errors import ModelError, PlanError, SpecError
 from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.networks.base import Output
 from fcnpipe.networks.inference import predictor
-from fcnpipe.pipeline.plan import make_plan, settle_precision
+from fcnpipe.pipeline.plan import make_plan
+from fcnpipe.pipeline.precision import resolve_precision
 
 GPUS = {"cluster_class": "dask_kubernetes.operator.KubeCluster", "resources": {"GPU": 1}}
 SLURM = {"cluster_class": "dask_jobqueue.SLURMCluster"}
@@ -64,14 +65,14 @@ def test_auto_is_what_the_workers_of_a_scheduler_say(
     said: list[str | None] = []
     monkeypatch.setattr(engines, "query_workers", query_workers)
     answers = {"bf16"}
-    assert settle_precision(spec(scheduler="tcp://far:8786", device="cuda"), model) == "bf16"
+    assert resolve_precision(spec(scheduler="tcp://far:8786", device="cuda"), model) == "bf16"
     answers = {"int8", "bf16"}
-    with pytest.raises(SpecError, match="'auto' means bf16 or int8, by the Dask worker"):
-        settle_precision(spec(scheduler="tcp://far:8786"), model)
+    with pytest.raises(SpecError, match="'auto' means bf16 or int8, depending on the Dask worker"):
+        resolve_precision(spec(scheduler="tcp://far:8786"), model)
     assert said == ["tcp://far:8786"] * 2
     stated = spec(scheduler="tcp://far:8786", device="cuda", precision="fp32")
-    assert settle_precision(stated, model) == "fp32"
-    assert settle_precision(spec(scheduler="tcp://far:8786", model="none"), none()) == "fp32"
+    assert resolve_precision(stated, model) == "fp32"
+    assert resolve_precision(spec(scheduler="tcp://far:8786", model="none"), none()) == "fp32"
     assert len(said) == 2
 
 
@@ -95,14 +96,14 @@ def test_workers_that_are_to_come_are_taken_at_the_word_of_the_cluster(
 ) -> None:
     if meant == "here":
         meant = model.precision("auto", str(options.get("device", "auto")))
-    assert settle_precision(spec(**options), model) == meant
+    assert resolve_precision(spec(**options), model) == meant
 
 
 def test_gpus_to_come_restore_images_in_float32(model: networks.Model) -> None:
     restores = Output(name="clean", role="restored")
     header = model.header.model_copy(update={"outputs": (restores,)})
     image = networks.Bundle(Path("a.safetensors"), header, model.digest)
-    assert settle_precision(spec(cluster=GPUS), image) == "fp32"
+    assert resolve_precision(spec(cluster=GPUS), image) == "fp32"
 
 
 def test_gpus_of_this_machine_are_looked_at(
@@ -110,13 +111,13 @@ def test_gpus_of_this_machine_are_looked_at(
 ) -> None:
     monkeypatch.setattr(predictor.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(predictor.torch.cuda, "is_bf16_supported", lambda **_: False)
-    assert settle_precision(spec(cluster=GPUS), model) == "fp32"
+    assert resolve_precision(spec(cluster=GPUS), model) == "fp32"
 
 
 def test_this_machine_has_to_have_what_it_is_to_work_with(model: networks.Model) -> None:
     with pytest.raises(SpecError, match="no CUDA device is to be seen"):
-        settle_precision(spec(device="cuda"), model)
+        resolve_precision(spec(device="cuda"), model)
     header = model.header.model_copy(update={"ranges": {}})
     bare = networks.Bundle(Path("a.safetensors"), header, model.digest)
     with pytest.raises((ModelError, SpecError)):
-        settle_precision(spec(precision="int8"), bare)
+        resolve_precision(spec(precision="int8"), bare)

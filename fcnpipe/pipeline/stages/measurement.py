@@ -19,7 +19,12 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import SourceFlag
 from fcnpipe.pipeline.job import Arrays, Job
 from fcnpipe.science import catalogue
-from fcnpipe.science.apertures import RADIUS_CAP, aperture_boxes, measure_apertures, measure_covered_apertures
+from fcnpipe.science.apertures import (
+    RADIUS_CAP,
+    aperture_boxes,
+    measure_apertures,
+    measure_covered_apertures,
+)
 from fcnpipe.science.basins import apply_table
 from fcnpipe.science.fixed_point import quantise_labelled
 from fcnpipe.science.moments import Columns, measure_isophotes

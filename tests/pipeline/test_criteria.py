@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from fcnpipe.core.spec import make_spec
 from fcnpipe.networks import load_model
-from fcnpipe.pipeline.job import resolve_criteria
+from fcnpipe.pipeline.criteria import resolve_criteria
 
 
 def test_dynamics_that_are_given_hold_for_all_branches() -> None:

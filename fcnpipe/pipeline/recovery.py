@@ -1,0 +1,218 @@
+"""Resuming and repairing: what an earlier run has left is checked, kept, or marked to be done again.
+
+::
+
+    resume    marks of the ledger whose files are missing or cut short are removed   check_resumed
+    repair    intact maps of a damaged store are copied into a new one               adopt_predictions
+    retry     what was finished without failed tiles is done again with them         reopen_incomplete
+
+A task that is reset is done again, and so are all tasks that depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fcnpipe.core.errors import InputChanged
+from fcnpipe.core.geometry import Node
+from fcnpipe.core.spec import RunSpec, make_spec
+from fcnpipe.pipeline import tasks
+from fcnpipe.pipeline.inputs import Command
+from fcnpipe.pipeline.job import ALL, CRC, Job
+from fcnpipe.pipeline.stages.publication import list_pyramid
+from fcnpipe.pipeline.workflow import list_stages
+from fcnpipe.stores import Damage, ZarrStore
+from fcnpipe.stores.pyramid import level_grid
+
+SKY = ("weigh_bands", "measure_cells", "fit_sky")
+"""Tasks before prediction."""
+AFTER_PREDICT = (
+    "separate", "join", "settle", "select", "label", "measure", "write_catalogue", "create_pyramid", "build_level",
+    "check_tile", "check_sums", "prepare_parquet", "tabulate"
+)  # fmt: skip
+"""Tasks after prediction, in order; done again when a missing tile has been predicted."""
+WITH_MAPS = ("predict", "separate", "label")
+"""Tasks that write maps, in order."""
+SMALL = ("fit_sky", "write_catalogue", "tabulate", "check_tile", "check_sums", "prepare_parquet")
+"""Tasks that write no maps and take little time: a resume does them again unchecked."""
+SCRATCH_RECORDS = {
+    "measure_cells": ("cells", "failed-measure_cells"),
+    "predict": ("facts-predict", "failed-predict"),
+    "separate": ("settlement", "graph"),
+    "settle": ("verdicts",),
+    "select": ("labels", "selection"),
+    "label": ("sums",),
+    "measure": ("rows",),
+    "check_tile": ("checks",),
+}
+"""Scratch records of a task, to be deleted before it is done again on other input."""
+
+
+def settle(job: Job, resumed: bool, adopt: Callable[[Job], None] | None = None) -> None:
+    """Decide what of an earlier run counts as done.
+
+    Parameters
+    ----------
+    job : Job
+        The run.
+    resumed : bool
+        Whether the store was created by an earlier call.
+    adopt : callable, optional
+        Copies what is intact from another store.
+    """
+    if resumed:
+        check_resumed(job)
+    if adopt is not None:
+        adopt(job)
+    reopen_incomplete(job)
+
+
+def check_resumed(job: Job) -> None:
+    """Reset what is marked as done but missing on disk: a disk that loses power may lose files.
+
+    Notes
+    -----
+    Maps are checked by file length only. Their contents are checked before the store is published, and
+    that check, like everything small, is always done again. Tiles in which it finds an error are done
+    again by the next resume.
+    """
+    pyramid = job.store.has_arrays("done-create_pyramid", ALL)
+    job.store.restore_frame(job.image.info.cards, pyramid)
+    if _drop_broken_records(job):
+        reset(job, (*SKY, *AFTER_PREDICT))
+    for task in (t for t in WITH_MAPS if tasks.LEDGER[t] in job.store.layout.stages):
+        if damaged := _list_damaged(job, task):
+            _reset_tiles(job, task, damaged)
+            reset(job, _list_dependents(task))
+    if not all(_is_built(job, node) for nodes in list_pyramid(job) for node in nodes):
+        reset(job, _list_dependents("measure"))
+    reset(job, SMALL)
+
+
+def reopen_incomplete(job: Job) -> None:
+    """Reset what was finished without some tiles, so that it is done again with them."""
+    if job.store.attrs["status"] != "incomplete":
+        return
+    if job.store.pending("background"):  # the sky of all tiles is one fit
+        reset(job, (*SKY, "predict"))
+    reset(job, AFTER_PREDICT)
+    job.store.reopen()
+
+
+def check_inputs(job: Job) -> None:
+    """Raise an error, and reset everything, if tiles may have been read from different inputs.
+
+    Raises
+    ------
+    InputChanged
+        If an input changed during the run.
+    """
+    try:
+        job.check_inputs(thorough=True)
+    except InputChanged:
+        reset(job, tasks.TASKS)
+        raise
+
+
+def reset(job: Job, names: Iterable[str]) -> None:
+    """Reset tasks that this run has: they are done again, and nothing of their results remains."""
+    steps = [step for stage in list_stages(job) for step in stage.steps]
+    known = {task for step in steps for task in (step.task, step.beside)}
+    for task in (name for name in names if name in known):
+        if task in tasks.LEDGER:
+            job.store.unmark(tasks.LEDGER[task])
+        for records in (f"done-{task}", *SCRATCH_RECORDS.get(task, ())):
+            job.store.drop_arrays(records)
+
+
+def _list_dependents(task: str) -> tuple[str, ...]:
+    """Return the tasks that are done after one, on its results."""
+    chain = ("predict", *AFTER_PREDICT)
+    return chain[chain.index(task) + 1 :]
+
+
+def _reset_tiles(job: Job, task: str, names: Iterable[str]) -> None:
+    for name in names:
+        job.store.unmark_tile(tasks.LEDGER[task], job.tile(name))
+
+
+def _drop_broken_records(job: Job) -> bool:
+    """Remove scratch records that are cut short; return whether there were any."""
+    broken = job.store.drop_broken_arrays()
+    _reset_tiles(job, "predict", [name for stage, name in broken if stage == "facts-predict"])
+    return bool(broken)
+
+
+def _list_damaged(job: Job, task: str) -> list[str]:
+    """Return the tiles for which a task is marked as done but its maps are missing or damaged."""
+    done = job.store.done(tasks.LEDGER[task])
+    names = (tile.name for tile in job.plan.tiles if done[tile.row, tile.column])
+    return [name for name in names if not _is_written(job, task, name)]
+
+
+def _is_written(job: Job, task: str, name: str) -> bool:
+    core, written = job.tile(name).core, job.read_checksums(task, name)
+    if _has_failed_check(job, name):
+        found = {what: job.store.checksum(what, core) for what in written}
+        return bool(written) and found == written
+    return bool(written) and all(
+        job.store.is_whole(what, core, checksum) for what, checksum in written.items()
+    )
+
+
+def _has_failed_check(job: Job, name: str) -> bool:
+    """Return whether the last check before publishing found an error in a tile."""
+    if not job.store.has_arrays("checks", name):
+        return False
+    return job.store.get_arrays("checks", name)["problems"].size > 0
+
+
+def _is_built(job: Job, node: Node) -> bool:
+    """Return whether the maps of a pyramid tile are intact, if it is marked as done."""
+    if not job.store.has_arrays("done-build_level", node.name):
+        return True
+    tile = level_grid(job.store.layout, node.level).tile(node.row, node.column)
+    facts = job.store.get_arrays("done-build_level", node.name)
+    return all(
+        job.store.is_whole(name, tile.core, int(facts[CRC + name]), node.level)
+        for name in job.store.list_maps(node.level)
+        if CRC + name in facts
+    )
+
+
+# --- repair ---
+
+
+def read_spec(store: ZarrStore, options: Mapping[str, Any]) -> tuple[RunSpec, Command]:
+    """Return the spec and the command of the run that made a store, with other run-time options."""
+    attributes = store.attrs
+    science = json.loads(attributes["spec"])
+    command: Command = "predict" if science.pop("command") == "predict" else "segment"
+    files = {name: attributes[name] for name in ("weight", "mask", "prior") if name in attributes}
+    made = {
+        "image": tuple(attributes["input"]),
+        "out": str(store.path),
+        "tile": store.layout.edge[0],
+    }
+    return make_spec(**science, **files, **made, **options), command
+
+
+def adopt_predictions(old: ZarrStore, damage: Iterable[Damage], job: Job) -> None:
+    """Copy the network's outputs of all undamaged tiles from a finished store.
+
+    Notes
+    -----
+    Shards of which only the checksum is lost are copied too, since they can be decoded.
+    """
+    names = [*(o.name for o in job.plan.maps), "flags"]
+    names += [] if job.plan.maps else ["probability", "elevation"]
+    names += ["science"] if job.plan.maps and job.spec.keep_image else []
+    places = {f"image/0/{name}" for name in names}
+    damaged = [d.tile for d in damage if d.place in places]
+    intact = () if None in damaged else (t.name for t in job.plan.tiles if t not in damaged)
+    for name in tasks.list_remaining(job, "predict", intact):
+        tile = job.tile(name)
+        checksums = {CRC + what: float(job.store.adopt_tile(old, what, tile)) for what in names}
+        tasks.mark_done(job, "predict", name, {"seconds": 0.0, **checksums})
