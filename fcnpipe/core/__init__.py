@@ -1,1 +1,1 @@
-"""The ground: geometry of tiles, records, the run specification, errors."""
+"""Shared foundations: tile geometry, records, the run specification, paths, errors, timeouts, resource usage."""

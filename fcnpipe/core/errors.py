@@ -1,24 +1,24 @@
-"""Every error that fcnpipe raises on purpose.
+"""Exceptions that fcnpipe raises deliberately.
 
 ::
 
     FcnpipeError
-    ├── SpecError        (ValueError)    an option, or options that do not go together
+    ├── SpecError        (ValueError)    an invalid option, or options that contradict each other
     ├── InputError       (OSError)       an image, weight or mask that cannot be read or does not fit
-    │   ├── InputChanged                 one that became another while it was read
-    │   └── InputUnreachable             one behind a URL that its server does not give
+    │   ├── InputChanged                 an input that was replaced while it was being read
+    │   └── InputUnreachable             an input behind a URL that its server does not deliver
     ├── RemoteError      (OSError)       an object behind a URL; see fcnpipe.remote.errors
     ├── ModelError       (ValueError)    a model file, or a network that cannot be tiled exactly
-    ├── PlanError        (ValueError)    a run that cannot fit the machine or the store
-    ├── EngineError      (RuntimeError)  workers that do not come, cannot do the tasks, or have left
+    ├── PlanError        (ValueError)    a run that does not fit the machine or the store
+    ├── EngineError      (RuntimeError)  workers that are missing, cannot run the tasks, or have left
     ├── StoreError       (OSError)       an output that exists, differs or cannot be written
-    │   └── ShardDamaged                 a file of it that is not what was written
-    ├── TrainingError    (RuntimeError)  a training that has run away
+    │   └── ShardDamaged                 a file of a store whose content is damaged
+    ├── TrainingError    (RuntimeError)  a training whose loss has diverged
     ├── VerificationError (ValueError)   a store whose contents contradict each other
-    ├── TilesFailed      (RuntimeError)  some tiles failed; the rest has landed
-    └── ImagesFailed     (RuntimeError)  some images of many failed; the rest has landed
+    ├── TilesFailed      (RuntimeError)  some tiles failed; all others are complete
+    └── ImagesFailed     (RuntimeError)  some images of a survey failed; all others are complete
 
-A message is one line with the value, the limit and the mend.
+A message is one line that states the value, the limit and the fix.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pathlib import Path
 
 
 class FcnpipeError(Exception):
-    """Base of all errors that are about what the user gave, not about a bug of ours."""
+    """Base class of errors caused by the user's input or the environment, not by a bug in fcnpipe."""
 
     exit_code = 2
 
 
 class SpecError(FcnpipeError, ValueError):
-    """An option has a value that cannot be, or contradicts another."""
+    """An option has an invalid value or contradicts another option."""
 
 
 class InputError(FcnpipeError, OSError):
@@ -42,23 +42,23 @@ class InputError(FcnpipeError, OSError):
 
 
 class InputChanged(InputError):
-    """An input became another file while a run was reading it."""
+    """An input file was replaced while a run was reading it."""
 
 
 class InputUnreachable(InputError):
-    """An input behind a URL is not given to us: nothing is known of its pixels."""
+    """An input behind a URL cannot be fetched; its pixels may be intact."""
 
 
 class ModelError(FcnpipeError, ValueError):
-    """A model file is broken or unknown, or its network cannot be tiled exactly."""
+    """A model file is broken or of an unknown kind, or its network cannot be tiled exactly."""
 
 
 class PlanError(FcnpipeError, ValueError):
-    """A run cannot fit: memory, disk, or a tile that is no whole number of shards."""
+    """A run does not fit: too little memory or disk space, or a tile that is not a multiple of the shard size."""
 
 
 class EngineError(FcnpipeError, RuntimeError):
-    """There is no worker for the tasks, or none any more; what is done stays done."""
+    """No worker can run the tasks, or all workers have left; completed tasks are kept."""
 
 
 class StoreError(FcnpipeError, OSError):
@@ -71,7 +71,7 @@ class ShardDamaged(StoreError):
     Parameters
     ----------
     message : str
-        Which, and the mend.
+        The file and the fix.
     path : Path, optional
         The file.
     """
@@ -82,20 +82,20 @@ class ShardDamaged(StoreError):
 
 
 class TrainingError(FcnpipeError, RuntimeError):
-    """A training cannot go on: its loss is no number any more."""
+    """A training cannot continue because its loss is not finite."""
 
 
 class VerificationError(FcnpipeError, ValueError):
-    """A store's labels, catalogue and ledger contradict each other."""
+    """The labels, the catalogue and the ledger of a store contradict each other."""
 
 
 class TilesFailed(FcnpipeError, RuntimeError):
-    """Some tiles failed; all others have landed and a resume re-does only these.
+    """Some tiles failed; all others are complete, and a resumed run repeats only the failed ones.
 
     Parameters
     ----------
     names : sequence of str
-        Names of the failed tiles with the stage and the reason, one each.
+        One entry for each failed tile: its name, the stage and the reason.
     """
 
     exit_code = 3
@@ -104,20 +104,20 @@ class TilesFailed(FcnpipeError, RuntimeError):
         self.names = tuple(names)
         shown = "; ".join(self.names[:5]) + (" ..." if len(self.names) > 5 else "")
         super().__init__(
-            f"{len(self.names)} tile(s) failed: {shown}; run the same command again to re-do "
-            "them, with --overwrite if the image had to be mended"
+            f"{len(self.names)} tile(s) failed: {shown}; run the same command again to repeat only "
+            "these, with --overwrite if the image had to be repaired"
         )
 
 
 class ImagesFailed(FcnpipeError, RuntimeError):
-    """Some images of a survey failed; all others have landed and a second run re-does only these.
+    """Some images of a survey failed; all others are complete, and a second run repeats only the failed ones.
 
     Parameters
     ----------
     names : sequence of str
-        The images that failed with the reason, one each.
+        One entry for each failed image: its name and the reason.
     count : int
-        Images in all.
+        Number of images in the survey.
     """
 
     exit_code = 3
@@ -126,8 +126,8 @@ class ImagesFailed(FcnpipeError, RuntimeError):
         self.names = tuple(names)
         shown = "; ".join(self.names[:5]) + (" ..." if len(self.names) > 5 else "")
         super().__init__(
-            f"{len(self.names)} of {count} image(s) failed: {shown}; the rest has landed, "
-            "run the same command again to re-do only these"
+            f"{len(self.names)} of {count} image(s) failed: {shown}; all others are complete, "
+            "run the same command again to repeat only these"
         )
 
 

@@ -1,4 +1,4 @@
-"""Boxes, tiles and the global grid: who writes which pixels, and who looks at which.
+"""Tile geometry: boxes, tiles, the tile grid and the quad-tree of tiles.
 
 ::
 
@@ -10,7 +10,7 @@
             +--+--+--+--------+-----+               canvas = image padded at the high side to a
             |        |        |     |                        multiple of the stride
 
-Axes are (y, x); boxes are half-open; pixel centres lie at whole numbers.
+Axes are (y, x), boxes are half-open, and pixel centres are at whole numbers.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ class Box:
 
     @property
     def size(self) -> int:
-        """Number of pixels; 0 if empty."""
+        """Number of pixels; 0 for an empty box."""
         return max(self.y1 - self.y0, 0) * max(self.x1 - self.x0, 0)
 
     @property
     def corners(self) -> tuple[int, int, int, int]:
-        """y0, x0, y1, x1."""
+        """The four coordinates: y0, x0, y1, x1."""
         return self.y0, self.x0, self.y1, self.x1
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Slices that cut the box out of an array of the whole image."""
+        """Slices that cut this box out of an array of the whole image."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     def grow(self, margin: int) -> Box:
-        """Give the box with ``margin`` pixels more on each side, not clipped."""
+        """Return the box extended by ``margin`` pixels on each side, not clipped."""
         return Box(self.y0 - margin, self.x0 - margin, self.y1 + margin, self.x1 + margin)
 
     def clip(self, other: Box) -> Box:
-        """Give the part inside ``other`` (of zero size if they do not meet)."""
+        """Return the intersection with ``other``, a box of size 0 if they do not overlap."""
         y0, x0 = max(self.y0, other.y0), max(self.x0, other.x0)
         return Box(y0, x0, max(y0, min(self.y1, other.y1)), max(x0, min(self.x1, other.x1)))
 
     def hull(self, other: Box) -> Box:
-        """Give the smallest box that holds both."""
+        """Return the smallest box that contains both boxes."""
         return Box(
             min(self.y0, other.y0),
             min(self.x0, other.x0),
@@ -75,21 +75,21 @@ class Box:
         )
 
     def within(self, other: Box) -> tuple[slice, slice]:
-        """Slices that cut this box out of an array that holds ``other``."""
+        """Return the slices that cut this box out of an array of the pixels of ``other``."""
         return self.relative_to(other).slices
 
     def relative_to(self, other: Box) -> Box:
-        """Give the same box in the pixels of an array that holds ``other``."""
+        """Return this box in coordinates relative to the origin of ``other``."""
         return Box(self.y0 - other.y0, self.x0 - other.x0, self.y1 - other.y0, self.x1 - other.x0)
 
     def contains(self, other: Box) -> bool:
-        """Whether every pixel of ``other`` lies in this box."""
+        """Return whether every pixel of ``other`` is in this box."""
         return self.clip(other) == other
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Tile:
-    """A unit of work: its ``core`` is what it writes."""
+    """A unit of work at a row and column of the tile grid; it writes the pixels of its ``core``."""
 
     row: int
     column: int
@@ -97,12 +97,12 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """Short name for messages and file names, ``r003c012``."""
+        """Short name for messages and file names, for example ``r003c012``."""
         return f"r{self.row:03d}c{self.column:03d}"
 
 
 def parse_tile_name(name: str) -> tuple[int, int]:
-    """Give (row, column) of a name such as ``r003c012``.
+    """Return the row and the column of a tile name such as ``r003c012``.
 
     Examples
     --------
@@ -115,14 +115,14 @@ def parse_tile_name(name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
-    """The cores of one size that partition an image.
+    """A grid of tile cores of one size that partition an image.
 
     Parameters
     ----------
     shape : (int, int)
-        Image height and width in pixels.
+        Image height and width, px.
     edge : (int, int)
-        Core height and width; the last row and column are clipped by the image.
+        Core height and width, px; the last row and column are clipped at the image border.
 
     Raises
     ------
@@ -162,17 +162,17 @@ class TileGrid:
         return (self.tile(row, column) for row in range(rows) for column in range(columns))
 
     def tile(self, row: int, column: int) -> Tile:
-        """Give the tile in this row and column of the grid."""
+        """Return the tile in a row and column of the grid."""
         y0, x0 = row * self.edge[0], column * self.edge[1]
         core = Box(y0, x0, y0 + self.edge[0], x0 + self.edge[1]).clip(self.frame)
         return Tile(row, column, core)
 
     def tile_at(self, y: int, x: int) -> Tile:
-        """Give the tile whose core holds pixel (y, x)."""
+        """Return the tile whose core contains pixel (y, x)."""
         return self.tile(y // self.edge[0], x // self.edge[1])
 
     def cores_in(self, box: Box) -> Iterator[Box]:
-        """Give, in raster order, the parts of the grid's cores that lie in ``box``."""
+        """Yield the intersections of the tile cores with ``box``, in raster order."""
         rows = range(box.y0 // self.edge[0], -(-box.y1 // self.edge[0]))
         columns = range(box.x0 // self.edge[1], -(-box.x1 // self.edge[1]))
         return (self.tile(r, c).core.clip(box) for r in rows for c in columns)
@@ -180,7 +180,7 @@ class TileGrid:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Node:
-    """A square group of tiles in the quad-tree over a grid of tiles; level 0 is one tile.
+    """A node of the quad-tree over a tile grid: a square group of tiles; a node of level 0 is one tile.
 
     ::
 
@@ -198,12 +198,12 @@ class Node:
 
     @property
     def name(self) -> str:
-        """``r003c012`` for a tile, ``n2r000c001`` above."""
+        """Short name: ``r003c012`` for a tile, ``n2r000c001`` for a node of level 2."""
         place = Tile(self.row, self.column, Box(0, 0, 0, 0)).name
         return f"n{self.level}{place}" if self.level else place
 
     def children(self, counts: tuple[int, int]) -> list[Node]:
-        """Give the nodes below that hold tiles of a grid of ``counts`` rows and columns."""
+        """Return the child nodes that contain tiles of a grid of ``counts`` rows and columns."""
         edge = 2 ** (self.level - 1)
         rows, columns = (-(-count // edge) for count in counts)
         return [
@@ -214,7 +214,7 @@ class Node:
 
 
 def parse_node_name(name: str) -> Node:
-    """Give the node of a name.
+    """Return the node with a name such as ``n2r000c001`` or, for a tile, ``r003c012``.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def parse_node_name(name: str) -> Node:
 
 
 def list_levels(counts: tuple[int, int]) -> list[list[Node]]:
-    """Give the nodes of each level of the quad-tree over a grid, tiles first, the root last.
+    """Return the nodes of each level of the quad-tree over a grid, from the tiles to the root.
 
     Examples
     --------
@@ -245,7 +245,7 @@ def list_levels(counts: tuple[int, int]) -> list[list[Node]]:
 
 
 def round_up(value: int, step: int) -> int:
-    """Give the least multiple of ``step`` that is not below ``value``.
+    """Return the smallest multiple of ``step`` that is at least ``value``.
 
     Examples
     --------

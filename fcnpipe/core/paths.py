@@ -1,4 +1,4 @@
-"""Names of files: which are URLs, which of these are refused, and which name a part of a file."""
+"""Paths and URLs of files: absolute forms, HDUs in brackets, and refusal of URLs with secrets."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from urllib.parse import parse_qsl, urlsplit
 
 from fcnpipe.core.errors import SpecError
 
-_SECRET = re.compile(
+_SECRET_NAME = re.compile(
     r"signature|credential|token|secret|passw|auth|api_?key|accesskey|^(sig|key)$", re.I
 )
 WEB_SCHEMES = ("http://", "https://")
-_KNOWN = ("s3", "s3a", "gs", "gcs", "http", "https")
+_KNOWN_SCHEMES = ("s3", "s3a", "gs", "gcs", "http", "https")
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL for fsspec."""
+    """Return whether a path is a URL, which fsspec opens."""
     return "://" in path
 
 
 def can_list(url: str) -> bool:
-    """Whether its server says which objects there are; one of the web does not."""
+    """Return whether the server of a URL can list its objects; a web server cannot."""
     return not url.startswith(WEB_SCHEMES)
 
 
-def split_part(path: str) -> tuple[str, str]:
-    """Give file and HDU of ``FILE[HDU]``, as CFITSIO writes it; a file of that very name wins.
+def split_hdu(path: str) -> tuple[str, str]:
+    """Split ``FILE[HDU]``, the notation of CFITSIO, into the file and the HDU.
+
+    The HDU is empty if there is none. An existing file whose name ends with brackets is not split.
 
     Examples
     --------
-    >>> split_part("field.fits[SCI,2]"), split_part("field.fits")
+    >>> split_hdu("field.fits[SCI,2]"), split_hdu("field.fits")
     (('field.fits', 'SCI,2'), ('field.fits', ''))
     """
     file, bracket, part = path.removesuffix("]").rpartition("[")
@@ -40,7 +42,7 @@ def split_part(path: str) -> tuple[str, str]:
 
 
 def make_absolute(path: str) -> str:
-    """Give the path, or URL, that means the same in any folder; the part of the file is kept as it is.
+    """Return an absolute path; an HDU in brackets is kept, and a URL is returned unchanged.
 
     Examples
     --------
@@ -49,17 +51,17 @@ def make_absolute(path: str) -> str:
     """
     if is_remote(path):
         return path
-    file, part = split_part(path)
+    file, part = split_hdu(path)
     return os.path.abspath(os.path.expanduser(file)) + (part and f"[{part}]")
 
 
 def check_url(path: str) -> str:
-    """Give a path or URL back, unless it carries a secret.
+    """Return a path or URL unchanged if it contains no secret.
 
     Raises
     ------
     SpecError
-        If there is a password or a signature in it. The message does not repeat it.
+        If it contains a user name, a password or a signature. The message does not repeat the secret.
 
     Examples
     --------
@@ -70,8 +72,8 @@ def check_url(path: str) -> str:
         found = _find_secret(part) if is_remote(part) else ""
         if found:
             raise SpecError(
-                f"URL {_without_secrets(part)} carries {found}, which would be kept in stores and logs: "
-                "give credentials in the environment or in config files (docs/object-stores.md)"
+                f"URL {_without_secrets(part)} contains {found}, which would be written to stores and logs: "
+                "set credentials in the environment or in config files (docs/object-stores.md)"
             )
     return path
 
@@ -79,12 +81,12 @@ def check_url(path: str) -> str:
 def _find_secret(url: str) -> str:
     split = urlsplit(url)
     user, at, _ = split.netloc.rpartition("@")
-    if at and (":" in user or split.scheme in _KNOWN):
+    if at and (":" in user or split.scheme in _KNOWN_SCHEMES):
         return "a user or password"
     names = [
         name for name, _ in parse_qsl(f"{split.query}&{split.fragment}", keep_blank_values=True)
     ]
-    return next((f"a secret ({name})" for name in names if _SECRET.search(name)), "")
+    return next((f"a secret ({name})" for name in names if _SECRET_NAME.search(name)), "")
 
 
 def _without_secrets(url: str) -> str:

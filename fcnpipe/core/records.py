@@ -1,4 +1,7 @@
-"""Small frozen records that pass between stages, processes and floors; never pixels."""
+"""Frozen records passed between stages and processes: image metadata, flags, output maps, task reports.
+
+They are small and never contain pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ from enum import IntFlag
 from typing import Any
 
 PROBABILITY_SCALE = 1.0 / 255.0
-"""A stored uint8 probability times this is the probability in [0, 1]."""
+"""Scale factor from a stored uint8 probability to a probability in [0, 1]."""
 ELEVATION_SCALE = 1.0 / 65535.0
-"""A stored uint16 elevation times this is the elevation in [0, 1]."""
+"""Scale factor from a stored uint16 elevation to an elevation in [0, 1]."""
 
 
 class PixelFlag(IntFlag):
-    """Bits of the ``flags`` image: why a pixel is not to be trusted."""
+    """Bits of the ``flags`` image: reasons why the value of a pixel is unreliable."""
 
     NO_DATA = 1
-    """NaN, infinite or blank in the image (or in its weight)."""
+    """NaN, infinite or blank in the image or in its weight map."""
     MASKED = 2
     """Marked bad by the user's mask, or of zero weight."""
     SATURATED = 4
@@ -27,7 +30,7 @@ class SourceFlag(IntFlag):
     """Bits of a source's ``flags``; the values are those of SExtractor's FLAGS."""
 
     NEIGHBOURS = 1
-    """Bright neighbours, or more than a tenth of the aperture is bad or belongs to others."""
+    """Bright neighbours, or more than 10 % of the aperture is bad pixels or pixels of other sources."""
     DEBLENDED = 2
     """The footprint was divided between several sources."""
     SATURATED = 4
@@ -35,27 +38,27 @@ class SourceFlag(IntFlag):
     TRUNCATED = 8
     """The source touches the border of the image."""
     APERTURE_INCOMPLETE = 16
-    """The Kron aperture reaches over the border, bad pixels, or the largest radius measured."""
+    """The Kron aperture extends beyond the image border or the maximum radius, or contains bad pixels."""
     ISOPHOTE_INCOMPLETE = 32
-    """Bad pixels lie in or next to the footprint."""
+    """Bad pixels are in or next to the footprint."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What is known of an image before a pixel is read.
+    """Metadata of an image, known before any pixel is read.
 
     Attributes
     ----------
     shape : (int, int, int)
-        Bands, height and width in pixels.
+        Number of bands, height and width, px.
     dtype : str
         Data type on disk, before scaling.
     cards : tuple of str
-        FITS header cards that carry the WCS and the units; empty if none.
+        FITS header cards with the WCS and the units; empty if there are none.
     bands : tuple of str
         Name of each band.
     unit : str
-        Unit of a pixel value (``BUNIT``), or an empty string.
+        Unit of a pixel value (``BUNIT``); empty if unknown.
     digest : str
         Hexadecimal digest of the content.
     """
@@ -70,14 +73,14 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class OutputMap:
-    """How an output of a network is stored by itself: an array (y, x) of its name.
+    """Storage of one network output: an array with axes (y, x) and the name of the output.
 
     Attributes
     ----------
     name, role : str
-        Of the output.
+        Name and role of the output.
     dtype : str
-        ``float32`` for an image, ``uint8`` or ``uint16`` for what lies in [0, 1].
+        ``float32`` for an image; ``uint8`` or ``uint16`` for values in [0, 1].
     unit : str
         Unit of a value; empty if unknown.
     """
@@ -90,24 +93,24 @@ class OutputMap:
 
 @dataclass(frozen=True, slots=True)
 class TaskReport:
-    """What one task tells the driver: small, the same size for any image.
+    """Report of one task to the driver; its size does not depend on the size of the image.
 
     Attributes
     ----------
     stage, name : str
-        Stage and tile (or node) name.
+        Name of the stage, and of the tile or node.
     seconds : float
-        Wall time in the worker.
+        Wall time in the worker, s.
     pixels : int
-        Pixels of the core that were worked on.
+        Number of pixels of the core that were processed.
     error : str
-        Empty if all went well, else the reason in one line.
+        Reason of a failure in one line; empty if the task succeeded.
     kind : str
-        Name of the error's class.
+        Name of the class of the error.
     facts : dict
-        A few numbers for the summary (sources, bad pixels, ...).
+        Numbers for the summary, for example the numbers of sources and bad pixels.
     worker, peak_bytes, read_bytes, written_bytes
-        See :class:`fcnpipe.core.resource_usage.ResourceUsage`; empty and 0 of a task that was lost.
+        See :class:`fcnpipe.core.resource_usage.ResourceUsage`; empty and 0 for a task whose worker was lost.
     """
 
     stage: str

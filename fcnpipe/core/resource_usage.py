@@ -1,7 +1,8 @@
-"""What this process has moved and taken: bytes of pixels and maps, and its peak memory.
+"""Resource usage of a process: bytes of pixels and maps read and written, and peak memory.
 
-Counted for the process, not for the task: a task may read on another thread than its own, and what
-lies between two readings is what was moved between them, whoever did it. Sums are exact.
+Bytes are counted for the process, not for a task, because a task may read in a thread other than its own. All
+bytes moved between two measurements belong to the later one, whichever thread moved them. Sums over measurements
+are therefore exact.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from threading import Lock
 
 @dataclass(frozen=True, slots=True)
 class ResourceUsage:
-    """What was seen at one moment.
+    """Resource usage of a process at one moment.
 
     Attributes
     ----------
     worker : str
         The process, HOST:PID.
     peak_bytes : int
-        Most memory that it has held since it began.
+        Maximum resident memory since the process started.
     read_bytes : int
-        Pixels of images, in the type of their file, and shards of maps, as they lie on disk, that
-        were read since the last reading.
+        Bytes read since the previous measurement: pixels of images, in the data type of their file, and
+        shards of maps, as compressed on disk.
     written_bytes : int
-        Shards of maps that were written since, as they lie on disk.
+        Bytes of shards of maps written since the previous measurement, as compressed on disk.
     """
 
     worker: str
@@ -42,19 +43,19 @@ _moved = {"read": 0, "written": 0}
 
 
 def count_read(size_bytes: int) -> None:
-    """Count what was read."""
+    """Add a number of bytes read."""
     with _lock:
         _moved["read"] += size_bytes
 
 
 def count_written(size_bytes: int) -> None:
-    """Count what was written."""
+    """Add a number of bytes written."""
     with _lock:
         _moved["written"] += size_bytes
 
 
 def measure_usage() -> ResourceUsage:
-    """Give a reading, from which the next one begins."""
+    """Return the usage since the previous call, and reset the counts of bytes."""
     with _lock:
         read, written = _moved["read"], _moved["written"]
         _moved.update(read=0, written=0)
@@ -62,7 +63,7 @@ def measure_usage() -> ResourceUsage:
 
 
 def peak_memory_bytes() -> int:
-    """Give the most memory that this process has held, bytes."""
+    """Return the maximum resident memory of this process so far, bytes."""
     try:
         with open("/proc/self/status", "rb") as status:
             _, _, tail = status.read().partition(b"VmHWM:")
@@ -72,7 +73,7 @@ def peak_memory_bytes() -> int:
 
 
 def _read_getrusage() -> int:
-    """Ask where there is no /proc; macOS counts in bytes."""
+    """Return the peak memory on systems without /proc; macOS reports bytes, others KiB."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -80,5 +81,5 @@ def _read_getrusage() -> int:
 
 
 @lru_cache(maxsize=1)
-def _name_process(process: int) -> str:
-    return f"{socket.gethostname()}:{process}"
+def _name_process(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}"

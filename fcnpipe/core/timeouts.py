@@ -1,8 +1,8 @@
-"""Calls that may take only so long.
+"""Calls with a time limit.
 
-Python cannot end a thread, and a thread that hangs in the C library would not listen: a call that is
-overdue is abandoned. Its thread goes on beside the run, is told so when it next asks with
-:func:`raise_if_abandoned`, and never keeps the process from ending.
+Python cannot end a thread, and a thread that hangs in a C library does not react to signals. A call that exceeds
+its limit is therefore abandoned: its thread continues in the background. The call stops at its next call of
+:func:`raise_if_abandoned`, and the thread does not keep the process alive.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 THREAD_PREFIX = "fcnpipe"
-"""Threads of this name may be left behind when the process ends."""
+"""Prefix of the names of threads that may still run when the process ends."""
 
 
-class _Attempt(threading.Thread, Generic[_T]):
-    """A thread that keeps what its call gave or raised."""
+class _CallThread(threading.Thread, Generic[_T]):
+    """A thread that keeps the result or the exception of its call."""
 
     def __init__(self, call: Callable[[], _T]) -> None:
         super().__init__(name=f"{THREAD_PREFIX}-attempt", daemon=True)
-        self.wanted, self._call = True, call
+        self.abandoned, self._call = False, call
         self._result: list[_T] = []
         self._error: BaseException | None = None
 
@@ -31,43 +31,50 @@ class _Attempt(threading.Thread, Generic[_T]):
         except BaseException as error:
             self._error = error
 
-    def outcome(self) -> _T:
+    def result(self) -> _T:
         if self._error is not None:
             raise self._error
         return self._result[0]
 
 
 def call_with_timeout(seconds: float, call: Callable[[], _T]) -> _T:
-    """Give what a call gives, if it does so in time.
+    """Return the result of a call that finishes within a time limit.
+
+    Parameters
+    ----------
+    seconds : float
+        Time limit, s.
+    call : callable
+        Function without arguments; it runs in a thread of its own.
 
     Raises
     ------
     TimeoutError
-        If it does not; the call is abandoned.
+        If the limit is exceeded; the call is abandoned.
 
     Examples
     --------
     >>> call_with_timeout(60, lambda: "done")
     'done'
     """
-    attempt = _Attempt(call)
-    attempt.start()
-    attempt.join(seconds)
-    if attempt.is_alive():
-        attempt.wanted = False
+    thread = _CallThread(call)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        thread.abandoned = True
         raise TimeoutError(
-            f"not done after {seconds:g} s, abandoned; if it is only slow, give more"
+            f"not done after {seconds:g} s, abandoned; if it is only slow, raise the limit"
         )
-    return attempt.outcome()
+    return thread.result()
 
 
 def raise_if_abandoned() -> None:
-    """Stop a call that was abandoned before it does something.
+    """Stop an abandoned call before it has further effects.
 
     Raises
     ------
     TimeoutError
-        In the thread of such a call, where nobody listens any more.
+        If the current thread runs a call that was abandoned.
     """
-    if not getattr(threading.current_thread(), "wanted", True):
+    if getattr(threading.current_thread(), "abandoned", False):
         raise TimeoutError("abandoned")

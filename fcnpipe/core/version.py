@@ -1,3 +1,3 @@
-"""Version of fcnpipe."""
+"""Version number of fcnpipe."""
 
 __version__ = "0.1.0"

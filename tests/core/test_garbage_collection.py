@@ -1,4 +1,4 @@
-"""When garbage is collected, and among what."""
+"""Garbage collection is paused during imports, and objects are frozen in the processes of commands only."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from fcnpipe.core.garbage_collection import freeze_objects, pause_collection
 ROOT = Path(__file__).parents[2]
 
 
-class Knot:
-    """An object that only the collector can free."""
+class Cycle:
+    """A reference cycle, which only the garbage collector can free."""
 
     def __init__(self) -> None:
-        self.itself = self
+        self.reference = self
 
 
 @pytest.fixture(autouse=True)
-def thawed() -> Iterator[None]:
+def restored_collector() -> Iterator[None]:
     yield
     gc.enable()
     gc.unfreeze()
     gc.collect()
 
 
-def tie() -> weakref.ref[Knot]:
-    return weakref.ref(Knot())
+def drop_cycle() -> weakref.ref[Cycle]:
+    """Return a weak reference to a cycle that is garbage."""
+    return weakref.ref(Cycle())
 
 
-def test_what_is_kept_stays_and_what_comes_after_is_collected() -> None:
-    kept = tie()
+def test_frozen_objects_stay_and_later_garbage_is_freed() -> None:
+    kept = drop_cycle()
     freeze_objects()
-    lost = tie()
+    freed = drop_cycle()
     gc.collect()
     assert kept() is not None
-    assert lost() is None
+    assert freed() is None
 
 
-def test_an_import_that_fails_leaves_the_collector_as_it_was() -> None:
+def test_the_collector_is_restored_after_a_failed_import() -> None:
     with pause_collection():
         assert not gc.isenabled()
     with pytest.raises(ImportError), pause_collection():
@@ -68,13 +69,13 @@ run_by_hand(start, "run")
 """
 
 
-def test_flows_freeze_nothing_but_as_a_command() -> None:
-    """Who imports them has other things in the process; there, too, the collector is on."""
+def test_objects_are_frozen_by_flow_commands_and_not_by_imports_of_flows() -> None:
+    """A process that imports flows has other objects; the collector is enabled in both cases."""
     pytest.importorskip("prefect")
     done = subprocess.run(
         [sys.executable, "-c", START], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    imported, begun = (line.split() for line in done.stdout.splitlines())
+    imported, started = (line.split() for line in done.stdout.splitlines())
     assert imported == ["True", "True", "0"]
-    assert begun[:2] == ["True", "True"]
-    assert int(begun[2]) > 50_000
+    assert started[:2] == ["True", "True"]
+    assert int(started[2]) > 50_000

@@ -1,4 +1,4 @@
-"""Boxes and grids: cores partition the image, whatever its size."""
+"""Boxes and tile grids: cores partition the image for any sizes."""
 
 from itertools import pairwise
 
@@ -34,7 +34,7 @@ def test_cores_partition_the_image(height: int, width: int, rows: int, columns: 
 
 
 @given(sizes, sizes, sizes, boxes)
-def test_parts_inside_a_box_partition_it(height: int, width: int, edge: int, box: Box) -> None:
+def test_cores_in_a_box_partition_it(height: int, width: int, edge: int, box: Box) -> None:
     grid = TileGrid((height, width), (edge, edge))
     box = box.clip(grid.frame)
     covered = np.zeros((height, width), int)
@@ -45,7 +45,7 @@ def test_parts_inside_a_box_partition_it(height: int, width: int, edge: int, box
 
 
 @given(boxes, boxes)
-def test_clip_is_the_intersection_and_hull_holds_both(a: Box, b: Box) -> None:
+def test_clip_is_the_intersection_and_hull_contains_both(a: Box, b: Box) -> None:
     pixels = {(y, x) for y in range(a.y0, a.y1) for x in range(a.x0, a.x1)}
     others = {(y, x) for y in range(b.y0, b.y1) for x in range(b.x0, b.x1)}
     assert a.clip(b).size == len(pixels & others)
@@ -66,7 +66,7 @@ def test_tile_at_is_the_inverse_of_the_core() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 100))
-def test_round_up_is_the_least_multiple(value: int, step: int) -> None:
+def test_round_up_is_the_smallest_multiple(value: int, step: int) -> None:
     assert round_up(value, step) % step == 0
     assert 0 <= round_up(value, step) - value < step
 
@@ -77,7 +77,7 @@ def test_an_empty_image_is_refused() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20))
-def test_the_quad_tree_holds_every_tile_once(rows: int, columns: int) -> None:
+def test_the_quad_tree_contains_every_tile_once(rows: int, columns: int) -> None:
     levels = list_levels((rows, columns))
     assert len(levels[-1]) == 1
     for below, above in pairwise(levels):

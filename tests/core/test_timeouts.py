@@ -1,4 +1,4 @@
-"""A call that hangs is abandoned, learns of it, and keeps nobody waiting."""
+"""A call that exceeds its time limit is abandoned and stops later; its caller continues at once."""
 
 import threading
 import time
@@ -8,13 +8,13 @@ import pytest
 from fcnpipe.core.timeouts import call_with_timeout, raise_if_abandoned
 
 
-def test_what_is_in_time_is_as_without_a_limit() -> None:
+def test_a_call_within_the_limit_returns_or_raises_as_without_it() -> None:
     assert call_with_timeout(60, lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         call_with_timeout(60, lambda: 1 // 0)
 
 
-def test_an_abandoned_call_learns_of_it_and_stops() -> None:
+def test_an_abandoned_call_stops_at_its_next_check() -> None:
     go, found = threading.Event(), []
 
     def hang() -> None:
@@ -25,13 +25,13 @@ def test_an_abandoned_call_learns_of_it_and_stops() -> None:
         except TimeoutError as error:
             found.append(error)
 
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"not done after 0\.1 s"):
         call_with_timeout(0.1, hang)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - started < 30
     go.set()
     for thread in threading.enumerate():
         if thread.name == "fcnpipe-attempt":
             thread.join(60)
     assert found
-    raise_if_abandoned()  # here nobody has given up
+    raise_if_abandoned()  # nothing is abandoned in this thread
