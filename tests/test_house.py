@@ -31,6 +31,7 @@ SCIENCE = (
     "quantisation",
     "regions",
     "scores",
+    "source_selection",
     "sums",
 )
 FORBIDDEN = ("torch", "dask", "distributed", "zarr", "prefect", "astropy", "xarray")

@@ -36,16 +36,14 @@ from fcnpipe.science.merge_tree import (
     Nodes,
     PendingBranches,
     Ring,
-    Selection,
     contract,
     kernel,
     numbering,
     pixel_key,
-    relabel,
-    select,
     tabulate,
     take,
 )
+from fcnpipe.science.source_selection import Selection, relabel, select
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -118,7 +116,7 @@ def separate_whole(
 ) -> tuple[Int32, Selection]:
     """Give the label image and the sources of an image that fits into memory.
 
-    Parameters are those of `separate`, and `minpeak` and `broad` of `fcnpipe.science.merge_tree.select`; the
+    Parameters are those of `separate`, and `minpeak` and `broad` of `fcnpipe.science.source_selection.select`; the
     area filter is ``criterion.minarea``. Row i of the selection has label i + 1.
     """
     frame = Box(0, 0, *mask.shape)

@@ -22,13 +22,11 @@ from fcnpipe.science.merge_tree import (
     Criterion,
     PendingBranches,
     ResolvedBranches,
-    SourceTable,
     join,
-    relabel,
     resolve,
-    select,
     tabulate,
 )
+from fcnpipe.science.source_selection import SourceTable, relabel, select
 from fcnpipe.separators import Separator
 
 Tree: TypeAlias = "Box | list[Tree]"

@@ -16,17 +16,13 @@ from fcnpipe.science import merge_tree
 from fcnpipe.science.basins import separate
 from fcnpipe.science.merge_tree import (
     MILLION,
-    NO_SOURCE,
     BranchGraph,
     Criterion,
     PendingBranches,
-    SourceTable,
     join,
     key_elevation,
     key_index,
     pixel_key,
-    relabel,
-    select,
 )
 from fcnpipe.testing.separation import TiledSeparation, tile_tree, true_sources
 
@@ -147,41 +143,3 @@ def test_a_verdict_that_waits_for_flux_passes_through_others_that_wait() -> None
         run = TiledSeparation(elevation, elevation > 0, Criterion(0, 1, 100_000), flux)
         source = run.run(tile_tree(TileGrid((1, 7), (1, edge)))).paint("source")
         assert source.tolist() == [[2, 2, 2, 6, 6, 6, 6]]
-
-
-def table(*rows: tuple[int, int, int, int]) -> SourceTable:
-    return SourceTable(*np.array([(NO_SOURCE, NO_SOURCE, 0, -1), *rows]).T)
-
-
-def test_select_adds_over_tiles_and_ranks() -> None:
-    tables = [
-        table((70, 70, 3, 9), (12, 70, 2, -1)),
-        table((12, 70, 2, 6), (5, 5, 1, 8)),
-        table((90, 90, 9, 2)),
-    ]
-    selection = select(iter(tables), minarea=2, minpeak=3)
-    assert selection.source.tolist() == [12, 70]
-    assert selection.area.tolist() == [4, 3]
-    assert selection.peak.tolist() == [6, 9]
-    assert selection.divided.tolist() == [True, True]
-    assert [relabel(t, selection).tolist() for t in tables] == [[0, 2, 1], [0, 1, 0], [0, 0]]
-
-
-def test_a_footprint_whose_other_sources_were_dropped_is_not_divided() -> None:
-    selection = select([table((3, 3, 8, 9), (4, 3, 1, 9))], minarea=2)
-    assert selection.divided.tolist() == [False]
-
-
-def test_select_of_nothing_is_empty() -> None:
-    selection = select([])
-    assert [len(column) for column in selection] == [0, 0, 0, 0]
-    assert relabel(table((3, 3, 8, 9)), selection).tolist() == [0, 0]
-
-
-@given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8))
-def test_select_streams(parts: list[list[int]]) -> None:
-    tables = [table(*((s, s, s + 1, s) for s in part)) for part in parts]
-    every = [s for part in parts for s in part]
-    selection = select(iter(tables))
-    assert selection.source.tolist() == sorted(set(every))
-    assert selection.area.tolist() == [(s + 1) * every.count(s) for s in sorted(set(every))]

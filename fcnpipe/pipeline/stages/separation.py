@@ -7,16 +7,10 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.geometry import Box, parse_node_name
 from fcnpipe.pipeline.job import ALL, Arrays, Job
-from fcnpipe.science import merge_tree
+from fcnpipe.science import merge_tree, source_selection
 from fcnpipe.science.fixed_point import quantise_flux
-from fcnpipe.science.merge_tree import (
-    NONE_RESOLVED,
-    BranchGraph,
-    PendingBranches,
-    ResolvedBranches,
-    Selection,
-    SourceTable,
-)
+from fcnpipe.science.merge_tree import NONE_RESOLVED, BranchGraph, PendingBranches, ResolvedBranches
+from fcnpipe.science.source_selection import Selection, SourceTable
 from fcnpipe.separators import Watershed
 
 Facts = dict[str, float]
@@ -73,7 +67,7 @@ def select(job: Job, name: str) -> Facts:
     """
     names = [tile.name for tile in job.plan.tiles]
     needs = job.criteria
-    selection = merge_tree.select(
+    selection = source_selection.select(
         (_tabulate(job, n) for n in names), needs.minarea, needs.minpeak, needs.broad
     )
     for tile_name in names:
@@ -115,7 +109,7 @@ def _tabulate(job: Job, name: str) -> SourceTable:
 
 def _label_table(table: SourceTable, selection: Selection) -> Arrays:
     """Label of each segment, and of each label here its source and whether its footprint is divided."""
-    label = merge_tree.relabel(table, selection)
+    label = source_selection.relabel(table, selection)
     present = np.unique(label[label > 0])
     rows = present - 1
     return {
