@@ -29,7 +29,6 @@ __all__ = [
     "locate",
     "open_image",
     "open_map",
-    "split_hdu",
 ]
 
 
@@ -56,7 +55,8 @@ def open_image(paths: PathLike | Sequence[PathLike], hdu: int | str | None = Non
         If a file is missing or truncated, is not an image, has no such HDU, or if the shapes differ.
     """
     listed = [paths] if isinstance(paths, str | os.PathLike) else paths
-    chosen = [split_hdu(path, hdu) for path in listed]
+    split = [split_hdu(os.fspath(path)) for path in listed]
+    chosen = [(file, own or hdu) for file, own in split]
     if not chosen:
         raise InputError("no image was given: name at least one file")
     files = [file_access.locate(path) for path, _ in chosen]
@@ -104,12 +104,6 @@ def open_map(path: PathLike, hdu: int | str | None, shape: tuple[int, ...], role
     return image
 
 
-def split_hdu(path: PathLike, hdu: int | str | None = None) -> tuple[str, int | str | None]:
-    """Return the file and the HDU of ``FILE[HDU]``; the HDU defaults to ``hdu``."""
-    file, part = split_hdu(os.fspath(path))
-    return file, part or hdu
-
-
 def locate(path: PathLike) -> str:
     """Return the absolute local path, or the URL, of the file of ``FILE`` or ``FILE[HDU]``.
 
@@ -118,7 +112,7 @@ def locate(path: PathLike) -> str:
     InputError
         If a local file does not exist or cannot be read.
     """
-    return file_access.locate(split_hdu(path)[0])
+    return file_access.locate(split_hdu(os.fspath(path))[0])
 
 
 def _open_reader(path: str, hdu: int | str | None) -> Reader:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fcnpipe import images
 from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable
 from fcnpipe.core.geometry import Box, TileGrid
+from fcnpipe.core.paths import split_hdu
 from fcnpipe.core.records import ImageInfo, PixelFlag
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.images.scaling import Float
@@ -97,7 +98,7 @@ class MaskedImage:
             return None
         found = images.open_map(path, None, self.info.shape[1:], role)
         if role != "prior" and set(found.readers) & set(self._image.readers):
-            file = images.split_hdu(path)[0]
+            file = split_hdu(path)[0]
             raise InputError(
                 f"{role} {path} is the image itself: name another file, or its HDU as {file}[HDU]"
             )

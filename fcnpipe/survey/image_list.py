@@ -33,10 +33,9 @@ import yaml
 from astropy.table import Table
 
 from fcnpipe.core.errors import SpecError
-from fcnpipe.core.paths import WEB_SCHEMES, can_list, check_url, is_remote
-from fcnpipe.core.spec import RunSpec, make_spec, say_reason, without_idle
+from fcnpipe.core.paths import WEB_SCHEMES, can_list, check_url, is_remote, split_hdu
+from fcnpipe.core.spec import RunSpec, describe_read_error, drop_unpaired, make_spec
 from fcnpipe.export.base import written_whole
-from fcnpipe.images import split_name
 from fcnpipe.remote import match_objects, read_whole, uploads
 from fcnpipe.reporting.event_log import utc_timestamp
 
@@ -146,7 +145,7 @@ def list_images(
     _check_shared(shared)
     given = [images] if isinstance(images, str | Mapping) else images
     found: list[Options] = []
-    for one in (without_idle(shared | one) for item in given for one in _expand(item, column)):
+    for one in (drop_unpaired(shared | one) for item in given for one in _expand(item, column)):
         if one not in found:  # two globs may well match one file
             found.append(one)
     if not found:
@@ -196,7 +195,7 @@ def _load_yaml(path: str) -> Any:
     try:
         return yaml.safe_load(data)
     except (ValueError, yaml.YAMLError) as error:
-        raise SpecError(f"{path} cannot be read: {say_reason(error)}") from None
+        raise SpecError(f"{path} cannot be read: {describe_read_error(error)}") from None
 
 
 def _read(path: str) -> bytes:
@@ -205,7 +204,7 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise SpecError(f"{path} cannot be read: {say_reason(error)}") from None
+        raise SpecError(f"{path} cannot be read: {describe_read_error(error)}") from None
 
 
 def _read_table(path: str, column: str) -> Iterator[Options]:
@@ -240,7 +239,7 @@ def _load_rows(path: str) -> list[Options]:
         kind = "ascii.ecsv" if path.lower().endswith(".ecsv") else "ascii.csv"
         table = Table.read(data.decode(), format=kind)
     except (ValueError, pa.ArrowException) as error:
-        raise SpecError(f"{path} cannot be read as a table: {say_reason(error)}") from None
+        raise SpecError(f"{path} cannot be read as a table: {describe_read_error(error)}") from None
     return [{name: _plain(row[name]) for name in table.colnames} for row in table]
 
 
@@ -281,11 +280,11 @@ def match_files(pattern: str) -> list[str]:
     SpecError
         If there are none.
     """
-    file, hdu = split_name(pattern)
+    file, hdu = split_hdu(pattern)
     if os.path.exists(file) or not _is_glob(pattern):
         return [pattern]
     found = _glob(pattern)
-    if not found and hdu is not None:
+    if not found and hdu:
         found = [f"{path}[{hdu}]" for path in _glob(file)] if _is_glob(file) else [pattern]
     if not found:
         raise SpecError(f"{pattern} matches no file: check the pattern")
