@@ -1,4 +1,4 @@
-"""An exported network with the statistics of an image: what saw the whole image no longer does."""
+"""Freeze GroupNorm and InstanceNorm of an exported network to the statistics of an image."""
 
 from __future__ import annotations
 
@@ -33,39 +33,41 @@ def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) 
     Parameters
     ----------
     model, out : path
-        The program and the one to write, ``.pt2``; what is said beside it goes along.
+        The exported program and the one to write, ``.pt2``; the JSON file next to it is copied.
     spec : RunSpec
-        Names the image, its mask and its weight.
+        Names the image, its mask and its weight map.
     side : int
-        Of a larger image the middle of this height and width is taken, px.
+        Maximum height and width of the sample, px; it is taken from the middle of a larger image.
 
     Returns
     -------
     Model
-        The frozen one, proven to tile exactly.
+        The frozen network, proven to tile exactly.
 
     Raises
     ------
     ModelError
-        If it is no program, has nothing to freeze, or something else stands in the way.
+        If it is not an exported program, has nothing to freeze, or cannot be tiled for another reason.
 
     Notes
     -----
-    On an image that is not larger than ``side`` the frozen network gives what the network itself gives
-    of the whole image, as the pipeline scales it.
+    On an image that is not larger than ``side``, the output of the frozen network equals that of the
+    original network on the whole image, scaled as the pipeline scales it.
     """
     source, target = Path(model), Path(out)
     if {source.suffix, target.suffix} != {PROGRAM_SUFFIX}:
         raise ModelError(
-            f"{source} to {target}: exported programs ({PROGRAM_SUFFIX}) are frozen; no bundled network "
-            "has a norm that sees the image"
+            f"{source} to {target}: only exported programs ({PROGRAM_SUFFIX}) can be frozen; no bundled network "
+            "has a normalisation that depends on the image"
         )
     network, fields = read_network(source), read_sidecar(source).fields
     if extra := fields.get("extra"):
-        raise ModelError(f"model {source} looks at {', '.join(extra)} too: freeze it in torch")
+        raise ModelError(
+            f"model {source} has the extra inputs {', '.join(extra)}: freeze it in torch"
+        )
     scaling = Scaling.model_validate(fields.get("scaling", {}))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, about its own containers
+        warnings.simplefilter("ignore", FutureWarning)  # from torch, about its own containers
         stride = find_stride(network.exported_graph, network.bands)
         sample = read_sample(spec, network.bands, scaling, (side, stride))
         _save(freeze_program(network.exported_graph, sample), target, sample, stride)
@@ -75,9 +77,9 @@ def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) 
 
 
 def read_sample(spec: RunSpec, bands: int, scaling: Scaling, sizes: tuple[int, int]) -> Tensor:
-    """Give an image as a network sees it, (1, bands, h, w) float32.
+    """Return an image as a network sees it, (1, bands, h, w) float32.
 
-    ``sizes`` are the most that is taken of a side, and of what the sides are multiples, px.
+    ``sizes`` are the maximum length of a side and the number of which both sides are multiples, px.
     """
     image, (side, stride) = MaskedImage(spec), sizes
     if bands not in (1, image.bands):
@@ -98,7 +100,7 @@ def read_sample(spec: RunSpec, bands: int, scaling: Scaling, sizes: tuple[int, i
 def _measure(
     plane: Float, bad: NDArray[np.bool_], scaling: Scaling, cell: int
 ) -> tuple[Float, Float]:
-    """Give what is above the sky, and its noise."""
+    """Return a plane with the sky subtracted, and its noise."""
     if scaling.kind == "linear":
         return plane - np.float32(scaling.offset), np.full_like(plane, scaling.scale)
     found = estimate_background(plane, bad, cell)

@@ -1,13 +1,13 @@
-"""The most that a process takes, from what it works on.
+"""Projected peak memory of the processes of a run.
 
 ::
 
-    once        interpreter, libraries, kernels, holes in the heap, what the image's reader keeps
+    process     interpreter, libraries, kernels, heap fragmentation, what the image's reader keeps
     each task   the greater of
-                    predict   the pixels of a tile with its halo, and a window in the network
+                    predict   the pixels of a tile with its halo, and one window in the network
                     label     a tile's maps, labels, image and noise
 
-The figures are measured, not derived: ``python -m benchmarks.memory`` holds them against real runs.
+The figures are measured, not derived: ``python -m benchmarks.memory`` compares them with real runs.
 """
 
 from __future__ import annotations
@@ -15,91 +15,94 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PROCESS_BYTES = 330 * 2**20
-"""Any process at its end: 148 MiB of files mapped, the rest imported by the way, pyarrow's last."""
+"""Any process at its end: 148 MiB of mapped files and all imports, of which pyarrow is the last."""
 TORCH_BYTES = 270 * 2**20
-"""What torch and oneDNN add."""
+"""Added by torch and oneDNN."""
 DASK_BYTES = 10 * 2**20
-"""What distributed adds to a worker."""
+"""Added by distributed in a worker."""
 DRIVER_BYTES = 230 * 2**20
-"""The process that hands the tiles out to workers of Dask, their scheduler in it, without torch."""
+"""The driver of Dask workers with their scheduler, without torch."""
 DRIVER_TORCH_BYTES = 185 * 2**20
 DRIVER_TILE_BYTES = 1000
-"""What the driver keeps of each tile; ``python -m benchmarks.scheduling_overhead`` measures it."""
+"""What the driver keeps per tile; measured by ``python -m benchmarks.scheduling_overhead``."""
 FLOW_BYTES = 100 * 2**20
-"""What Prefect takes in the process of a flow."""
+"""Added by Prefect in the process of a flow."""
 SERVER_BYTES = 90 * 2**20
-"""What it takes more there if no server is named: it then imports its own, to start that."""
+"""Added there if no server is configured: Prefect then imports its own server to start it."""
 COMPILER_BYTES = 220 * 2**20
-"""numba's compiler, in a process that finds no kernels of an earlier run."""
-LEAST_TASK_BYTES = 62 * 2**20
-"""A task on the smallest tile: what is imported for the first of its kind."""
-LABEL = 48
-"""Bytes for each pixel of a tile, one plane."""
-PREDICT = 24
-"""Bytes for each pixel of a tile and its halo, one plane, outside the network."""
-PLANE = 20
-"""The same for each plane more."""
-WEIGHT = 20
-"""The same for a weight map, turned into noise in double precision."""
-MASK = 7
-PIPELINE = 40
-"""Bytes for each pixel of a window outside the layers: input, outputs, maps."""
-LAYERS = {"fp32": 2.72, "bf16": 1.16, "int8": 0.57}
-"""Times the arrays of the layers (float32) that a window takes in the network, oneDNN's copies included."""
-HOLES = {"fp32": 0.99, "bf16": 0.75, "int8": 0.05}
-"""Times them that a process has in holes: windows of several shapes in a heap that is never given back.
-From one run to the next they differ by a quarter."""
-ALIKE = 0.15
-"""Part of that where all windows have one shape."""
+"""Added by numba's compiler in a process that finds no cached kernels."""
+MIN_TASK_BYTES = 62 * 2**20
+"""A task on the smallest tile: lazy imports of the first task of its kind."""
+LABEL_BYTES = 48
+"""Per pixel of a tile, for one plane."""
+PREDICT_BYTES = 24
+"""Per pixel of a tile with its halo, for one plane, outside the network."""
+PLANE_BYTES = 20
+"""Per pixel, for each additional plane."""
+WEIGHT_BYTES = 20
+"""Per pixel, for a weight map, which is converted to noise in double precision."""
+MASK_BYTES = 7
+"""Per pixel, for a mask."""
+WINDOW_BYTES = 40
+"""Per pixel of a window, outside the layers: input, outputs, maps."""
+LAYER_FACTOR = {"fp32": 2.72, "bf16": 1.16, "int8": 0.57}
+"""Memory of a window in the network, relative to the float32 arrays of its layers; includes oneDNN's copies."""
+FRAGMENTATION_FACTOR = {"fp32": 0.99, "bf16": 0.75, "int8": 0.05}
+"""Heap fragmentation relative to the same arrays, from windows of several shapes in a heap that never
+shrinks. It varies by a quarter from run to run."""
+ONE_SHAPE = 0.15
+"""Fraction of the fragmentation that remains if all windows have the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class PixelBytes:
-    """What a pixel takes on its way through a network.
+    """Memory per pixel of a window in the network.
 
     Attributes
     ----------
-    task, once : float
-        In each task, and what the process keeps.
+    task : float
+        Bytes in each task.
+    once : float
+        Bytes that the process keeps, whatever the number of tasks.
     """
 
     task: float
     once: float = 0.0
 
 
-def weigh_pixel(bytes_per_pixel: int, precision: str, alike: bool) -> PixelBytes:
-    """Give what a pixel takes on its way through a network.
+def weigh_pixel(bytes_per_pixel: int, precision: str, one_shape: bool) -> PixelBytes:
+    """Return the memory per pixel of a window in the network.
 
     Parameters
     ----------
     bytes_per_pixel : int
-        What the model says of it, for float32.
+        The model's figure, for float32.
     precision : {"fp32", "bf16", "int8"}
         Arithmetic of the network.
-    alike : bool
-        Whether all windows have one shape.
+    one_shape : bool
+        Whether all windows have the same shape.
     """
-    layers = max(bytes_per_pixel - PIPELINE, 0)
-    holes = HOLES[precision] * (ALIKE if alike else 1)
-    return PixelBytes(PIPELINE + LAYERS[precision] * layers, holes * layers)
+    layers = max(bytes_per_pixel - WINDOW_BYTES, 0)
+    fragmentation = FRAGMENTATION_FACTOR[precision] * (ONE_SHAPE if one_shape else 1)
+    return PixelBytes(WINDOW_BYTES + LAYER_FACTOR[precision] * layers, fragmentation * layers)
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one task works on.
+    """The arrays of one task.
 
     Attributes
     ----------
     tile, read, window : int
         Pixels of a tile, of a tile with its halo, and of the largest window with its halo.
     planes : int
-        Bands, extra channels and maps that are stored, at least 1.
+        Bands, extra channels and stored maps, at least 1.
     pixel_bytes : PixelBytes
-        What each pixel of that window takes in the network.
+        Memory per pixel of that window in the network.
     torch : bool
         Whether there is a network.
     weight, mask : bool
-        Whether there are such maps.
+        Whether there is a weight map, or a mask.
     """
 
     tile: int
@@ -113,45 +116,48 @@ class Load:
 
     @property
     def task_bytes(self) -> int:
-        """The most that a task takes."""
-        planes, maps = PLANE * (self.planes - 1), WEIGHT * self.weight + MASK * self.mask
+        """Projected peak of a task."""
+        planes = PLANE_BYTES * (self.planes - 1)
+        maps = WEIGHT_BYTES * self.weight + MASK_BYTES * self.mask
         network = int(self.window * self.pixel_bytes.task)
-        # What is read of the maps has gone when the network begins.
-        predict = self.read * (PREDICT + planes) + max(network, self.read * maps)
-        return max(LEAST_TASK_BYTES, predict, self.tile * (LABEL + planes + maps))
+        # Weight and mask are released before the network starts.
+        predict = self.read * (PREDICT_BYTES + planes) + max(network, self.read * maps)
+        return max(MIN_TASK_BYTES, predict, self.tile * (LABEL_BYTES + planes + maps))
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """The most that a process takes.
+    """Projected peak memory of a process.
 
     Attributes
     ----------
-    once, task : int
-        Bytes, whatever it does, and for each task at the same time.
+    once : int
+        Bytes of the process itself.
+    task : int
+        Bytes of each task that runs at the same time.
     """
 
     once: int
     task: int
 
     def of(self, tasks: int) -> int:
-        """Give the bytes of a process that does so many tasks at the same time."""
+        """Return the bytes of a process that runs this number of tasks at the same time."""
         return self.once + tasks * self.task
 
 
 def project(load: Load, kept_bytes: int, *, dask: bool, compiles: bool) -> Projection:
-    """Project what a process takes that works on tiles.
+    """Project the peak memory of a process that runs tasks.
 
     Parameters
     ----------
     load : Load
-        What one task works on.
+        The arrays of one task.
     kept_bytes : int
         What the reader of the image keeps, and what else is in the process.
     dask : bool
-        Whether the process is a worker of Dask.
+        Whether the process is a Dask worker.
     compiles : bool
-        Whether kernels are still to be compiled.
+        Whether kernels are yet to be compiled.
     """
     once = PROCESS_BYTES + TORCH_BYTES * load.torch + DASK_BYTES * dask
     once += COMPILER_BYTES * compiles + kept_bytes + int(load.window * load.pixel_bytes.once)
@@ -159,5 +165,5 @@ def project(load: Load, kept_bytes: int, *, dask: bool, compiles: bool) -> Proje
 
 
 def project_driver(tiles: int, torch: bool) -> int:
-    """Project what the process takes that hands so many tiles out to workers of Dask, bytes."""
+    """Project the peak memory, in bytes, of a driver that distributes tiles to Dask workers."""
     return DRIVER_BYTES + DRIVER_TORCH_BYTES * torch + DRIVER_TILE_BYTES * tiles

@@ -1,14 +1,15 @@
-"""Runs whose output lies behind a URL: made on disk, then taken there, the root's metadata last.
+"""Runs whose output is behind a URL: written to local scratch, then uploaded, root metadata last.
 
 ::
 
-    claim OUT.zarr.partial --> run in SCRATCH, a store on disk like any other, with all its laws
-        --> the old root goes --> files, 8 at a time, each noted when it has landed
-        --> list: sizes, nothing missing, nothing left over --> OUT.zarr/zarr.json --> clear up
+    claim OUT.zarr.partial --> run in the scratch folder, an ordinary store on disk
+        --> remove the old root --> upload the files, 8 at a time, each logged when it is uploaded
+        --> compare the listing: sizes, nothing missing, nothing left over
+        --> upload OUT.zarr/zarr.json --> remove the scratch store and the claim
 
-Whoever reads OUT.zarr sees no store before its last object is there, and then a whole one. The
-claim is one object that the server lets only one run make; it names the run, and stays when that
-is killed: the same command in the same place takes it up.
+A reader of OUT.zarr sees no store before the last object is uploaded, and a complete one afterwards.
+The claim is one object that the server lets only one run create. It names the run and survives its
+death: the same command in the same folder resumes the run.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ from fcnpipe.stores.lifecycle import CLAIM_SUFFIX, consolidate, lock_output, rea
 from fcnpipe.stores.paths import report_path
 
 ROOT = "zarr.json"
-MOST_NAMES = 10_000
-"""Objects that are listed in one go: 3 MB."""
+MAX_NAMES = 10_000
+"""Maximum number of objects in one listing: 3 MB."""
 REPORT_SUFFIXES = ("json", "html")
-LANDED = ".landed"
-"""File in the finished store on disk: names of what is there already. It goes with that store."""
+UPLOAD_LOG = ".landed"
+"""File in the finished store on disk: names of the files uploaded so far. It is deleted with that store."""
 
 
 def segment(spec: RunSpec, observer: Observer | None = None) -> Result:
-    """Do as :func:`fcnpipe.run.segment`, wherever the output lies."""
-    with delivered(spec, "segment") as local:
+    """Run :func:`fcnpipe.pipeline.run.segment` for an output on disk or behind a URL."""
+    with local_output(spec, "segment") as local:
         result = run.segment(local, observer) if local is not None else None
     if result is None:
         store = open_store(spec.out)
@@ -67,8 +68,8 @@ def segment(spec: RunSpec, observer: Observer | None = None) -> Result:
 
 
 def predict(spec: RunSpec, observer: Observer | None = None) -> Prediction:
-    """Do as :func:`fcnpipe.run.predict`, wherever the output lies."""
-    with delivered(spec, "predict") as local:
+    """Run :func:`fcnpipe.pipeline.run.predict` for an output on disk or behind a URL."""
+    with local_output(spec, "predict") as local:
         result = run.predict(local, observer) if local is not None else None
     if result is None:
         outputs = tuple(output.name for output in open_store(spec.out).layout.maps)
@@ -77,13 +78,13 @@ def predict(spec: RunSpec, observer: Observer | None = None) -> Prediction:
 
 
 @contextmanager
-def delivered(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
-    """Give the spec of the run on disk, and take its store to the output at the end.
+def local_output(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
+    """Yield the spec of the run on disk; upload its store to the output at the end.
 
     Yields
     ------
     RunSpec or None
-        The same where the output is on disk; None if the finished result of this very run lies
+        The same spec if the output is on disk; None if the finished result of this run is already
         behind the URL.
 
     Raises
@@ -91,7 +92,7 @@ def delivered(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
     SpecError, StoreError
         If the URL cannot be written, or belongs to another run.
     RemoteError
-        If its server does not do what is needed.
+        If the server refuses a request or does not respond.
     """
     if not remote.is_remote(spec.out):
         yield spec
@@ -102,21 +103,21 @@ def delivered(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
         yield None
         return
     target.claim(spec.overwrite)
-    with lock_output(target.token_file):  # as long as this process lives, whatever it is at
+    with lock_output(target.token_file):  # for the life of this process
         try:
-            # What waits on disk to be taken there is of this run, unless the inputs are others now.
+            # A finished store on disk is uploaded as it is, unless the inputs have changed since.
             afresh = spec.overwrite and not target.holds(spec, command)
             yield spec.model_copy(update={"out": str(target.local), "overwrite": afresh})
         except BaseException:
-            target.withdraw()
+            target.release_if_unused()
             raise
         with lock_output(target.local):
-            target.deliver()
+            target.upload()
         target.clear()
 
 
 def locate_scratch(spec: RunSpec) -> Path:
-    """Give where the store of an output behind a URL is made: SCRATCH/NAME-DIGEST.zarr."""
+    """Return the local store of an output behind a URL: SCRATCH/NAME-DIGEST.zarr."""
     url = spec.out.rstrip("/")
     name = url.rpartition("/")[2].removesuffix(".zarr")
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
@@ -124,15 +125,15 @@ def locate_scratch(spec: RunSpec) -> Path:
 
 
 def list_scratch(spec: RunSpec) -> list[tuple[str, str]]:
-    """Give (what, how much) rows for people on what a run needs beside its output."""
+    """Return (item, value) rows for display on what a run needs besides its output."""
     if not remote.is_remote(spec.out):
         return []
     folder = locate_scratch(spec).parent
-    return [("scratch", f"{folder}: the whole store lies there until it is in {spec.out}")]
+    return [("scratch", f"{folder}: holds the whole store until it is uploaded to {spec.out}")]
 
 
 def locate_catalogue(out: str) -> str:
-    """Give where the catalogue of a run lies as parquet, beside its store.
+    """Return the path or URL of the parquet catalogue of a run, next to its store.
 
     Examples
     --------
@@ -145,7 +146,7 @@ def locate_catalogue(out: str) -> str:
 
 
 def locate_report(out: str, suffix: str = "json") -> str:
-    """Give where the account of a run lies, beside its store.
+    """Return the path or URL of the report of a run, next to its store.
 
     Examples
     --------
@@ -156,28 +157,28 @@ def locate_report(out: str, suffix: str = "json") -> str:
 
 
 def read_report(out: str) -> RunReport | None:
-    """Give the account of the last run that was to make a store; None if there is none."""
+    """Return the report of the last run on an output; None if there is none."""
     where = locate_report(out)
     data = uploads.get(where) if remote.is_remote(out) else _read_file(Path(where))
     return parse_report(data) if data is not None else None
 
 
 def was_finished(spec: RunSpec, command: Command, since: str = "") -> bool:
-    """Whether the result of this very run is there, and was finished at a time or later.
+    """Return whether the result of this run exists, and was finished at or after a time.
 
     Parameters
     ----------
     spec : RunSpec
         The run.
     command : {"segment", "predict"}
-        What is wanted of it.
+        What the run produces.
     since : str
         As :func:`fcnpipe.reporting.event_log.utc_timestamp` gives it; any time if empty.
 
     Raises
     ------
     FcnpipeError
-        If the server of the output, the inputs or the model cannot be had.
+        If the output, the inputs or the model cannot be read.
     """
     report = read_report(spec.out)
     if report is None or report.status != "complete" or report.ended < since:
@@ -199,13 +200,13 @@ def _read_file(path: Path) -> bytes | None:
 
 def _check_writable(url: str) -> str:
     if not remote.can_list(url):
-        raise SpecError(f"{url} cannot be written: give an output on disk, s3:// or gs://")
+        raise SpecError(f"{url} cannot be written: choose an output on disk, s3:// or gs://")
     return url.rstrip("/")
 
 
 @dataclass(frozen=True)
 class Target:
-    """An output behind a URL, and where it is made.
+    """An output behind a URL and its local store.
 
     Attributes
     ----------
@@ -218,15 +219,15 @@ class Target:
     url: str
     local: Path
 
-    # -- whose it is ---------------------------------------------------------------------
+    # -- ownership -----------------------------------------------------------------------
 
     def is_finished(self, spec: RunSpec, command: Command) -> bool:
-        """Whether the result of this very run lies there.
+        """Return whether the result of this run is there.
 
         Raises
         ------
         StoreError
-            If another one does, or something else.
+            If the result of another run is there, or something else.
         """
         attributes = self._read_root()
         if attributes is None:
@@ -235,17 +236,17 @@ class Target:
         return True
 
     def holds(self, spec: RunSpec, command: Command) -> bool:
-        """Whether the finished store of this very run is on disk still."""
+        """Return whether the finished store of this run is still on disk."""
         found = read_attributes(self.local)
         return "run_key" in found and found["run_key"] == identify(spec, command).key
 
     def claim(self, overwrite: bool) -> None:
-        """Keep other runs away from the URL, until it is cleared up.
+        """Claim the URL, so that no other run writes to it until `clear`.
 
         Raises
         ------
         StoreError
-            If another run has it, or something lies there that is no store of ours.
+            If another run has claimed it, or something other than a store is there.
         """
         owner = self._read_owner()
         if owner is not None and owner.get("token") == self._read_token():
@@ -264,20 +265,20 @@ class Target:
             self.check_owner()
 
     def check_owner(self) -> None:
-        """Make sure that the URL is still ours.
+        """Raise an error if the URL is no longer claimed by this run.
 
         Raises
         ------
         StoreError
-            If another run has it.
+            If another run has claimed it.
         """
         owner = self._read_owner() or {}
         if owner.get("token") == self._read_token():
             return
         who = f" ({owner['folder']} on {owner['host']})" if owner else ""
         raise StoreError(
-            f"{self.url} is being written by another run{who}: wait for it, take it up there, "
-            "or take the output away from it with --overwrite"
+            f"{self.url} is being written by another run{who}: wait for it, resume it there, "
+            "or take over the output with --overwrite"
         )
 
     @property
@@ -286,7 +287,7 @@ class Target:
 
     @property
     def token_file(self) -> Path:
-        """File that says which claim is ours, and of what URL; locked while a run is at it."""
+        """File with the token of this run's claim and its URL; locked while the run is active."""
         return self.local.with_name(f"{self.local.name}{CLAIM_SUFFIX}")
 
     def _read_token(self) -> str:
@@ -304,7 +305,7 @@ class Target:
         return None if data is None else dict(json.loads(data))
 
     def _read_root(self) -> dict[str, Any] | None:
-        """Give the attributes of the store there; None if there is none."""
+        """Return the root attributes of the store there; None if there is none."""
         data = uploads.get(f"{self.url}/{ROOT}")
         if data is None:
             return None
@@ -322,55 +323,58 @@ class Target:
     def _not_ours(self) -> StoreError:
         return StoreError(f"{self.url} exists and is not an fcnpipe store: choose another output")
 
-    # -- taking it there -----------------------------------------------------------------
+    # -- upload --------------------------------------------------------------------------
 
-    def deliver(self) -> None:
-        """Put the finished store there, from where an earlier try has got to.
+    def upload(self) -> None:
+        """Upload the finished store; continue where an earlier attempt stopped.
 
         Raises
         ------
         StoreError
-            If another run has taken the URL, or objects have gone lost.
+            If another run has claimed the URL, or uploaded objects are missing.
         RemoteError
-            If the server does not take it.
+            If the server refuses an upload.
         """
         self.check_owner()
         shrink_ledger(self.local)
-        uploads.remove([f"{self.url}/{ROOT}"])  # from here on there is no store, until all is there
-        landed = self._read_landed()
-        with self._landed_file.open("a") as log:
+        uploads.remove([f"{self.url}/{ROOT}"])  # readers see no store until all is uploaded
+        uploaded = self._read_uploaded()
+        files = ((name, path) for name, path in self._files(self.local) if name not in uploaded)
+        with self._upload_log.open("a") as log:
 
             def note(name: str) -> None:
                 log.write(f"{name}\n")
                 log.flush()
 
-            uploads.put_files(self.url, _others(self._files(self.local), landed), note)
-        self._check_landed()
+            uploads.put_files(self.url, files, note)
+        self._check_uploaded()
         if parquet_path(self.local).exists():
-            self._put_beside(locate_catalogue(self.url), parquet_path(self.local))
+            self._upload_next_to(locate_catalogue(self.url), parquet_path(self.local))
         self._put_report()
         self.check_owner()
         uploads.put(f"{self.url}/{ROOT}", (self.local / ROOT).read_bytes())
 
     def _put_report(self) -> None:
-        """Put the account of the run there, under the name that the output has there."""
+        """Upload the report of the run, with the output's URL in it."""
         report = read_report(str(self.local))
         if report is not None:
             write_report(report.model_copy(update={"out": self.url}), self.local)
             for suffix in REPORT_SUFFIXES:
-                self._put_beside(locate_report(self.url, suffix), report_path(self.local, suffix))
+                self._upload_next_to(
+                    locate_report(self.url, suffix), report_path(self.local, suffix)
+                )
 
-    def _put_beside(self, url: str, file: Path) -> None:
+    def _upload_next_to(self, url: str, file: Path) -> None:
         folder, _, name = url.rpartition("/")
         uploads.put_files(folder, [(name, file)], landed=lambda name: None)
 
-    def withdraw(self) -> None:
-        """Give the URL free if the run has left nothing that it could be taken up from."""
+    def release_if_unused(self) -> None:
+        """Remove the claim if the run has left nothing to resume."""
         if not self.local.exists() and not partial_path(self.local).exists():
             self.clear()
 
     def clear(self) -> None:
-        """Remove the store on disk, and give the URL free."""
+        """Remove the local store and the claim."""
         shutil.rmtree(self.local, ignore_errors=True)
         parquet_path(self.local).unlink(missing_ok=True)
         for suffix in REPORT_SUFFIXES:
@@ -380,40 +384,40 @@ class Target:
         self.token_file.unlink(missing_ok=True)
 
     @property
-    def _landed_file(self) -> Path:
-        return self.local / LANDED
+    def _upload_log(self) -> Path:
+        return self.local / UPLOAD_LOG
 
-    def _read_landed(self) -> set[str]:
-        return (
-            set(self._landed_file.read_text().split("\n")) if self._landed_file.exists() else set()
-        )
+    def _read_uploaded(self) -> set[str]:
+        return set(self._upload_log.read_text().split("\n")) if self._upload_log.exists() else set()
 
     def _files(self, folder: Path, deep: bool = True) -> Iterator[tuple[str, Path]]:
-        """Give the files of a folder, and below it, with their names there; not the root's metadata."""
+        """Yield the files in and below a folder, with their relative names; not the root's metadata."""
         for there, inner, names in os.walk(folder):
             for name in names:
                 path = Path(there, name)
-                if path not in (self.local / ROOT, self._landed_file):
+                if path not in (self.local / ROOT, self._upload_log):
                     yield path.relative_to(folder).as_posix(), path
             if not deep:
                 inner.clear()
 
-    def _check_landed(self) -> None:
-        """Hold what is there against what was put, and remove what an earlier store has left."""
+    def _check_uploaded(self) -> None:
+        """Compare the listing with the local files, and remove leftovers of an earlier store."""
         lost = next(self._list_lost(self.local, self.url), None)
         if lost is not None:
-            self._landed_file.unlink()
-            raise StoreError(f"{lost} is not there as it was put: run the same command again")
+            self._upload_log.unlink()
+            raise StoreError(
+                f"{lost} is missing or has another size than its upload: run the same command again"
+            )
 
     def _list_lost(self, folder: Path, url: str) -> Iterator[str]:
-        """Give the URLs below a folder that are not there as they were put, and remove all others.
+        """Yield the URLs below a folder that are missing or incomplete; remove objects that do not belong.
 
         Notes
         -----
-        Holds no more than `MOST_NAMES`, or those of one folder: what has more is looked at folder by
-        folder. One list of a small store is quicker than a list for each of its folders.
+        Holds at most `MAX_NAMES` names, or those of one folder: larger trees are compared folder by
+        folder. For a small store, one listing is faster than one for each folder.
         """
-        small = sum(1 for _ in islice(self._files(folder), MOST_NAMES + 1)) <= MOST_NAMES
+        small = sum(1 for _ in islice(self._files(folder), MAX_NAMES + 1)) <= MAX_NAMES
         here = {name: path.stat().st_size for name, path in self._files(folder, small)}
         there, folders = (remote.list_objects(url), []) if small else remote.list_folder(url)
         uploads.remove(f"{url}/{name}" for name in there if name not in here)
@@ -425,16 +429,12 @@ class Target:
             yield from self._list_lost(folder / name, f"{url}/{name}")
 
 
-def _others(files: Iterator[tuple[str, Path]], landed: set[str]) -> Iterator[tuple[str, Path]]:
-    return ((name, path) for name, path in files if name not in landed)
-
-
 def shrink_ledger(path: Path) -> None:
-    """Write the ledger of a finished store, in which every mark is set, as one chunk.
+    """Rewrite the ledger of a finished store, in which every mark is set, as one chunk.
 
     Notes
     -----
-    On disk it is a file for each tile and stage, which costs a request each behind a URL.
+    On disk it is one file per tile and stage; behind a URL each would cost a request.
     """
     spec = ledger_spec(load_layout(read_attributes(path)["layout"]))
     shutil.rmtree(path / "ledger", ignore_errors=True)

@@ -1,1 +1,1 @@
-"""What the tasks of each stage do: the only place where reading and writing meet science."""
+"""The tasks of each stage: read from image and store, call the science core, write to the store."""

@@ -1,11 +1,11 @@
-"""label, measure: write the labels, sum over their pixels, and finish each source where its peak lies.
+"""Stages label and measure: write the labels, sum over pixels, measure each source where its peak is.
 
 ::
 
     label    every tile      sums over the core ---------------------+ sums/OWNER/TILE.npz
     measure  owner's tile    sums of all tiles -> moments -> apertures + rows/OWNER.npz
 
-The owner of a source is the tile whose core holds its peak.
+The owner of a source is the tile whose core contains its peak.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from fcnpipe.science.sums import Pixels, Sums, accumulate, combine
 
 Facts = dict[str, float]
 VARIANCE_STEPS = 256
-"""Unit of fixed-point variances, in squared units of flux; the sky's variance is 2**20 or more."""
+"""Unit of fixed-point variances, in squared flux units; the sky's variance is then at least 2**20."""
 LEAST_MARGIN = 64
 MARGIN_PART = 8
-"""Part of a tile that is read around it for its apertures; for a wider one the rest is read, which
-takes as long as a hundred sources."""
+"""The margin read around a tile for its apertures is the tile edge divided by this. Reading beyond it for
+one larger source takes as long as measuring a hundred sources."""
 USUAL_REACH = 7.0
-"""Semi-axes beyond which few apertures look: tried first, since all that might be is much more."""
+"""Extent of most apertures, in semi-axes: tried first, since the largest possible one is much wider."""
 
 
 def label(job: Job, name: str) -> Facts:
-    """Write the labels of a tile and hand the sums over its pixels to the owners of the sources."""
+    """Write the labels of a tile and store the sums over its pixels for the owners of the sources."""
     tile, table = job.tile(name), job.store.get_arrays("labels", name)
     segments = job.store.read("segments", tile.core)
     labels = apply_table(segments, table["label"])
@@ -58,7 +58,7 @@ def label(job: Job, name: str) -> Facts:
 
 
 def measure(job: Job, name: str) -> Facts:
-    """Finish the sources whose peak lies in a tile."""
+    """Measure the sources whose peak is in a tile."""
     sums = _collect(job, name)
     if sums is None:
         return {"sources": 0}
@@ -105,7 +105,7 @@ def _variance_unit(unit: float) -> float:
 
 
 def _share_out(job: Job, sums: Sums) -> Iterator[tuple[str, Sums]]:
-    """Give the sums of each owner, by the tile that holds the peak."""
+    """Yield the name of each owner tile and the sums of its sources."""
     columns = job.plan.tiles.counts[1]
     place = sums.anchor // job.plan.tile
     owner = place[:, 0] * columns + place[:, 1]
@@ -121,13 +121,13 @@ def _collect(job: Job, name: str) -> Sums | None:
 
 
 def _divided(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
-    """Whether the footprint of each source was divided; the owner's table has all that it owns."""
+    """Return whether each source was deblended; the owner's table has all sources that it owns."""
     table = job.store.get_arrays("labels", name)
     return np.asarray(table["divided"][np.searchsorted(table["present"], sums.label)])
 
 
 def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
-    """Measure all sources of a tile: most from one region, those that reach further one by one."""
+    """Measure all sources of a tile: most from one region, larger ones one by one."""
     margin = max(job.plan.tile // MARGIN_PART, LEAST_MARGIN)
     near = _read_region(job, job.tile(name).core.grow(margin).clip(job.plan.frame))
     measured, done = measure_covered_apertures(columns, near)
@@ -139,7 +139,7 @@ def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
 
 
 def _measure_far(job: Job, near: Region, one: Columns) -> Columns:
-    """Measure a source that looks beyond the region of its tile."""
+    """Measure a source whose apertures extend beyond the region of its tile."""
     usual = min(USUAL_REACH * float(one["semimajor_axis"][0]), RADIUS_CAP)
     box = _reach(job, one, usual)
     measured, done = measure_covered_apertures(one, _widen(job, near, box))
@@ -154,7 +154,7 @@ def _reach(job: Job, one: Columns, cap: float) -> Box:
 
 
 def _widen(job: Job, near: Region, box: Box) -> Region:
-    """Give the region of a box, of which only what is not there already is read."""
+    """Return the region of a box; only the part outside the known region is read."""
     known = box.clip(near.box)
     if not known.size:
         return _read_region(job, box)

@@ -1,4 +1,4 @@
-"""predict: read core + halo, network window by window, quantise, write the tile's maps."""
+"""Stage predict: read core + halo, run the network window by window, quantise, write the tile's maps."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def predict(job: Job, name: str) -> Facts:
 
     Notes
     -----
-    A neighbour that cannot be read is no data, and reported as a gap: the maps then serve until it
-    can.
+    An unreadable neighbour counts as missing data and is reported as a gap: the maps are then
+    provisional, and the tile is done again when the neighbour can be read.
     """
     core = job.tile(name).core
     flags, maps, gaps = _look(job, job.tile(name))
@@ -36,25 +36,25 @@ def predict(job: Job, name: str) -> Facts:
 
 
 def leave_out(job: Job, name: str) -> None:
-    """Store the pixels of a tile that cannot be read or computed as no data.
+    """Flag all pixels of a tile that cannot be read or computed as missing data.
 
     Notes
     -----
-    The rest of the image can then be finished without it.
+    The rest of the image can then be finished without the tile.
     """
     core = job.tile(name).core
     job.store.write_tile("flags", core, np.full(core.shape, int(PixelFlag.NO_DATA), np.uint8))
 
 
 def list_windows(plan: Plan, tile: Tile) -> Iterator[Box]:
-    """Give the cores of the windows of a tile; those at the high border reach into the canvas."""
+    """Yield the cores of a tile's windows; those at the high border extend into the padded canvas."""
     for y in range(tile.core.y0, tile.core.y1, plan.window):
         for x in range(tile.core.x0, tile.core.x1, plan.window):
             yield plan.windows.tile_at(y, x).core
 
 
 def _look(job: Job, tile: Tile) -> tuple[NDArray[np.uint8], Arrays, int]:
-    """Give flags and maps of a tile, and how many neighbours are missing."""
+    """Return flags and maps of a tile, and the number of missing neighbours."""
     patch, wide, gaps = _read(job, tile.core)
     views = _cut_windows(job, tile, patch, wide)
     inner = patch.crop(tile.core.within(wide))
@@ -70,11 +70,11 @@ class View:
     Attributes
     ----------
     seen : (channels, h, w) float32
-        Its core and halo.
+        Input of the network: core and halo.
     kept : Box
-        The part that is wanted, in its pixels.
+        The part of the output that is kept, in pixels of the window.
     place : (slice, slice)
-        Where that part lies in the tile.
+        Position of that part in the tile.
     """
 
     seen: NDArray[np.float32]
@@ -92,7 +92,7 @@ def _cut_windows(job: Job, tile: Tile, patch: Patch, wide: Box) -> Iterator[View
 
 
 def _give_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
-    """Give the maps that sources are found in."""
+    """Return the maps in which sources are found."""
     probability = np.empty((len(job.model.classes), *core.shape), np.uint8)
     elevation = np.empty(core.shape, np.uint16)
     for view in views:
@@ -105,7 +105,7 @@ def _give_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
 
 
 def _give_outputs(job: Job, core: Box, views: Iterator[View], patch: Patch) -> Arrays:
-    """Give the outputs of the network as they are stored, and the image if it is to be kept."""
+    """Return the outputs of the network as they are stored, and the image if it is kept."""
     outputs = np.empty((len(job.plan.maps), *core.shape), np.float32)
     for view in views:
         outputs[(..., *view.place)] = job.predictor.outputs(view.seen, view.kept)
@@ -131,7 +131,7 @@ def _to_stored(
 def _to_image(
     job: Job, core: Box, patch: Patch, output: Output, values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Give an output in the units of the image: a restored one with its sky, a component without."""
+    """Return an output in image units: with the sky for a restored image, without it for a component."""
     scaling, zero = job.model.header.scaling, _zero(job)
     plane = output.band if job.model.header.bands > 1 else -1
     if output.role != "restored":
@@ -146,17 +146,17 @@ def _to_image(
 
 
 def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
-    """Give the pixels of core + halo + repair, their box, and how many neighbours are missing."""
+    """Return the pixels of core + halo + fill margin, their box, and the number of missing neighbours."""
     wide = core.grow(job.plan.halo + normalisation.FILL_REACH).clip(job.plan.frame)
     zero = _zero(job)
     patch, missing = job.image.read_available_patch(wide, zero, job.plan.tiles)
     if any(part.clip(core).size for part in missing):
-        job.image.read_patch(core, zero)  # says why
+        job.image.read_patch(core, zero)  # raises the error with its reason
     return patch, wide, len(missing)
 
 
 def _zero(job: Job) -> Sky | FixedScale:
-    """Give what the network's input is counted from: the sky, or what a linear scaling says."""
+    """Return the zero point of the network's input: the sky, or the constants of a linear scaling."""
     scaling = job.model.header.scaling
     if scaling.kind == "linear":
         return FixedScale(scaling.offset, scaling.scale, job.sky.band_weights)
@@ -164,7 +164,7 @@ def _zero(job: Job) -> Sky | FixedScale:
 
 
 def _to_canvas(job: Job, core: Box, patch: Patch, wide: Box) -> tuple[NDArray[np.float32], Box]:
-    """Give S/N of core + halo on the canvas, the extra channels after it, and its box."""
+    """Return the S/N of core + halo on the canvas followed by the extra channels, and its box."""
     plan = job.plan
     read = core.grow(plan.halo).clip(plan.frame)
     seen = patch.significance(job.model.header.bands)[(..., *read.within(wide))]
@@ -176,11 +176,11 @@ def _to_canvas(job: Job, core: Box, patch: Patch, wide: Box) -> tuple[NDArray[np
 
 
 def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Give what the network sees besides the bands, (channels, h, w).
+    """Return the extra input channels of the network, (channels, h, w).
 
     Notes
     -----
-    A pixel's values depend on where it lies in the image, never on the tile.
+    Values depend on a pixel's position in the image, never on the tile.
     """
     height, width = job.plan.shape
     makers: dict[str, Callable[[], NDArray[Any]]] = {
@@ -198,7 +198,7 @@ def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np
 
 
 def _stretch(core: Box, plan: Plan) -> Box:
-    """Core + halo on the canvas, where the image ends with pixels repeated up to the stride."""
+    """Return core + halo on the canvas, which repeats the last pixels up to a multiple of the stride."""
     frame, canvas = plan.frame, plan.canvas
     reach = core.grow(plan.halo)
     end_y = canvas.y1 if reach.y1 >= frame.y1 else reach.y1

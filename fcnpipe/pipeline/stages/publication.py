@@ -1,4 +1,4 @@
-"""publish: the catalogue in order of label, the table of tiles, the pyramid."""
+"""Stage publish: the catalogue in order of label, the table of tiles, the pyramid, the final checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def create_pyramid(job: Job, name: str) -> Facts:
 
 
 def list_pyramid(job: Job) -> list[list[Node]]:
-    """Give the tiles of each level of the pyramid, as nodes; level 1 first."""
+    """Return the tiles of each level of the pyramid, as nodes; level 1 first."""
     layout = job.store.layout
     return [
         [Node(level, tile.row, tile.column) for tile in level_grid(layout, level)]
@@ -60,12 +60,12 @@ def check_tile(job: Job, name: str) -> Facts:
 
 
 def check_sums(job: Job, name: str) -> Facts:
-    """Hold what was found in all tiles against the catalogue.
+    """Compare the checks of all tiles with the catalogue.
 
     Raises
     ------
     VerificationError
-        If the store contradicts itself: it is not published.
+        If the store contradicts itself; it is then not published.
     """
     tables = _make_tables(job, 0)
     raise_problems(job.store.path, job.store.check_sums(_read_checks(job, tables)))
@@ -79,7 +79,7 @@ def check_sums(job: Job, name: str) -> Facts:
 
 
 Tables = dict[str, NDArray[np.uint32]]
-"""Checksum of each shard, by the name of the map."""
+"""Checksums of the shards of each map."""
 
 
 def _make_tables(job: Job, level: int) -> Tables:
@@ -93,7 +93,7 @@ def _fill_in(tables: Tables, place: Tile | Node, facts: Arrays) -> None:
 
 
 def _read_checks(job: Job, tables: Tables) -> Iterator[TileCheck]:
-    """Give what was found in each tile, and put its checksums down."""
+    """Yield the check of each tile, and enter its checksums into the tables."""
     for tile in job.plan.tiles:
         found = job.store.get_arrays("checks", tile.name)
         _fill_in(tables, tile, found)
@@ -101,13 +101,13 @@ def _read_checks(job: Job, tables: Tables) -> Iterator[TileCheck]:
 
 
 def prepare_parquet(job: Job, name: str) -> Facts:
-    """Write the catalogue as parquet, to be given its name when the store is published."""
+    """Write the catalogue as a parquet file, renamed when the store is published."""
     job.store.prepare_parquet()
     return {}
 
 
 def write_catalogue(job: Job, name: str) -> Facts:
-    """Bring the rows of all tiles in order of label and write them, and the table of tiles."""
+    """Sort the rows of all tiles by label and write them, and the table of tiles."""
     count = len(job.store.get_arrays("selection", ALL)["source"])
     unit, zero_point = job.image.info.unit, job.spec.mag_zeropoint
     columns = catalogue.list_columns(unit, magnitudes=zero_point is not None)
@@ -122,7 +122,7 @@ def write_catalogue(job: Job, name: str) -> Facts:
 
 
 def tabulate(job: Job, name: str) -> Facts:
-    """Write the table of tiles of a run that finds no sources."""
+    """Write the table of tiles of a run that stores outputs."""
     job.store.write_tiles(_describe_tiles(job))
     return {}
 
@@ -142,7 +142,7 @@ Table = dict[str, tuple[NDArray[Any], dict[str, Any]]]
 
 
 def _describe_tiles(job: Job) -> Table:
-    """What became of each tile."""
+    """Return status, time, sky and noise of each tile."""
     counts = job.plan.tiles.counts
     seconds = np.full(counts, np.nan, np.float32)
     sky, noise = np.full(counts, np.nan, np.float32), np.full(counts, np.nan, np.float32)

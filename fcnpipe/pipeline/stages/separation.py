@@ -1,4 +1,4 @@
-"""separate, merge, select: climb within tiles, join them up a quad-tree, decide, number the sources."""
+"""Stages separate, merge and select: basins per tile, one merge tree over all tiles, numbered sources."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fcnpipe.separators import Watershed
 
 Facts = dict[str, float]
 FLUX_STEPS = 1024
-"""Steps of a pixel's noise in the integer fluxes that --mincont compares."""
+"""Integer fluxes, which --mincont compares, count in units of noise / 1024."""
 
 
 def separate(job: Job, name: str) -> Facts:
-    """Divide a tile into segments and keep what its seams leave open.
+    """Divide a tile into segments and store the graph of what its seams leave undecided.
 
     Notes
     -----
-    Reads the maps of the neighbours one pixel deep, so their predictions must be there.
+    Reads one pixel of the neighbours' maps, so their predictions must exist.
     """
     core = job.tile(name).core
     read = core.grow(1).clip(job.plan.frame)
@@ -40,7 +40,7 @@ def separate(job: Job, name: str) -> Facts:
 
 
 def join(job: Job, name: str) -> Facts:
-    """Join the graphs of up to four nodes into that of the node above."""
+    """Join the graphs of up to four child nodes into the graph of their parent."""
     children = _children(job, name)
     graphs = [BranchGraph.from_arrays(job.store.get_arrays("graph", child)) for child in children]
     graph, settlement = merge_tree.join(graphs, job.criteria.branch)
@@ -50,7 +50,7 @@ def join(job: Job, name: str) -> Facts:
 
 
 def settle(job: Job, name: str) -> Facts:
-    """Hand the verdicts on a node down to those below it."""
+    """Pass the verdicts on a node down to its children."""
     settlement = PendingBranches.from_arrays(job.store.get_arrays("settlement", name))
     verdicts = merge_tree.resolve(settlement, _verdicts(job, name), job.criteria.branch)
     for child, answer in zip(_children(job, name), verdicts, strict=True):
@@ -59,11 +59,11 @@ def settle(job: Job, name: str) -> Facts:
 
 
 def select(job: Job, name: str) -> Facts:
-    """Number the sources that stay, and give each tile its table from segment to label.
+    """Number the sources that remain, and write each tile's table from segment to label.
 
     Notes
     -----
-    The one task that holds all sources, at about a hundred bytes each; never their pixels.
+    The only task that holds all sources in memory, about 100 bytes each; never their pixels.
     """
     names = [tile.name for tile in job.plan.tiles]
     needs = job.criteria
@@ -85,7 +85,7 @@ def _find_foreground(job: Job, box: Box, elevation: NDArray[np.uint16]) -> NDArr
 
 
 def _weigh(job: Job, box: Box) -> NDArray[np.int64]:
-    """Flux of each pixel in steps of its noise, not below 0."""
+    """Return the flux of each pixel in fixed point, in units of its noise, at least 0."""
     patch = job.image.read_available_patch(box, job.sky, job.plan.tiles)[0]
     flux = np.maximum(patch.significance(1)[0], 0)
     return quantise_flux(flux, 1 / FLUX_STEPS)
@@ -96,7 +96,7 @@ def _children(job: Job, name: str) -> list[str]:
 
 
 def _verdicts(job: Job, name: str) -> ResolvedBranches:
-    """Give what came down to a node; nothing does to the root."""
+    """Return the verdicts that were passed down to a node; the root has none."""
     if not job.store.has_arrays("verdicts", name):
         return NONE_RESOLVED
     return ResolvedBranches(**job.store.get_arrays("verdicts", name))
@@ -108,7 +108,7 @@ def _tabulate(job: Job, name: str) -> SourceTable:
 
 
 def _label_table(table: SourceTable, selection: Selection) -> Arrays:
-    """Label of each segment, and of each label here its source and whether its footprint is divided."""
+    """Return the label of each segment, and for each label its source and whether it was deblended."""
     label = source_selection.relabel(table, selection)
     present = np.unique(label[label > 0])
     rows = present - 1

@@ -1,4 +1,4 @@
-"""background: mesh cells by tile, put together, repaired, and fitted once for the whole image."""
+"""Stage background: measure mesh cells tile by tile, then fit sky and noise once for the whole image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FLOAT32 = np.finfo(np.float32)
 
 
 def weigh_bands(job: Job, name: str) -> Facts:
-    """Weigh the bands of the image for the detection plane."""
+    """Compute the weights of the bands in the detection plane."""
     job.store.put_arrays("bands", ALL, {"weights": job.image.weigh_bands()})
     return {}
 
 
 def measure_cells(job: Job, name: str) -> Facts:
-    """Measure the mesh cells whose first pixel lies in a tile."""
+    """Measure the mesh cells whose first pixel is in a tile."""
     cells = _cells_of(job, name)
     if cells.size == 0:
         return {}
@@ -40,12 +40,12 @@ def measure_cells(job: Job, name: str) -> Facts:
 
 
 def fit_sky(job: Job, name: str) -> Facts:
-    """Put the mesh together, repair it and fit the splines.
+    """Assemble the mesh, interpolate over bad cells, and fit the splines.
 
     Raises
     ------
     InputError
-        If no pixel of the image is usable, or all are equal.
+        If no pixel of the image is usable, or all pixels are equal.
     """
     bands, planes = job.image.bands, job.image.planes
     mesh = _assemble(job, planes)
@@ -72,7 +72,7 @@ def _cells_of(job: Job, name: str) -> Box:
 
 
 def _assemble(job: Job, planes: int) -> NDArray[np.float32]:
-    """(4, planes, my, mx): sky, noise, good, weight; NaN where a tile has failed."""
+    """Return (4, planes, my, mx): sky, noise, good, weight; NaN where a tile failed."""
     mesh = np.full((4, planes, *job.plan.mesh), np.nan, np.float32)
     mesh[2] = 0
     for name in job.store.list_arrays("cells"):
@@ -89,16 +89,16 @@ def _check(plane: background.Background, job: Job) -> None:
     if unfit := job.image.find_unrepresentable_value():
         path, value = unfit
         raise InputError(
-            f"{path} has pixels of {value:.3g}, but pixels are taken as float32, whose magnitudes go "
-            f"from {FLOAT32.smallest_subnormal:.1g} to {FLOAT32.max:.1g}: scale them by a constant"
+            f"{path} has pixels of {value:.3g}, outside the range of float32, from "
+            f"{FLOAT32.smallest_subnormal:.1g} to {FLOAT32.max:.1g}: scale the image by a constant"
         )
     name = ", ".join(job.spec.image)
     if plane.is_blank:
         given = [f"--{what}" for what in ("mask", "weight") if getattr(job.spec, what)]
         raise InputError(
-            f"{name} has no usable pixel: all are NaN, infinite, masked or without weight; "
+            f"{name} has no usable pixel: all are NaN, infinite, masked or of zero weight; "
             f"check {' and '.join(['--hdu', *given])}"
         )
     raise InputError(
-        f"{name} has no noise: most of its pixels are equal, so nothing can stand out; check --hdu"
+        f"{name} has no noise: most of its pixels are equal, so no source can be detected; check --hdu"
     )
