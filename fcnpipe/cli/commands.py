@@ -1,16 +1,15 @@
-"""The command line: options in, a spec out, one clear line when something is wrong.
+"""The ``fcnpipe`` command and its subcommands.
 
-It knows no science. What a command needs is imported when it runs, so that ``fcnpipe --help``
-answers at once.
+Each command imports the modules it needs when it runs, so that ``fcnpipe --help`` is fast.
 
-======  ==========================================================================
+======  =================================================================================
 code    meaning
-======  ==========================================================================
+======  =================================================================================
 0       done
-2       what was given is wrong: one line on standard error with value, limit, mend
-3       some tiles failed: named; the same command again re-does only these
-130     interrupted; the same command again takes the run up
-======  ==========================================================================
+2       wrong options or input: one line on standard error with the value, limit and fix
+3       some tiles failed: their names; the same command again repeats only these
+130     interrupted: the same command again resumes
+======  =================================================================================
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from fcnpipe.core.version import __version__
 
 app = typer.Typer(
     help="Find, separate and catalogue the sources in images too large for memory.",
+    epilog="Example: fcnpipe segment field.fits field.zarr",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -37,7 +37,9 @@ app.add_typer(model_commands.models_app, name="models")
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Find, separate and catalogue the sources in images too large for memory."""
     if version:
@@ -49,7 +51,7 @@ def start(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and leave with its exit code."""
+    """Run a command and exit with its code."""
     with stopped_by_signals():
         code = run_command(lambda: app(args=arguments, prog_name="fcnpipe", standalone_mode=False))
     leave(code)

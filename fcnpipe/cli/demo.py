@@ -1,4 +1,4 @@
-"""A real image and a simulated one through everything, with pictures to look at."""
+"""The demonstration: a real and a simulated image through the pipeline, with scores and pictures."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import shutil
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.spec import make_spec
@@ -17,6 +15,7 @@ from fcnpipe.pipeline import run
 from fcnpipe.pipeline.run import Result
 from fcnpipe.reading import results
 from fcnpipe.reporting.observers import Observer
+from fcnpipe.science.scores import completeness, match, score_detection
 from fcnpipe.simulation import fits_fields
 from fcnpipe.stores import ZarrStore
 
@@ -24,99 +23,113 @@ SHAPE = (1200, 1600)
 SEED = 7
 KIND = "ground"
 WINDOW = 512
-SHOWN = (
-    "label",
-    "x_centroid",
-    "y_centroid",
-    "ra",
-    "dec",
-    "kron_flux",
-    "kron_flux_err",
-    "area",
-    "flags",
-)
+MIN_SNR = 5.0
+"""Signal-to-noise from which a true source counts in the scores."""
+SNR_EDGES = (5.0, 10.0, 30.0, np.inf)
+"""Edges of the bins of signal-to-noise for the completeness."""
 BRIGHTEST = 10
+COLUMNS = {
+    "label": ("label", "d"),
+    "x_centroid": ("x", ".1f"),
+    "y_centroid": ("y", ".1f"),
+    "ra": ("ra", ".5f"),
+    "dec": ("dec", ".5f"),
+    "kron_flux": ("flux", ".1f"),
+    "snr": ("S/N", ".0f"),
+    "area": ("area", "d"),
+}
+"""Head and number format of each column of the table of sources; ``snr`` is flux over error."""
+UNITS = {"pix": "px", "pix2": "px"}
+"""Units as the table shows them, where they differ from those of the catalogue."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What became of one image.
+class ImageResult:
+    """The result of one image of the demonstration.
 
     Attributes
     ----------
     title : str
-        What it is.
+        Description of the image.
     facts : list of (str, str)
-        What was made, and how good it is.
-    brightest : dict of arrays
-        The ten brightest sources, brightest first.
+        Names and values: the files, and for a simulated image the scores.
+    heads : list of str
+        Heads of the table of sources, with units.
+    brightest : list of tuple of str
+        Rows of the table: the ten brightest sources, brightest first.
     """
 
     title: str
     facts: list[tuple[str, str]]
-    brightest: dict[str, NDArray[Any]]
+    heads: list[str]
+    brightest: list[tuple[str, ...]]
 
 
-def show(folder: Path, model: str, progress: Observer) -> list[Shown]:
-    """Segment the Hubble Deep Field that scikit-image ships, and a simulated field with a truth.
+def run_demo(folder: Path, model: str, progress: Observer) -> list[ImageResult]:
+    """Segment the Hubble Deep Field of scikit-image and a simulated field with known sources.
 
     Parameters
     ----------
     folder : Path
-        Where everything goes: ``hubble`` and ``field``, each ``.zarr``, ``.parquet``, ``.ecsv`` and
-        ``.png``.
+        Folder for ``hubble`` and ``field``, each ``.zarr``, ``.parquet``, ``.ecsv`` and ``.png``.
     model : str
-        Bundled name, or a model file.
+        Name of a bundled model, or a model file.
     progress : Observer
-        Is told how far the runs are.
+        Receives the progress of the runs.
 
     Raises
     ------
     StoreError
-        If the folder cannot be made or written.
+        If the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
-            f"folder {folder} cannot be made: {error.strerror}; choose another"
+            f"folder {folder} cannot be created: {error.strerror}; choose another"
         ) from None
-    return [_show_hubble(folder, model, progress), _show_field(folder, model, progress)]
+    return [_segment_hubble(folder, model, progress), _segment_field(folder, model, progress)]
 
 
-def _show_hubble(folder: Path, model: str, progress: Observer) -> Shown:
+def _segment_hubble(folder: Path, model: str, progress: Observer) -> ImageResult:
     image, out = folder / "hubble.jpg", folder / "hubble.zarr"
     with as_file(files("skimage.data") / "hubble_deep_field.jpg") as shipped:
         shutil.copyfile(shipped, image)
     result = _segment(image, out, model, progress)
-    return Shown("Hubble Deep Field, three bands", _list_facts(image, out, result), _brightest(out))
+    return ImageResult(
+        "Hubble Deep Field, three bands", _list_files(image, out, result), *tabulate_brightest(out)
+    )
 
 
-def _show_field(folder: Path, model: str, progress: Observer) -> Shown:
+def _segment_field(folder: Path, model: str, progress: Observer) -> ImageResult:
     image, out = folder / "field.fits", folder / "field.zarr"
-    true = fits_fields.simulate(KIND, SHAPE, SEED, image)
+    fits_fields.simulate(KIND, SHAPE, SEED, image)
     result = _segment(image, out, model, progress)
-    store = ZarrStore.open(out)
-    scores = fits_fields.compare(store.read("label", store.layout.grid.frame), image)
-    facts = [*_list_facts(image, out, result), ("truth", f"{true} sources"), *scores]
-    return Shown("simulated field with a WCS", facts, _brightest(out))
+    facts = [
+        *_list_files(image, out, result),
+        *list_scores(out, image),
+        ("all scores", f"fcnpipe evaluate {out} {image}"),
+    ]
+    return ImageResult("Simulated field with a WCS", facts, *tabulate_brightest(out))
 
 
 def _segment(image: Path, out: Path, model: str, progress: Observer) -> Result:
-    options: dict[str, Any] = {
-        "model": model,
-        "window": WINDOW,
-        "keep_image": True,
-        "overwrite": True,
-    }
-    result = run.segment(make_spec(image=(str(image),), out=str(out), **options), progress)
-    found = results.open(out)
+    spec = make_spec(
+        image=(str(image),),
+        out=str(out),
+        model=model,
+        window=WINDOW,
+        keep_image=True,
+        overwrite=True,
+    )
+    result = run.segment(spec, progress)
+    segmentation = results.open(out)
     for suffix in (".png", ".ecsv"):
-        found.export(out.with_suffix(suffix))
+        segmentation.export(out.with_suffix(suffix))
     return result
 
 
-def _list_facts(image: Path, out: Path, result: Result) -> list[tuple[str, str]]:
+def _list_files(image: Path, out: Path, result: Result) -> list[tuple[str, str]]:
     return [
         ("image", str(image)),
         ("store", f"{result.path}: {result.sources} sources in {result.seconds:.1f} s"),
@@ -125,8 +138,52 @@ def _list_facts(image: Path, out: Path, result: Result) -> list[tuple[str, str]]
     ]
 
 
-def _brightest(out: Path) -> dict[str, NDArray[Any]]:
-    columns = ZarrStore.open(out).read_sources(SHOWN)
+def list_scores(out: Path, field: Path) -> list[tuple[str, str]]:
+    """Return names and values of the scores of a store against the truth of its simulated field.
+
+    Notes
+    -----
+    The truth contains every source that owns a pixel, most of which are too faint to be found. Only those
+    with a signal-to-noise of at least `MIN_SNR` count; see `fcnpipe.science.scores.score_detection`.
+    """
+    store = ZarrStore.open(out)
+    label = store.read("label", store.layout.grid.frame)
+    truth, _ = fits_fields.read_truth(field)
+    scores = score_detection(label, truth, MIN_SNR)
+    found, count = completeness(match(label, truth), truth, SNR_EDGES)
+    bins = zip(SNR_EDGES[:-1], SNR_EDGES[1:], found, count, strict=True)
+    faint = len(truth) - scores.sources
+    return [
+        ("truth", f"{scores.sources} sources with S/N >= {MIN_SNR:g}; {faint} fainter are ignored"),
+        ("F score", f"{scores.f_score:.3f}"),
+        ("purity", f"{scores.precision:.3f}: part of the detections that are true sources"),
+        ("completeness", f"{scores.recall:.3f}: part of the true sources that are detected"),
+        *(
+            (
+                f"S/N {low:g} to {high:g}" if np.isfinite(high) else f"S/N from {low:g}",
+                f"{f:.3f} of {n}",
+            )
+            for low, high, f, n in bins
+            if n
+        ),
+    ]
+
+
+def tabulate_brightest(out: Path) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return heads and rows of a table of the brightest sources of a store, without columns of NaN."""
+    sources = results.open(out).sources
+    columns = {name: sources[name].values for name in COLUMNS if name in sources}
+    columns["snr"] = columns["kron_flux"] / sources["kron_flux_err"].values
     order = np.argsort(-np.nan_to_num(columns["kron_flux"], nan=-np.inf), kind="stable")[:BRIGHTEST]
-    known = {name: values for name, values in columns.items() if not np.isnan(values).all()}
-    return {name: values[order] for name, values in known.items()}
+    names = [name for name in COLUMNS if name in columns and not np.isnan(columns[name]).all()]
+    heads = [
+        _head(name, str(sources[name].attrs.get("units", "")) if name in sources else "")
+        for name in names
+    ]
+    rows = [tuple(f"{columns[name][i]:{COLUMNS[name][1]}}" for name in names) for i in order]
+    return heads, rows
+
+
+def _head(name: str, unit: str) -> str:
+    title = COLUMNS[name][0]
+    return f"{title} ({UNITS.get(unit, unit)})" if unit else title

@@ -1,4 +1,4 @@
-"""How a command runs and ends: signals, one line for an error, exit codes."""
+"""Execution of a command: signals, one-line error messages, exit codes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from fcnpipe.core.timeouts import THREAD_PREFIX
 
 INTERRUPTED = 130
 USAGE = 2
-_INTERRUPTION = "interrupted; the same command takes the run up again"
+_INTERRUPTION = "interrupted: run the same command again to resume"
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM stop a command as Ctrl-C does, cleanly; the second signal does not wait."""
+    """Stop a command cleanly on SIGTERM as on Ctrl-C; a second signal ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heeded = [s for s in _STOPPING if signal.getsignal(s) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _stop) for number in heeded}
+    handled = [s for s in _STOP_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in handled}
     try:
         yield
     finally:
@@ -37,26 +38,23 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    for heeded in _STOPPING:
-        signal.signal(heeded, _stop_at_once)
+def _interrupt(number: int, frame: object) -> NoReturn:
+    for handled in _STOP_SIGNALS:
+        signal.signal(handled, _exit_at_once)
     raise KeyboardInterrupt
 
 
-def _stop_at_once(number: int, frame: object) -> NoReturn:
-    os._exit(_complain(_INTERRUPTION, INTERRUPTED))
+def _exit_at_once(number: int, frame: object) -> NoReturn:
+    os._exit(_print_error(_INTERRUPTION, INTERRUPTED))
 
 
 def leave(code: int) -> NoReturn:
-    """Leave, without waiting for tiles of which nobody wants to know any more.
+    """Exit without waiting for threads of tasks that were abandoned.
 
     Notes
     -----
-    Their threads cannot be stopped, and the interpreter would wait for them, or tear them down in
-    the middle of a C library. What they leave half-done is done again by a resume.
+    These threads cannot be stopped. The interpreter would wait for them, or end them in the middle of a
+    C library. A resumed run repeats the tasks that they leave incomplete.
     """
     freeze_objects()
     if any(t.name.startswith(THREAD_PREFIX) for t in threading.enumerate()):
@@ -68,33 +66,33 @@ def leave(code: int) -> NoReturn:
 
 
 def run_command(command: Callable[[], Any]) -> int:
-    """Run a command, say in one line what went wrong, and give the exit code.
+    """Run a command, print an error in one line, and return the exit code.
 
     Notes
     -----
-    Any other exception is a bug of ours and keeps its traceback.
+    An exception that is not a `FcnpipeError` is a bug of fcnpipe and keeps its traceback.
     """
     try:
         code = command()
     except FcnpipeError as error:
-        return _complain(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _complain_usage(error)
+        return _print_usage_error(error)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except typer.Exit as leave:
         return leave.exit_code
-    if code == INTERRUPTED:  # typer turns Ctrl-C into this code, other ways out come as Abort
-        return _complain(_INTERRUPTION, INTERRUPTED)
+    if code == INTERRUPTED:  # typer returns this code for Ctrl-C, and raises Abort otherwise
+        return _print_error(_INTERRUPTION, INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     typer.echo(f"fcnpipe: {message}", err=True)
     return code
 
 
-def _complain_usage(error: typer.TyperException) -> int:
+def _print_usage_error(error: typer.TyperException) -> int:
     context = getattr(error, "ctx", None)
     hint = f"; see {context.command_path} --help" if context else ""
-    return _complain(" ".join(error.format_message().split()).rstrip(".") + hint, USAGE)
+    return _print_error(" ".join(error.format_message().split()).rstrip(".") + hint, USAGE)

@@ -1,4 +1,4 @@
-"""Commands that make and inspect models: train, models list, show, check, freeze."""
+"""Commands that make and inspect models: ``train`` and ``models``."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from typing import Annotated
 import typer
 
 from fcnpipe.cli import tables
-from fcnpipe.cli.options import collect_options
+from fcnpipe.cli.options import Quiet, collect_options
 from fcnpipe.core.errors import ModelError
 from fcnpipe.core.spec import make_spec
 
 app = typer.Typer()
 models_app = typer.Typer()
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name of a bundled model, or a model file.")
+]
 
 
-@app.command()
+@app.command(epilog="Example: fcnpipe train recipe.yaml training")
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="What to train on what.")],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Checkpoints, log and result.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in FOLDER.")] = True,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE.yaml", help="Network, training data and schedule.")
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder for checkpoints, log and model file.")
+    ],
+    resume: Annotated[
+        bool, typer.Option(metavar="", help="Resume from the checkpoint in FOLDER.")
+    ] = True,
+    quiet: Quiet = False,
 ) -> None:
-    """Train a network on skies or labelled images, into a model file; again, it goes on.
+    """Train a network on simulated or labelled images and save a model file; run again to resume.
 
-    Under torchrun (torchrun --nproc-per-node=N -m fcnpipe train ...) N processes train one network.
+    Several processes train one network with torchrun --nproc-per-node=N -m fcnpipe train ...
     """
     from fcnpipe.reporting.progress import count_steps, show_progress
     from fcnpipe.training import distributed, loop, model_packaging
@@ -34,23 +43,23 @@ def train(
     given, begun = loop.load_recipe(Path(recipe)), time.perf_counter()
     first = distributed.is_first_process()
     with show_progress(quiet or not first) as progress:
-        report = count_steps(progress, "train", loop.pixels_of_step(given))
+        report = count_steps(progress, "train", loop.pixels_per_step(given))
         loop.train(given, Path(out), resume, report)
         progress.end("train", time.perf_counter() - begun)
     if first:
         typer.echo(str(model_packaging.pack(Path(out))))
 
 
-@models_app.callback(invoke_without_command=True)
+@models_app.callback(invoke_without_command=True, epilog="Example: fcnpipe models")
 def models(context: typer.Context) -> None:
-    """List, show and check models; alone, list them."""
+    """List, show and check models; without a subcommand, list them."""
     if context.invoked_subcommand is None:
         list_models()
 
 
-@models_app.command("list")
+@models_app.command("list", epilog="Example: fcnpipe models list")
 def list_models() -> None:
-    """List the models that come with fcnpipe."""
+    """List the bundled models."""
     from fcnpipe import networks
 
     rows = []
@@ -66,9 +75,9 @@ def list_models() -> None:
     tables.print_rows(rows)
 
 
-@models_app.command("show")
-def show_model(name: Annotated[str, typer.Argument(help="Bundled name, or a model file.")]) -> None:
-    """Show all that is known of a model."""
+@models_app.command("show", epilog="Example: fcnpipe models show default")
+def show_model(name: ModelName) -> None:
+    """Show the header of a model: architecture, outputs, reach, defaults, recipe, scores."""
     from fcnpipe import networks
 
     model = networks.load_model(name)
@@ -78,11 +87,9 @@ def show_model(name: Annotated[str, typer.Argument(help="Bundled name, or a mode
     )
 
 
-@models_app.command("check")
-def check_model(
-    name: Annotated[str, typer.Argument(help="Bundled name, model file, or exported .pt2.")],
-) -> None:
-    """Show how far a model looks and how it tiles, and prove it anew; refuse one that does not."""
+@models_app.command("check", epilog="Example: fcnpipe models check network.pt2")
+def check_model(name: ModelName) -> None:
+    """Compute the reach, stride and halo of a model and prove that tiles reproduce the whole image."""
     from fcnpipe.networks.tiling_report import reach
 
     found = reach(name)
@@ -91,15 +98,29 @@ def check_model(
     tables.print_facts(name, found.facts())
 
 
-@models_app.command("freeze")
+@models_app.command(
+    "freeze", epilog="Example: fcnpipe models freeze network.pt2 field.fits frozen.pt2"
+)
 def freeze_model(
-    model: Annotated[str, typer.Argument(metavar="NET.pt2", help="Exported program.")],
-    image: Annotated[str, typer.Argument(help="A typical image, or the one to be looked at.")],
-    out: Annotated[str, typer.Argument(metavar="OUT.pt2", help="The program to write.")],
-    hdu: Annotated[str | None, typer.Option(metavar="N|NAME", help="HDU of the image.")] = None,
-    side: Annotated[int, typer.Option(min=64, help="Of a larger image the middle, px.")] = 2048,
+    model: Annotated[
+        str, typer.Argument(metavar="NET.pt2", help="Network as saved by torch.export.")
+    ],
+    image: Annotated[
+        str,
+        typer.Argument(metavar="IMAGE", help="A typical image, or the image to be processed."),
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT.pt2", help="File for the frozen network.")],
+    hdu: Annotated[
+        str | None, typer.Option(metavar="N|NAME", help="Number or name of the image's HDU.")
+    ] = None,
+    side: Annotated[
+        int,
+        typer.Option(
+            metavar="px", min=64, help="Edge of the central part of a larger image in px."
+        ),
+    ] = 2048,
 ) -> None:
-    """Give GroupNorm and InstanceNorm the statistics of an image, so that the network can be tiled."""
+    """Freeze GroupNorm and InstanceNorm to the statistics of an image, so that the network can be tiled."""
     from fcnpipe.pipeline.frozen_statistics import freeze
 
     options = collect_options([image, "sample.zarr"], hdu=hdu)

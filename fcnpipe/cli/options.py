@@ -1,16 +1,18 @@
-"""The fields of :class:`fcnpipe.core.spec.RunSpec` as options of a command, and back again.
+"""The fields of RunSpec as options of a command.
 
-Nothing is said twice: name, type and help of an option come from the field, so that a new field is
-a new option. Every default is None here, which means "not given": the YAML file then has its say,
-and after it the spec.
+The name, type, limits and help of an option come from the field of :class:`fcnpipe.core.spec.RunSpec`, so
+that a new field is a new option. Every option defaults to None, which means "not given": its value then
+comes from the YAML file or, without one there, from the spec.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -21,10 +23,10 @@ from fcnpipe.core.spec import RunSpec, make_spec, read_options
 
 PANELS = {
     "Image": ("hdu", "weight", "weight_type", "mask", "mask_bits", "prior", "satur_level", "gain"),
-    "Network": ("model", "halo", "stride", "window", "thresh", "fwhm", "device", "precision"),
-    "Sources": ("minarea", "mincont", "dynamics", "mag_zeropoint"),
+    "Network": ("model", "window", "device", "precision", "halo", "stride", "fwhm"),
+    "Sources": ("thresh", "minarea", "dynamics", "mincont", "mag_zeropoint"),
     "Background": ("back_size", "back_filter"),
-    "Running": (
+    "Execution": (
         "tile",
         "engine",
         "workers",
@@ -34,26 +36,87 @@ PANELS = {
         "tile_timeout",
         "log_file",
     ),
+    "Output": ("keep_image", "scratch", "overwrite", "quiet"),
 }
-"""Headings of ``--help``; a field that is not named here stands under Output."""
+"""Headings of ``--help`` in their order; a field that is not named here is listed under Output."""
+METAVARS = {
+    "hdu": "N|NAME",
+    "weight": "FILE",
+    "mask": "FILE",
+    "mask_bits": "N",
+    "prior": "FILE",
+    "satur_level": "VALUE",
+    "gain": "VALUE",
+    "model": "NAME|FILE",
+    "window": "px",
+    "halo": "px",
+    "stride": "px",
+    "fwhm": "px",
+    "thresh": "VALUE",
+    "minarea": "px",
+    "dynamics": "VALUE",
+    "mincont": "FRACTION",
+    "mag_zeropoint": "MAG",
+    "back_size": "px",
+    "back_filter": "N",
+    "tile": "px",
+    "workers": "N",
+    "scheduler": "ADDRESS",
+    "cluster": "FILE",
+    "memory_limit": "GiB",
+    "tile_timeout": "s",
+    "log_file": "FILE",
+    "scratch": "FOLDER",
+}
+"""Units or kinds of values, as ``--help`` shows them; a choice shows its values, a switch nothing."""
+WEIGHTS = Path(__file__).parents[1] / "networks/weights"
+MAX_HEADER_BYTES = 1 << 20
 
 Command = Callable[..., Any]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        metavar="", show_default=False, help=str(RunSpec.model_fields["quiet"].description)
+    ),
+]
+
+_PATHS = inspect.Parameter(
+    "paths",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE... OUT.zarr",
+            help="Image (one file, or one for each band), then the output store.",
+        ),
+    ],
+)
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="YAML file of options; flags take precedence."),
+    ],
+)
 
 
 def with_run_options(command: Command, left_out: Sequence[str] = ()) -> Command:
-    """Give a command all options of a run.
+    """Add all options of a run to a command.
 
     Parameters
     ----------
     command : callable
-        Takes ``options``, the mapping of what was given.
+        Takes ``options``, the mapping of the given options, and its own parameters.
     left_out : sequence of str
-        Options that the command has no use for.
+        Options that the command does not use.
 
     Returns
     -------
     callable
-        For ``typer``: its signature is made from the spec.
+        A command for ``typer``, with a signature made from the spec.
     """
 
     @functools.wraps(command)
@@ -62,8 +125,8 @@ def with_run_options(command: Command, left_out: Sequence[str] = ()) -> Command:
         return command(**own, options=collect_options(**values))
 
     kept = _own_parameters(command)
-    unused = (*_PLACED, *left_out)
-    made = [_parameter(n, f) for n, f in RunSpec.model_fields.items() if n not in unused]
+    unused = ("image", "out", *left_out)
+    made = [_parameter(name, panel) for name, panel in _list_fields() if name not in unused]
     signature = inspect.Signature([_PATHS, *kept.values(), _CONFIG, *made])
     vars(wrapped).update(__signature__=signature, __annotations__={})
     return wrapped
@@ -72,7 +135,7 @@ def with_run_options(command: Command, left_out: Sequence[str] = ()) -> Command:
 def collect_options(
     paths: Sequence[str] | None = None, config: str | None = None, **values: Any
 ) -> dict[str, Any]:
-    """Give what was given: the paths, the YAML file and the flags, the later winning.
+    """Return the given options: YAML file, paths and flags, each overriding the ones before.
 
     Parameters
     ----------
@@ -81,7 +144,7 @@ def collect_options(
     config : str, optional
         YAML file of options.
     **values
-        Flags; None is "not given".
+        Flags; None means "not given".
 
     Examples
     --------
@@ -97,7 +160,7 @@ def collect_options(
 
 
 def split_paths(paths: Sequence[str]) -> dict[str, Any]:
-    """Give image and output of ``IMAGE... OUT``; a single path is an image."""
+    """Return image and output of ``IMAGE... OUT``; a single path is an image."""
     if not paths:
         return {}
     if len(paths) == 1:
@@ -106,12 +169,12 @@ def split_paths(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def complete_spec(options: Mapping[str, Any], usage: str) -> RunSpec:
-    """Check options and give a spec.
+    """Return the spec of checked options.
 
     Raises
     ------
     SpecError
-        If an option is wrong, or the image or the output is missing; ``usage`` is then shown.
+        If an option is wrong, or the image or the output is missing; the message then shows ``usage``.
     """
     missing = [name.upper() for name in ("image", "out") if not options.get(name)]
     if missing:
@@ -128,6 +191,13 @@ def _own_parameters(command: Command) -> dict[str, inspect.Parameter]:
     }
 
 
+def _list_fields() -> list[tuple[str, str]]:
+    """Return name and panel of each field of the spec, in the order of the panels."""
+    placed = [(name, panel) for panel, names in PANELS.items() for name in names]
+    rest = set(RunSpec.model_fields) - {name for name, _ in placed}
+    return placed + [(name, "Output") for name in RunSpec.model_fields if name in rest]
+
+
 def _parse(name: str, value: Any) -> Any:
     if name == "hdu" and value.lstrip("-").isdigit():
         return int(value)
@@ -136,50 +206,14 @@ def _parse(name: str, value: Any) -> Any:
     return value
 
 
-METAVARS = {
-    "hdu": "N|NAME",
-    "weight": "FILE",
-    "mask": "FILE",
-    "prior": "FILE",
-    "cluster": "FILE",
-    "model": "NAME|FILE",
-    "scheduler": "ADDRESS",
-    "memory_limit": "GIB",
-    "tile_timeout": "SECONDS",
-    "scratch": "FOLDER",
-    "log_file": "FILE",
-}
-_PLACED = ("image", "out")
-_PATHS = inspect.Parameter(
-    "paths",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="IMAGE... OUT.zarr",
-            help="Image (one file, or one for each band), then the output.",
-        ),
-    ],
-)
-_CONFIG = inspect.Parameter(
-    "config",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        str | None, typer.Option(metavar="FILE", help="YAML file of options; flags win.")
-    ],
-)
-
-
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    default = "" if field.default in (None, False) else f" Default: {field.default}."
-    option = typer.Option(
-        help=f"{field.description}{default}",
-        rich_help_panel=next((title for title, names in PANELS.items() if name in names), "Output"),
-        metavar=METAVARS.get(name),
-    )
+def _parameter(name: str, panel: str) -> inspect.Parameter:
+    field = RunSpec.model_fields[name]
     kind: Any = _flag_type(name, field.annotation) | None
+    option = typer.Option(
+        help=" ".join(filter(None, (field.description, _describe_default(name, field)))),
+        rich_help_panel=panel,
+        metavar=_describe_values(name, field),
+    )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -189,10 +223,61 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _flag_type(name: str, annotation: Any) -> Any:
-    """Give what the command line takes for a field: its type without None, or text to be parsed."""
+    """Return the type of a flag: that of the field without None, or str for a value to be parsed."""
     if name in ("hdu", "cluster"):
         return str
     if get_origin(annotation) is Literal or isinstance(annotation, type):
         return annotation
     kinds = (kind for kind in get_args(annotation) if kind is not type(None))
     return functools.reduce(operator.or_, kinds)
+
+
+def _describe_values(name: str, field: FieldInfo) -> str | None:
+    """Return unit or kind and limits of the values; None leaves a choice to typer, a switch has none."""
+    if field.annotation is bool:
+        return ""
+    return " ".join(filter(None, (METAVARS.get(name), _describe_limits(field)))) or None
+
+
+def _describe_limits(field: FieldInfo) -> str:
+    """Return the limits of a field in typer's notation, ``[64<=x<=8192]``; that of int64 is left out."""
+    limits = {
+        name: getattr(limit, name)
+        for limit in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(limit, name, 2**63) != 2**63
+    }
+    if "le" in limits:
+        lower = f"{limits['ge']:g}<=" if "ge" in limits else f"{limits['gt']:g}<"
+        return f"[{lower}x<={limits['le']:g}]"
+    if "ge" in limits:
+        return f"[x>={limits['ge']:g}]"
+    return f"[x>{limits['gt']:g}]" if "gt" in limits else ""
+
+
+def _describe_default(name: str, field: FieldInfo) -> str:
+    """Return the default as typer shows those of other options; a backslash escapes rich's markup."""
+    if field.default not in (None, False):
+        return rf"\[default: {field.default}]"
+    value = _read_model_defaults().get(name)
+    return "" if value is None else rf"\[default: the model's, {value:g}]"
+
+
+@functools.cache
+def _read_model_defaults() -> dict[str, Any]:
+    """Return the separation options in the header of the default model.
+
+    Notes
+    -----
+    `fcnpipe.networks.read_header` reads the same, but imports numpy, and ``--help`` must be fast. Help
+    texts do without the values if the file cannot be read.
+    """
+    path = WEIGHTS / f"{RunSpec.model_fields['model'].default}.safetensors"
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            metadata = json.loads(file.read(min(size, MAX_HEADER_BYTES)))["__metadata__"]
+        defaults: dict[str, Any] = json.loads(metadata["fcnpipe"])["defaults"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return defaults

@@ -1,4 +1,4 @@
-"""Commands that process an image: segment, predict, plan."""
+"""Commands that process an image: ``segment``, ``predict``, ``plan``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fcnpipe.core.spec import SOURCE_OPTIONS
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: fcnpipe segment field.fits field.zarr --mask bad_pixels.fits")
 @with_run_options
 def segment(options: dict[str, Any]) -> None:
-    """Find, separate and catalogue the sources of an image; the same command again resumes."""
+    """Find, separate and catalogue the sources of an image; run again to resume."""
     from fcnpipe.pipeline import remote_output
     from fcnpipe.reporting.progress import show_progress
 
@@ -30,13 +30,14 @@ def segment(options: dict[str, Any]) -> None:
             f"catalogue {result.catalogue}"
         )
         if result.no_sky:
-            typer.echo(f"fcnpipe: ra and dec are NaN, the WCS is no use: {result.no_sky}", err=True)
+            reason = f"the WCS cannot be used: {result.no_sky}"
+            typer.echo(f"fcnpipe: ra and dec are NaN: {reason}", err=True)
 
 
-@app.command()
+@app.command(epilog="Example: fcnpipe predict cells.tif cells.zarr --model membrane-unet")
 @partial(with_run_options, left_out=SOURCE_OPTIONS)
 def predict(options: dict[str, Any]) -> None:
-    """Store what a model gives of an image: restored images, components, probabilities."""
+    """Store the outputs of a model: restored images, components, probabilities; run again to resume."""
     from fcnpipe.pipeline import remote_output
     from fcnpipe.reporting.progress import show_progress
 
@@ -47,10 +48,10 @@ def predict(options: dict[str, Any]) -> None:
         typer.echo(f"{result.path}: {', '.join(result.outputs)} in {result.seconds:.1f} s")
 
 
-@app.command()
+@app.command(epilog="Example: fcnpipe plan field.fits --workers 8 --memory-limit 16")
 @with_run_options
 def plan(options: dict[str, Any]) -> None:
-    """Show tiles, bytes and memory of a run; refuse what segment would; read no pixel."""
+    """Check the options of a run and show its tiles, memory and disk space, without reading pixels."""
     from fcnpipe.pipeline.plan import make_plan
     from fcnpipe.pipeline.remote_output import list_scratch
 

@@ -1,4 +1,4 @@
-"""Commands that read a finished store: info, verify, export."""
+"""Commands that read a finished store: ``info``, ``verify``, ``export``."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from typing import Annotated
 import typer
 
 from fcnpipe.cli import tables
+from fcnpipe.cli.options import Quiet
 from fcnpipe.core.errors import StoreError, VerificationError
 
 app = typer.Typer()
 StorePath = Annotated[str, typer.Argument(metavar="OUT.zarr", help="A finished store.")]
-SHOWN = 20
-"""Damages that are listed."""
+MAX_LISTED = 20
+"""Maximum number of damaged parts in a message."""
 
 
-@app.command()
+@app.command(epilog="Example: fcnpipe info field.zarr --report")
 def info(
     store: StorePath,
     report: Annotated[
-        bool, typer.Option("--report", help="Show what the last run took instead, stage by stage.")
+        bool,
+        typer.Option(
+            "--report",
+            metavar="",
+            help="Show instead the report of the last run: time and memory of each stage.",
+        ),
     ] = False,
 ) -> None:
-    """Show what a store holds and what it was made from."""
+    """Show the contents of a store and the image, model and options it was made from."""
     from fcnpipe.stores import open_store
 
     if report:
@@ -43,7 +49,7 @@ def info(
             ("classes", ", ".join(layout.classes)),
             ("sources", str(found.n_sources)),
             ("columns", ", ".join(found.columns)),
-            ("sky", _say_sky(found.cards)),
+            ("sky", _describe_sky(found.cards)),
         ]
     kept = ("input", "model", "tiling", "run_key", "code_version", "spec")
     tables.print_rows(
@@ -51,7 +57,7 @@ def info(
     )
 
 
-def _say_sky(cards: Sequence[str]) -> str:
+def _describe_sky(cards: Sequence[str]) -> str:
     from fcnpipe.science.wcs import describe_wcs_error, read_wcs
 
     if reason := describe_wcs_error(cards):
@@ -59,20 +65,25 @@ def _say_sky(cards: Sequence[str]) -> str:
     return "ICRS positions" if read_wcs(cards) else "no positions: the image has no coordinates"
 
 
-@app.command()
+@app.command(epilog="Example: fcnpipe verify field.zarr --deep")
 def verify(
     store: StorePath,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Read and decode all of it, and compare checksums.")
+        bool,
+        typer.Option(
+            "--deep", metavar="", help="Also read all arrays and compare their checksums."
+        ),
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="As --deep, and make anew what is damaged.")
+        bool,
+        typer.Option("--repair", metavar="", help="Check as --deep and recompute damaged parts."),
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check that labels, catalogue and ledger of a store agree, and maps and their checksums.
+    """Check that the labels, the catalogue and the ledger of a store agree.
 
-    A repair needs the image and the model where they were; the network runs on damaged tiles alone.
+    A repair needs the image and the model at their original paths. The network runs only on the damaged
+    tiles.
     """
     from fcnpipe.stores import open_store
 
@@ -80,12 +91,12 @@ def verify(
         _repair(store, quiet)
     if damage := [*open_store(store).find_damage()] if deep or repair else []:
         raise VerificationError(
-            f"{store} is damaged: {_list(damage)}; 'fcnpipe verify --repair {store}' makes it anew"
+            f"{store} is damaged: {_list(damage)}; repair it with 'fcnpipe verify --repair {store}'"
         )
     found = open_store(store).verify()
     if not found.ok:
         raise VerificationError(
-            f"{store} contradicts itself: {'; '.join(found.problems)}; segment it again"
+            f"{store} is inconsistent: {'; '.join(found.problems)}; segment the image again"
         )
     typer.echo(
         f"{store}: {found.sources} sources, {found.tiles} tiles and {found.pixels} pixels agree"
@@ -97,24 +108,28 @@ def _repair(store: str, quiet: bool) -> None:
     from fcnpipe.reporting.progress import show_progress
 
     with show_progress(quiet) as progress:
-        mended = run.repair(store, progress)
-    if mended:
-        typer.echo(f"{store}: mended {_list(mended)}")
+        repaired = run.repair(store, progress)
+    if repaired:
+        typer.echo(f"{store}: repaired {_list(repaired)}")
 
 
 def _list(things: Sequence[object]) -> str:
-    """Give the first few in words."""
-    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
-    return "; ".join(map(str, things[:SHOWN])) + more
+    more = f" and {len(things) - MAX_LISTED} more" if len(things) > MAX_LISTED else ""
+    return "; ".join(map(str, things[:MAX_LISTED])) + more
 
 
-@app.command()
+@app.command(epilog="Example: fcnpipe export field.zarr field.reg")
 def export(
     store: StorePath,
-    file: Annotated[str, typer.Argument(help="File to write; its suffix says what.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="File to write; its suffix selects the format.")
+    ],
     what: Annotated[
         str | None,
-        typer.Option(help="What to write, where the suffix does not say; outputs of a prediction."),
+        typer.Option(
+            metavar="KIND",
+            help="What to write if the suffix does not decide it; for a prediction, the name of an output.",
+        ),
     ] = None,
 ) -> None:
     """Write the catalogue, a map, regions or a picture for other programs."""
@@ -129,7 +144,9 @@ def _print_report(out: str) -> None:
 
     report = read_report(out)
     if report is None:
-        raise StoreError(f"{locate_report(out)} is no report of a run: give the OUT of one")
+        raise StoreError(
+            f"{locate_report(out)} is not the report of a run: use the OUT.zarr of a run"
+        )
     tables.print_facts("run", report_rendering.list_run_facts(report))
     tables.print_table("stages", report_rendering.COLUMNS, report_rendering.list_stage_rows(report))
     tables.print_table(

@@ -1,18 +1,17 @@
-"""Tables on the terminal."""
+"""Printing of rows and tables on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import typer
 
-WIDEST = 500
-"""Characters of a line that is not broken."""
+MAX_WIDTH = 500
+"""Maximum width of a table that is not wrapped, in characters."""
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """Print (what, how much) in two columns."""
+    """Print names and values in two columns."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
@@ -20,7 +19,7 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def print_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print (what, how much) as a table without lines."""
+    """Print names and values as a titled table without lines."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -32,7 +31,7 @@ def print_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows of words as a table; only reasons run over several lines."""
+    """Print rows as a table, in which only the column ``reason`` is wrapped."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -43,25 +42,16 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console()
-    if "reason" not in head:  # rich would cut what does not fit the terminal
-        widest = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    if "reason" not in head:  # rich would cut a table that is wider than the terminal
+        widest = console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum
         console.width = max(console.width, widest)
     console.print(table)
 
 
-def print_columns(title: str, columns: Mapping[str, Iterable[Any]]) -> None:
-    """Print columns of one length as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for name in columns:
-        table.add_column(name.replace("_", "_\n"), justify="right", no_wrap=True)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*map(_round, columns, row))
-    Console().print(table)
-
-
-def _round(name: str, value: float) -> str:
-    """Give a value of a column: degrees to a hundredth of an arcsecond, others to six digits."""
-    return f"{value:.6f}" if name in {"ra", "dec"} else f"{value:.6g}"
+def print_columns(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows right-aligned below their heads, one line a row whatever the width of the terminal."""
+    lines = [tuple(heads), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        typer.echo("  ".join(cells))

@@ -76,7 +76,10 @@ class RunSpec(BaseModel):
         description="Mask or data-quality map, FILE or FILE[HDU]; pixels that are not 0 are bad.",
     )
     mask_bits: int | None = Field(
-        None, ge=1, lt=2**63, description="Bits of the mask that mark a bad pixel; all by default."
+        None,
+        ge=1,
+        lt=2**63,
+        description="Sum of the mask bits that mark a bad pixel; all by default.",
     )
     prior: str | None = Field(
         None, description="Prior map of the image's shape, for networks that take one as input."
@@ -143,8 +146,9 @@ class RunSpec(BaseModel):
 
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
-        description="Arithmetic of the network. auto uses bfloat16 on GPUs, int8 on CPUs with VNNI, else "
-        "bfloat16 or float32. With --scheduler the choice is made from the workers' CPUs.",
+        description="Arithmetic of the network. auto uses float32 for models that restore images; else "
+        "bfloat16 on GPUs, int8 on CPUs with VNNI, bfloat16 or float32 on other CPUs. With --scheduler "
+        "the choice is made from the workers' CPUs.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of the network; auto uses a GPU if there is one."
