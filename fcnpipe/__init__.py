@@ -1,4 +1,4 @@
-"""Finds, separates and catalogues the sources in images too large for one machine's memory."""
+"""Find, separate and catalogue the sources in images too large for one machine's memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fcnpipe.networks.tiling_report import reach
     from fcnpipe.reading.results import open
 
-_PLACES = {
+_MODULES = {
     "segment": "fcnpipe.api",
     "predict": "fcnpipe.api",
     "open": "fcnpipe.reading.results",
@@ -23,7 +23,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for, so that ``import fcnpipe`` is quick."""
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
+    """Import a function at its first use, so that ``import fcnpipe`` is fast."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'fcnpipe' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m fcnpipe`` is ``fcnpipe``."""
+"""Entry point of ``python -m fcnpipe``, the same as the command ``fcnpipe``."""
 
 from fcnpipe.cli.commands import main
 

@@ -1,4 +1,4 @@
-"""What Python users call: the same options as on the command line."""
+"""The Python interface, ``fcnpipe.segment`` and ``fcnpipe.predict``, with the options of the command line."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ def segment(
     Parameters
     ----------
     image : path or sequence of paths
-        FITS, zarr, TIFF, PNG, ...; several files are the bands of one image.
+        Image files (FITS, zarr, TIFF, PNG, ...) or URLs; several files are the bands of one image.
     out : path
-        The output store, ``OUT.zarr``.
+        Output store, ``OUT.zarr``.
     config : path, optional
-        YAML file of options; those given here win.
+        YAML file of options; arguments take precedence.
     observer : Observer, optional
-        Is told how far the run is.
+        Receives the progress of the run.
     **options
-        As on the command line: ``model``, ``window``, ``engine``, ``weight``, ``mask``, ...
+        The options of the command line: ``model``, ``window``, ``engine``, ``weight``, ``mask``, ...
 
     Returns
     -------
     Result
+        Paths of the store and the catalogue, and the number of sources.
 
     Raises
     ------
     FcnpipeError
-        One line: value, limit, mend.
+        If an option or an input is wrong, or tiles have failed. The message names the value, the limit
+        and the fix in one line.
     """
     return remote_output.segment(_make_spec(image, out, config, options), observer)
 
@@ -57,29 +59,31 @@ def predict(
     observer: Observer | None = None,
     **options: Any,
 ) -> Prediction:
-    """Store what a network gives of an image: restored images, components, probabilities.
+    """Store the outputs of a network for an image: restored images, components, probabilities.
 
     Parameters
     ----------
     image : path or sequence of paths
-        FITS, zarr, TIFF, PNG, ...; several files are the bands of one image.
+        Image files (FITS, zarr, TIFF, PNG, ...) or URLs; several files are the bands of one image.
     out : path
-        The output store, ``OUT.zarr``; each output of the model is an array of ``image/0``.
+        Output store, ``OUT.zarr``; each output of the model becomes an array of its group ``image/0``.
     config : path, optional
-        YAML file of options; those given here win.
+        YAML file of options; arguments take precedence.
     observer : Observer, optional
-        Is told how far the run is.
+        Receives the progress of the run.
     **options
-        As on the command line: ``model``, ``window``, ``engine``, ``mask``, ``prior``, ...
+        The options of the command line: ``model``, ``window``, ``engine``, ``mask``, ``prior``, ...
 
     Returns
     -------
     Prediction
+        Path of the store and names of the outputs.
 
     Raises
     ------
     FcnpipeError
-        One line: value, limit, mend.
+        If an option or an input is wrong, or tiles have failed. The message names the value, the limit
+        and the fix in one line.
     """
     return remote_output.predict(_make_spec(image, out, config, options), observer)
 
@@ -91,5 +95,5 @@ def _make_spec(
     options: Mapping[str, Any],
 ) -> RunSpec:
     paths = [image] if isinstance(image, str | os.PathLike) else list(image)
-    given = {**options, "image": tuple(os.fspath(path) for path in paths), "out": os.fspath(out)}
-    return load_spec(os.fspath(config), **given) if config else make_spec(**given)
+    options = {**options, "image": tuple(os.fspath(path) for path in paths), "out": os.fspath(out)}
+    return load_spec(os.fspath(config), **options) if config else make_spec(**options)

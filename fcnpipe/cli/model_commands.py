@@ -35,7 +35,8 @@ def train(
 ) -> None:
     """Train a network on simulated or labelled images and save a model file; run again to resume.
 
-    Several processes train one network with torchrun --nproc-per-node=N -m fcnpipe train ...
+    Several processes train one network if they are started with
+    torchrun --nproc-per-node=N -m fcnpipe train RECIPE.yaml FOLDER
     """
     from fcnpipe.reporting.progress import count_steps, show_progress
     from fcnpipe.training import distributed, loop, model_packaging

@@ -82,8 +82,8 @@ def verify(
 ) -> None:
     """Check that the labels, the catalogue and the ledger of a store agree.
 
-    A repair needs the image and the model at their original paths. The network runs only on the damaged
-    tiles.
+    A repair needs the image and the model at their original paths. The
+    network runs only on the damaged tiles.
     """
     from fcnpipe.stores import open_store
 

@@ -1,1 +1,1 @@
-"""Reading finished stores."""
+"""Reading of finished stores."""

@@ -1,4 +1,4 @@
-"""A finished store, with what plain xarray cannot do: sky positions, cone search, cutouts."""
+"""Finished stores with sky positions, cone search, cutouts and exports; ``fcnpipe.open`` opens one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fcnpipe.reading.sky_index import SkyIndex, SkyTransform
 from fcnpipe.science.wcs import pixel_to_icrs, read_wcs
 from fcnpipe.stores import ZarrStore, open_store
 
-CUTOUT = ("label", "probability", "flags", "science")
-"""Maps of a cutout, where the store has them."""
+CUTOUT_MAPS = ("label", "probability", "flags", "science")
+"""Maps of a cutout, as far as the store has them."""
 
 
 def open(path: str | Path) -> Segmentation:
@@ -26,11 +26,12 @@ def open(path: str | Path) -> Segmentation:
     Parameters
     ----------
     path : path
-        OUT.zarr, or its URL.
+        The store OUT.zarr, or its URL.
 
     Returns
     -------
     Segmentation
+        The store; arrays are read on access.
 
     Raises
     ------
@@ -42,24 +43,24 @@ def open(path: str | Path) -> Segmentation:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The result of a run: maps, catalogue, sky. Nothing is read before it is asked for.
+    """The maps and the catalogue of a finished run as lazy xarray objects.
 
     Attributes
     ----------
     store : ZarrStore
-        Where it lies.
+        The store that holds them.
     """
 
     store: ZarrStore
 
     @cached_property
     def tree(self) -> xr.DataTree:
-        """Everything, as plain ``xarray.open_datatree`` gives it."""
+        """All groups of the store, as ``xarray.open_datatree`` returns them."""
         return xr.open_datatree(self.store.location, engine="zarr")
 
     @cached_property
     def image(self) -> xr.Dataset:
-        """Maps at full size; with a WCS also lazy ``ra`` and ``dec`` (y, x), ICRS degrees."""
+        """Maps at full resolution; with a WCS also lazy coordinates ``ra`` and ``dec`` (y, x), ICRS degrees."""
         dataset = self.tree["image/0"].to_dataset()
         if not self.has_sky:
             return dataset
@@ -68,7 +69,7 @@ class Segmentation:
 
     @cached_property
     def sources(self) -> xr.Dataset:
-        """The catalogue, one row a source, columns in order.
+        """The catalogue: one row for each source, columns in the order of the store.
 
         Raises
         ------
@@ -84,28 +85,28 @@ class Segmentation:
         return read_wcs(self.store.cards) is not None
 
     def cone(self, ra: float, dec: float, radius: float) -> xr.Dataset:
-        """Give the sources around a position, nearest first.
+        """Return the sources within a radius of a position, nearest first.
 
         Parameters
         ----------
         ra, dec : float
-            Centre, ICRS degrees.
+            Centre of the cone, ICRS, degrees.
         radius : float
-            Degrees.
+            Radius of the cone, degrees.
 
         Returns
         -------
         Dataset
-            Their rows, and ``separation`` in degrees.
+            The rows of the sources, with their ``separation`` from the centre in degrees.
 
         Raises
         ------
         SpecError
-            If the image has no celestial coordinates, or there is no such place.
+            If the image has no celestial coordinates, or the position or radius is invalid.
         """
         if not (np.isfinite(ra) and abs(dec) <= 90 and radius >= 0):
             raise SpecError(
-                f"cone ra={ra}, dec={dec}, radius={radius}: give degrees, dec from -90 to 90, and a "
+                f"cone ra={ra}, dec={dec}, radius={radius} is invalid: use degrees, dec from -90 to 90, and a "
                 "radius of at least 0"
             )
         if not self.has_sky:
@@ -124,48 +125,48 @@ class Segmentation:
     def cutout(
         self, label: int | None = None, *, source_id: int | None = None, margin: int = 8
     ) -> xr.Dataset:
-        """Give the maps around one source.
+        """Return the maps around one source.
 
         Parameters
         ----------
         label, source_id : int
-            One of the two names the source.
+            The source, by one of the two.
         margin : int
-            Pixels around its bounding box; clipped by the image.
+            Margin around its bounding box in px; clipped at the edge of the image.
 
         Returns
         -------
         Dataset
-            `CUTOUT` maps with the pixel coordinates of the full image.
+            The maps of `CUTOUT_MAPS` that the store has, with the pixel coordinates of the full image.
 
         Raises
         ------
         SpecError
-            If there is no such source.
+            If there is no such source, or not exactly one of label and source_id is given.
         """
-        row = self._row(label, source_id)
+        row = self._find_row(label, source_id)
         names = [f"bbox_{axis}{end}" for axis in "yx" for end in ("min", "max")]
         found = self.store.read_sources(names, slice(row, row + 1))
         y0, y1, x0, x1 = (int(found[name][0]) for name in names)
-        maps = [name for name in CUTOUT if name in self.image]
+        maps = [name for name in CUTOUT_MAPS if name in self.image]
         return self.image[maps].isel(
             y=slice(max(y0 - margin, 0), y1 + 1 + margin),
             x=slice(max(x0 - margin, 0), x1 + 1 + margin),
         )
 
     def export(self, path: str | Path, kind: str | None = None) -> None:
-        """Write one of ``fcnpipe.export.KINDS``; by the file's suffix if not said."""
+        """Write one of ``fcnpipe.export.KINDS`` to a file; by default the suffix decides which."""
         to_sky = partial(pixel_to_icrs, cards=self.store.cards) if self.has_sky else None
         export.export(self.store, path, kind, to_sky=to_sky)
 
-    def _row(self, label: int | None, source_id: int | None) -> int:
+    def _find_row(self, label: int | None, source_id: int | None) -> int:
         if label is not None and source_id is None:
             if not 1 <= label <= self.store.n_sources:
                 raise SpecError(f"label={label} is not in 1 to {self.store.n_sources}")
             return label - 1
         if source_id is None or label is not None:
-            raise SpecError("a cutout needs a label or a source_id: give one of the two")
-        # Rows are in order of source_id.
+            raise SpecError("a cutout needs a label or a source_id: use one of the two")
+        # Rows are sorted by source_id.
         ids = self.store.read_sources(["source_id"])["source_id"].astype(np.int64)
         row = int(np.searchsorted(ids, source_id))
         if row == len(ids) or ids[row] != source_id:
@@ -176,7 +177,7 @@ class Segmentation:
 def _separation(
     ra: float, dec: float, ras: NDArray[np.float64], decs: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Give angles on the sphere in degrees (haversine: exact for small ones)."""
+    """Compute angular separations in degrees with the haversine formula, which is accurate for small angles."""
     lon, lat, lons, lats = (np.radians(value) for value in (ra, dec, ras, decs))
     half = np.sin((lats - lat) / 2) ** 2
     half = half + np.cos(lat) * np.cos(lats) * np.sin((lons - lon) / 2) ** 2

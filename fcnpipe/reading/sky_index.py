@@ -1,4 +1,4 @@
-"""Lazy sky coordinates of an image for xarray."""
+"""Lazy ICRS coordinates of an image for xarray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcnpipe.science.wcs import pixel_to_icrs, read_wcs
 
 
 class SkyTransform(CoordinateTransform):
-    """Pixel (y, x) to and from ICRS degrees, for any part of an image.
+    """Transformation between pixels (y, x) and ICRS degrees, for a rectangular part of an image.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class SkyTransform(CoordinateTransform):
     shape : (int, int)
         Height and width of the part, px.
     origin : (int, int)
-        Its first pixel (y, x) in the whole image.
+        First pixel (y, x) of the part in the whole image.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class SkyTransform(CoordinateTransform):
         self.cards, self.shape, self.origin = cards, shape, origin
 
     def forward(self, dim_positions: dict[str, Any]) -> dict[Hashable, Any]:
-        """Give ra and dec of pixel positions."""
+        """Return ra and dec of pixel positions."""
         y, x = (
             np.asarray(dim_positions[dim], np.float64) + start
             for dim, start in zip("yx", self.origin, strict=True)
@@ -42,7 +42,7 @@ class SkyTransform(CoordinateTransform):
         return {"ra": ra.reshape(x.shape), "dec": dec.reshape(x.shape)}
 
     def reverse(self, coord_labels: dict[Hashable, Any]) -> dict[str, Any]:
-        """Give pixel positions, not rounded, of ra and dec."""
+        """Return the fractional pixel positions of ra and dec."""
         wcs = read_wcs(self.cards)
         assert wcs is not None
         sky = SkyCoord(coord_labels["ra"], coord_labels["dec"], unit="deg", frame="icrs")
@@ -52,7 +52,7 @@ class SkyTransform(CoordinateTransform):
     def equals(
         self, other: CoordinateTransform, *, exclude: frozenset[Hashable] | None = None
     ) -> bool:
-        """Whether both give the same sky for the same part."""
+        """Return whether both have the same header cards, shape and origin."""
         return isinstance(other, SkyTransform) and self._state == other._state
 
     @property
@@ -61,12 +61,12 @@ class SkyTransform(CoordinateTransform):
 
 
 class SkyIndex(CoordinateTransformIndex):
-    """Lazy sky positions that survive being cut into slices."""
+    """Index of lazy sky coordinates that slicing preserves."""
 
     transform: SkyTransform
 
     def isel(self, indexers: Any) -> SkyIndex | None:
-        """Give the index of a part; None (no sky index) for anything but slices of step 1."""
+        """Return the index of a part; None, hence no sky index, unless the part is made of slices of step 1."""
         shape, origin = list(self.transform.shape), list(self.transform.origin)
         for axis, dim in enumerate("yx"):
             cut = indexers.get(dim, slice(None))

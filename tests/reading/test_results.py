@@ -1,4 +1,4 @@
-"""fcnpipe.open: sky positions, cone search, cutouts."""
+"""fcnpipe.open: sky coordinates, cone search, cutouts, exports."""
 
 from __future__ import annotations
 
@@ -39,13 +39,15 @@ def test_pixels_are_found_by_sky_position(result: Segmentation) -> None:
         assert (int(found.y), int(found.x)) == (30, 40)
 
 
-def test_other_cuts_lose_the_index_and_nothing_else(result: Segmentation) -> None:
+def test_strides_and_single_rows_keep_the_coordinates_without_the_index(
+    result: Segmentation,
+) -> None:
     thinned = result.image.isel(y=slice(None, None, 2))
     np.testing.assert_allclose(thinned.ra[3, 4], result.image.ra[6, 4])
     assert result.image.isel(y=3).ra.dims == ("x",)
 
 
-def test_cone_gives_what_astropy_gives(result: Segmentation) -> None:
+def test_cone_search_agrees_with_astropy(result: Segmentation) -> None:
     ra, dec = result.sources.ra.values, result.sources.dec.values
     apart = (
         SkyCoord(ra, dec, unit="deg").separation(SkyCoord(150.0, 2.0, unit="deg")).to_value(u.deg)
@@ -58,12 +60,10 @@ def test_cone_gives_what_astropy_gives(result: Segmentation) -> None:
     assert result.cone(10.0, 2.0, 0.1).sizes["source"] == 0
 
 
-@pytest.mark.parametrize("place", [(10, 95, 1), (10, 0, -1), (np.nan, 0, 1), (10, np.nan, 1)])
-def test_a_cone_around_no_place_is_refused(
-    result: Segmentation, place: tuple[float, float, float]
-) -> None:
+@pytest.mark.parametrize("cone", [(10, 95, 1), (10, 0, -1), (np.nan, 0, 1), (10, np.nan, 1)])
+def test_an_invalid_cone_is_refused(result: Segmentation, cone: tuple[float, float, float]) -> None:
     with pytest.raises(SpecError, match=r"cone ra=.*dec from -90 to 90"):
-        result.cone(*place)
+        result.cone(*cone)
 
 
 def test_catalogue_has_its_columns_in_order(result: Segmentation) -> None:
@@ -82,31 +82,33 @@ def test_cutout_is_the_part_around_a_source(result: Segmentation) -> None:
     xr.testing.assert_equal(part, by_id)
 
 
-def test_cutout_is_clipped_by_the_image(result: Segmentation) -> None:
+def test_cutout_is_clipped_at_the_edge_of_the_image(result: Segmentation) -> None:
     assert result.cutout(1).label.shape == (9 + 8, 10 + 8)
     assert int(result.cutout(4).y[-1]) == 149
 
 
-@pytest.mark.parametrize("who", [{}, {"label": 1, "source_id": 604}, {"label": 5}, {"label": 0}])
-def test_cutout_of_nobody_is_told(result: Segmentation, who: dict[str, int]) -> None:
+@pytest.mark.parametrize("source", [{}, {"label": 1, "source_id": 604}, {"label": 5}, {"label": 0}])
+def test_cutout_of_a_missing_source_is_refused(
+    result: Segmentation, source: dict[str, int]
+) -> None:
     with pytest.raises(SpecError, match="label"):
-        result.cutout(**who)
+        result.cutout(**source)
     with pytest.raises(SpecError, match="source_id=5 is not in the catalogue"):
         result.cutout(source_id=5)
 
 
-def test_image_without_wcs_has_no_sky(tmp_path: Path) -> None:
+def test_image_without_wcs_has_no_sky_coordinates(tmp_path: Path) -> None:
     result = fcnpipe.open(make_rich_store(tmp_path / "out.zarr", cards=()).path)
     assert "ra" not in result.image.coords
     with pytest.raises(SpecError, match="has no sky positions"):
         result.cone(1, 2, 3)
 
 
-def test_exports_know_the_sky(result: Segmentation, tmp_path: Path) -> None:
+def test_exports_contain_sky_positions(result: Segmentation, tmp_path: Path) -> None:
     result.export(tmp_path / "s.reg")
     assert "icrs\npolygon(" in (tmp_path / "s.reg").read_text()
 
 
-def test_no_store_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="is no fcnpipe store"):
+def test_a_missing_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is not an fcnpipe store"):
         fcnpipe.open(tmp_path / "none.zarr")
