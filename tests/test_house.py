@@ -28,6 +28,7 @@ SCIENCE = (
     "mesh_statistics",
     "moments",
     "normalisation",
+    "pixel_order",
     "quantisation",
     "regions",
     "scores",

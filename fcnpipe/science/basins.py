@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import PlanError
 from fcnpipe.core.geometry import Box
 from fcnpipe.science.merge_tree import (
-    INDEX_BITS,
-    NEIGHBOURS,
     NONE_RESOLVED,
     BranchGraph,
     Criterion,
@@ -39,10 +37,10 @@ from fcnpipe.science.merge_tree import (
     contract,
     kernel,
     numbering,
-    pixel_key,
     tabulate,
     take,
 )
+from fcnpipe.science.pixel_order import INDEX_BITS, NEIGHBOURS, pixel_key
 from fcnpipe.science.source_selection import Selection, relabel, select
 
 Int32 = NDArray[np.int32]

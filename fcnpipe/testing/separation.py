@@ -16,7 +16,6 @@ from fcnpipe.core.geometry import Box, TileGrid
 from fcnpipe.science.basins import SeparatedTile, separate
 from fcnpipe.science.merge_tree import (
     MILLION,
-    NEIGHBOURS,
     NONE_RESOLVED,
     BranchGraph,
     Criterion,
@@ -26,6 +25,7 @@ from fcnpipe.science.merge_tree import (
     resolve,
     tabulate,
 )
+from fcnpipe.science.pixel_order import NEIGHBOURS
 from fcnpipe.science.source_selection import SourceTable, relabel, select
 from fcnpipe.separators import Separator
 

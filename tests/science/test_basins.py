@@ -11,7 +11,8 @@ from scipy import ndimage
 from fcnpipe.core.errors import PlanError
 from fcnpipe.core.geometry import Box
 from fcnpipe.science.basins import DIVIDED, GROUP, separate, separate_whole
-from fcnpipe.science.merge_tree import NEIGHBOURS, Criterion, key_index
+from fcnpipe.science.merge_tree import Criterion
+from fcnpipe.science.pixel_order import NEIGHBOURS, key_index
 from fcnpipe.testing.separation import true_sources
 
 

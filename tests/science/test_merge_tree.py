@@ -20,14 +20,8 @@ from fcnpipe.science.merge_tree import (
     Criterion,
     PendingBranches,
     join,
-    key_elevation,
-    key_index,
-    pixel_key,
 )
 from fcnpipe.testing.separation import TiledSeparation, tile_tree, true_sources
-
-indices = st.integers(0, 2**45 - 1)
-heights = st.integers(0, 65535)
 
 
 def leaf_graphs(edge: tuple[int, int] = (6, 7)) -> list[BranchGraph]:
@@ -39,13 +33,6 @@ def leaf_graphs(edge: tuple[int, int] = (6, 7)) -> list[BranchGraph]:
     return [
         separate(elevation[s], mask[s], core, (12, 14), Criterion(2, 3)).graph for core, s in reads
     ]
-
-
-@given(heights, indices, heights, indices)
-def test_keys_order_by_elevation_then_raster(e: int, i: int, f: int, j: int) -> None:
-    first, second = pixel_key([e, f], [i, j])
-    assert (first > second) == ((e, -i) > (f, -j))
-    assert (int(key_elevation(first)), int(key_index(first))) == (e, i)
 
 
 @given(st.integers(0, 2**62), st.integers(0, MILLION))
