@@ -1,4 +1,4 @@
-"""Output stores: where the maps, the catalogue and the account of what is done are kept."""
+"""Output stores: maps, catalogue, and the ledger of finished tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what the file system refuses."""
+"""Atomic file writes, and the conversion of operating-system errors into StoreError."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from fcnpipe.core.errors import StoreError
 
-TEMPORARY = ".partial"
+TEMPORARY_SUFFIX = ".partial"
 """Suffix of a file that is being written; zarr uses the same."""
 
 
 @contextmanager
 def convert_os_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one clear line.
+    """Raise a StoreError of one line in place of an OSError.
 
     Raises
     ------
     StoreError
-        Disk full, no permission, a file where a folder should be, ...
+        If the disk is full, permission is missing, a file is where a folder should be, ...
     """
     try:
         yield
@@ -37,9 +37,9 @@ def convert_os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path that becomes ``path`` at the end, or vanishes on an error."""
+    """Yield a temporary path that is renamed to ``path`` at the end, or removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
         os.replace(temporary, path)

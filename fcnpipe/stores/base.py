@@ -1,10 +1,10 @@
-"""What every output store does, and the records that describe one.
+"""Interface of the output stores (protocols) and the records that describe a store.
 
 ::
 
-    shard = tile core          one writer each; the last row and column are clipped by the image
+    shard = tile core          one writer each; the image clips the last row and the last column
     +-----+-----+-----+-----+
-    |chunk|chunk|chunk|chunk|  chunk = what is decompressed at a time
+    |chunk|chunk|chunk|chunk|  chunk = unit of compression
     +-----+-----+-----+-----+
     |chunk|chunk|chunk|chunk|
     +-----+-----+-----+-----+
@@ -27,10 +27,9 @@ from fcnpipe.core.records import OutputMap
 from fcnpipe.stores.identity import RunIdentity
 
 STAGES = ("background", "predict", "separate", "label", "measure")
-"""Stages that are done tile by tile: the ledger keeps an account of them."""
-
+"""Stages that run tile by tile; the ledger has one mark for each of them and each tile."""
 CHUNK = 512
-"""Edge of a storage chunk, px, where tile and image are not smaller."""
+"""Edge of a storage chunk, px, unless the tile or the image is smaller."""
 
 Columns = Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]
 """Column name -> (values, attributes such as ``units`` and ``long_name``)."""
@@ -39,27 +38,27 @@ Column = tuple[str, NDArray[Any], Mapping[str, Any]]
 """Column name, values, attributes."""
 
 Arrays = Mapping[str, NDArray[Any]]
-"""Name -> array; what a scratch record holds."""
+"""Name -> array; the contents of a scratch record."""
 
 ScienceReader = Callable[[Box], NDArray[np.float32]]
-"""Box of the full-size image -> (band, h, w) float32; NaN is no data."""
+"""Box of the full-size image -> (band, h, w) float32; NaN means no data."""
 
 State = Literal["fresh", "resume", "complete"]
-"""What lies at an output path: nothing of use, a run to take up, or the finished result."""
+"""State of an output path: nothing usable, an unfinished run to resume, or the finished result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Shapes and names that fix a store before a pixel is read.
+    """Shapes and names of a store, fixed before the first pixel is read.
 
     Attributes
     ----------
     shape : (int, int)
-        Image height and width, px.
+        Height and width of the image, px.
     edge : (int, int)
-        Height and width of a tile core, px; it is the shard.
+        Height and width of a tile core, px; a shard has the same size.
     mesh : (int, int)
-        Rows and columns of background cells.
+        Rows and columns of the background mesh.
     cell : int
         Edge of a background cell, px.
     classes, bands, stages : tuple of str
@@ -67,18 +66,18 @@ class Layout:
     keep_image : bool
         Whether the science image is stored at full size.
     cards : tuple of str
-        FITS header cards of the WCS; empty if none.
+        FITS header cards of the WCS; empty if there is none.
     unit : str
-        Unit of a pixel value; empty if unknown.
+        Unit of the pixel values; empty if unknown.
     chunk : int
         Edge of a storage chunk, px; a smaller tile is one chunk.
     maps : tuple of OutputMap
-        What a network gives, stored as it is; empty if sources are found.
+        Network outputs that `predict` stores unchanged; empty in a store of `segment`.
 
     Raises
     ------
     PlanError
-        If a tile core is no whole number of chunks.
+        If a tile core is not a whole number of chunks.
     """
 
     shape: tuple[int, int]
@@ -96,11 +95,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         for edge in self.edge:
-            _check_edge(edge, min(self.chunk, edge))
+            _check_core_edge(edge, min(self.chunk, edge))
 
     @property
     def grid(self) -> TileGrid:
-        """The tile cores."""
+        """Grid of the tile cores."""
         return TileGrid(self.shape, self.edge)
 
     @property
@@ -111,7 +110,7 @@ class Layout:
 
     @property
     def shards(self) -> tuple[int, int]:
-        """Height and width of a shard, px: the core, or all of an axis shorter than it."""
+        """Height and width of a shard, px: the core, or the whole axis where that is shorter."""
         height, width = (
             e if n > e else round_up(n, c)
             for e, n, c in zip(self.edge, self.shape, self.chunks, strict=True)
@@ -120,16 +119,16 @@ class Layout:
 
     @property
     def mesh_shape(self) -> tuple[int, ...]:
-        """Shape of sky and noise: the mesh, with a band axis in front if there are several."""
+        """Shape of sky and noise: the mesh, with a leading band axis if there are several bands."""
         return self.mesh if len(self.bands) == 1 else (len(self.bands), *self.mesh)
 
     def dump(self) -> str:
-        """Give JSON that `load_layout` reads; the header cards are left out."""
+        """Return the layout as JSON for `load_layout`, without the header cards."""
         return json.dumps({k: v for k, v in asdict(self).items() if k != "cards"})
 
 
 def load_layout(text: str, cards: Iterable[str] = ()) -> Layout:
-    """Read what `Layout.dump` wrote.
+    """Return the layout that `Layout.dump` wrote, with the given header cards.
 
     Examples
     --------
@@ -144,27 +143,27 @@ def load_layout(text: str, cards: Iterable[str] = ()) -> Layout:
     return Layout(**values, cards=tuple(cards))
 
 
-def _check_edge(edge: int, chunk: int) -> None:
+def _check_core_edge(edge: int, chunk: int) -> None:
     if edge % chunk:
         low = edge // chunk * chunk
         raise PlanError(
-            f"tile core of {edge} px is no whole number of {chunk}-px storage chunks: "
+            f"tile core of {edge} px is not a whole number of {chunk}-px storage chunks: "
             f"use {low} or {low + chunk} px"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class TileCheck:
-    """What a tile's labels are when they are read back from disk.
+    """Labels of one tile as read back from disk, and the problems found there.
 
     Attributes
     ----------
     labels : (n,) int32
-        Labels that the tile has and the catalogue knows, rising.
+        Labels in the tile that have a row in the catalogue, ascending.
     counts : (n,) int64
-        Pixels of each.
+        Pixels of each label.
     problems : tuple of str
-        What contradicts the catalogue in this tile alone, one line each.
+        Contradictions to the catalogue within this tile, one line each.
     checksums : dict
         CRC-32C of the shard of each map of the tile.
     """
@@ -177,12 +176,12 @@ class TileCheck:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a check of a store found.
+    """Result of the verification of a store.
 
     Attributes
     ----------
     sources, tiles, pixels : int
-        How much was looked at.
+        Numbers of sources, tiles and pixels that were checked.
     problems : tuple of str
         One line each; empty if labels, catalogue and ledger agree.
     """
@@ -194,17 +193,17 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found wrong."""
+        """Whether no problem was found."""
         return not self.problems
 
 
 def check_core(grid: TileGrid, box: Box) -> Tile:
-    """Give the tile whose core is ``box``.
+    """Return the tile whose core is ``box``.
 
     Raises
     ------
     StoreError
-        If the box is anything but exactly one core: two writers in one shard lose data.
+        If the box is not exactly one core: two writers in one shard would lose data.
 
     Examples
     --------
@@ -222,14 +221,15 @@ def check_core(grid: TileGrid, box: Box) -> Tile:
 
 
 class Store(Protocol):
-    """Where a run puts its maps, records and catalogue, and finds them again after a crash.
+    """Storage of a run: its maps, scratch records, catalogue, and the ledger of finished tiles.
 
     Notes
     -----
     Stores are picklable and hold no open file. Image arrays at level 0 are ``label``
     (y, x) int32, ``probability`` (class, y, x) uint8, ``elevation`` (y, x) uint16, ``flags``
-    (y, x) uint8, ``science`` (band, y, x) float32 and the scratch array ``segments`` (y, x) int32;
-    where a network's outputs are stored as they are, these instead, flags and science apart.
+    (y, x) uint8, ``science`` (band, y, x) float32 and the scratch array ``segments`` (y, x) int32.
+    A store of `predict` has the network outputs of ``layout.maps`` instead, next to flags and
+    science.
     """
 
     @property
@@ -238,29 +238,35 @@ class Store(Protocol):
         ...
 
     def write_tile(self, name: str, box: Box, data: NDArray[Any]) -> int:
-        """Write one core of one array, give its checksum; anything but one core is a StoreError."""
+        """Write one core of one array and return its checksum.
+
+        Raises
+        ------
+        StoreError
+            If the box is not exactly one core.
+        """
         ...
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Give a box of an array, leading axes whole."""
+        """Read a box of an array, leading axes whole."""
         ...
 
     def mark(self, stage: str, tile: Tile) -> None:
-        """Vouch that the tile's data of this stage has landed; call it last."""
+        """Mark the tile as done in this stage; call it after all data of the tile are written."""
         ...
 
     def done(self, stage: str) -> NDArray[np.bool_]:
-        """Give (tile_y, tile_x) bool: which tiles are marked."""
+        """Return (tile_y, tile_x) bool: which tiles are marked."""
         ...
 
     def put_arrays(self, stage: str, name: str, arrays: Arrays) -> None:
-        """Keep a scratch record, whole or not at all."""
+        """Write a scratch record, whole or not at all."""
         ...
 
     def get_arrays(
         self, stage: str, name: str, only: Collection[str] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Give a scratch record back, or ``only`` some of its arrays."""
+        """Read a scratch record, or ``only`` some of its arrays."""
         ...
 
     def drop_arrays(self, stage: str) -> None:
@@ -268,7 +274,7 @@ class Store(Protocol):
         ...
 
     def list_arrays(self, stage: str) -> list[str]:
-        """Give the sorted names of a stage's scratch records."""
+        """Return the sorted names of the scratch records of a stage."""
         ...
 
     def write_mesh(self, name: str, values: NDArray[np.float32]) -> None:
@@ -276,47 +282,47 @@ class Store(Protocol):
         ...
 
     def read_mesh(self, name: str) -> NDArray[np.float32]:
-        """Give ``sky`` or ``noise``, NaN where unknown."""
+        """Read ``sky`` or ``noise``; NaN where unknown."""
         ...
 
     def write_sources(self, blocks: Iterable[Columns], count: int) -> None:
-        """Write the catalogue, block of rows by block of rows."""
+        """Write the catalogue by blocks of rows."""
         ...
 
     def write_source_columns(self, columns: Iterable[Column]) -> None:
-        """Write the catalogue, column by column."""
+        """Write the catalogue column by column."""
         ...
 
     def read_sources(
         self, names: Iterable[str] | None = None, rows: slice = slice(None)
     ) -> dict[str, NDArray[Any]]:
-        """Give columns of the catalogue (all if not named) for a run of rows."""
+        """Read columns of the catalogue (all if no names are given) for a range of rows."""
         ...
 
 
 class CatalogueReader(Protocol):
-    """The catalogue of a store, as the parquet file and the verification read it."""
+    """Read access to the catalogue, for the parquet file and the verification."""
 
     @property
     def identity(self) -> RunIdentity:
-        """What the store was made from."""
+        """Inputs, model, version and options of the run."""
         ...
 
     @property
     def n_sources(self) -> int:
-        """Rows of the catalogue."""
+        """Number of rows."""
         ...
 
     def read_sources(
         self, names: Iterable[str] | None = None, rows: slice = slice(None)
     ) -> dict[str, NDArray[Any]]:
-        """Return columns of the catalogue (all if not named) for a run of rows."""
+        """Read columns (all if no names are given) for a range of rows."""
         ...
 
     def source_blocks(
         self, names: Iterable[str] | None = None
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the catalogue in blocks of rows; one empty block if it has none."""
+        """Yield the catalogue in blocks of rows; one empty block if it has no rows."""
         ...
 
     def column_attrs(self, name: str) -> dict[str, Any]:
@@ -325,11 +331,11 @@ class CatalogueReader(Protocol):
 
 
 class StoreReader(CatalogueReader, Protocol):
-    """A store as its checks read it: verification, integrity, pyramid and publication.
+    """Read access to a store, for verification, integrity checks, pyramid and publication.
 
     Notes
     -----
-    These modules depend on this protocol, not on the store that calls them.
+    Those modules depend on this protocol and not on the store class, which calls them.
     """
 
     @property
@@ -361,15 +367,15 @@ class StoreReader(CatalogueReader, Protocol):
         ...
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Return a box of an array, leading axes whole."""
+        """Read a box of an array, leading axes whole."""
         ...
 
     def checksum(self, name: str, box: Box, level: int = 0) -> int:
-        """Return the CRC-32C of the file of a core; 0 if there is none."""
+        """Return the CRC-32C of the file of a core on disk; 0 if there is none."""
         ...
 
     def read_checksums(self, level: int) -> dict[str, NDArray[np.uint32]]:
-        """Return the CRC-32C of each shard as it was written, by map."""
+        """Read the tables of checksums taken as the shards were written, by map."""
         ...
 
     def pending(self, stage: str) -> list[Tile]:

@@ -1,4 +1,4 @@
-"""The rows of the catalogue, written in whole storage chunks."""
+"""Writing of the catalogue (group ``sources``), by blocks of rows or by columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,22 @@ TITLE = "one row a source, in order of label"
 
 
 def write_blocks(path: Path, blocks: Iterable[Columns], count: int) -> None:
-    """Write ``sources`` of the store at ``path``, block of rows by block of rows."""
+    """Write the catalogue of the store at ``path`` by blocks of rows.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the store.
+    blocks : iterable of {name: (values, attributes)}
+        All with the same columns; at least one, which may have no rows.
+    count : int
+        Total number of rows.
+
+    Raises
+    ------
+    StoreError
+        If the blocks do not add up to ``count`` rows.
+    """
     blocks = iter(blocks)
     first = next(blocks)
     group = replace_group(path, "sources", {"title": TITLE, "columns": list(first)})
@@ -33,7 +48,20 @@ def write_blocks(path: Path, blocks: Iterable[Columns], count: int) -> None:
 
 
 def write_columns(path: Path, columns: Iterable[Column]) -> None:
-    """Write ``sources`` of the store at ``path``, column by column."""
+    """Write the catalogue of the store at ``path`` column by column.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the store.
+    columns : iterable of (name, values, attributes)
+        Only one of them is in memory at a time.
+
+    Raises
+    ------
+    StoreError
+        If the columns have different lengths.
+    """
     group = replace_group(path, "sources", {"title": TITLE})
     lengths: dict[str, int] = {}
     for name, values, attrs in columns:
@@ -53,13 +81,13 @@ def _column_spec(values: NDArray[Any], attrs: Mapping[str, Any], count: int) -> 
 
 def _check_rows(rows: int, count: int) -> None:
     if rows != count:
-        raise StoreError(f"{rows} rows of a catalogue of {count} were given: pass all of them")
+        raise StoreError(f"{rows} rows of a catalogue of {count} were passed: pass all rows")
 
 
 def _write_rows(arrays: Mapping[str, zarr.Array[Any]], blocks: Iterable[Columns]) -> int:
-    """Write blocks one after the other in whole chunks; give the number of rows."""
+    """Write consecutive blocks in whole storage chunks, and return the number of rows."""
     start = 0
-    for columns in _whole_chunks(blocks):
+    for columns in _cut_at_chunks(blocks):
         stop = start + len(next(iter(columns.values())))
         for name, array in arrays.items():
             if start < stop <= array.shape[0]:
@@ -68,8 +96,8 @@ def _write_rows(arrays: Mapping[str, zarr.Array[Any]], blocks: Iterable[Columns]
     return start
 
 
-def _whole_chunks(blocks: Iterable[Columns]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Re-cut blocks of rows so that all but the last fill whole storage chunks."""
+def _cut_at_chunks(blocks: Iterable[Columns]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the rows of the blocks in whole storage chunks; only the last may be shorter."""
     rest: dict[str, NDArray[Any]] = {}
     for block in blocks:
         rest = {k: np.concatenate([rest[k], v]) if rest else v for k, (v, _) in block.items()}

@@ -1,4 +1,4 @@
-"""The groups and arrays of a zarr output store: shapes, attributes, storage grid."""
+"""Groups and arrays of a zarr output store: shapes, attributes, chunks and shards."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from fcnpipe.stores.base import Layout
 from fcnpipe.stores.shards import ZSTD_LEVEL
 
 SCRATCH = ".scratch"
-"""Folder inside a partial store; removed when it is published."""
+"""Folder of a partial store for files that only the run needs; removed when the store is published."""
 
 MESH_CHUNK = 512
-"""Edge of a storage chunk of the background mesh, cells."""
+"""Edge of a storage chunk of the background mesh, in cells."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """How one array is stored.
+    """Shape, dtype, storage grid and attributes of one array.
 
     Attributes
     ----------
     shape, dtype, fill
-        As in numpy; ``fill`` is what was never written.
+        As in numpy; ``fill`` is the value of pixels that were never written.
     dims : tuple of str
         Name of each axis.
     chunks, shards : tuple of int
-        Storage grid; no shards if None.
+        Storage grid; None means no shards.
     compressed : bool
         Whether chunks are compressed (zstd).
     attrs : dict
@@ -59,11 +59,11 @@ def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> zarr.Array[An
 
 
 def fill_array(group: zarr.Group, name: str, spec: ArraySpec, values: NDArray[Any]) -> None:
-    """Create an array of the values' own shape and type, and fill it.
+    """Create an array with the shape and dtype of the values, and write them.
 
     Notes
     -----
-    In one call of zarr: each costs about 1 ms, whatever the size.
+    Uses a single call of zarr, because each call costs about 1 ms whatever the size.
     """
     assert (values.shape, values.dtype) == (spec.shape, np.dtype(spec.dtype)), name
     _create(group, name, spec, data=values)
@@ -89,14 +89,14 @@ def store_values(
     dims: Sequence[str],
     attrs: Mapping[str, Any],
 ) -> None:
-    """Create a small array and fill it, all in one chunk."""
+    """Create a small array of one chunk and write its values."""
     chunks = tuple(max(n, 1) for n in values.shape)
     spec = ArraySpec(values.shape, values.dtype.str, tuple(dims), chunks, attrs=attrs)
     fill_array(group, name, spec, values)
 
 
 def replace_group(path: Path, name: str, attrs: Mapping[str, Any]) -> zarr.Group:
-    """Create an empty group in the store at ``path``; remove what is there."""
+    """Create an empty group in the store at ``path`` in place of any old group of that name."""
     shutil.rmtree(path / name, ignore_errors=True)
     return zarr.create_group(path / name, zarr_format=3, attributes=dict(attrs))
 
@@ -106,7 +106,7 @@ def create_hierarchy(path: Path, layout: Layout, attrs: Mapping[str, Any]) -> No
     root = zarr.create_group(path, zarr_format=3, attributes=dict(attrs))
     image = root.create_group("image")
     create_level(image.create_group("0"), layout, 0, science=layout.keep_image)
-    _store_names(image["0"], layout)
+    _create_names_and_wcs(image["0"], layout)
     _create_background(root.create_group("background"), layout)
     create_array(root, "ledger", ledger_spec(layout))
     scratch = zarr.create_group(path / SCRATCH, zarr_format=3)
@@ -126,13 +126,18 @@ def create_level(group: zarr.Group, layout: Layout, level: int, science: bool) -
 
 
 def level_shape(layout: Layout, level: int) -> tuple[int, int]:
-    """Give height and width of a pyramid level, px of that level."""
+    """Return height and width of a pyramid level, in pixels of that level."""
     height, width = layout.shape
     return -(-height // 2**level), -(-width // 2**level)
 
 
 def pixel_centres(size: int, level: int) -> NDArray[Any]:
-    """Give where a level's pixels lie, in px of the full image: int64, or float64 above level 0.
+    """Return the pixel centres of a level in pixels of the full image.
+
+    Returns
+    -------
+    (size,) ndarray
+        int64 for level 0, float64 for higher levels.
 
     Examples
     --------
@@ -144,9 +149,11 @@ def pixel_centres(size: int, level: int) -> NDArray[Any]:
 
 
 def image_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
-    """Give the arrays of one level by name; elevation and flags only at full size."""
+    """Return the arrays of one level by name; elevation and flags exist only at full size."""
     maps = _output_specs(layout, level) if layout.maps else _source_specs(layout, level)
-    maps["science"] = _image_spec(layout, level, "float32", "band", _science_attrs(layout))
+    units = {"units": layout.unit} if layout.unit else {}
+    science = {"long_name": "science image, NaN = no data", **units}
+    maps["science"] = _image_spec(layout, level, "float32", "band", science)
     if level == 0:
         maps["flags"] = _image_spec(layout, level, "uint8", None, _FLAGS)
     return maps
@@ -170,7 +177,7 @@ def _output_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
 
 
 def ledger_spec(layout: Layout) -> ArraySpec:
-    """Give the ledger: one file of one byte for each tile and stage."""
+    """Return the array of the ledger: one file of one byte for each tile and stage."""
     attrs = {
         "long_name": "stages that have landed, by tile",
         "flag_values": [0, 1],
@@ -220,11 +227,6 @@ def _output_attrs(output: OutputMap) -> dict[str, Any]:
     return attrs | ({"units": output.unit} if output.unit else {})
 
 
-def _science_attrs(layout: Layout) -> dict[str, str]:
-    units = {"units": layout.unit} if layout.unit else {}
-    return {"long_name": "science image, NaN = no data", **units}
-
-
 def _image_spec(
     layout: Layout, level: int, dtype: str, axis: str | None, attrs: Mapping[str, Any]
 ) -> ArraySpec:
@@ -243,11 +245,11 @@ def _image_spec(
 
 
 def storage_grid(layout: Layout, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Give chunk and shard of an image of ``shape`` px on the tile grid.
+    """Return chunk and shard of an image of ``shape`` px on the tile grid.
 
     Notes
     -----
-    An axis shorter than a tile gets one shard, cut down to whole chunks.
+    An axis that is shorter than a tile has one shard, reduced to whole chunks.
     """
     pairs = list(zip(layout.edge, shape, strict=True))
     chunks = [min(layout.chunk, edge, size) for edge, size in pairs]
@@ -258,17 +260,17 @@ def storage_grid(layout: Layout, shape: tuple[int, int]) -> tuple[tuple[int, int
     return (chunks[0], chunks[1]), (shards[0], shards[1])
 
 
-def _store_names(group: Any, layout: Layout) -> None:
-    known = {"class": not layout.maps, "band": layout.keep_image}
+def _create_names_and_wcs(group: Any, layout: Layout) -> None:
+    stored = {"class": not layout.maps, "band": layout.keep_image}
     for dim, names in (("class", layout.classes), ("band", layout.bands)):
-        if known[dim]:
+        if stored[dim]:
             store_values(group, dim, np.arange(len(names)), (dim,), name_attrs(dim, names))
     wcs = {"long_name": "world coordinates", "fits_cards": list(layout.cards)}
     store_values(group, "wcs", np.zeros((), np.int32), (), wcs)
 
 
 def name_attrs(dim: str, names: Sequence[str]) -> dict[str, Any]:
-    """Give CF attributes that name the integers 0, 1, ... along an axis."""
+    """Return the CF attributes that name the integers 0, 1, ... along an axis."""
     meanings = " ".join("_".join(name.split()) for name in names)
     return {
         "long_name": f"index of the {dim}",
@@ -292,7 +294,7 @@ def _create_background(group: zarr.Group, layout: Layout) -> None:
 
 
 def cell_centres(cells: int, cell: int, size: int) -> NDArray[np.float64]:
-    """Give the centres of mesh cells, px; the last cell is clipped by the image.
+    """Return the centres of the mesh cells, px; the image clips the last cell.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What decides the bytes of a result, and how two runs differ in it."""
+"""Identity of a run (the run key): input, model, code version and options that determine the result."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 
 from fcnpipe.core.errors import StoreError
 
-SHOWN = 12
-"""Characters that are shown of a long text."""
+MAX_CHARACTERS = 12
+"""Characters that a message shows of a long value."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """What decides the bytes of a result; two runs with one identity may share a store.
+    """Everything that determines the bytes of a result.
+
+    Two runs with equal identities produce the same bytes and may share a store.
 
     Attributes
     ----------
@@ -27,7 +29,7 @@ class RunIdentity:
     code_version : str
         Version of fcnpipe.
     spec : dict
-        Options that decide the result, JSON-ready; run-time options left out.
+        Options that determine the result, JSON-ready, without run-time options.
     """
 
     input_digest: str
@@ -37,11 +39,11 @@ class RunIdentity:
 
     @property
     def key(self) -> str:
-        """Digest of everything, hexadecimal: the run key."""
+        """The run key: 32 hexadecimal digits of the SHA-256 of all fields."""
         return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()[:32]
 
     def attributes(self) -> dict[str, str]:
-        """Give root attributes that `load_identity` reads."""
+        """Return the root attributes that `load_identity` reads."""
         return {
             "run_key": self.key,
             "input_digest": self.input_digest,
@@ -51,37 +53,37 @@ class RunIdentity:
         }
 
     def differences(self, other: RunIdentity) -> list[str]:
-        """Name what differs from ``other``, as ``name: theirs -> ours``, in a stable order.
+        """Return the differences from ``other`` as ``name: theirs -> ours``, in a stable order.
 
         Notes
         -----
-        An option that one of the two does not know comes from another state of the code, which
-        may have the same version.
+        An option that only one of the two has means that another state of the code started the
+        run, even if its version is the same.
         """
         ours, theirs = _flatten(self), _flatten(other)
         found = [
-            f"{name}: {_compare(theirs.get(name), ours.get(name))}"
+            f"{name}: {_describe_change(theirs.get(name), ours.get(name))}"
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]
-        if strange := sorted(ours.keys() ^ theirs.keys()):
+        if one_sided := sorted(ours.keys() ^ theirs.keys()):
             found.append(
-                f"the code that began it (fcnpipe {other.code_version} without or with "
-                f"{', '.join(strange)})"
+                f"the code that started it (fcnpipe {other.code_version}; known to only one of the "
+                f"two: {', '.join(one_sided)})"
             )
         return found
 
     def check_same_run(self, place: object, other: RunIdentity) -> None:
-        """Raise StoreError, unless what lies at ``place`` was begun by this very run."""
+        """Raise StoreError unless ``other``, the identity found at ``place``, is equal to this one."""
         if other.key != self.key:
             raise StoreError(
                 f"{place} belongs to another run, it differs in {', '.join(self.differences(other))}; "
-                "choose another output, or start afresh with --overwrite"
+                "choose another output, or start from scratch with --overwrite"
             )
 
 
 def load_identity(attributes: Mapping[str, Any]) -> RunIdentity:
-    """Read what `RunIdentity.attributes` wrote."""
+    """Return the identity that `RunIdentity.attributes` wrote."""
     return RunIdentity(
         input_digest=attributes["input_digest"],
         model_digest=attributes["model_digest"],
@@ -103,16 +105,17 @@ def _flatten(identity: RunIdentity) -> dict[str, Any]:
     return flat | {f"option {k}": v for k, v in json.loads(_canonical(identity.spec)).items()}
 
 
-def _compare(*values: Any) -> str:
-    """Give 'one -> other', of long texts from where they differ."""
+def _describe_change(*values: Any) -> str:
+    """Return 'one -> other'; long texts start at their first difference."""
     texts = [value if isinstance(value, str) else _canonical(value) for value in values]
     pairs = enumerate(zip(*texts, strict=False))
     shared = next((i for i, (one, other) in pairs if one != other), min(map(len, texts)))
-    return " -> ".join(_shorten(text, shared if shared >= SHOWN else 0) for text in texts)
+    start = shared if shared >= MAX_CHARACTERS else 0
+    return " -> ".join(_shorten(text, start) for text in texts)
 
 
 def _shorten(text: str, start: int) -> str:
-    if len(text) <= 2 * SHOWN:
+    if len(text) <= 2 * MAX_CHARACTERS:
         return text
-    rest = text[start : start + SHOWN]
+    rest = text[start : start + MAX_CHARACTERS]
     return f"{'...' if start else ''}{rest}..." if rest else "...(no more)"

@@ -1,14 +1,14 @@
-"""Whether the files of a published store are still those that were written.
+"""Integrity of the files of a store: checksums, damaged or missing files, restored metadata.
 
 ::
 
-    checksums           attrs crc32c: {array: CRC-32C of its files}, for all that is no map, tables of
-                        checksums too
-    checksums/0         label, probability, ... (shard_y, shard_x): CRC-32C of each shard, taken from
-    checksums/1, ...    the bytes in memory as they were written; 0 = all fill value, no file
+    checksums           attrs crc32c: {array: CRC-32C of its files} for all arrays but the maps,
+                        including the tables of checksums
+    checksums/0         label, probability, ... (shard_y, shard_x): CRC-32C of each shard, computed from
+    checksums/1, ...    the bytes in memory as they were written; 0 = fill value only, no file
 
-A checksum of stored bytes costs nothing (they are compressed), and tells a deleted shard, which reads
-as fill value, from an empty one.
+The checksums are of the stored (compressed) bytes, so they cost almost no time. They distinguish a
+deleted shard, which reads as fill value, from an empty one.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from fcnpipe.core.geometry import Tile
 from fcnpipe.stores.atomic_writes import atomic_write
 from fcnpipe.stores.base import Layout, StoreReader
 from fcnpipe.stores.hierarchy import SCRATCH, create_hierarchy
-from fcnpipe.stores.parquet import find_difference
+from fcnpipe.stores.parquet import describe_difference
 from fcnpipe.stores.paths import parquet_path
 from fcnpipe.stores.pyramid import create_pyramid, level_count, level_grid
-from fcnpipe.stores.shards import add_file
+from fcnpipe.stores.shards import extend_checksum
 from fcnpipe.stores.verification import find_gaps
 
 CHECKSUMS = "checksums"
 """Group of the checksums."""
-UNSEALED = ("ledger", "tiles/seconds")
-"""No checksum: one file a tile, each its own witness; another value in each run."""
+WITHOUT_CHECKSUM = ("ledger", "tiles/seconds")
+"""Arrays without checksum: the files of the ledger are marks; the seconds differ in each run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something in a store that is not as it was written.
+    """A part of a store that differs from what was written.
 
     Attributes
     ----------
     place : str
-        Array such as ``image/0/label``, or file.
+        Name of the array, such as ``image/0/label``, or of the file.
     why : str
-        What is wrong with it.
+        The difference.
     tile : Tile or None
-        The shard that is damaged; none where there are no shards.
+        The damaged shard; None for arrays without shards.
     """
 
     place: str
@@ -64,25 +64,26 @@ class Damage:
         return f"{self.place}{where} {self.why}"
 
 
-def seal(path: Path) -> dict[str, int]:
-    """Give the CRC-32C of the files of each array that is no map, by the array's name."""
-    return {name: _checksum_array(path / name) for name in _list_sealed(path)}
+def checksum_arrays(path: Path) -> dict[str, int]:
+    """Return the CRC-32C of the files of each array that is not a map, by the name of the array."""
+    return {name: _checksum_files(path / name) for name in _list_checksummed(path)}
 
 
-def _list_sealed(path: Path) -> list[str]:
+def _list_checksummed(path: Path) -> list[str]:
     names = (file.parent.relative_to(path).as_posix() for file in path.rglob("zarr.json"))
-    return sorted(name for name in names if _is_sealed(path, name))
+    return sorted(name for name in names if _is_checksummed(path, name))
 
 
-def _is_sealed(path: Path, name: str) -> bool:
-    if name.startswith((SCRATCH, *UNSEALED)):
+def _is_checksummed(path: Path, name: str) -> bool:
+    if name.startswith((SCRATCH, *WITHOUT_CHECKSUM)):
         return False
-    node = _read_node(path / name)
-    return node.get("node_type") == "array" and "sharding_indexed" not in _codecs(node)
+    node = _read_metadata(path / name)
+    is_array = node.get("node_type") == "array"
+    return is_array and "sharding_indexed" not in [codec["name"] for codec in node["codecs"]]
 
 
-def _read_node(path: Path) -> dict[str, Any]:
-    """Give the metadata of a group or an array; empty if they are lost or cut short."""
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a group or an array; empty if they are missing or truncated."""
     try:
         node = json.loads((path / "zarr.json").read_text())
     except (OSError, ValueError):
@@ -90,17 +91,13 @@ def _read_node(path: Path) -> dict[str, Any]:
     return node if isinstance(node, dict) else {}
 
 
-def _codecs(node: dict[str, Any]) -> list[str]:
-    return [codec["name"] for codec in node["codecs"]]
-
-
-def _checksum_array(path: Path) -> int:
+def _checksum_files(path: Path) -> int:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
-    return reduce(add_file, files, 0)
+    return reduce(extend_checksum, files, 0)
 
 
 def restore_frame(path: Path, layout: Layout, pyramid: bool) -> None:
-    """Put back what is lost of the metadata and coordinates with which a store begins.
+    """Restore missing or damaged metadata and coordinates of a new store.
 
     Parameters
     ----------
@@ -112,87 +109,91 @@ def restore_frame(path: Path, layout: Layout, pyramid: bool) -> None:
         Whether its pyramid has been created.
     """
     with tempfile.TemporaryDirectory(dir=path / SCRATCH) as folder:
-        fresh = Path(folder) / "fresh"
-        create_hierarchy(fresh, layout, {})
+        intact = Path(folder) / "fresh"
+        create_hierarchy(intact, layout, {})
         if pyramid:
-            create_pyramid(fresh, layout, science=True)
-        for file in fresh.glob("*/**/*"):
-            ours = path / file.relative_to(fresh)
+            create_pyramid(intact, layout, science=True)
+        for file in intact.glob("*/**/*"):
+            ours = path / file.relative_to(intact)
             if file.is_file() and not (ours.is_file() and ours.read_bytes() == file.read_bytes()):
                 with atomic_write(ours) as temporary:
                     shutil.copyfile(file, temporary)
 
 
 def find_damage(store: StoreReader) -> Iterator[Damage]:
-    """Read and decode all of a store, and hold it against the checksums taken when it was written.
+    """Read and decode a whole store, and compare it with the checksums taken as it was written.
 
     Yields
     ------
     Damage
-        In order of place; none if the store is whole.
+        Metadata first, then maps, other arrays, ledger and parquet file; nothing if the store is
+        intact.
     """
-    nodes = [*_damaged_metadata(store.path)]
+    nodes = [*_find_damaged_metadata(store.path)]
     yield from nodes
     for level in range(1 + level_count(store.layout)):
         for name in store.list_maps(level):
-            yield from _damaged_shards(store, name, level)
-    yield from _damaged_arrays(store)
+            yield from _find_damaged_shards(store, name, level)
+    yield from _find_damaged_arrays(store)
     yield from (Damage("ledger", gap) for gap in find_gaps(store))
     if any(damage.place.startswith("sources") for damage in nodes):
-        return  # what there is to compare with is lost itself
-    if store.has_sources and (reason := find_difference(store, parquet_path(store.path))):
+        return  # the catalogue, with which the parquet file would be compared, is damaged itself
+    if store.has_sources and (reason := describe_difference(store, parquet_path(store.path))):
         yield Damage("parquet", reason)
 
 
-def _damaged_metadata(path: Path) -> Iterator[Damage]:
+def _find_damaged_metadata(path: Path) -> Iterator[Damage]:
     """Compare the metadata of each node with the copy in the root."""
-    for name, copy in _read_copies(path).items():
-        node = _read_node(path / name)
+    for name, copy in _read_metadata_copies(path).items():
+        node = _read_metadata(path / name)
         if not node:
-            yield Damage(name, "has no metadata that can be read")
+            yield Damage(name, "has no readable metadata")
         elif {**copy, "consolidated_metadata": None} != {**node, "consolidated_metadata": None}:
-            yield Damage(name, "has other metadata than the root says")
+            yield Damage(name, "has metadata that differ from the copy in the root")
 
 
-def _read_copies(path: Path) -> dict[str, dict[str, Any]]:
-    """Give the metadata of all nodes as the root has them; nothing if it has none."""
+def _read_metadata_copies(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the metadata of all nodes as consolidated in the root; empty if there are none."""
     root = json.loads((path / "zarr.json").read_text())
     return dict(root.get("consolidated_metadata", {}).get("metadata", {}))
 
 
-def _damaged_shards(store: StoreReader, name: str, level: int) -> Iterator[Damage]:
+def _find_damaged_shards(store: StoreReader, name: str, level: int) -> Iterator[Damage]:
     place = f"image/{level}/{name}"
-    if not _read_node(store.path / place):
+    if not _read_metadata(store.path / place):
         yield Damage(place, "is missing")
         return
     table = f"{CHECKSUMS}/{level}/{name}"
-    seal = _read_seals(store.path).get(table)
-    intact = seal is None or _checksum_array(store.path / table) == seal
-    written = _read_table(store.path, table) if intact else None
+    table_checksum = _read_array_checksums(store.path).get(table)
+    intact = table_checksum is None or _checksum_files(store.path / table) == table_checksum
+    written = _read_array(store.path, table) if intact else None
     for tile in level_grid(store.layout, level):
         known = None if written is None else int(written[tile.row, tile.column])
-        reason = _find_fault(store, name, level, tile, known)
+        reason = _check_shard(store, name, level, tile, known)
         if not (reason or intact or store.checksum(name, tile.core, level)):
-            reason = "is not there, and may have been: its checksum is lost"
+            reason = "is empty or missing: its checksum is lost"
         if reason:
             yield Damage(place, reason, tile)
 
 
-def _read_seals(path: Path) -> dict[str, int]:
-    """Give what `seal` gave."""
-    return dict(_read_copies(path).get(CHECKSUMS, {}).get("attributes", {}).get("crc32c", {}))
+def _read_array_checksums(path: Path) -> dict[str, int]:
+    """Return the result of `checksum_arrays` that was stored at publication."""
+    return dict(
+        _read_metadata_copies(path).get(CHECKSUMS, {}).get("attributes", {}).get("crc32c", {})
+    )
 
 
-def _read_table(path: Path, name: str) -> Any:
-    """Give an array, by the root's copy of its metadata; none if it is not there as it was written."""
+def _read_array(path: Path, name: str) -> Any:
+    """Return an array, opened by the root's copy of its metadata; None if it cannot be decoded."""
     try:
         array = zarr.open_group(path, mode="r")[name]
         return array[...] if isinstance(array, zarr.Array) else None
-    except Exception:  # whatever a codec makes of what it cannot read
+    except Exception:  # a codec may raise anything for damaged bytes
         return None
 
 
-def _find_fault(store: StoreReader, name: str, level: int, tile: Tile, known: int | None) -> str:
+def _check_shard(store: StoreReader, name: str, level: int, tile: Tile, known: int | None) -> str:
+    """Describe the damage of a shard with the checksum ``known``; empty if it is intact."""
     found = store.checksum(name, tile.core, level)
     if known is not None and found != known:
         return "is not what was written" if found else "is missing"
@@ -203,14 +204,15 @@ def _find_fault(store: StoreReader, name: str, level: int, tile: Tile, known: in
     return ""
 
 
-def _damaged_arrays(store: StoreReader) -> Iterator[Damage]:
-    known = _read_seals(store.path)
-    for name in sorted({*known, *_list_sealed(store.path)}):
-        if reason := _find_fault_of_array(store.path, name, known.get(name)):
+def _find_damaged_arrays(store: StoreReader) -> Iterator[Damage]:
+    known = _read_array_checksums(store.path)
+    for name in sorted({*known, *_list_checksummed(store.path)}):
+        if reason := _check_array(store.path, name, known.get(name)):
             yield Damage(name, reason)
 
 
-def _find_fault_of_array(path: Path, name: str, known: int | None) -> str:
-    if known is not None and _checksum_array(path / name) != known:
+def _check_array(path: Path, name: str, known: int | None) -> str:
+    """Describe the damage of an array with the checksum ``known``; empty if it is intact."""
+    if known is not None and _checksum_files(path / name) != known:
         return "is not what was written"
-    return "cannot be decoded" if _read_table(path, name) is None else ""
+    return "cannot be decoded" if _read_array(path, name) is None else ""

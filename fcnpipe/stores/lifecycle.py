@@ -1,4 +1,4 @@
-"""From nothing over OUT.zarr.partial to OUT.zarr, in steps that a crash cannot tear apart.
+"""Life cycle of a store: create or resume OUT.zarr.partial, lock it, publish it as OUT.zarr.
 
 ::
 
@@ -6,8 +6,9 @@
                         |      ^
                         +-kill-+  resume: same run key, same tile grid
 
-Publishing: verify, parquet aside, consolidate and set the status to complete (one atomic write:
-from here on only renames are left), drop the scratch, flush, move an old OUT.zarr aside, rename.
+Every step survives a crash. Publishing verifies the store, writes the parquet file under a temporary
+name, consolidates the metadata and sets the status to complete. That is one atomic write, after which
+only renames remain: remove the scratch folder, flush, move an old OUT.zarr aside, rename.
 """
 
 from __future__ import annotations
@@ -24,104 +25,113 @@ from pathlib import Path
 from typing import Any
 
 from fcnpipe.core.errors import StoreError, VerificationError
-from fcnpipe.stores.atomic_writes import TEMPORARY, atomic_write, convert_os_errors
+from fcnpipe.stores.atomic_writes import TEMPORARY_SUFFIX, atomic_write, convert_os_errors
 from fcnpipe.stores.base import State, StoreReader
 from fcnpipe.stores.hierarchy import SCRATCH
 from fcnpipe.stores.identity import RunIdentity, load_identity
-from fcnpipe.stores.integrity import CHECKSUMS, seal
+from fcnpipe.stores.integrity import CHECKSUMS, checksum_arrays
 from fcnpipe.stores.parquet import write_parquet
-from fcnpipe.stores.paths import final_path, parquet_path, partial_path, report_path
+from fcnpipe.stores.paths import (
+    final_path,
+    parquet_path,
+    partial_parquet_path,
+    partial_path,
+    report_path,
+)
 from fcnpipe.stores.verification import find_gaps, find_problems
 
 OVERWRITE_MARK = "overwrite"
-"""Scratch file that remembers the user's consent to replace OUT.zarr, and that the run began afresh."""
+"""Scratch file of a run with --overwrite: it may replace OUT.zarr, and it started from scratch."""
 
-OWNER = "owner.json"
+OWNER_FILE = "owner.json"
 """Scratch file that names the run to which a partial store belongs."""
 
 CLAIM_SUFFIX = ".claim"
-"""Suffix of the file beside a store that is to be taken behind a URL: locked by the run that makes it."""
+"""Suffix of the lock file next to a store that is to be uploaded to a URL."""
 
-FAILED = "failed"
+FAILED_TILES = "failed"
 """Root attribute of a partial store: names of the tiles that failed."""
 
 
 def prepare_output(out: str | Path, identity: RunIdentity, overwrite: bool = False) -> State:
-    """Say what is to be done at an output path, and clear it where that is agreed.
+    """Find the state of an output path, and clear the path where --overwrite permits it.
 
     Parameters
     ----------
     out : str or Path
         OUT.zarr.
     identity : RunIdentity
-        What the run is made from.
+        Inputs, model, version and options of the run.
     overwrite : bool
-        Whether to start afresh. An existing OUT.zarr stays until the new one is whole. What this
-        very run has begun afresh and left, it takes up.
+        Whether to start from scratch. An existing OUT.zarr stays until the new one is complete. An
+        unfinished run with the same identity that itself started with ``overwrite`` is resumed.
 
     Returns
     -------
     str
-        ``fresh``: create the store; ``resume``: take up OUT.zarr.partial; ``complete``: the
-        result is there already.
+        ``fresh``: create the store; ``resume``: continue OUT.zarr.partial; ``complete``: the
+        result exists already.
 
     Raises
     ------
     StoreError
-        If what is there belongs to another run (the message names what differs), is being written
-        by one, is no store of ours, or the place cannot be written.
+        If the path holds the store of another run (the message names the differences), is being
+        written by a run, holds something other than a store, or cannot be written.
     """
     out, partial = Path(out), partial_path(out)
     with convert_os_errors(out):
         _check_writable(out)
-        _check_ours(out)
-        _check_ours(partial)
+        _check_is_store(out)
+        _check_is_store(partial)
         if partial.exists():
             with lock_output(partial):
                 pass
-        if overwrite and not _has_begun(partial, identity):
-            _remove_all(partial, _leftover(parquet_path(out)))
+        if overwrite and not _is_own_overwrite(partial, identity):
+            _remove_all(partial, partial_parquet_path(out))
             return "fresh"
-        _finish(partial)
-        return _decide(out, partial, identity)
+        _finish_renames(partial)
+        return _find_state(out, partial, identity)
 
 
 def remove_partial(partial: Path) -> None:
-    """Remove OUT.zarr.partial, the catalogue that waits beside it, and the account of its run."""
+    """Remove OUT.zarr.partial, its unpublished parquet file, and the reports of its run."""
     out = final_path(partial)
     with convert_os_errors(partial):
-        _remove_all(partial, _leftover(parquet_path(out)))
+        _remove_all(partial, partial_parquet_path(out))
         if not out.exists():
             _remove_all(report_path(out, "json"), report_path(out, "html"))
 
 
 @contextmanager
 def lock_output(partial: Path, owner: str = "") -> Iterator[None]:
-    """Keep other runs away from OUT.zarr.partial for a while.
+    """Hold an exclusive lock on OUT.zarr.partial, or on any other path.
 
     Parameters
     ----------
     partial : Path
         OUT.zarr.partial.
     owner : str
-        Names the run that takes it over, for `check_owner`; nobody does if empty.
+        Name of the run that becomes the owner of the store, for `check_owner`; the owner stays the
+        same if it is empty.
 
     Raises
     ------
     StoreError
-        If another run holds it.
+        If another run holds the lock.
 
     Notes
     -----
-    The kernel keeps the lock, on a network file system that of the server: it goes with the process
-    that holds it, however that ends and wherever it ran, so that no lock is ever stale. Where there
-    are no locks the last run to come owns the store, and `check_owner` stops those before it.
+    The lock is one of the kernel, or of the server of a network file system. It ends with the
+    process that holds it, however and wherever that process ends, so there are no stale locks. On a
+    file system without locks the last run that starts owns the store, and `check_owner` stops the
+    others.
     """
     folder = os.open(partial, os.O_RDONLY)
     try:
         _lock(folder, partial)
         if owner:
-            _write_json(partial / SCRATCH / OWNER, _describe_owner(owner))
+            record = {"run": owner, "process": os.getpid(), "host": socket.gethostname()}
+            _write_json(partial / SCRATCH / OWNER_FILE, record)
         yield
     finally:
         os.close(folder)
@@ -131,72 +141,64 @@ def _lock(folder: int, partial: Path) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        who = _read_owner(partial)
-        process = f" (process {who['process']} on {who['host']})" if who else ""
+        owner = _read_owner(partial)
+        process = f" (process {owner['process']} on {owner['host']})" if owner else ""
         raise StoreError(
             f"{partial} is being written by another run{process}: "
             "wait for it, or choose another output"
         ) from None
     except OSError:
-        return  # a file system without locks: nobody can be kept away
+        return  # a file system without locks
 
 
 def check_owner(partial: Path, owner: str) -> None:
-    """Make sure that a run still owns a store.
+    """Check that a run still owns a store.
 
     Raises
     ------
     StoreError
-        If another run has taken it over since, or it has been published.
+        If another run has become the owner since, or the store has been published.
     """
     if _read_owner(partial).get("run") != owner:
         raise StoreError(
-            f"{partial} was taken over by another run, or is finished: nothing more is written by this one"
+            f"{partial} belongs to another run now, or is published: this run stops writing"
         )
-
-
-def _describe_owner(owner: str) -> dict[str, Any]:
-    return {"run": owner, "process": os.getpid(), "host": socket.gethostname()}
 
 
 def _read_owner(partial: Path) -> dict[str, Any]:
     try:
-        found = json.loads((partial / SCRATCH / OWNER).read_bytes())
+        found = json.loads((partial / SCRATCH / OWNER_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _decide(out: Path, partial: Path, identity: RunIdentity) -> State:
-    if partial.exists() and (not out.exists() or _consented(partial, identity)):
-        _refuse_another(partial, identity)
+def _find_state(out: Path, partial: Path, identity: RunIdentity) -> State:
+    if partial.exists() and (not out.exists() or _has_overwrite_mark(partial, identity)):
+        identity.check_same_run(partial, load_identity(read_attributes(partial)))
         return "resume"
     if out.exists():
-        _refuse_another(out, identity)
+        identity.check_same_run(out, load_identity(read_attributes(out)))
         return "complete"
     return "fresh"
 
 
-def _has_begun(partial: Path, identity: RunIdentity) -> bool:
-    """Whether OUT.zarr.partial is what the same run with --overwrite has left."""
+def _is_own_overwrite(partial: Path, identity: RunIdentity) -> bool:
+    """Return whether OUT.zarr.partial is of an earlier, interrupted call of this run with --overwrite."""
     found = read_attributes(partial)
-    whole = found.get("run_key") == identity.key and found["status"] == "complete"
-    return whole or (partial.exists() and _consented(partial, identity))
+    complete = found.get("run_key") == identity.key and found["status"] == "complete"
+    return complete or (partial.exists() and _has_overwrite_mark(partial, identity))
 
 
-def _consented(partial: Path, identity: RunIdentity) -> bool:
-    asked = (partial / SCRATCH / OVERWRITE_MARK).exists()
-    return asked and read_attributes(partial)["run_key"] == identity.key
+def _has_overwrite_mark(partial: Path, identity: RunIdentity) -> bool:
+    marked = (partial / SCRATCH / OVERWRITE_MARK).exists()
+    return marked and read_attributes(partial)["run_key"] == identity.key
 
 
-def _refuse_another(path: Path, identity: RunIdentity) -> None:
-    identity.check_same_run(path, load_identity(read_attributes(path)))
-
-
-def _check_ours(path: Path) -> None:
-    """Refuse to touch what is no store of ours, even with --overwrite."""
+def _check_is_store(path: Path) -> None:
+    """Raise StoreError if the path holds anything but a store, even with --overwrite."""
     if path.exists() and "run_key" not in read_attributes(path):
-        raise StoreError(f"{path} exists and is no fcnpipe store: choose another output")
+        raise StoreError(f"{path} exists and is not an fcnpipe store: choose another output")
 
 
 def _check_writable(out: Path) -> None:
@@ -208,7 +210,7 @@ def _check_writable(out: Path) -> None:
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """Give the root attributes of a store; empty if there is none or it cannot be read."""
+    """Return the root attributes of a store; empty if they are missing or cannot be read."""
     try:
         attributes = json.loads((path / "zarr.json").read_text())["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -217,42 +219,52 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 
 def publish_store(store: StoreReader, overwrite: bool = False, checked: bool = False) -> Path:
-    """Publish OUT.zarr.partial; give OUT.zarr.
+    """Publish OUT.zarr.partial and return OUT.zarr.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The partial store.
+    overwrite : bool
+        Whether an existing OUT.zarr may be replaced.
+    checked : bool
+        Whether labels and catalogue have been verified and the parquet file written already.
 
     Raises
     ------
     StoreError
-        If OUT.zarr has appeared meanwhile and nobody said ``overwrite``.
+        If OUT.zarr was created during the run and may not be replaced.
     VerificationError
         If labels, catalogue and ledger contradict each other.
     """
     out = final_path(store.path)
     if store.attrs["status"] != "complete":
-        _check_consent(store.path, out, overwrite)
+        _check_may_replace(store.path, out, overwrite)
         problems = list(find_gaps(store)) if checked else find_problems(store)
         raise_problems(store.path, problems)
-        if store.has_sources and not (checked and _leftover(parquet_path(out)).exists()):
+        if store.has_sources and not (checked and partial_parquet_path(out).exists()):
             prepare_parquet(store)
-        _sweep(store.path)
-        _write_checksums(store.path)
+        _remove_temporary_files(store.path)
+        _write_array_checksums(store.path)
         consolidate(store.path, {"status": "complete"})
-    _finish(store.path)
+    _finish_renames(store.path)
     return out
 
 
-def _write_checksums(path: Path) -> None:
-    """Write the checksums of all that is no map; those of the maps are there."""
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {"crc32c": seal(path)}}
+def _write_array_checksums(path: Path) -> None:
+    """Write the checksums of all arrays but the maps, whose checksums are written already."""
+    attributes = {"crc32c": checksum_arrays(path)}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     _write_json(path / CHECKSUMS / "zarr.json", group)
 
 
 def raise_problems(path: Path, problems: list[str]) -> None:
-    """Refuse to publish a store that contradicts itself.
+    """Raise an error if there are problems that forbid publication.
 
     Raises
     ------
     VerificationError
-        Naming the first few problems.
+        With the first three problems.
     """
     if problems:
         raise VerificationError(f"{path} is not published: {'; '.join(problems[:3])}")
@@ -263,19 +275,20 @@ def prepare_parquet(store: StoreReader) -> None:
 
     Notes
     -----
-    Begins to flush to disk, so that little is left to flush when the store is given its name.
+    Starts flushing to disk in the background, so that little remains to be flushed when the store
+    is renamed.
     """
-    write_parquet(store, _leftover(parquet_path(final_path(store.path))))
+    write_parquet(store, partial_parquet_path(final_path(store.path)))
     threading.Thread(target=os.sync, daemon=True).start()
 
 
-def _check_consent(partial: Path, out: Path, overwrite: bool) -> None:
+def _check_may_replace(partial: Path, out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite and not (partial / SCRATCH / OVERWRITE_MARK).exists():
-        raise StoreError(f"{out} has appeared during the run: move it away, or --overwrite it")
+        raise StoreError(f"{out} was created during the run: move it away, or use --overwrite")
 
 
 def set_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Update root attributes in one atomic step; what was consolidated is so no longer."""
+    """Update root attributes in one atomic write; consolidated metadata are removed."""
     root = json.loads((path / "zarr.json").read_text())
     root["attributes"] |= attributes
     root.pop("consolidated_metadata", None)
@@ -283,12 +296,12 @@ def set_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def consolidate(path: Path, attributes: dict[str, Any]) -> None:
-    """Write all metadata into the root's, with ``attributes`` updated, in one atomic step.
+    """Copy all metadata into those of the root and update its attributes, in one atomic write.
 
     Notes
     -----
-    By hand and sorted, because zarr's own order is that of the folder listing: the bytes would
-    differ from run to run. The scratch is left out.
+    Done without zarr and sorted by name: zarr keeps the order of the folder listing, so the bytes
+    would differ from run to run. The scratch folder is omitted.
     """
     nodes = {
         file.parent.relative_to(path).as_posix(): json.loads(file.read_text())
@@ -296,11 +309,11 @@ def consolidate(path: Path, attributes: dict[str, Any]) -> None:
     }
     root = nodes.pop(".")
     metadata = {
-        name: _as_member(node)
+        name: _consolidated_member(node)
         for name, node in sorted(nodes.items())
         if not name.startswith(SCRATCH)
     }
-    root["attributes"].pop(FAILED, None)
+    root["attributes"].pop(FAILED_TILES, None)
     root["attributes"] |= attributes
     root["consolidated_metadata"] = _inline(metadata)
     _write_json(path / "zarr.json", root)
@@ -315,23 +328,24 @@ def _inline(metadata: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "inline", "must_understand": False, "metadata": metadata}
 
 
-def _as_member(node: dict[str, Any]) -> dict[str, Any]:
+def _consolidated_member(node: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a node as zarr writes them inside consolidated metadata."""
     return node | {"consolidated_metadata": _inline({})} if node["node_type"] == "group" else node
 
 
 def finish_publishing(partial: Path) -> None:
-    """Give a complete OUT.zarr.partial its name, where a crash came between.
+    """Rename a complete OUT.zarr.partial to OUT.zarr after a crash during publication.
 
     Notes
     -----
-    Call it while you `hold` the store.
+    Call it within `lock_output` of the store.
     """
     with convert_os_errors(partial):
-        _finish(partial)
+        _finish_renames(partial)
 
 
-def _finish(partial: Path) -> None:
-    """Do what is left after the status is complete; safe to run again after a crash."""
+def _finish_renames(partial: Path) -> None:
+    """Do the steps of publication after the status is complete; repeatable after a crash."""
     out = final_path(partial)
     aside = out.with_name(f".{out.name}.replaced")
     if read_attributes(partial).get("status") == "complete" and partial != out:
@@ -343,26 +357,22 @@ def _finish(partial: Path) -> None:
         os.rename(partial, out)
     if out.exists():
         if (aside / "sources").exists() and not (out / "sources").exists():
-            _remove_all(parquet_path(out))  # the catalogue of what was replaced
+            _remove_all(parquet_path(out))  # the catalogue of the replaced store
         _remove_all(aside)
-        _adopt_parquet(out, partial)
+        _publish_parquet(out, partial)
 
 
-def _adopt_parquet(out: Path, partial: Path) -> None:
-    waiting = _leftover(parquet_path(out))
-    if waiting.exists() and not partial.exists():
-        os.replace(waiting, parquet_path(out))
+def _publish_parquet(out: Path, partial: Path) -> None:
+    unpublished = partial_parquet_path(out)
+    if unpublished.exists() and not partial.exists():
+        os.replace(unpublished, parquet_path(out))
 
 
-def _leftover(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
-
-
-def _sweep(path: Path) -> None:
-    """Remove temporary files that a killed writer left behind."""
+def _remove_temporary_files(path: Path) -> None:
+    """Remove the temporary files of killed writers."""
     for folder, _, files in os.walk(path):
         for name in files:
-            if name.endswith(TEMPORARY):
+            if name.endswith(TEMPORARY_SUFFIX):
                 os.unlink(os.path.join(folder, name))
 
 

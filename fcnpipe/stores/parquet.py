@@ -1,4 +1,4 @@
-"""The catalogue as a parquet file beside the store."""
+"""The catalogue as a parquet file next to the store: writing it, and comparing it with the store."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def write_parquet(store: CatalogueReader, path: Path) -> None:
-    """Write the ``sources`` group to ``path``, block of rows by block of rows.
+    """Write the catalogue of a store to ``path`` by blocks of rows.
 
     Notes
     -----
-    The attributes of a column (units, long_name, ...) are its field metadata. The file appears
+    The attributes of a column (units, long_name, ...) become its field metadata. The file appears
     whole or not at all.
     """
-    import pyarrow as pa  # slow to import, and needed once
+    import pyarrow as pa  # slow to import, and needed only once in a run
     import pyarrow.parquet as pq
 
-    schema = parquet_schema(store)
+    schema = _schema(store)
     with (
         atomic_write(path) as temporary,
         pq.ParquetWriter(temporary, schema, **_encoding(schema)) as writer,
@@ -35,8 +35,8 @@ def write_parquet(store: CatalogueReader, path: Path) -> None:
             writer.write_table(pa.table(block, schema=schema))
 
 
-def find_difference(store: CatalogueReader, path: Path) -> str:
-    """Say how the parquet file beside a store differs from its catalogue; empty if it does not."""
+def describe_difference(store: CatalogueReader, path: Path) -> str:
+    """Describe how the parquet file at ``path`` differs from the catalogue; empty if it is equal."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -61,13 +61,12 @@ def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Measured values seldom repeat: no dictionaries, and the bytes of floats side by side."""
+    """Return writer options: measured values seldom repeat, so no dictionaries but byte streams."""
     floats = [column.name for column in schema if str(column.type) in ("float", "double")]
     return {"compression": "zstd", "use_dictionary": False, "use_byte_stream_split": floats}
 
 
-def parquet_schema(store: CatalogueReader) -> pa.Schema:
-    """Give the catalogue's columns as an arrow schema."""
+def _schema(store: CatalogueReader) -> pa.Schema:
     import pyarrow as pa
 
     fields = []

@@ -1,4 +1,4 @@
-"""Where the files of a run lie: the store, partial and finished, the catalogue, the reports."""
+"""Paths of the files of a run: finished store, partial store, parquet catalogue, run reports."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 
 def partial_path(out: str | Path) -> Path:
-    """Give OUT.zarr.partial of OUT.zarr."""
+    """Return OUT.zarr.partial for OUT.zarr."""
     out = Path(out)
     return out.with_name(f"{out.name}.partial")
 
 
 def final_path(partial: Path) -> Path:
-    """Give OUT.zarr of OUT.zarr.partial; a finished store's own path is given back."""
+    """Return OUT.zarr for OUT.zarr.partial; the path of a finished store is returned unchanged."""
     return partial.with_name(partial.name.removesuffix(".partial"))
 
 
 def report_path(out: str | Path, suffix: str) -> Path:
-    """Give where the account of a run lies beside the store, as ``json`` or ``html``.
+    """Return the path of the run report next to the store; ``suffix`` is ``json`` or ``html``.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def report_path(out: str | Path, suffix: str) -> Path:
 
 
 def parquet_path(out: str | Path) -> Path:
-    """Give where the catalogue lies beside the store.
+    """Return the path of the parquet catalogue next to the store.
 
     Examples
     --------
@@ -37,3 +37,9 @@ def parquet_path(out: str | Path) -> Path:
     """
     out = Path(out)
     return out.with_suffix(".parquet") if out.suffix == ".zarr" else Path(f"{out}.parquet")
+
+
+def partial_parquet_path(out: str | Path) -> Path:
+    """Return the path of the parquet catalogue until the store is published."""
+    path = parquet_path(out)
+    return path.with_name(f"{path.name}.partial")

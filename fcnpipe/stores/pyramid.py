@@ -1,4 +1,4 @@
-"""Smaller and smaller copies of the maps, for display; one group a level."""
+"""Image pyramid for display: maps at 1/2, 1/4, ... of the full size, one group for each level."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fcnpipe.core.geometry import Box, Tile, TileGrid
 from fcnpipe.stores.base import Layout, ScienceReader, StoreReader
 from fcnpipe.stores.hierarchy import create_level, level_shape
 
-SMALLEST = 512
-"""The last level's longer side is at most this, px."""
+LAST_LEVEL_EDGE = 512
+"""Maximum of the longer side of the last level, px."""
 
 
 def level_count(layout: Layout) -> int:
-    """Give the number of levels above the full image, at least 1.
+    """Return the number of levels above the full image, at least 1.
 
     Examples
     --------
@@ -31,27 +31,27 @@ def level_count(layout: Layout) -> int:
     2
     """
     level = 1
-    while max(level_shape(layout, level)) > SMALLEST:
+    while max(level_shape(layout, level)) > LAST_LEVEL_EDGE:
         level += 1
     return level
 
 
 def level_grid(layout: Layout, level: int) -> TileGrid:
-    """Give the shards of a level: same edge as at full size."""
+    """Return the grid of the shards of a level; their edge is that of the full size."""
     return TileGrid(level_shape(layout, level), layout.edge)
 
 
 def create_pyramid(path: Path, layout: Layout, science: bool) -> None:
-    """Create empty levels 1, 2, ... in the store at ``path``; what was there goes."""
+    """Create empty levels 1, 2, ... in the store at ``path`` in place of old ones."""
     image = zarr.open_group(path / "image", mode="r+", use_consolidated=False)
     for level in range(1, 1 + level_count(layout)):
         shutil.rmtree(path / "image" / str(level), ignore_errors=True)
         create_level(image.create_group(str(level)), layout, level, science)
-    image.attrs["ome"] = multiscales(layout, science)
+    image.attrs["ome"] = _ngff_metadata(layout, science)
 
 
-def multiscales(layout: Layout, science: bool) -> dict[str, Any]:
-    """Give OME-NGFF 0.5 metadata: one multiscale image for each map."""
+def _ngff_metadata(layout: Layout, science: bool) -> dict[str, Any]:
+    """Return OME-NGFF 0.5 metadata with one multiscale image for each map."""
     first = 0 if layout.keep_image else 1
     images = [("label", 0, False), ("probability", 0, True)]
     if layout.maps:
@@ -83,16 +83,30 @@ def _transforms(level: int, lead: int) -> list[dict[str, Any]]:
 def shrink_maps(
     store: StoreReader, level: int, tile: Tile, science: ScienceReader | None
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the name and one shard of every map of a level, made from the level below."""
-    for name, shrink in shrinkers(store.layout).items():
+    """Yield name and values of one shard of each map of a level, computed from the level below.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store; its level ``level - 1`` is finished.
+    level : int
+        1, 2, ...
+    tile : Tile
+        A tile of `level_grid`.
+    science : callable or None
+        Reads the full-size image for level 1; None if the store keeps it.
+    """
+    for name, shrink in _shrinkers(store.layout).items():
         if store.has(f"image/{level}/{name}"):
             yield (
                 name,
-                _shrink_tile(store, level, tile, _reader(store, name, level, science), shrink),
+                _shrink_tile(
+                    store, level, tile, _select_reader(store, name, level, science), shrink
+                ),
             )
 
 
-def _reader(
+def _select_reader(
     store: StoreReader, name: str, level: int, science: ScienceReader | None
 ) -> Callable[[Box], NDArray[Any]]:
     if name == "science" and level == 1 and science is not None:
@@ -107,15 +121,15 @@ def _shrink_tile(
     read: Callable[[Box], NDArray[Any]],
     shrink: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> NDArray[Any]:
-    """Fill a core piece by piece, so that only one shard of the level below is in memory."""
+    """Compute a core in pieces, so that only one shard of the level below is in memory."""
     below = Box(0, 0, *level_shape(store.layout, level - 1))
     core, edge = tile.core, store.layout.edge
-    # Half a shard: what becomes of one below. Odd only if there is one shard in all.
+    # A piece is half a shard: one shard of the level below. It is odd only if there is one shard.
     pieces = TileGrid(level_shape(store.layout, level), (-(-edge[0] // 2), -(-edge[1] // 2)))
     result: NDArray[Any] | None = None
     for piece in pieces.cores_in(core):
         box = Box(2 * piece.y0, 2 * piece.x0, 2 * piece.y1, 2 * piece.x1).clip(below)
-        small = shrink(_even(read(box)))
+        small = shrink(_pad_to_even(read(box)))
         if result is None:
             result = np.empty((*small.shape[:-2], *core.shape), small.dtype)
         result[(..., *piece.within(core))] = small
@@ -123,46 +137,46 @@ def _shrink_tile(
     return result
 
 
-def _even(data: NDArray[Any]) -> NDArray[Any]:
-    """Repeat the last row and column where their number is odd."""
+def _pad_to_even(data: NDArray[Any]) -> NDArray[Any]:
+    """Repeat the last row or column where the number of rows or columns is odd."""
     height, width = data.shape[-2:]
     pad = [(0, 0)] * (data.ndim - 2) + [(0, height % 2), (0, width % 2)]
     return np.pad(data, pad, mode="edge") if height % 2 or width % 2 else data
 
 
 def shrink_labels(labels: NDArray[Any]) -> NDArray[Any]:
-    """Give the most frequent of each 2 x 2 labels, (h, w); a tie goes to the greater one.
+    """Return the most frequent label of each 2 x 2 pixels, (h, w); the greater label wins a tie.
 
     Examples
     --------
     >>> shrink_labels(np.array([[0, 0, 5, 5], [7, 0, 0, 0]]))
     array([[0, 5]])
     """
-    small = np.zeros(_half(labels), labels.dtype)
+    small = np.zeros(_half_shape(labels), labels.dtype)
     _most_frequent(labels, small)
     return small
 
 
 def shrink_probability(probability: NDArray[Any]) -> NDArray[Any]:
-    """Give the rounded mean of each 2 x 2, ([class,] h, w)."""
-    small = np.empty(_half(probability), probability.dtype)
+    """Return the rounded mean of each 2 x 2 pixels, ([class,] h, w)."""
+    small = np.empty(_half_shape(probability), probability.dtype)
     _rounded_mean(_as_planes(probability), _as_planes(small))
     return small
 
 
 def shrink_science(science: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the mean of each 2 x 2 without its NaN, ([band,] h, w); NaN where all four are."""
-    small = np.empty(_half(science), np.float32)
-    _mean_of_known(_as_planes(science), _as_planes(small))
+    """Return the mean of each 2 x 2 pixels without NaN, ([band,] h, w); NaN if all four are."""
+    small = np.empty(_half_shape(science), np.float32)
+    _mean_without_nan(_as_planes(science), _as_planes(small))
     return small
 
 
 def _as_planes(data: NDArray[Any]) -> NDArray[Any]:
-    """Give the same memory with one axis before (y, x)."""
+    """Return a view with one axis before (y, x)."""
     return data[np.newaxis] if data.ndim == 2 else data
 
 
-def _half(data: NDArray[Any]) -> tuple[int, ...]:
+def _half_shape(data: NDArray[Any]) -> tuple[int, ...]:
     return (*data.shape[:-2], data.shape[-2] // 2, data.shape[-1] // 2)
 
 
@@ -191,7 +205,7 @@ def _rounded_mean(maps, small):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _mean_of_known(bands, small):  # type: ignore[no-untyped-def]
+def _mean_without_nan(bands, small):  # type: ignore[no-untyped-def]
     for k in range(small.shape[0]):
         for y in range(small.shape[1]):
             for x in range(small.shape[2]):
@@ -205,18 +219,18 @@ def _mean_of_known(bands, small):  # type: ignore[no-untyped-def]
                 small[k, y, x] = total / count if count else np.nan
 
 
-SHRINKERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+_SOURCE_SHRINKERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "label": shrink_labels,
     "probability": shrink_probability,
     "science": shrink_science,
 }
-"""How each map of the pyramid is halved, where sources are found."""
+"""Function that halves each map, in a store of `segment`."""
 
 
-def shrinkers(layout: Layout) -> dict[str, Callable[[NDArray[Any]], NDArray[Any]]]:
-    """Give how each map of the pyramid is halved."""
+def _shrinkers(layout: Layout) -> dict[str, Callable[[NDArray[Any]], NDArray[Any]]]:
+    """Return the function that halves each map of the pyramid."""
     if not layout.maps:
-        return SHRINKERS
+        return _SOURCE_SHRINKERS
     outputs = {
         output.name: shrink_science if output.dtype == "float32" else shrink_probability
         for output in layout.maps

@@ -1,4 +1,4 @@
-"""A finished store behind a URL, read where it lies."""
+"""Read-only access to a finished store behind a URL, without copying it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ from fcnpipe.stores.zarr import WCS, ZarrStore
 
 
 def open_store(path: str | Path) -> ZarrStore:
-    """Open a finished store, or a partial one on disk by its full name.
+    """Open a finished store on disk or behind a URL, or a partial store on disk by its full name.
 
     Parameters
     ----------
     path : str or Path
         Folder or URL.
 
+    Returns
+    -------
+    ZarrStore
+        A `RemoteStore` for a URL.
+
     Raises
     ------
-    StoreError, RemoteError
-        If there is none, or it cannot be had.
+    StoreError
+        If the path is not a store.
+    RemoteError
+        If the server does not deliver it.
     """
     text = str(path)
     return RemoteStore.open(text) if remote.is_remote(text) else ZarrStore.open(path)
@@ -46,9 +53,9 @@ class RemoteStore(ZarrStore):
     Parameters
     ----------
     path : Path
-        Its name.
+        Name of the store, the last part of the URL.
     url : str
-        Where it lies.
+        Full URL.
     """
 
     url: str = ""
@@ -59,30 +66,34 @@ class RemoteStore(ZarrStore):
 
         Raises
         ------
-        StoreError, RemoteError
-            If there is none, or it cannot be had.
+        StoreError
+            If there is no store.
+        RemoteError
+            If the server does not deliver it.
         """
         url = remote.check_url(str(path)).rstrip("/")
         store = cls(Path(url.rpartition("/")[2]), url)
         try:
             remote.fetch_version(f"{url}/zarr.json")
         except remote.Missing:
-            raise store._unknown() from None
+            raise store._not_a_store() from None
         if "run_key" not in store.attrs:
-            raise store._unknown()
+            raise store._not_a_store()
         return store
 
-    def _unknown(self) -> StoreError:
-        return StoreError(f"{self.url} is no fcnpipe store: give the OUT.zarr of 'fcnpipe segment'")
+    def _not_a_store(self) -> StoreError:
+        return StoreError(
+            f"{self.url} is not an fcnpipe store: pass the OUT.zarr of 'fcnpipe segment'"
+        )
 
     @cached_property
     def root(self) -> zarr.Group:
-        """The hierarchy, its metadata read once."""
+        """Root group; its metadata are read once."""
         return zarr.open_group(open_zarr_store(self.url), mode="r")
 
     @property
     def location(self) -> Any:
-        """What zarr and xarray open to read it."""
+        """Argument with which zarr and xarray open the store."""
         return open_zarr_store(self.url)
 
     @property
@@ -94,24 +105,25 @@ class RemoteStore(ZarrStore):
         return [str(card) for card in self.root[WCS].attrs.get("fits_cards", [])]  # type: ignore[union-attr]
 
     def has(self, name: str) -> bool:
-        """Whether an array or group such as ``image/0/science`` is there."""
+        """Return whether an array or group such as ``image/0/science`` exists."""
         return name in self.root
 
     def done(self, stage: str) -> NDArray[np.bool_]:
-        """Give (tile_y, tile_x) bool: which tiles are marked."""
-        return np.asarray(self._array("ledger")[self._stage(stage)], bool)
+        """Return (tile_y, tile_x) bool: which tiles are marked."""
+        return np.asarray(self._open_array("ledger")[self._stage_index(stage)], bool)
 
     def find_damage(self) -> Iterator[Damage]:
-        """Refuse: the bytes are looked at where they are near."""
+        """Raise StoreError: damage is searched only in stores on a local disk."""
         raise StoreError(
-            f"{self.url} is behind a URL: copy it and its .parquet to a disk, look deep and repair "
-            "it there, and copy it back; or segment it again with --overwrite"
+            f"{self.url} is behind a URL: copy it and its .parquet to a local disk, run "
+            "'fcnpipe verify --deep' or '--repair' there and copy it back; "
+            "or segment the image again with --overwrite"
         )
 
-    def _map(self, name: str) -> Any:
-        return _Map(self._array(name), f"{self.url}/{name}")
+    def _open_map(self, name: str) -> Any:
+        return _RemoteMap(self._open_array(name), f"{self.url}/{name}")
 
-    def _array(self, name: str) -> zarr.Array[Any]:
+    def _open_array(self, name: str) -> zarr.Array[Any]:
         try:
             found = self.root[name]
         except KeyError:
@@ -119,7 +131,7 @@ class RemoteStore(ZarrStore):
         assert isinstance(found, zarr.Array), name
         return found
 
-    def _group(self, name: str) -> zarr.Group:
+    def _open_group(self, name: str) -> zarr.Group:
         found = self.root[name]
         assert isinstance(found, zarr.Group), name
         return found
@@ -129,21 +141,21 @@ class RemoteStore(ZarrStore):
 
 
 @dataclass(frozen=True)
-class _Map:
-    """A map that zarr reads."""
+class _RemoteMap:
+    """A map behind a URL, read through zarr."""
 
     array: zarr.Array[Any]
     url: str
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Give the values of a box, (..., h, w)."""
+        """Read the values of a box, (..., h, w)."""
         return np.asarray(self.array[(..., *box.slices)])
 
     def checksum(self, box: Box) -> int:
-        """Give the CRC-32C of the object that is a core, 0 if there is none."""
+        """Return the CRC-32C of the object that holds a core; 0 if there is none."""
         height, width = (
             self.array.chunks[-2:] if self.array.shards is None else self.array.shards[-2:]
         )
-        place = *(0 for _ in self.array.shape[:-2]), box.y0 // height, box.x0 // width
-        key = self.array.metadata.encode_chunk_key(place)
+        index = *(0 for _ in self.array.shape[:-2]), box.y0 // height, box.x0 // width
+        key = self.array.metadata.encode_chunk_key(index)
         return int(google_crc32c.value(uploads.get(f"{self.url}/{key}") or b""))

@@ -1,4 +1,4 @@
-"""Whether a store's labels, catalogue and ledger tell one story."""
+"""Verification of a store: labels, catalogue and ledger must agree."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,19 @@ from fcnpipe.stores.atomic_writes import convert_os_errors
 from fcnpipe.stores.base import CatalogueReader, StoreReader, TileCheck, Verification
 from fcnpipe.stores.catalogue import ROW_CHUNK
 
-SHOWN = 5
-"""Names that a problem lists."""
+MAX_NAMES = 5
+"""Number of tiles or labels that a problem lists."""
 
 
 def verify_store(store: StoreReader) -> Verification:
-    """Check a published store.
+    """Verify a published store.
 
     Returns
     -------
     Verification
-        Its problems: status not complete, tiles missing from the ledger, labels and catalogue
-        rows without each other, areas that are not the number of pixels, a source whose own
-        peak pixel carries another label.
+        The problems found: a status other than complete, tiles missing in the ledger, labels
+        without a row of the catalogue, rows without pixels, areas that differ from the number of
+        pixels, sources whose peak pixel has another label.
     """
     layout = store.layout
     status = store.attrs["status"]
@@ -43,12 +43,12 @@ def verify_store(store: StoreReader) -> Verification:
 
 
 def find_problems(store: StoreReader) -> list[str]:
-    """Give the contradictions in a store, one line each; empty if there is none.
+    """Return the contradictions in a store, one line each; empty if there are none.
 
     Notes
     -----
-    One sweep over the labels, tile by tile. The counts of pixels (8 bytes a source) lie in a
-    temporary file, so that memory does not grow with the catalogue.
+    Reads all maps once, tile by tile. The pixel counts (8 bytes for each source) are in a temporary
+    file, so that the memory does not grow with the catalogue.
     """
     if not store.layout.maps and not store.has_sources:
         return ["the catalogue is missing: resume the run"]
@@ -65,32 +65,34 @@ def find_problems(store: StoreReader) -> list[str]:
 
 
 def find_gaps(store: StoreReader) -> Iterator[str]:
-    """Give the stages that have not landed for some tiles, one line each."""
+    """Yield the stages that are not done for all tiles, one line each."""
     for stage in store.layout.stages:
         missing = store.pending(stage)
         if missing:
-            yield f"stage {stage} has not landed for {_shown(tile.name for tile in missing)}"
+            yield f"stage {stage} is not done for {_join_names(tile.name for tile in missing)}"
 
 
-def _rows_out_of_order(store: CatalogueReader) -> Iterator[str]:
+def _find_disorder(store: CatalogueReader) -> Iterator[str]:
+    """Yield the blocks of rows whose labels or source_id are out of order."""
     start, last = 1, -1
     for block in store.source_blocks(["label", "source_id"]):
         labels, ids = block["label"], block["source_id"].astype(np.int64)
         if not np.array_equal(labels, np.arange(start, start + len(labels))):
             yield f"labels of the catalogue are not 1, 2, ... near row {start - 1}"
         if len(ids) and np.diff(ids, prepend=last).min() <= 0:
-            yield f"source_id does not rise near row {start - 1}"
+            yield f"source_id does not increase near row {start - 1}"
         start, last = start + len(labels), int(ids[-1]) if len(ids) else last
 
 
 def check_tile(store: StoreReader, tile: Tile, written: Mapping[str, int]) -> TileCheck:
     """Compare the checksums of a tile's maps on disk with those taken as they were written.
 
-    Where sources were found: count the pixels of each label too, and look at its peaks.
+    In a store of `segment`, also count the pixels of each label and compare the labels of the peak
+    pixels.
 
     Notes
     -----
-    Needs the catalogue, of which it reads the rows of the tile's band.
+    The catalogue must be complete; the rows whose peak is in the band of the tile are read.
     """
     wrong = [name for name, known in written.items() if store.checksum(name, tile.core) != known]
     if wrong:
@@ -108,38 +110,40 @@ def _check_labels(store: StoreReader, tile: Tile) -> TileCheck:
     known = (names > 0) & (names <= store.n_sources)
     problems = []
     if not known.all():
-        problems.append(f"labels without a row in {tile.name}: {_shown(names[~known])}")
-    wrong = _wrong_peaks(store, tile.core, labels)
+        problems.append(f"labels without a row in {tile.name}: {_join_names(names[~known])}")
+    wrong = _find_wrong_peaks(store, tile.core, labels)
     if len(wrong):
-        problems.append(f"peak pixels with another label: labels {_shown(wrong)}")
+        problems.append(f"peak pixels with another label: labels {_join_names(wrong)}")
     return TileCheck(names[known], counts[known], tuple(problems))
 
 
 def check_sums(store: StoreReader, checks: Iterable[TileCheck]) -> Iterator[str]:
-    """Look at the order of the catalogue, and compare its areas with what the tiles counted.
+    """Yield the problems of all tiles, of the order of the catalogue, and of its areas.
+
+    The areas are compared with the sums of the pixels that the tiles counted.
 
     Notes
     -----
-    The sums (8 bytes a source) lie in a temporary file, so that memory does not grow with the
-    catalogue.
+    The sums (8 bytes for each source) are in a temporary file, so that the memory does not grow
+    with the catalogue.
     """
     if store.layout.maps:
         for check in checks:
             yield from check.problems
         return
-    yield from _rows_out_of_order(store)
+    yield from _find_disorder(store)
     with tempfile.TemporaryFile() as file, convert_os_errors(Path(tempfile.gettempdir())):
-        # All of it at once: a memory map of a file that the disk has no room for kills the process.
+        # Allocated at once: a memory map of a file that exceeds the free disk space kills the process.
         os.posix_fallocate(file.fileno(), 0, 8 * (store.n_sources + 1))
         areas = np.memmap(file, np.int64, "r+", shape=(store.n_sources + 1,))
         for check in checks:
             yield from check.problems
             areas[check.labels] += check.counts
-        yield from _wrong_areas(store, areas)
+        yield from _find_wrong_areas(store, areas)
 
 
 def count_pixels(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Give the labels of a map other than 0, rising, and the number of pixels of each.
+    """Return the nonzero labels of a map, ascending, and the number of pixels of each.
 
     Examples
     --------
@@ -156,7 +160,7 @@ def count_pixels(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[
 
 @njit(cache=True, nogil=True)
 def _list_runs(labels):  # type: ignore[no-untyped-def]
-    """Give label and length of each run of equal labels along a row."""
+    """Return label and length of each run of equal nonzero labels along a row."""
     count = 0
     for y in range(labels.shape[0]):
         for x in range(labels.shape[1]):
@@ -173,25 +177,28 @@ def _list_runs(labels):  # type: ignore[no-untyped-def]
     return names, lengths
 
 
-def _wrong_areas(store: CatalogueReader, areas: NDArray[np.int64]) -> Iterator[str]:
+def _find_wrong_areas(store: CatalogueReader, areas: NDArray[np.int64]) -> Iterator[str]:
+    """Yield the rows whose area differs from the number of pixels, block by block."""
     start = 1
     for block in store.source_blocks(["area"]):
         counted = np.asarray(areas[start : start + len(block["area"])])
         empty = np.flatnonzero(counted == 0) + start
         wrong = np.flatnonzero((counted != block["area"]) & (counted > 0)) + start
         if len(empty):
-            yield f"rows without a pixel: labels {_shown(empty)}"
+            yield f"rows without a pixel: labels {_join_names(empty)}"
         if len(wrong):
-            yield f"area is not the number of pixels: labels {_shown(wrong)}"
+            yield f"area is not the number of pixels: labels {_join_names(wrong)}"
         start += len(counted)
 
 
-def _wrong_peaks(store: StoreReader, core: Box, labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Give the labels of the rows whose peak lies in a core where the map says otherwise."""
+def _find_wrong_peaks(
+    store: StoreReader, core: Box, labels: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """Return the labels of the catalogue whose peak in this core has another label in the map."""
     width = store.layout.shape[1]
-    ids, expected = _read_band(store, core.y0 * width, core.y1 * width)
+    ids, expected = _read_id_range(store, core.y0 * width, core.y1 * width)
     y, x = np.divmod(ids, width)
-    # Rows out of order are told elsewhere; here they must only not lead out of the tile.
+    # `check_sums` reports rows that are out of order; here they must only not index outside the tile.
     here = (x >= core.x0) & (x < core.x1) & (y >= core.y0) & (y < core.y1)
     expected = expected[here]
     found = labels[y[here] - core.y0, x[here] - core.x0]
@@ -199,13 +206,18 @@ def _wrong_peaks(store: StoreReader, core: Box, labels: NDArray[np.int32]) -> ND
     return wrong
 
 
-def _read_band(
+def _read_id_range(
     store: CatalogueReader, low: int, high: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Give source_id and label of the rows with ``low <= source_id < high``, by whole blocks."""
+    """Return source_id and label of the rows with ``low <= source_id < high``; reads whole blocks."""
+
+    @cache
+    def first_id(block: int) -> int:
+        row = block * ROW_CHUNK
+        return int(store.read_sources(["source_id"], slice(row, row + 1))["source_id"][0])
+
     blocks = range(-(-store.n_sources // ROW_CHUNK))
-    first = cache(partial(_first_id, store))
-    ends = [max(bisect_left(blocks, end, key=first), 1) for end in (low, high)]
+    ends = [max(bisect_left(blocks, end, key=first_id), 1) for end in (low, high)]
     rows = slice((ends[0] - 1) * ROW_CHUNK, ends[1] * ROW_CHUNK)
     found = store.read_sources(["source_id", "label"], rows)
     ids = found["source_id"].astype(np.int64)
@@ -213,12 +225,7 @@ def _read_band(
     return ids[inside], found["label"][inside]
 
 
-def _first_id(store: CatalogueReader, block: int) -> int:
-    row = block * ROW_CHUNK
-    return int(store.read_sources(["source_id"], slice(row, row + 1))["source_id"][0])
-
-
-def _shown(names: Any) -> str:
+def _join_names(names: Any) -> str:
     names = [str(name) for name in names]
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,8 @@
-"""The output store: one zarr v3 hierarchy that any xarray user can open."""
+"""The output store: a zarr v3 hierarchy on a local disk, readable with plain xarray.
+
+`ZarrStore` is the interface that the pipeline uses. The modules next to this one do the work: hierarchy
+(groups and arrays), shards, catalogue, pyramid, lifecycle, verification, integrity, scratch_records.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,7 @@ from fcnpipe.stores.hierarchy import (
 from fcnpipe.stores.identity import RunIdentity, load_identity
 from fcnpipe.stores.integrity import CHECKSUMS, Damage, find_damage, restore_frame
 from fcnpipe.stores.lifecycle import (
-    FAILED,
+    FAILED_TILES,
     OVERWRITE_MARK,
     consolidate,
     prepare_parquet,
@@ -53,10 +57,10 @@ from fcnpipe.stores.lifecycle import (
 from fcnpipe.stores.paths import partial_path
 from fcnpipe.stores.pyramid import create_pyramid, level_count, level_grid, shrink_maps
 from fcnpipe.stores.scratch_records import (
-    drop_broken_records,
-    get_record,
     list_records,
-    put_record,
+    read_record,
+    remove_truncated_records,
+    write_record,
 )
 from fcnpipe.stores.shards import ShardedMap
 from fcnpipe.stores.verification import check_sums, check_tile, verify_store
@@ -72,7 +76,7 @@ class ZarrStore:
     Parameters
     ----------
     path : Path
-        Folder of the hierarchy: OUT.zarr.partial while a run lasts, OUT.zarr afterwards.
+        Folder of the hierarchy: OUT.zarr.partial during the run, OUT.zarr afterwards.
 
     Examples
     --------
@@ -89,7 +93,7 @@ class ZarrStore:
 
     path: Path
 
-    # -- life ----------------------------------------------------------------------------
+    # -- life cycle ----------------------------------------------------------------------
 
     @classmethod
     def create(
@@ -100,27 +104,34 @@ class ZarrStore:
         attrs: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> ZarrStore:
-        """Create OUT.zarr.partial and give it.
+        """Create OUT.zarr.partial.
 
         Parameters
         ----------
         out : str or Path
-            Where the finished store will lie.
-        layout, identity
-            What is stored and what it comes from.
+            Path of the finished store.
+        layout : Layout
+            Shapes and names.
+        identity : RunIdentity
+            Inputs, model, version and options of the run.
         attrs : dict, optional
-            More root attributes: title, history, versions, names of the inputs, ...
+            Additional root attributes: title, history, versions, names of the inputs, ...
         overwrite : bool
-            Remembers the user's consent to replace OUT.zarr, so that a resume needs no second one.
+            Whether OUT.zarr may be replaced; recorded, so that a resumed run does not need the option.
+
+        Returns
+        -------
+        ZarrStore
+            The partial store.
 
         Raises
         ------
         StoreError
-            If the place cannot be written or something is there already.
+            If the path cannot be written or exists already.
         """
         partial = partial_path(out)
         building = partial.with_name(f"{partial.name}.{uuid.uuid4().hex}.new")
-        everything = {
+        attributes = {
             "Conventions": CONVENTIONS,
             **(attrs or {}),
             **identity.attributes(),
@@ -128,13 +139,13 @@ class ZarrStore:
             "layout": layout.dump(),
         }
         with convert_os_errors(partial):
-            for begun in partial.parent.glob(f"{partial.name}.*.new"):
-                shutil.rmtree(begun, ignore_errors=True)
+            for unfinished in partial.parent.glob(f"{partial.name}.*.new"):
+                shutil.rmtree(unfinished, ignore_errors=True)
             building.parent.mkdir(parents=True, exist_ok=True)
-            create_hierarchy(building, layout, everything)
+            create_hierarchy(building, layout, attributes)
             if overwrite:
                 (building / SCRATCH / OVERWRITE_MARK).touch()
-            # A crash before this line leaves nothing that a resume could mistake for a run.
+            # After a crash before this line there is no partial store, and the next run starts fresh.
             os.rename(building, partial)
         return cls(partial)
 
@@ -150,91 +161,96 @@ class ZarrStore:
         Raises
         ------
         StoreError
-            If there is none.
+            If the path is not a store.
         """
         path = Path(path)
         if "run_key" not in read_attributes(path):
             damaged = ", or its zarr.json is damaged" if (path / "zarr.json").is_file() else ""
             raise StoreError(
-                f"{path} is no fcnpipe store{damaged}: give the OUT.zarr of 'fcnpipe segment'"
+                f"{path} is not an fcnpipe store{damaged}: pass the OUT.zarr of 'fcnpipe segment'"
             )
         return cls(path)
 
     def publish(self, overwrite: bool = False, checked: bool = False) -> ZarrStore:
-        """Verify, consolidate, flush and rename to OUT.zarr, with OUT.parquet beside it.
+        """Verify the store, consolidate, flush and rename it to OUT.zarr, with OUT.parquet next to it.
 
         Parameters
         ----------
         overwrite : bool
-            Whether an OUT.zarr may be replaced; consent given at `create` counts too.
+            Whether an existing OUT.zarr may be replaced; ``overwrite`` at `create` has the same effect.
         checked : bool
             Whether labels and catalogue have been verified already, with `check_tile` and
-            `check_sums`, and the parquet file prepared.
+            `check_sums`, and the parquet file has been written by `prepare_parquet`.
+
+        Returns
+        -------
+        ZarrStore
+            The finished store.
 
         Raises
         ------
         StoreError
-            If there is an OUT.zarr and no consent to replace it.
+            If OUT.zarr exists and may not be replaced.
         VerificationError
-            If labels, catalogue and ledger contradict each other; the partial store stays.
+            If labels, catalogue and ledger contradict each other; the partial store is kept.
         """
         with convert_os_errors(self.path):
             return replace(self, path=publish_store(self, overwrite, checked))
 
     def close_incomplete(self, failed: Sequence[str]) -> None:
-        """Name what failed and make the rest readable; the status is then ``incomplete``."""
+        """Make the store readable with status ``incomplete`` and the names of the failed tiles."""
         with convert_os_errors(self.path):
-            consolidate(self.path, {"status": "incomplete", FAILED: list(failed)})
+            consolidate(self.path, {"status": "incomplete", FAILED_TILES: list(failed)})
 
     def reopen(self) -> None:
-        """Set the status back to ``partial``, nothing having failed yet."""
+        """Set the status back to ``partial`` and clear the names of failed tiles."""
         with convert_os_errors(self.path):
-            set_attributes(self.path, {"status": "partial", FAILED: []})
+            set_attributes(self.path, {"status": "partial", FAILED_TILES: []})
 
     def check_tile(self, tile: Tile, written: Mapping[str, int] | None = None) -> TileCheck:
-        """Read a tile's maps back and hold them against what is known; see `check_sums`.
+        """Read the maps of a tile back and compare them with the catalogue, for `check_sums`.
 
         Parameters
         ----------
         tile : Tile
             The tile.
         written : dict, optional
-            Checksum of each map as it was written.
+            Checksum of each map as it was written, by name.
         """
         return check_tile(self, tile, written or {})
 
     def check_sums(self, checks: Iterable[TileCheck]) -> list[str]:
-        """Give the contradictions of all tiles, and between them and the catalogue, one line each."""
+        """Return the contradictions within the tiles and to the catalogue, one line each."""
         return list(check_sums(self, checks))
 
     def prepare_parquet(self) -> None:
-        """Write the catalogue as parquet, under a name that `publish` changes to OUT.parquet."""
+        """Write the parquet catalogue under a temporary name, which `publish` changes to OUT.parquet."""
         with convert_os_errors(self.path):
             prepare_parquet(self)
 
     def verify(self) -> Verification:
-        """Check that labels, catalogue and ledger agree, tile by tile."""
+        """Check tile by tile that labels, catalogue and ledger agree."""
         return verify_store(self)
 
     def find_damage(self) -> Iterator[Damage]:
-        """Read and decode everything, and give what is not as it was written."""
+        """Read and decode the whole store, and yield everything that differs from what was written."""
         return find_damage(self)
 
     def restore_frame(self, cards: Sequence[str], pyramid: bool) -> None:
-        """Put back what is lost of metadata and coordinates, those of the pyramid if it is there."""
+        """Restore missing or damaged metadata and coordinates; ``pyramid``: also those of the pyramid."""
         with convert_os_errors(self.path):
             restore_frame(self.path, replace(self.layout, cards=tuple(cards)), pyramid)
 
     @property
     def location(self) -> Any:
-        """What zarr and xarray open to read it."""
+        """Argument with which zarr and xarray open the store."""
         return self.path
 
-    # -- what it is ----------------------------------------------------------------------
+    # -- attributes ----------------------------------------------------------------------
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Attributes of the root group, as they are on disk now."""
+        """Attributes of the root group, read from disk at each access."""
         attributes: dict[str, Any] = json.loads((self.path / "zarr.json").read_text())["attributes"]
         return attributes
 
@@ -244,7 +260,7 @@ class ZarrStore:
         return load_layout(self.attrs["layout"], self._read_cards())
 
     def _read_cards(self) -> list[str]:
-        """Give the header cards from the root's copy, or from their place; none if both are lost."""
+        """Return the header cards from the consolidated metadata, or else from the WCS variable."""
         root = json.loads((self.path / "zarr.json").read_text())
         copies = root.get("consolidated_metadata", {}).get("metadata", {})
         try:
@@ -255,16 +271,16 @@ class ZarrStore:
 
     @property
     def identity(self) -> RunIdentity:
-        """What the store was made from."""
+        """Inputs, model, version and options of the run."""
         return load_identity(self.attrs)
 
     @property
     def cards(self) -> tuple[str, ...]:
-        """FITS header cards of the WCS; empty if none."""
+        """FITS header cards of the WCS; empty if there is none."""
         return self.layout.cards
 
     def has(self, name: str) -> bool:
-        """Whether an array or group such as ``image/0/science`` is there."""
+        """Return whether an array or group such as ``image/0/science`` exists."""
         return (self.path / name / "zarr.json").is_file()
 
     # -- images --------------------------------------------------------------------------
@@ -275,133 +291,133 @@ class ZarrStore:
         Parameters
         ----------
         name : str
-            ``label``, ``probability``, ``elevation``, ``flags``, ``science``, ``segments``, or an
-            output of the layout's.
+            ``label``, ``probability``, ``elevation``, ``flags``, ``science``, ``segments``, or a
+            network output of ``layout.maps``.
         box : Box
-            Exactly one core of the layout's grid.
+            Exactly one core of ``layout.grid``.
         data : (h, w) or (n, h, w) ndarray
-            Of the array's dtype.
+            Values, with the dtype of the array.
 
         Returns
         -------
         int
-            CRC-32C of the file; 0 if all is fill value, then there is none.
+            CRC-32C of the file; 0 if all values are fill value, then there is no file.
 
         Raises
         ------
         StoreError
-            If the box is not one core, or the disk refuses.
+            If the box is not exactly one core, or the disk cannot be written.
         """
         check_core(self.layout.grid, box)
-        return self._write_core(self._place(name), box, data)
+        return self._write_core(self._array_name(name), box, data)
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Give a box of an array, leading axes whole, as it is stored (no scaling)."""
-        return self._map(self._place(name, level)).read(box)
+        """Read a box of an array, leading axes whole, as stored (without scale_factor)."""
+        return self._open_map(self._array_name(name, level)).read(box)
 
     def checksum(self, name: str, box: Box, level: int = 0) -> int:
-        """Give the CRC-32C of the file of a core as it lies on disk now, 0 if there is none."""
-        return self._map(self._place(name, level)).checksum(box)
+        """Return the CRC-32C of the file of a core on disk; 0 if there is none."""
+        return self._open_map(self._array_name(name, level)).checksum(box)
 
     def is_whole(self, name: str, box: Box, written: int, level: int = 0) -> bool:
-        """Whether the file of a core is there, if there should be one, and as long as it says."""
-        return not written or self._map(self._place(name, level)).is_whole(box)
+        """Return whether a core with checksum ``written`` has a file of the length its index states."""
+        return not written or self._open_map(self._array_name(name, level)).is_whole(box)
 
     def list_maps(self, level: int) -> list[str]:
-        """Give the names of the maps of a level."""
+        """Return the names of the maps of a level."""
         specs = image_specs(self.layout, level)
         kept = level > 0 or self.layout.keep_image
         return [name for name in specs if name != "science" or kept]
 
     def adopt_tile(self, other: ZarrStore, name: str, tile: Tile) -> int:
-        """Take a map of a tile from another store of the same layout; give its checksum."""
-        there, here = (s._map(s._place(name)).file(tile.core) for s in (other, self))
+        """Copy or link a map of a tile from another store of the same layout; return its checksum."""
+        source, target = (s._open_map(s._array_name(name)).file(tile.core) for s in (other, self))
         with convert_os_errors(self.path):
-            if there.exists():
-                here.parent.mkdir(parents=True, exist_ok=True)
-                _link(there, here)
+            if source.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(source, target)
         return self.checksum(name, tile.core)
 
-    def _write_core(self, place: str, box: Box, data: NDArray[Any]) -> int:
-        target = self._map(place)
-        assert data.dtype == target.dtype, (place, data.dtype, target.dtype)
-        assert data.shape == (*target.lead, *box.shape), (place, data.shape, box)
+    def _write_core(self, name: str, box: Box, data: NDArray[Any]) -> int:
+        target = self._open_map(name)
+        assert data.dtype == target.dtype, (name, data.dtype, target.dtype)
+        assert data.shape == (*target.lead, *box.shape), (name, data.shape, box)
         with convert_os_errors(self.path):
             return target.write(box, data)
 
     # -- ledger --------------------------------------------------------------------------
 
     def mark(self, stage: str, tile: Tile) -> None:
-        """Vouch that the tile's data of this stage has landed; call it last."""
+        """Mark the tile as done in this stage; call it after all data of the tile are written."""
         with convert_os_errors(self.path):
-            self._array("ledger")[self._stage(stage), tile.row, tile.column] = 1
+            self._open_array("ledger")[self._stage_index(stage), tile.row, tile.column] = 1
 
     def unmark(self, stage: str) -> None:
-        """Forget what is done of a stage, so that it is done again."""
+        """Remove all marks of a stage, so that it runs again."""
         shutil.rmtree(self._ledger_folder(stage), ignore_errors=True)
 
     def unmark_tile(self, stage: str, tile: Tile) -> None:
-        """Forget that a stage is done for a tile."""
+        """Remove the mark of a tile in a stage."""
         mark = self._ledger_folder(stage) / str(tile.row) / str(tile.column)
         mark.unlink(missing_ok=True)
 
     def done(self, stage: str) -> NDArray[np.bool_]:
-        """Give (tile_y, tile_x) bool: which tiles are marked.
+        """Return (tile_y, tile_x) bool: which tiles are marked.
 
         Notes
         -----
-        Reads the folder instead of the array: an unmarked tile has no file (0 is the fill
-        value) and files appear by rename, so that presence is the mark. 10,000 tiles take
-        0.05 s, through zarr 3 s. In a copy of a store that lay behind a URL it is one chunk.
+        Lists the folder instead of reading the array: an unmarked tile has no file (0 is the fill
+        value) and files appear by rename, so a tile is marked if its file exists. 10,000 tiles take
+        0.05 s, through zarr 3 s. In a store that was uploaded to a URL the ledger is one chunk.
         """
-        whole = self._read_whole_ledger()
+        whole = self._read_single_chunk_ledger()
         if whole is not None:
-            return np.asarray(whole[self._stage(stage)], bool)
+            return np.asarray(whole[self._stage_index(stage)], bool)
         marks = np.zeros(self.layout.grid.counts, bool)
-        for row, column in _scan_ledger(self._ledger_folder(stage)):
+        for row, column in _scan_marks(self._ledger_folder(stage)):
             marks[row, column] = True
         return marks
 
     def pending(self, stage: str) -> list[Tile]:
-        """Give the tiles that are not marked, in raster order."""
+        """Return the tiles that are not marked, in raster order."""
         marks = self.done(stage)
         return [tile for tile in self.layout.grid if not marks[tile.row, tile.column]]
 
-    def _read_whole_ledger(self) -> NDArray[np.uint8] | None:
-        """Give (stage, tile_y, tile_x) if that is one chunk; none if it is not, or lost."""
+    def _read_single_chunk_ledger(self) -> NDArray[np.uint8] | None:
+        """Return (stage, tile_y, tile_x); None if there are several chunks, or one that is damaged."""
         try:
-            array = self._array("ledger")
+            array = self._open_array("ledger")
             return np.asarray(array[...]) if array.chunks == array.shape else None
-        except Exception:  # whatever zarr makes of metadata or a chunk that is damaged
+        except Exception:  # zarr may raise anything for damaged metadata or a damaged chunk
             return None
 
-    def _stage(self, stage: str) -> int:
+    def _stage_index(self, stage: str) -> int:
         return self.layout.stages.index(stage)
 
     def _ledger_folder(self, stage: str) -> Path:
-        return self.path / "ledger" / "c" / str(self._stage(stage))
+        return self.path / "ledger" / "c" / str(self._stage_index(stage))
 
     # -- scratch -------------------------------------------------------------------------
 
     def put_arrays(self, stage: str, name: str, arrays: Arrays) -> None:
-        """Keep a scratch record, whole or not at all; it goes when the store is published."""
+        """Write a scratch record, whole or not at all; publication removes it."""
         with convert_os_errors(self.path):
-            put_record(self.path / SCRATCH / stage, name, arrays)
+            write_record(self.path / SCRATCH / stage, name, arrays)
 
     def get_arrays(
         self, stage: str, name: str, only: Collection[str] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Give a scratch record back, or ``only`` some of its arrays.
+        """Read a scratch record, or ``only`` some of its arrays.
 
         Raises
         ------
         KeyError
-            If there is none.
+            If there is no such record.
         """
-        return get_record(self.path / SCRATCH / stage, name, only)
+        return read_record(self.path / SCRATCH / stage, name, only)
 
     def has_arrays(self, stage: str, name: str) -> bool:
-        """Whether a scratch record is there."""
+        """Return whether a scratch record exists."""
         return (self.path / SCRATCH / stage / f"{name}.npz").is_file()
 
     def drop_arrays(self, stage: str) -> None:
@@ -409,25 +425,25 @@ class ZarrStore:
         shutil.rmtree(self.path / SCRATCH / stage, ignore_errors=True)
 
     def drop_broken_arrays(self) -> list[tuple[str, str]]:
-        """Remove scratch records that were not written to their end; give stage and name of each."""
-        return drop_broken_records(self.path / SCRATCH)
+        """Remove truncated scratch records, and return stage and name of each."""
+        return remove_truncated_records(self.path / SCRATCH)
 
     def list_arrays(self, stage: str) -> list[str]:
-        """Give the sorted names of a stage's scratch records."""
+        """Return the sorted names of the scratch records of a stage."""
         return list_records(self.path / SCRATCH / stage)
 
     # -- background, tiles, sources ------------------------------------------------------
 
     def write_mesh(self, name: str, values: NDArray[np.float32]) -> None:
-        """Write ``sky`` or ``noise`` as a whole: `Layout.mesh_shape` float32, NaN unknown."""
-        array = self._array(f"background/{name}")
+        """Write ``sky`` or ``noise`` as a whole: ``layout.mesh_shape`` float32, NaN where unknown."""
+        array = self._open_array(f"background/{name}")
         assert values.shape == array.shape, (name, values.shape, array.shape)
         with convert_os_errors(self.path):
             array[...] = values.astype(np.float32)
 
     def read_mesh(self, name: str) -> NDArray[np.float32]:
-        """Give ``sky`` or ``noise``, `Layout.mesh_shape` float32, NaN unknown."""
-        return np.asarray(self._array(f"background/{name}")[...], np.float32)
+        """Read ``sky`` or ``noise``: ``layout.mesh_shape`` float32, NaN where unknown."""
+        return np.asarray(self._open_array(f"background/{name}")[...], np.float32)
 
     def write_tiles(self, columns: Columns) -> None:
         """Write the table of tiles: (tile_y, tile_x) arrays such as status and n_sources."""
@@ -438,8 +454,8 @@ class ZarrStore:
                 store_values(group, name, values, ("tile_y", "tile_x"), attrs)
 
     def read_tiles(self, name: str) -> NDArray[Any]:
-        """Give a column of the table of tiles, (tile_y, tile_x)."""
-        return np.asarray(self._array(f"tiles/{name}")[...])
+        """Read a column of the table of tiles, (tile_y, tile_x)."""
+        return np.asarray(self._open_array(f"tiles/{name}")[...])
 
     def write_checksums(self, level: int, tables: Mapping[str, NDArray[np.uint32]]) -> None:
         """Write the CRC-32C of the shards of each map of a level, (shard_y, shard_x)."""
@@ -455,40 +471,40 @@ class ZarrStore:
                 store_values(group, name, values, ("shard_y", "shard_x"), {})
 
     def read_checksums(self, level: int) -> dict[str, NDArray[np.uint32]]:
-        """Give what `write_checksums` wrote; nothing if that was never done."""
+        """Read the tables of `write_checksums` by map; empty if there are none."""
         names = [n for n in self.list_maps(level) if self.has(f"{CHECKSUMS}/{level}/{n}")]
-        return {n: np.asarray(self._array(f"{CHECKSUMS}/{level}/{n}")[...]) for n in names}
+        return {n: np.asarray(self._open_array(f"{CHECKSUMS}/{level}/{n}")[...]) for n in names}
 
     def write_sources(self, blocks: Iterable[Columns], count: int) -> None:
-        """Write the catalogue, block of rows by block of rows, in order of label.
+        """Write the catalogue by blocks of rows, in order of label.
 
         Parameters
         ----------
         blocks : iterable of {name: (values, attrs)}
             All with the same columns; at least one, which may have no rows.
         count : int
-            Rows in all.
+            Total number of rows.
 
         Raises
         ------
         StoreError
-            If the blocks do not add up to ``count``.
+            If the blocks do not add up to ``count`` rows.
         """
         with convert_os_errors(self.path):
             write_blocks(self.path, blocks, count)
 
     def write_source_columns(self, columns: Iterable[Column]) -> None:
-        """Write the catalogue, column by column, rows in order of label.
+        """Write the catalogue column by column, rows in order of label.
 
         Parameters
         ----------
         columns : iterable of (name, values, attributes)
-            One is held at a time.
+            Only one of them is in memory at a time.
 
         Raises
         ------
         StoreError
-            If a column has another length than the first.
+            If the columns have different lengths.
         """
         with convert_os_errors(self.path):
             write_columns(self.path, columns)
@@ -500,7 +516,7 @@ class ZarrStore:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the catalogue's columns, in their order.
+        """Names of the columns of the catalogue, in order.
 
         Raises
         ------
@@ -508,30 +524,30 @@ class ZarrStore:
             If there is no catalogue.
         """
         if not self.has_sources:
-            raise StoreError(f"{self.path} has no catalogue: only 'fcnpipe segment' makes one")
-        with self._understood("sources"):
-            return [str(name) for name in self._group("sources").attrs["columns"]]  # type: ignore[union-attr]
+            raise StoreError(f"{self.path} has no catalogue: only 'fcnpipe segment' creates one")
+        with self._convert_metadata_errors("sources"):
+            return [str(name) for name in self._open_group("sources").attrs["columns"]]  # type: ignore[union-attr]
 
     @property
     def n_sources(self) -> int:
-        """Rows of the catalogue."""
-        return int(self._array(f"sources/{self.columns[0]}").shape[0])
+        """Number of rows of the catalogue."""
+        return int(self._open_array(f"sources/{self.columns[0]}").shape[0])
 
     def column_attrs(self, name: str) -> dict[str, Any]:
-        """Give attributes of a column: units, long_name, ..."""
-        return dict(self._array(f"sources/{name}").attrs)
+        """Return the attributes of a column: units, long_name, ..."""
+        return dict(self._open_array(f"sources/{name}").attrs)
 
     def read_sources(
         self, names: Iterable[str] | None = None, rows: slice = slice(None)
     ) -> dict[str, NDArray[Any]]:
-        """Give columns of the catalogue (all if not named) for a run of rows."""
+        """Read columns of the catalogue (all if no names are given) for a range of rows."""
         wanted = self.columns if names is None else names
-        return {name: np.asarray(self._array(f"sources/{name}")[rows]) for name in wanted}
+        return {name: np.asarray(self._open_array(f"sources/{name}")[rows]) for name in wanted}
 
     def source_blocks(
         self, names: Iterable[str] | None = None, step: int = ROW_CHUNK
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Give the catalogue in blocks of rows; one empty block if it has none."""
+        """Yield the catalogue in blocks of ``step`` rows; one empty block if it has no rows."""
         wanted = self.columns if names is None else list(names)
         for start in range(0, max(self.n_sources, 1), step):
             yield self.read_sources(wanted, slice(start, start + step))
@@ -540,22 +556,22 @@ class ZarrStore:
 
     @property
     def level_count(self) -> int:
-        """Levels of the pyramid above the full image."""
+        """Number of pyramid levels above the full image."""
         return level_count(self.layout)
 
     def create_pyramid(self, science: bool) -> None:
-        """Create the empty pyramid, with or without science image, and its OME-NGFF metadata."""
+        """Create the empty pyramid, with or without the science image, and its OME-NGFF metadata."""
         with convert_os_errors(self.path):
             create_pyramid(self.path, self.layout, science or self.layout.keep_image)
 
     def pyramid_tiles(self, level: int) -> list[Tile]:
-        """Give the shards of a level, each to be built by one `build_level` call."""
+        """Return the shards of a level; `build_level` writes one of them."""
         return list(level_grid(self.layout, level))
 
     def build_level(
         self, level: int, tile: Tile, science: ScienceReader | None = None
     ) -> dict[str, int]:
-        """Write one shard of each map of a level from the level below; give their checksums.
+        """Write one shard of each map of a level, computed from the level below.
 
         Parameters
         ----------
@@ -565,6 +581,11 @@ class ZarrStore:
             One of `pyramid_tiles`.
         science : callable, optional
             Reads the full-size image, for level 1 of a store that does not keep it.
+
+        Returns
+        -------
+        dict
+            CRC-32C of each shard, by map.
         """
         with convert_os_errors(self.path):
             return {
@@ -573,52 +594,58 @@ class ZarrStore:
             }
 
     def write_level_tile(self, name: str, level: int, box: Box, data: NDArray[Any]) -> int:
-        """Write one shard of one map of a level; anything but exactly one is a StoreError."""
+        """Write one shard of one map of a level and return its checksum.
+
+        Raises
+        ------
+        StoreError
+            If the box is not exactly one shard.
+        """
         check_core(level_grid(self.layout, level), box)
-        return self._write_core(self._place(name, level), box, data)
+        return self._write_core(self._array_name(name, level), box, data)
 
     def write_pyramid(self, science: ScienceReader | None = None) -> None:
-        """Build the whole pyramid, level by level, in bounded memory."""
+        """Write the whole pyramid, level by level, in bounded memory."""
         self.create_pyramid(science is not None)
         for level in range(1, 1 + self.level_count):
             for tile in self.pyramid_tiles(level):
                 self.build_level(level, tile, science)
 
-    # -- zarr ----------------------------------------------------------------------------
+    # -- access to arrays and groups -----------------------------------------------------
 
-    def _place(self, name: str, level: int = 0) -> str:
+    def _array_name(self, name: str, level: int = 0) -> str:
         return f"{SCRATCH}/{name}" if name == "segments" else f"image/{level}/{name}"
 
-    def _map(self, name: str) -> ShardedMap:
-        array = self._array(name)
+    def _open_map(self, name: str) -> ShardedMap:
+        array = self._open_array(name)
         assert array.shards is not None, name
         lead, fill = array.shards[:-2], float(array.fill_value)
         (height, width), (chunk_height, chunk_width) = array.shards[-2:], array.chunks[-2:]
         shard, chunk = (height, width), (chunk_height, chunk_width)
         return ShardedMap(self.path / name, lead, shard, chunk, array.dtype, fill)
 
-    def _array(self, name: str) -> zarr.Array[Any]:
+    def _open_array(self, name: str) -> zarr.Array[Any]:
         path = self.path / name
         try:
             status = (path / "zarr.json").stat()
         except FileNotFoundError:
             raise StoreError(f"{self.path} has no array {name}") from None
-        with self._understood(name):
-            return _open_array(path, (status.st_ino, status.st_mtime_ns))
+        with self._convert_metadata_errors(name):
+            return _open_cached_array(path, (status.st_ino, status.st_mtime_ns))
 
-    def _group(self, name: str) -> zarr.Group:
-        with self._understood(name):
+    def _open_group(self, name: str) -> zarr.Group:
+        with self._convert_metadata_errors(name):
             return zarr.open_group(self.path / name, mode="r+", use_consolidated=False)
 
     @contextmanager
-    def _understood(self, name: str) -> Iterator[None]:
-        """Turn what zarr makes of broken metadata into one clear line."""
+    def _convert_metadata_errors(self, name: str) -> Iterator[None]:
+        """Raise a StoreError in place of the errors of zarr for damaged metadata."""
         try:
             yield
         except (ValueError, TypeError, KeyError, AttributeError):
             raise StoreError(
-                f"{self.path} has metadata of {name} that cannot be read: "
-                f"'fcnpipe verify --repair {self.path}' mends them"
+                f"metadata of {name} in {self.path} cannot be read: "
+                f"restore them with 'fcnpipe verify --repair {self.path}'"
             ) from None
 
     def __reduce__(self) -> tuple[type[ZarrStore], tuple[Path]]:
@@ -626,21 +653,21 @@ class ZarrStore:
 
 
 @lru_cache(maxsize=256)
-def _open_array(path: Path, stamp: tuple[int, int]) -> zarr.Array[Any]:
-    # The stamp tells an array from another that was later made at the same place.
+def _open_cached_array(path: Path, stamp: tuple[int, int]) -> zarr.Array[Any]:
+    # The stamp distinguishes an array from one created later at the same path.
     return zarr.open_array(path, mode="r+", zarr_format=3)
 
 
-def _link(there: Path, here: Path) -> None:
-    """Give a file a second name, or a copy where there are no such names."""
-    with atomic_write(here) as temporary:
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Create a hard link, or a copy on file systems without hard links."""
+    with atomic_write(target) as temporary:
         try:
-            os.link(there, temporary)
+            os.link(source, temporary)
         except OSError:
-            shutil.copyfile(there, temporary)
+            shutil.copyfile(source, temporary)
 
 
-def _scan_ledger(folder: Path) -> Iterator[tuple[int, int]]:
+def _scan_marks(folder: Path) -> Iterator[tuple[int, int]]:
     if folder.is_dir():
         for row in os.scandir(folder):
             for column in os.scandir(row.path):

@@ -1,4 +1,4 @@
-"""From nothing to OUT.zarr: resumed after any death, same bytes, refused where it must be."""
+"""Life cycle of a store: resume after a crash gives the same bytes; other runs are refused."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from fcnpipe.testing.small_run import IDENTITY, LAYOUT, do_tile, end_run, take_u
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def digest(path: Path) -> dict[str, bytes]:
-    """All files of a store by relative name."""
+def read_files(path: Path) -> dict[str, bytes]:
+    """Return the contents of all files of a store by relative name."""
     return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
 class Killed(BaseException):
-    """Stands for kill -9."""
+    """Simulates kill -9."""
 
 
 # -- same bytes ------------------------------------------------------------------------
@@ -50,19 +50,19 @@ def test_same_bytes_in_any_order_and_with_tiles_done_twice(
     for tile in tiles:
         do_tile(ZarrStore(store.path), tile)
     other = end_run(store)
-    assert digest(other.path) == digest(published.path)
+    assert read_files(other.path) == read_files(published.path)
     assert parquet_path(other.path).read_bytes() == parquet_path(published.path).read_bytes()
 
 
-@pytest.mark.parametrize("deaths", range(2))
-def test_same_bytes_after_a_death_while_a_file_is_written(
-    published: ZarrStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
+@pytest.mark.parametrize("seed", range(2))
+def test_same_bytes_after_a_crash_while_a_file_is_written(
+    published: ZarrStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     out = tmp_path / "b" / "out.zarr"
-    chance = random.Random(deaths)
+    chance = random.Random(seed)
     real = os.replace
 
-    def replace_or_die(source: str, target: str) -> None:
+    def replace_or_crash(source: str, target: str) -> None:
         if chance.random() < 0.05:
             raise Killed
         real(source, target)
@@ -71,8 +71,8 @@ def test_same_bytes_after_a_death_while_a_file_is_written(
         try:
             with monkeypatch.context() as patch:
                 if attempt < 12:
-                    patch.setattr("os.replace", replace_or_die)
-                    patch.setattr("pathlib.Path.replace", replace_or_die)
+                    patch.setattr("os.replace", replace_or_crash)
+                    patch.setattr("pathlib.Path.replace", replace_or_crash)
                 state, store = take_up(out)
                 if state != "complete":
                     for stage in LAYOUT.stages:
@@ -82,7 +82,7 @@ def test_same_bytes_after_a_death_while_a_file_is_written(
             break
         except Killed:
             continue
-    assert digest(out) == digest(published.path)
+    assert read_files(out) == read_files(published.path)
 
 
 SCRIPT = """
@@ -117,14 +117,14 @@ def test_same_bytes_after_kill_9(published: ZarrStore, tmp_path: Path) -> None:
             run.send_signal(signal.SIGKILL)
             run.communicate()
     assert states == ["fresh", "resume", "resume"]
-    assert digest(out) == digest(published.path)
+    assert read_files(out) == read_files(published.path)
 
 
 @pytest.mark.parametrize("step", ["rmtree", "sync", "rename"])
-def test_death_between_complete_and_renamed_is_finished_by_the_next_call(
+def test_crash_between_complete_and_renamed_is_finished_by_the_next_call(
     partial: ZarrStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def die(*_: object, **__: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise Killed
 
     for tile in LAYOUT.grid:
@@ -132,7 +132,11 @@ def test_death_between_complete_and_renamed_is_finished_by_the_next_call(
     out = lifecycle.final_path(partial.path)
     module = "shutil" if step == "rmtree" else "os"
     with monkeypatch.context() as patch:
-        patch.setattr(lifecycle, "_sweep", lambda path: patch.setattr(f"{module}.{step}", die))
+        patch.setattr(
+            lifecycle,
+            "_remove_temporary_files",
+            lambda path: patch.setattr(f"{module}.{step}", crash),
+        )
         with pytest.raises(Killed):
             end_run(partial)
     assert partial.attrs["status"] == "complete"
@@ -165,15 +169,15 @@ def test_states_of_an_output(tmp_path: Path) -> None:
     assert not partial_path(out).exists()
 
 
-def test_resumed_store_keeps_the_grid_that_it_was_begun_with(partial: ZarrStore) -> None:
+def test_resumed_store_keeps_its_tile_grid(partial: ZarrStore) -> None:
     out = lifecycle.final_path(partial.path)
     state, store = take_up(out)
     assert (state, store.layout) == ("resume", LAYOUT)
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("complete", [False, True])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"model_digest": "other"}, "model digest: model -> other"),
         ({"input_digest": "other"}, "input digest: input -> other"),
@@ -181,32 +185,32 @@ def test_resumed_store_keeps_the_grid_that_it_was_begun_with(partial: ZarrStore)
         ({"spec": {"thresh": 0.5}}, "option minarea: 5 -> null"),
         (
             {"spec": IDENTITY.spec | {"new": None}},
-            "began it (fcnpipe 1 without or with option new)",
+            "the code that started it (fcnpipe 1; known to only one of the two: option new)",
         ),
         ({"spec": {"thresh": 0.4, "minarea": 5}}, "option thresh: 0.5 -> 0.4;"),
         ({"input_digest": "8" * 64}, "input digest: input -> 888888888888...;"),
     ],
 )
-def test_another_run_is_refused_and_told_why(
-    request: pytest.FixtureRequest, whole: bool, change: dict[str, object], told: str
+def test_another_run_is_refused_with_the_differences(
+    request: pytest.FixtureRequest, complete: bool, change: dict[str, object], message: str
 ) -> None:
-    store = request.getfixturevalue("published" if whole else "partial")
+    store = request.getfixturevalue("published" if complete else "partial")
     out = lifecycle.final_path(store.path)
     with pytest.raises(StoreError, match=r"differs in .*--overwrite") as caught:
         prepare_output(out, replace(IDENTITY, **change))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert store.attrs["run_key"] == IDENTITY.key
 
 
-def test_long_texts_are_shown_from_where_they_differ() -> None:
+def test_long_values_are_shown_from_their_first_difference() -> None:
     one, other = (replace(IDENTITY, input_digest="8" * 64 + part) for part in ("", f"-{'7' * 64}"))
     third = replace(IDENTITY, input_digest="8" * 64 + f"-{'6' * 64}")
     assert other.differences(third) == ["input digest: ...666666666666... -> ...777777777777..."]
     assert other.differences(one) == ["input digest: ...(no more) -> ...-77777777777..."]
 
 
-def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(published: ZarrStore) -> None:
+def test_overwrite_keeps_the_old_result_until_the_new_one_is_complete(published: ZarrStore) -> None:
     out = published.path
     other = RunIdentity("input", "new model", "1", {})
     state, store = take_up(out, other, overwrite=True)
@@ -214,7 +218,7 @@ def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(published: Za
     for tile in LAYOUT.grid:
         do_tile(store, tile)
         assert ZarrStore.open(out).identity == IDENTITY
-    # The consent was given: a resume of the killed run does not ask again.
+    # The partial store records the option: the resumed run does not need it again.
     state, store = take_up(out, other)
     assert state == "resume"
     end_run(store)
@@ -223,7 +227,7 @@ def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(published: Za
     assert sorted(p.name for p in out.parent.iterdir()) == ["out.parquet", "out.zarr"]
 
 
-def test_overwrite_starts_afresh(partial: ZarrStore) -> None:
+def test_overwrite_starts_from_scratch(partial: ZarrStore) -> None:
     do_tile(partial, LAYOUT.grid.tile(0, 0))
     out = lifecycle.final_path(partial.path)
     state, store = take_up(out, overwrite=True)
@@ -231,8 +235,8 @@ def test_overwrite_starts_afresh(partial: ZarrStore) -> None:
     assert not store.done("label").any()
 
 
-def test_what_was_begun_afresh_is_taken_up(partial: ZarrStore) -> None:
-    """By the same command again, as a schedule gives it after a kill; not by that of another run."""
+def test_interrupted_run_with_overwrite_is_resumed(partial: ZarrStore) -> None:
+    """The same command resumes it, as a schedule repeats it after a kill; another run does not."""
     out = lifecycle.final_path(partial.path)
     _, store = take_up(out, overwrite=True)
     for tile in LAYOUT.grid:
@@ -241,7 +245,7 @@ def test_what_was_begun_afresh_is_taken_up(partial: ZarrStore) -> None:
     assert state == "resume"
     assert store.done("label").all()
     end_run(store)
-    out.rename(store.path)  # killed before the very last step
+    out.rename(store.path)  # as if killed before the last rename
     assert prepare_output(out, IDENTITY, overwrite=True) == "complete"
     assert prepare_output(out, IDENTITY, overwrite=True) == "fresh"
     take_up(out, overwrite=True)
@@ -253,34 +257,36 @@ def test_what_was_begun_afresh_is_taken_up(partial: ZarrStore) -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("suffix", ["", ".partial"])
-def test_what_is_not_ours_is_never_touched(tmp_path: Path, suffix: str, overwrite: bool) -> None:
+def test_paths_that_are_not_stores_are_never_changed(
+    tmp_path: Path, suffix: str, overwrite: bool
+) -> None:
     precious = tmp_path / f"out.zarr{suffix}"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
-    with pytest.raises(StoreError, match="exists and is no fcnpipe store"):
+    with pytest.raises(StoreError, match="exists and is not an fcnpipe store"):
         prepare_output(tmp_path / "out.zarr", IDENTITY, overwrite=overwrite)
     assert (precious / "thesis.tex").exists()
 
 
-def test_output_that_appeared_meanwhile_is_not_replaced(
+def test_output_created_during_the_run_is_not_replaced(
     published: ZarrStore, tmp_path: Path
 ) -> None:
     store = ZarrStore.create(tmp_path / "b.zarr", LAYOUT, IDENTITY)
     for tile in LAYOUT.grid:
         do_tile(store, tile)
     shutil.copytree(published.path, tmp_path / "b.zarr")
-    with pytest.raises(StoreError, match="has appeared during the run"):
+    with pytest.raises(StoreError, match="was created during the run"):
         end_run(store)
     assert store.publish(overwrite=True).path == tmp_path / "b.zarr"
 
 
-def test_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+def test_unwritable_path_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write .*; make room or choose another output"):
         prepare_output(tmp_path / "file" / "out.zarr", IDENTITY)
 
 
-def test_failures_are_named_until_the_run_is_whole(partial: ZarrStore) -> None:
+def test_failed_tiles_are_named_until_the_run_is_complete(partial: ZarrStore) -> None:
     partial.close_incomplete(["r000c001 (predict: bad)"])
     assert partial.attrs["status"] == "incomplete"
     assert partial.attrs["failed"] == ["r000c001 (predict: bad)"]
@@ -301,7 +307,7 @@ def test_finished_run_is_verified(published: ZarrStore) -> None:
     assert (check.sources, check.tiles, check.pixels) == (4, 12, 30000)
 
 
-def test_partial_run_says_so(partial: ZarrStore) -> None:
+def test_partial_run_is_reported(partial: ZarrStore) -> None:
     assert partial.verify().problems[0] == "status is partial: resume the run"
     assert "catalogue is missing" in partial.verify().problems[1]
 
@@ -340,30 +346,30 @@ def damage_ledger(store: ZarrStore) -> None:
 
 
 def zarr_column(store: ZarrStore, name: str):  # type: ignore[no-untyped-def]
-    return store._array(f"sources/{name}")
+    return store._open_array(f"sources/{name}")
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (damage_label, "labels without a row in r001c002: 9"),
         (damage_area, "area is not the number of pixels: labels 2"),
         (damage_peak, "peak pixels with another label: labels 2"),
         (damage_rows, "labels of the catalogue are not 1, 2, ..."),
-        (damage_order, "source_id does not rise"),
+        (damage_order, "source_id does not increase"),
         (damage_source, "rows without a pixel: labels 1"),
-        (damage_ledger, "stage predict has not landed for r002c001"),
+        (damage_ledger, "stage predict is not done for r002c001"),
     ],
 )
-def test_each_contradiction_is_told(published: ZarrStore, damage, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_each_contradiction_is_reported(published: ZarrStore, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     damage(published)
-    assert any(told in problem for problem in published.verify().problems)
+    assert any(message in problem for problem in published.verify().problems)
 
 
-def test_contradictions_are_not_published(partial: ZarrStore) -> None:
+def test_stores_with_contradictions_are_not_published(partial: ZarrStore) -> None:
     for tile in list(LAYOUT.grid)[1:]:
         do_tile(partial, tile)
-    with pytest.raises(VerificationError, match="has not landed for r000c000"):
+    with pytest.raises(VerificationError, match="is not done for r000c000"):
         end_run(partial)
     assert not lifecycle.final_path(partial.path).exists()
     assert (partial.path / ".scratch").exists()
@@ -372,7 +378,7 @@ def test_contradictions_are_not_published(partial: ZarrStore) -> None:
 # -- parquet ---------------------------------------------------------------------------
 
 
-def test_parquet_lies_beside_the_store(published: ZarrStore) -> None:
+def test_parquet_is_written_next_to_the_store(published: ZarrStore) -> None:
     path = parquet_path(published.path)
     table = pq.read_table(path)
     assert table.column_names == ["label", "source_id", "area"]

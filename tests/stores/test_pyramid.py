@@ -1,4 +1,4 @@
-"""The kernels that halve a map, against the slow obvious way."""
+"""Kernels of the pyramid, compared with a slow and obvious implementation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ few = settings(max_examples=50, deadline=None)
 seeds, sizes = st.integers(0, 2**32 - 1), st.integers(1, 9)
 
 
-def by_hand(data: NDArray, reduce) -> NDArray:  # type: ignore[no-untyped-def, type-arg]
-    """Reduce each 2 x 2 of the last two axes; an odd last row or column counts twice."""
+def reduce_slowly(data: NDArray, reduce) -> NDArray:  # type: ignore[no-untyped-def, type-arg]
+    """Reduce each 2 x 2 pixels of the last two axes; an odd last row or column counts twice."""
     *lead, height, width = data.shape
     small = np.empty((*lead, -(-height // 2), -(-width // 2)), data.dtype)
     for place in np.ndindex(small.shape):
@@ -40,12 +40,12 @@ def rounded_mean(values: list[int]) -> int:
     return (sum(values) + 2) // 4
 
 
-def mean_of_known(values: list[float]) -> float:
+def mean_without_nan(values: list[float]) -> float:
     known = [value for value in values if value == value]
     return sum(known) / len(known) if known else float("nan")
 
 
-def even(data: NDArray) -> NDArray:  # type: ignore[type-arg]
+def pad_to_even(data: NDArray) -> NDArray:  # type: ignore[type-arg]
     pad = [(0, 0)] * (data.ndim - 2) + [(0, n % 2) for n in data.shape[-2:]]
     return np.pad(data, pad, mode="edge")
 
@@ -54,15 +54,19 @@ def even(data: NDArray) -> NDArray:  # type: ignore[type-arg]
 @few
 def test_labels(seed: int, height: int, width: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 4, (height, width), np.int32)
-    np.testing.assert_array_equal(shrink_labels(even(labels)), by_hand(labels, most_frequent))
-    assert shrink_labels(even(labels)).dtype == np.int32
+    np.testing.assert_array_equal(
+        shrink_labels(pad_to_even(labels)), reduce_slowly(labels, most_frequent)
+    )
+    assert shrink_labels(pad_to_even(labels)).dtype == np.int32
 
 
 @given(seeds, sizes, sizes)
 @few
 def test_probability(seed: int, height: int, width: int) -> None:
     maps = np.random.default_rng(seed).integers(0, 256, (2, height, width)).astype(np.uint8)
-    np.testing.assert_array_equal(shrink_probability(even(maps)), by_hand(maps, rounded_mean))
+    np.testing.assert_array_equal(
+        shrink_probability(pad_to_even(maps)), reduce_slowly(maps, rounded_mean)
+    )
 
 
 @given(seeds, sizes, sizes)
@@ -71,7 +75,9 @@ def test_science(seed: int, height: int, width: int) -> None:
     random = np.random.default_rng(seed)
     bands = random.normal(size=(2, height, width)).astype(np.float32)
     bands[random.random(bands.shape) < 0.5] = np.nan
-    np.testing.assert_array_equal(shrink_science(even(bands)), by_hand(bands, mean_of_known))
+    np.testing.assert_array_equal(
+        shrink_science(pad_to_even(bands)), reduce_slowly(bands, mean_without_nan)
+    )
 
 
 @pytest.mark.parametrize("shape", [(131, 203), (129, 64), (65, 257)])
@@ -82,5 +88,5 @@ def test_levels_of_an_odd_image(tmp_path: Path, shape: tuple[int, int]) -> None:
     for tile in layout.grid:
         store.write_tile("label", tile.core, labels[tile.core.slices])
     store.write_pyramid()
-    expected = by_hand(labels, most_frequent)
+    expected = reduce_slowly(labels, most_frequent)
     np.testing.assert_array_equal(store.read("label", Box(0, 0, *expected.shape), 1), expected)

@@ -1,4 +1,4 @@
-"""What is written by shard is what zarr writes and reads."""
+"""`ShardedMap` writes what zarr reads, and reads what zarr writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def create(
     return array, ShardedMap(folder / "map", lead, (16, 32), (8, 16), array.dtype, fill)
 
 
-def patchy(shape: tuple[int, ...], dtype: str, fill: float) -> np.ndarray:
+def make_patchy_values(shape: tuple[int, ...], dtype: str, fill: float) -> np.ndarray:
     rng = np.random.default_rng(3)
     values = rng.integers(1, 99, shape).astype(dtype)
     values[rng.random(shape) < 0.2] = fill
@@ -38,11 +38,11 @@ def patchy(shape: tuple[int, ...], dtype: str, fill: float) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(48, 64), (41, 50), (2, 33, 70), (5, 7)])
 @pytest.mark.parametrize(("dtype", "fill"), [("int32", 0), ("float32", np.nan), ("uint8", 0)])
-def test_zarr_reads_what_is_written(
+def test_zarr_and_sharded_map_read_each_other(
     tmp_path: Path, shape: tuple[int, ...], dtype: str, fill: float
 ) -> None:
     array, mapped = create(tmp_path / "ours", shape, dtype, fill)
-    values = patchy(shape, dtype, fill)
+    values = make_patchy_values(shape, dtype, fill)
     for tile in TileGrid(shape[-2:], (16, 32)):
         mapped.write(tile.core, values[(..., *tile.core.slices)])
     np.testing.assert_array_equal(array[...], values)
@@ -50,24 +50,26 @@ def test_zarr_reads_what_is_written(
     peer[...] = values
     np.testing.assert_array_equal(read_back.read(Box(0, 0, *shape[-2:])), values)
     files = [
-        sorted(f.relative_to(tmp_path / who) for f in (tmp_path / who / "map" / "c").rglob("*"))
-        for who in ("ours", "zarr")
+        sorted(f.relative_to(tmp_path / folder) for f in (tmp_path / folder / "map/c").rglob("*"))
+        for folder in ("ours", "zarr")
     ]
     assert files[0] == files[1]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(*(st.integers(0, 40) for _ in range(4))))
-def test_any_box_is_what_zarr_reads(tmp_path_factory: pytest.TempPathFactory, corners) -> None:
+def test_any_box_equals_the_slice_of_zarr(
+    tmp_path_factory: pytest.TempPathFactory, corners
+) -> None:
     y0, y1 = sorted(corners[:2])
     x0, x1 = sorted(corners[2:])
     array, mapped = create(tmp_path_factory.mktemp("box") / "g", (40, 40))
-    array[...] = patchy((40, 40), "int32", 0)
+    array[...] = make_patchy_values((40, 40), "int32", 0)
     found = mapped.read(Box(y0, x0, y1, x1))
     np.testing.assert_array_equal(found, array[y0:y1, x0:x1])
 
 
-def test_a_shard_of_nothing_but_fill_has_no_file(tmp_path: Path) -> None:
+def test_a_shard_of_fill_value_only_has_no_file(tmp_path: Path) -> None:
     array, mapped = create(tmp_path / "g", (32, 64))
     core = Box(0, 0, 16, 32)
     mapped.write(core, np.ones((16, 32), np.int32))
@@ -76,17 +78,17 @@ def test_a_shard_of_nothing_but_fill_has_no_file(tmp_path: Path) -> None:
     assert not [f for f in (tmp_path / "g/map").rglob("*") if f.is_file() and f.name != "zarr.json"]
 
 
-@pytest.mark.parametrize("spoil", ["index", "chunk", "short"])
-def test_a_damaged_shard_is_named(tmp_path: Path, spoil: str) -> None:
+@pytest.mark.parametrize("damage", ["index", "chunk", "short"])
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
     _, mapped = create(tmp_path / "g", (16, 32))
     core = Box(0, 0, 16, 32)
     mapped.write(core, np.arange(512, dtype=np.int32).reshape(16, 32))
     path = tmp_path / "g/map/c/0/0"
     content = bytearray(path.read_bytes())
-    if spoil == "short":
+    if damage == "short":
         content = content[:10]
     else:
-        content[2 if spoil == "chunk" else -10] ^= 0xFF
+        content[2 if damage == "chunk" else -10] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(StoreError, match=r"shard .*c/0/0 is damaged"):
         mapped.read(core)

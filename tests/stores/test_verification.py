@@ -1,4 +1,4 @@
-"""The check of a store in steps: tile by tile, then the sums."""
+"""Verification in steps: `check_tile` for each tile, then `check_sums`."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def test_pixels_are_counted_as_numpy_does(seed: int, height: int, width: int, ki
 
 @pytest.fixture
 def written(partial: ZarrStore) -> ZarrStore:
-    """The small run with all tiles and its catalogue, before it is checked."""
+    """Partial store of the small run with all tiles and the catalogue, not yet verified."""
     for tile in LAYOUT.grid:
         do_tile(partial, tile)
     partial.write_sources([make_catalogue()], 4)
     return partial
 
 
-def check(store: ZarrStore) -> list[str]:
+def verify_in_steps(store: ZarrStore) -> list[str]:
     return store.check_sums(store.check_tile(tile) for tile in LAYOUT.grid)
 
 
 def test_a_good_store_has_no_problems(written: ZarrStore) -> None:
-    assert check(written) == []
+    assert verify_in_steps(written) == []
 
 
 def test_a_source_on_four_tiles_is_added_up(written: ZarrStore) -> None:
@@ -50,51 +50,51 @@ def test_a_source_on_four_tiles_is_added_up(written: ZarrStore) -> None:
     assert pixels == make_catalogue()["area"][0][1]
 
 
-def lose_a_pixel(store: ZarrStore) -> None:
+def clear_a_pixel(store: ZarrStore) -> None:
     core = LAYOUT.grid.tile(0, 0).core
     labels = store.read("label", core)
     labels[0, 0] = 0
     store.write_tile("label", core, labels)
 
 
-def lose_a_tile(store: ZarrStore) -> None:
+def delete_a_shard(store: ZarrStore) -> None:
     (store.path / "image/0/label/c/0/0").unlink()
 
 
-def name_nobody(store: ZarrStore) -> None:
+def write_an_unknown_label(store: ZarrStore) -> None:
     core = LAYOUT.grid.tile(1, 2).core
     store.write_tile("label", core, np.full(core.shape, 9, np.int32))
 
 
-def turn_the_catalogue(store: ZarrStore) -> None:
+def reverse_the_catalogue(store: ZarrStore) -> None:
     columns = make_catalogue()
     columns = {name: (values[::-1].copy(), attrs) for name, (values, attrs) in columns.items()}
     store.write_sources([columns], 4)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("damage", "message"),
     [
-        (lose_a_pixel, "area is not the number of pixels: labels 1"),
-        (lose_a_tile, "peak pixels with another label: labels 1"),
-        (lose_a_tile, "rows without a pixel: labels 1"),
-        (name_nobody, "labels without a row in r001c002: 9"),
-        (turn_the_catalogue, "labels of the catalogue are not 1, 2, ..."),
-        (turn_the_catalogue, "source_id does not rise"),
+        (clear_a_pixel, "area is not the number of pixels: labels 1"),
+        (delete_a_shard, "peak pixels with another label: labels 1"),
+        (delete_a_shard, "rows without a pixel: labels 1"),
+        (write_an_unknown_label, "labels without a row in r001c002: 9"),
+        (reverse_the_catalogue, "labels of the catalogue are not 1, 2, ..."),
+        (reverse_the_catalogue, "source_id does not increase"),
     ],
 )
-def test_the_steps_tell_what_verify_tells(
-    written: ZarrStore, spoil: Callable[[ZarrStore], None], told: str
+def test_the_steps_find_the_problems_that_verify_finds(
+    written: ZarrStore, damage: Callable[[ZarrStore], None], message: str
 ) -> None:
-    spoil(written)
-    problems = check(written)
-    assert any(told in problem for problem in problems)
+    damage(written)
+    problems = verify_in_steps(written)
+    assert any(message in problem for problem in problems)
     assert set(problems) <= set(written.verify().problems)
 
 
-def test_a_tile_that_has_not_landed_is_not_published_even_if_checked(written: ZarrStore) -> None:
-    assert check(written) == []
+def test_a_store_with_an_unmarked_tile_is_not_published_even_if_checked(written: ZarrStore) -> None:
+    assert verify_in_steps(written) == []
     (written.path / "ledger/c/1/2/1").unlink()
-    with pytest.raises(VerificationError, match="stage label has not landed for r002c001"):
+    with pytest.raises(VerificationError, match="stage label is not done for r002c001"):
         written.publish(checked=True)
     assert written.attrs["status"] == "partial"

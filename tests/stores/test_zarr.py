@@ -1,4 +1,4 @@
-"""The zarr store: the shared suite, and what is its own."""
+"""`ZarrStore`: the shared suite, and storage grid, xarray access, pyramid, ledger and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 class TestZarrStore(StoreTests):
-    """The shared suite."""
+    """The shared suite of all stores."""
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> ZarrStore:
@@ -50,8 +50,10 @@ def test_each_core_is_one_shard_of_whole_chunks(size: int, edge: int) -> None:
 
 
 @pytest.mark.parametrize("edge", [(768, 512), (512, 1000)])
-def test_core_of_no_whole_chunks_is_refused_before_a_pixel_is_read(edge: tuple[int, int]) -> None:
-    with pytest.raises(PlanError, match=r"no whole number of 512-px .* use 512 or 1024 px"):
+def test_core_that_is_not_whole_chunks_is_refused_before_a_pixel_is_read(
+    edge: tuple[int, int],
+) -> None:
+    with pytest.raises(PlanError, match=r"not a whole number of 512-px .* use 512 or 1024 px"):
         Layout((5000, 5000), edge, (1, 1))
 
 
@@ -66,7 +68,7 @@ def test_shards_and_chunks_on_disk(tmp_path: Path) -> None:
     assert [str(f.relative_to(store.path)) for f in files] == ["image/0/probability/c/0/2/0"]
 
 
-def test_same_bytes_however_often_a_tile_is_written(partial: ZarrStore) -> None:
+def test_rewriting_a_tile_gives_the_same_bytes(partial: ZarrStore) -> None:
     tile = LAYOUT.grid.tile(2, 3)
     labels = make_labels()[tile.core.slices]
     partial.write_tile("label", tile.core, labels)
@@ -118,7 +120,7 @@ def test_coordinates_and_flags_follow_cf(published: ZarrStore) -> None:
         np.testing.assert_array_equal(mesh.mesh_y, [31.5, 95.5, 138.5])
 
 
-def test_consolidated_metadata_are_those_of_zarr(published: ZarrStore) -> None:
+def test_consolidated_metadata_equal_those_of_zarr(published: ZarrStore) -> None:
     ours = json.loads((published.path / "zarr.json").read_text())["consolidated_metadata"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -132,7 +134,7 @@ def test_consolidated_metadata_are_those_of_zarr(published: ZarrStore) -> None:
 # -- pyramid ---------------------------------------------------------------------------
 
 
-def test_pyramid_is_that_of_the_whole_image(published: ZarrStore) -> None:
+def test_pyramid_equals_that_of_the_whole_image(published: ZarrStore) -> None:
     labels = make_labels()
     whole = Box(0, 0, 75, 100)
     blocks = labels.reshape(75, 2, 100, 2).swapaxes(1, 2).reshape(75, 100, 4)
@@ -143,7 +145,7 @@ def test_pyramid_is_that_of_the_whole_image(published: ZarrStore) -> None:
     np.testing.assert_array_equal(published.read("probability", whole, 1)[0], expected)
 
 
-def test_pyramid_does_not_see_tiles(tmp_path: Path) -> None:
+def test_pyramid_does_not_depend_on_the_tiles(tmp_path: Path) -> None:
     image = np.random.default_rng(5).normal(size=(1, 1101, 300)).astype(np.float32)
     image[:, 700:720, 10:60] = np.nan
     levels = []
@@ -174,7 +176,7 @@ def test_ngff_metadata_name_arrays_that_exist(published: ZarrStore) -> None:
 # -- ledger, scratch, catalogue --------------------------------------------------------
 
 
-def test_ledger_read_from_the_folder_is_the_array(partial: ZarrStore) -> None:
+def test_ledger_read_from_the_folder_equals_the_array(partial: ZarrStore) -> None:
     for tile in list(LAYOUT.grid)[::3]:
         partial.mark("label", tile)
     array = zarr.open_array(partial.path / "ledger", mode="r")
@@ -193,7 +195,7 @@ def test_rows_are_cut_to_whole_chunks(partial: ZarrStore, monkeypatch: pytest.Mo
     assert [len(b["flux"]) for b in partial.source_blocks(step=10)] == [10, 10, 3]
 
 
-def test_another_store_at_the_same_place_is_not_mistaken(tmp_path: Path) -> None:
+def test_cached_arrays_of_a_replaced_store_are_not_reused(tmp_path: Path) -> None:
     first = ZarrStore.create(tmp_path / "out.zarr", LAYOUT, IDENTITY)
     first.read("label", Box(0, 0, 5, 5))
     os.rename(first.path, tmp_path / "aside")
@@ -202,15 +204,17 @@ def test_another_store_at_the_same_place_is_not_mistaken(tmp_path: Path) -> None
     assert second.read("label", other.grid.frame).shape == (30, 40)
 
 
-def test_record_holds_only_the_path(partial: ZarrStore) -> None:
+def test_pickled_store_holds_only_the_path(partial: ZarrStore) -> None:
     assert partial.layout == LAYOUT
     assert len(pickle.dumps(partial)) < 500
 
 
-# -- what the file system refuses ------------------------------------------------------
+# -- errors ------------------------------------------------------
 
 
-def test_full_disk_is_one_clear_line(partial: ZarrStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_in_one_line(
+    partial: ZarrStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -224,28 +228,28 @@ def test_full_disk_is_one_clear_line(partial: ZarrStore, monkeypatch: pytest.Mon
     assert partial.list_arrays("label") == []
 
 
-def test_no_store_is_a_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="is no fcnpipe store"):
+def test_missing_store_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is not an fcnpipe store"):
         ZarrStore.open(tmp_path / "nothing.zarr")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"attributes": 3}'])
-def test_a_damaged_root_is_a_clear_line(published: ZarrStore, text: str) -> None:
+def test_damaged_root_metadata_are_reported(published: ZarrStore, text: str) -> None:
     (published.path / "zarr.json").write_text(text)
-    with pytest.raises(StoreError, match=r"is no fcnpipe store, or its zarr.json is damaged"):
+    with pytest.raises(StoreError, match=r"is not an fcnpipe store, or its zarr.json is damaged"):
         ZarrStore.open(published.path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
-def test_damaged_metadata_are_a_clear_line(published: ZarrStore, text: str) -> None:
+def test_damaged_metadata_are_reported(published: ZarrStore, text: str) -> None:
     for name in ("image/0/label", "sources"):
         (published.path / name / "zarr.json").write_text(text)
-    with pytest.raises(StoreError, match=r"metadata of image/0/label that .*verify --repair"):
+    with pytest.raises(StoreError, match=r"metadata of image/0/label in .*verify --repair"):
         published.read("label", Box(0, 0, 4, 4))
-    with pytest.raises(StoreError, match=r"metadata of sources that .*verify --repair"):
+    with pytest.raises(StoreError, match=r"metadata of sources in .*verify --repair"):
         _ = published.columns
 
 
-def test_missing_array_is_a_clear_line(partial: ZarrStore) -> None:
+def test_missing_array_is_reported(partial: ZarrStore) -> None:
     with pytest.raises(StoreError, match="has no array image/0/science"):
         partial.read("science", Box(0, 0, 1, 1))
