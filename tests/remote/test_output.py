@@ -113,7 +113,7 @@ def test_a_store_is_taken_there_whatever_the_server_does(
     assert not remote_output.was_finished(spec.model_copy(update={"thresh": 7.0}), "segment")
     for option in ("--deep", "--repair"):
         said = refuse(capsys, "verify", option, out)
-        assert "copy it and its .parquet to a disk, look deep" in said
+        assert "copy it and its .parquet to a local disk" in said
     again = segment(field, out, tmp_path / "elsewhere")
     assert (again.resumed, again.sources) == (True, result.sources)
 
