@@ -1,3 +1,5 @@
+"""The user's criteria take precedence over the model's."""
+
 from __future__ import annotations
 
 from fcnpipe.core.spec import make_spec
@@ -5,7 +7,7 @@ from fcnpipe.networks import load_model
 from fcnpipe.pipeline.criteria import resolve_criteria
 
 
-def test_dynamics_that_are_given_hold_for_all_branches() -> None:
+def test_explicit_dynamics_apply_to_all_branches() -> None:
     header = load_model("default").header
     usual = resolve_criteria(make_spec(image=("i.fits",), out="o.zarr"), header).branch
     assert usual.extended == header.defaults.extended

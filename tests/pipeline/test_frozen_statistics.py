@@ -1,4 +1,4 @@
-"""A network with norms, frozen on an image, gives in tiles what it gave of the whole image."""
+"""A network frozen on an image gives the same output in tiles as the original on the whole image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINEAR = {"kind": "linear", "offset": 100.0, "scale": 5.0}
 
 
 class Normed(nn.Module):
-    """Two levels, and a norm of each kind on each."""
+    """A network of two levels with a normalisation of a different kind on each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def spec_of(image: Path) -> RunSpec:
 
 
 @pytest.mark.parametrize("scaling", [{}, LINEAR])
-def test_tiles_give_what_the_network_gives_of_the_whole(
+def test_tiles_of_the_frozen_network_equal_the_whole_image(
     network: nn.Module, program: Path, image: Path, tmp_path: Path, scaling: dict[str, Any]
 ) -> None:
     given = tmp_path / "net.pt2"
@@ -107,19 +107,21 @@ def test_tiles_give_what_the_network_gives_of_the_whole(
     assert np.abs(found / noise - wanted).mean() < (1e-5 if scaling else 0.03)
 
 
-def test_of_a_large_image_the_middle_is_taken(program: Path, image: Path, tmp_path: Path) -> None:
+def test_the_sample_of_a_large_image_is_its_middle(
+    program: Path, image: Path, tmp_path: Path
+) -> None:
     sample = read_sample(spec_of(image), 1, Scaling(**LINEAR), (64, 2))
     pixels = fits.getdata(image)[58:122, 82:146]
     np.testing.assert_allclose(sample[0, 0], (pixels - 100) / 5, rtol=1e-6)
     assert freeze(program, tmp_path / "a.pt2", spec_of(image), 64).halo == 4
 
 
-def test_what_cannot_be_frozen_is_refused(program: Path, image: Path, tmp_path: Path) -> None:
+def test_unsuitable_networks_are_refused(program: Path, image: Path, tmp_path: Path) -> None:
     spec, out = spec_of(image), tmp_path / "out.pt2"
     plain = save(nn.Conv2d(1, 1, 3, padding=1).eval(), tmp_path / "plain.pt2", 1)
     with pytest.raises(ModelError, match="calls no GroupNorm"):
         freeze(plain, out, spec)
-    with pytest.raises(ModelError, match=r"exported programs \(.pt2\) are frozen"):
+    with pytest.raises(ModelError, match=r"only exported programs \(.pt2\) can be frozen"):
         freeze("default", out, spec)
     pooled = nn.Sequential(nn.GroupNorm(1, 1), nn.AdaptiveAvgPool2d(1)).eval()
     with pytest.raises(ModelError, match=r"1 \(AdaptiveAvgPool2d\) pools"):

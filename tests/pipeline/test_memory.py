@@ -1,4 +1,4 @@
-"""What a plan projects against what a process takes; ``python -m benchmarks.memory`` does more of it."""
+"""Projected against measured memory; ``python -m benchmarks.memory`` compares more runs."""
 
 import sys
 from pathlib import Path
@@ -28,17 +28,17 @@ def plan(field: Path, **options: object) -> Plan:
     return make_plan(make_spec(image=(str(field),), out=str(field.with_suffix(".zarr")), **options))
 
 
-def test_a_run_takes_what_was_projected(field: Path) -> None:
+def test_a_run_stays_within_the_projection(field: Path) -> None:
     planned = plan(field, engine="threads", workers=2, window=768, tile=768)
     out = str(field.with_suffix(".zarr"))
     command = [sys.executable, "-m", "fcnpipe", "segment", str(field), out, "--quiet"]
     took = watch([*command, "--workers", "2", "--window", "768", "--tile", "768"])[0]
     assert took <= planned.memory_bytes
-    # A compiler that is called for some of the kernels only takes less.
+    # The projection assumes that all kernels are compiled; often only some are.
     assert planned.memory_bytes - COMPILER_BYTES <= MOST * took
 
 
-def test_the_larger_stage_counts_and_not_their_sum() -> None:
+def test_the_larger_stage_counts_not_the_sum() -> None:
     def need(window: int, per_pixel: float) -> int:
         load = Load(4 << 20, 4 << 20, window, 1, PixelBytes(per_pixel), torch=True)
         return project(load, 0, dask=False, compiles=False).task
@@ -60,7 +60,7 @@ def test_threads_share_a_process_and_dask_workers_do_not(field: Path) -> None:
     assert plan(field, cluster=wide, tile=512, window=512).threads == 4
 
 
-def test_a_flow_takes_what_prefect_takes_besides(field: Path) -> None:
+def test_the_memory_of_prefect_is_added_for_a_flow(field: Path) -> None:
     def flow(**options: object) -> Plan:
         spec = make_spec(image=(str(field),), out=str(field.with_suffix(".zarr")), **options)
         return make_plan(spec, host_bytes=FLOW_BYTES)
@@ -71,12 +71,12 @@ def test_a_flow_takes_what_prefect_takes_besides(field: Path) -> None:
     assert flow(engine="dask").driver_bytes == dask.driver_bytes + FLOW_BYTES
 
 
-def test_no_more_tiles_are_in_work_than_there_are(field: Path) -> None:
+def test_there_are_no_more_threads_than_tiles(field: Path) -> None:
     assert plan(field, workers=64, tile=1024).threads == 4
     assert plan(field, workers=64, tile=2048, window=512).threads == 1
 
 
-def test_arithmetic_and_windows_count(field: Path) -> None:
+def test_memory_grows_with_precision_and_window(field: Path) -> None:
     by_precision = [plan(field, precision=p).memory.task for p in ("bf16", "fp32")]
     assert by_precision == sorted(by_precision)
     by_window = [plan(field, window=w, tile=1536).memory.task for w in (256, 512, 768)]
@@ -84,12 +84,12 @@ def test_arithmetic_and_windows_count(field: Path) -> None:
     assert plan(field, model="none").memory_bytes < plan(field, workers=1).memory_bytes
 
 
-def test_what_does_not_fit_is_refused(field: Path) -> None:
+def test_a_run_that_exceeds_the_limit_is_refused(field: Path) -> None:
     with pytest.raises(
         PlanError, match=r"with 4 worker\(s\) would take .* limit of 0\.50 GiB: use"
     ):
         plan(field, workers=4, tile=512, window=512, memory_limit=0.5)
 
 
-def test_a_worker_needs_room_for_each_thread() -> None:
+def test_a_worker_needs_memory_for_each_thread() -> None:
     assert WorkerRequirements(memory_bytes=500, task_bytes=200).memory_for(3) == 900

@@ -1,4 +1,4 @@
-"""Only what is not there yet is read for an aperture that leaves its tile's region."""
+"""For an aperture beyond its tile's region, only the missing part is read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def whole():
         Box(0, 0, 10, 10),
     ],
 )
-def test_a_region_is_widened_by_reading_what_lies_outside(monkeypatch, whole, box):
+def test_a_region_is_extended_by_reading_only_the_outside(monkeypatch, whole, box):
     read = np.zeros(FRAME.shape, int)
 
     def read_region(job, part):
