@@ -2,7 +2,7 @@
 
     python -m benchmarks.detection_quality [MODEL] [--side 1536] [--seed 31] [--kinds ground,hst,crowded,cluster]
 
-The skies are those of evaluation_scenes.py, of another kind than the training's. SEP is tuned for
+The skies are those of quality_scenes.py, of another kind than the training's. SEP is tuned for
 each kind on another seed over the grid below, once for the B error and once for F; the model runs
 with the defaults of its header. Measures: Haigh et al. 2021 (fcnpipe/science/scores.py); pairs: both
 found of those with S/N >= 10 and a flux ratio <= 4, at 0.75-1, 1-1.5, 1.5-2 and 2-3 FWHM.
@@ -19,7 +19,7 @@ import numpy as np
 import sep
 from numpy.typing import NDArray
 
-from benchmarks.evaluation_scenes import KINDS, Field, simulate
+from benchmarks.quality_scenes import KINDS, Field, simulate
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model, threshold_of
 from fcnpipe.science import scores as evaluate

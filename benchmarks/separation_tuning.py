@@ -2,7 +2,7 @@
 
     python -m benchmarks.separation_tuning MODEL [--seeds 11,12] [--side 1024]
 
-Runs the network once on each tuning sky of evaluation_scenes.py and on pure noise, then tries a grid
+Runs the network once on each tuning sky of quality_scenes.py and on pure noise, then tries a grid
 of options. Prints the best, by the mean B error with penalties where a bar is missed: purity below
 .96, more than 1 false source per Mpix of noise, and pairs (0.3, 0.75, 0.9 at 1-1.5, 1.5-2, 2-3 FWHM).
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.detection_quality import Result, judge
-from benchmarks.evaluation_scenes import KINDS, Field, simulate
+from benchmarks.quality_scenes import KINDS, Field, simulate
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model
 from fcnpipe.science.background import estimate_background

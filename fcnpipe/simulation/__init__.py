@@ -1,1 +1,1 @@
-"""Simulated skies, galaxies and images whose truth is known."""
+"""Simulation of skies, galaxies and blurred images with exact ground truth."""

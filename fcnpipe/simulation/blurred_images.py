@@ -1,8 +1,8 @@
-"""Images and what a shaking, badly focused camera makes of them: pairs for a restoration network.
+"""Simulated pairs of a sharp image and its blurred, noisy observation, for restoration networks.
 
-The blur follows Hradis et al. 2015: a defocus disc of radius 0 to 4 px, convolved with a random walk
-that fits into 5 to 21 px; the noise has a standard deviation of 0 to 7/255. Images are pages of
-text or fields of stars, grey, in [0, 1].
+The blur follows Hradis et al. (2015): a defocus disc of radius 0 to 4 px, convolved with the track
+of a random walk (camera shake) that extends over 5 to 21 px. The noise has a standard deviation of
+0 to 7/255. The images are pages of text or fields of stars, grey, in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Doubles = NDArray[np.float64]
 
 DEFOCUS_PX, WALK_PX = (0.0, 4.0), (5.0, 21.0)
 NOISE = (0.0, 7 / 255)
-"""Range of the noise's standard deviation; white is 1."""
+"""Range of the standard deviation of the noise; white is 1."""
 KERNEL_SIDE = 31
-"""Side of a blur kernel, px; holds any defocus and walk."""
+"""Side of a blur kernel, px, large enough for any defocus and walk."""
 _OVERSAMPLING = 5
 _LETTERS = np.array(
     list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789    .,;:-()")
@@ -31,33 +31,38 @@ _LETTERS = np.array(
 
 @dataclass(frozen=True)
 class BlurredPair:
-    """A sharp image, and what was observed of it."""
+    """A sharp image and its observation."""
 
     observed: Floats
     """(h, w) float32, blurred and noisy; white is 1."""
     truth: Floats
-    """(h, w) float32 in [0, 1]."""
+    """(h, w) float32 in [0, 1], the sharp image."""
     kernel: Doubles
-    """(k, k) float64, sum 1, that blurred it."""
+    """(k, k) float64 of sum 1, the blur kernel."""
     noise: float
-    """Standard deviation of the noise that was added."""
+    """Standard deviation of the added noise."""
 
 
 def draw_pair(
     kind: str, shape: tuple[int, int], seed: int, noise: tuple[float, float] = NOISE
 ) -> BlurredPair:
-    """Give a pair; the same for the same arguments.
+    """Draw a pair of images; equal arguments return equal pairs.
 
     Parameters
     ----------
     kind : {"text", "stars"}
-        What is on the image.
+        Content of the image.
     shape : (int, int)
         Height and width, px.
     seed : int
-        Not negative.
+        Any non-negative integer.
     noise : (float, float)
         Range of the standard deviation of the noise.
+
+    Returns
+    -------
+    BlurredPair
+        The sharp image, its observation, and the kernel and noise in between.
     """
     rng = np.random.default_rng([seed, 0xB1])
     margin = KERNEL_SIDE // 2
@@ -69,7 +74,7 @@ def draw_pair(
 
 
 def draw_kernel(rng: np.random.Generator) -> Doubles:
-    """Give a blur kernel, (KERNEL_SIDE, KERNEL_SIDE) float64 with sum 1 and its centroid in the middle."""
+    """Draw a blur kernel, (KERNEL_SIDE, KERNEL_SIDE) float64, of sum 1 and with its centroid in the middle."""
     kernel = signal.fftconvolve(
         _random_walk(rng.uniform(*WALK_PX), rng), _defocus_disc(rng.uniform(*DEFOCUS_PX))
     )
@@ -82,14 +87,14 @@ def draw_kernel(rng: np.random.Generator) -> Doubles:
 
 
 def _defocus_disc(radius_px: float) -> Doubles:
-    """A disc whose rim falls linearly over one pixel, 11 px a side."""
+    """Return a disc of sum 1 whose edge falls linearly over one pixel, (11, 11)."""
     y, x = np.ogrid[-5:6, -5:6]
     disc = np.clip(radius_px + 0.5 - np.hypot(y, x), 0, 1)
     return np.asarray(disc / disc.sum(), np.float64)
 
 
 def _random_walk(size_px: float, rng: np.random.Generator) -> Doubles:
-    """A smooth random walk, scaled so that its longer side is ``size_px``, 41 px a side."""
+    """Draw the track of a smooth random walk whose longer side is ``size_px``, (41, 41), sum 1."""
     speed = np.cumsum(rng.standard_normal((200, 2)), axis=0) + rng.normal(0, 10, 2)
     path = np.cumsum(speed, axis=0)
     path = (path - path.mean(axis=0)) * (size_px / max(np.ptp(path, axis=0).max(), 1e-9))
@@ -106,7 +111,7 @@ def _random_walk(size_px: float, rng: np.random.Generator) -> Doubles:
 
 
 def draw_text(shape: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """Give a page of nonsense in dark letters on light paper, (h, w) float32 in [0, 1]."""
+    """Draw a page of random characters, dark on light, (h, w) float32 in [0, 1]."""
     page = Image.new("L", (shape[1], shape[0]), int(rng.integers(200, 256)))
     size = float(rng.uniform(10, 22))
     font, ink = ImageFont.load_default(size), int(rng.integers(0, 80))
@@ -119,7 +124,7 @@ def draw_text(shape: tuple[int, int], rng: np.random.Generator) -> Floats:
 
 
 def draw_stars(shape: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """Give sharp stars and round galaxies on a dark sky, (h, w) float32 in [0, 1]."""
+    """Draw sharp stars and round galaxies on a dark sky, (h, w) float32 in [0, 1]."""
     count = rng.poisson(shape[0] * shape[1] * np.exp(rng.uniform(np.log(3e-4), np.log(6e-3))))
     field = np.zeros(shape)
     galaxies = rng.random(count) < 0.3
@@ -135,4 +140,4 @@ KINDS: dict[str, Callable[[tuple[int, int], np.random.Generator], Floats]] = {
     "text": draw_text,
     "stars": draw_stars,
 }
-"""What images can be of."""
+"""Functions that draw sharp images, by kind."""

@@ -1,10 +1,10 @@
-"""Simulated fields as FITS files: image and truth in one file.
+"""Simulated fields as FITS files with image and ground truth, and scores of label images against them.
 
 ::
 
-    primary    image float32, NaN is bad; TAN WCS; KIND, SEED, FWHM (px)
-    LABEL      owner of each pixel: row of TRUTH + 1, 0 is sky
-    UNCLEAR    1 where only the light of several sources together passes the truth's threshold
+    primary    image, float32, NaN is bad; TAN WCS; KIND, SEED, FWHM (px)
+    LABEL      owner of each pixel: row of TRUTH + 1; 0 is sky
+    UNCLEAR    1 where only the sum of several sources exceeds the threshold of the truth
     TRUTH      table of the sources that own a pixel
 """
 
@@ -19,18 +19,18 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from fcnpipe.core.errors import InputError, StoreError
-from fcnpipe.science import scores as evaluate
+from fcnpipe.science import scores
 from fcnpipe.science.scores import Truth
 from fcnpipe.simulation.scenes import Scene, draw
 
 COLUMNS = ("y", "x", "flux", "snr", "peak_y", "peak_x", "peak")
 SNR_EDGES = (3.0, 5.0, 10.0, 30.0, 100.0, np.inf)
 PIXEL_ARCSEC = 0.263
-"""Pixel of the made-up sky position, that of a common survey camera."""
+"""Pixel scale of the simulated sky position, that of a common survey camera, arcsec."""
 
 
 def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> int:
-    """Draw a field and write it; equal arguments give equal pixels.
+    """Simulate a field and write it to a FITS file; equal arguments write equal pixels.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> 
     seed : int
         Any non-negative integer.
     path : path
-        The FITS file; replaced if it exists.
+        The FITS file, which is replaced if it exists.
 
     Returns
     -------
@@ -71,13 +71,13 @@ def simulate(kind: str, shape: tuple[int, int], seed: int, path: str | Path) -> 
         hdus.writeto(path, overwrite=True)
     except OSError as error:
         raise StoreError(
-            f"cannot write {path}: {error.strerror or error}; choose another file"
+            f"cannot write {path}: {error.strerror or error}: choose another file"
         ) from None
     return len(rows)
 
 
 def extract_truth(scene: Scene) -> tuple[Truth, NDArray[np.intp]]:
-    """Give the truth of a scene, and the rows of its table in it: those that own a pixel."""
+    """Return the truth of a scene and the rows of its table that are in the truth: those that own a pixel."""
     owners, label = np.unique(np.r_[0, scene.label.ravel()], return_inverse=True)
     label = label[1:].reshape(scene.label.shape)
     rows = owners[1:].astype(np.intp) - 1
@@ -86,12 +86,12 @@ def extract_truth(scene: Scene) -> tuple[Truth, NDArray[np.intp]]:
 
 
 def read_truth(path: str | Path) -> tuple[Truth, float]:
-    """Give the truth of a field and the FWHM of its PSF, px.
+    """Read the truth of a field and the FWHM of its PSF, px.
 
     Raises
     ------
     InputError
-        If the file cannot be read or is no simulated field.
+        If the file cannot be read or is not a simulated field.
     """
     try:
         with fits.open(path, memmap=False) as hdus:
@@ -100,13 +100,13 @@ def read_truth(path: str | Path) -> tuple[Truth, float]:
     except (OSError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(
-            f"{path} is no simulated field: {reason}; make one with fcnpipe simulate"
+            f"{path} is not a simulated field: {reason}: create one with fcnpipe simulate"
         ) from None
     return _make_truth(label.astype(np.int32), unclear > 0, table), fwhm
 
 
 def compare(label: NDArray[np.integer[Any]], path: str | Path) -> list[tuple[str, str]]:
-    """Give (what, how much) rows: how good a label image is against the truth of a field.
+    """Score a label image against the truth of a field; return rows of (score, value).
 
     Parameters
     ----------
@@ -116,14 +116,14 @@ def compare(label: NDArray[np.integer[Any]], path: str | Path) -> list[tuple[str
         The field.
     """
     truth, fwhm_px = read_truth(path)
-    scores = asdict(evaluate.score(label, truth))
-    matched = evaluate.match(label, truth)
-    found, count = evaluate.completeness(matched, truth, SNR_EDGES)
-    apart, pairs = evaluate.pair_recall(matched, truth, fwhm_px)
+    values = asdict(scores.score(label, truth))
+    matched = scores.match(label, truth)
+    found, count = scores.completeness(matched, truth, SNR_EDGES)
+    apart, pairs = scores.pair_recall(matched, truth, fwhm_px)
     return [
-        *((name.replace("_", " "), f"{value:.4g}") for name, value in scores.items()),
+        *((name.replace("_", " "), f"{value:.4g}") for name, value in values.items()),
         *_bin_rows("found at S/N {:g} to {:g}", SNR_EDGES, found, count),
-        *_bin_rows("pairs at {:g} to {:g} FWHM", evaluate.PAIR_EDGES, apart, pairs),
+        *_bin_rows("pairs at {:g} to {:g} FWHM", scores.PAIR_EDGES, apart, pairs),
     ]
 
 

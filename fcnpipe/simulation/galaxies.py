@@ -1,7 +1,7 @@
-"""Stamps of galaxies made of a bulge and a disk, each known without noise.
+"""Simulated stamps of bulge-plus-disk galaxies whose components are known without noise.
 
-A bulge is a Sersic profile of index 4, a disk one of index 1, about one centre, under one PSF;
-fluxes are in sky noises of one pixel.
+A bulge is a Sersic profile of index 4, a disk one of index 1. Both have the same centre and PSF.
+Fluxes are in units of the sky noise of one pixel.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ BULGE_INDEX, DISK_INDEX = 4.0, 1.0
 FWHM_PX, DISK_RADIUS_PX, SNR = (2.5, 4.0), (3.0, 9.0), (15.0, 300.0)
 BULGE_TO_DISK_RADIUS = (0.15, 0.8)
 SHARED_PSF = 16
-"""Stamps of neighbouring seeds that share a PSF, which takes longer to draw than they do."""
+"""Number of stamps of consecutive seeds that share a PSF, because a PSF takes longer to draw than a
+stamp."""
 
 
 @dataclass(frozen=True)
 class Galaxy:
-    """What a stamp is drawn from."""
+    """Parameters of a bulge-plus-disk galaxy."""
 
     bulge: SersicComponent
     disk: SersicComponent
@@ -36,36 +37,36 @@ class Galaxy:
     """Displacement (y, x) of the centre from pixel ``(SIDE // 2, SIDE // 2)``, px."""
 
     def draw(self, psf: Psf) -> tuple[Floats, Floats]:
-        """Give bulge and disk without noise, each (SIDE, SIDE) float32."""
+        """Draw bulge and disk without noise, each (SIDE, SIDE) float32."""
         bulge = draw_stamp((self.bulge,), psf, self.phase, SIDE)
         return bulge, draw_stamp((self.disk,), psf, self.phase, SIDE)
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A galaxy as observed, and its parts."""
+    """An observed galaxy and its components."""
 
     image: Floats
-    """(SIDE, SIDE) float32, with noise of 1."""
+    """(SIDE, SIDE) float32, with noise of standard deviation 1."""
     bulge: Floats
     """(SIDE, SIDE) float32, without noise."""
     disk: Floats
     """(SIDE, SIDE) float32, without noise."""
     galaxy: Galaxy
-    """What was drawn."""
+    """Parameters of the galaxy."""
     psf: Psf
-    """What it was seen through."""
+    """PSF of the stamp."""
     snr: float
-    """Signal-to-noise of a matched filter."""
+    """Signal-to-noise ratio of a matched filter."""
 
     @property
     def bulge_to_total(self) -> float:
-        """Part of the light within the stamp that is the bulge's."""
+        """Fraction of the light within the stamp that belongs to the bulge."""
         return float(self.bulge.sum() / (self.bulge.sum() + self.disk.sum()))
 
 
 def draw_galaxy(seed: int) -> Stamp:
-    """Give a stamp; the same for the same seed."""
+    """Draw a stamp of a random galaxy; equal seeds return equal stamps."""
     rng = np.random.default_rng([seed, 0xBD])
     psf = _draw_psf(seed // SHARED_PSF)
     galaxy = _draw_galaxy_model(rng, 1.0)

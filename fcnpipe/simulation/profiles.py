@@ -1,9 +1,9 @@
-"""Light profiles of galaxies and the stamps that they draw.
+"""Sersic light profiles of galaxies, and stamps of galaxies convolved with a PSF.
 
-A Sersic profile of index n >= 0.5 is a sum of Gaussians with positive weights (it is completely
-monotone in the squared radius), so its two-dimensional Fourier transform is a sum of Gaussians
-too. The transform is tabulated once for each index; a stamp is then one affine look-up, one
-product with the PSF's transfer function and one inverse FFT.
+A Sersic profile of index n >= 0.5 is a sum of Gaussians with positive weights, because it is
+completely monotone in the squared radius. Its two-dimensional Fourier transform is therefore a sum
+of Gaussians too. The transform is tabulated once for each index. A stamp is then one affine
+look-up, one product with the PSF's transfer function and one inverse FFT.
 """
 
 from __future__ import annotations
@@ -22,45 +22,48 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 INDICES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.7, 3.4, 4.0, 5.0, 6.0)
+"""Tabulated Sersic indices."""
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
+"""Sides of stamps, px."""
 _LOG_Q = np.linspace(np.log(1e-4), np.log(2e3), 2048)
 _LOG_R = np.linspace(np.log(1e-3), np.log(60.0), 400)
 
 
 @dataclass(frozen=True)
 class SersicComponent:
-    """One elliptical Sersic component."""
+    """Elliptical Sersic profile."""
 
     flux: float
     """Total flux."""
     index: float
-    """Sersic index; the nearest tabulated one is drawn."""
+    """Sersic index; the nearest of INDICES is drawn."""
     radius_px: float
     """Half-light radius along the major axis, px."""
     axis_ratio: float = 1.0
-    """Minor over major axis."""
+    """Ratio of minor to major axis."""
     angle: float = 0.0
     """Angle of the major axis from +x towards +y, radians."""
 
 
 @dataclass(frozen=True)
 class DiskStructure:
-    """Spiral structure, clumps and a dust lane that modulate the first component."""
+    """Spiral arms, clumps, knots and a dust lane that modulate the first component of a galaxy."""
 
     count: int = 2
-    """Number of arms; 0: none."""
+    """Number of spiral arms; 0: none."""
     strength: float = 0.6
-    """Depth of the modulation between the structure, 0 to 1."""
+    """Depth of the modulation between the arms, 0 to 1."""
     pitch: float = 0.35
     """Pitch angle, radians."""
     phase: float = 0.0
-    """Position angle of the structure at the half-light radius, radians."""
+    """Position angle of the arms at the half-light radius, radians."""
     clumps: float = 0.0
-    """Amplitude of the random clumps (log-normal)."""
+    """Amplitude of the random log-normal clumps."""
     grain: float = 0.15
-    """Size of the clumps, half-light radii."""
+    """Size of the clumps, in half-light radii."""
     knots: float = 0.0
-    """Part of the light in point-like knots of young stars, which lie where the structure are bright."""
+    """Fraction of the light in point-like knots of young stars, which are placed where the galaxy
+    is bright."""
     lane: float = 0.0
     """Depth of a dust lane along the major axis, 0 to 1."""
     seed: int = 0
@@ -68,20 +71,20 @@ class DiskStructure:
 
 
 def nearest_index(index: float) -> float:
-    """The tabulated Sersic index nearest to a value."""
+    """Return the tabulated Sersic index nearest to a value."""
     return min(INDICES, key=lambda n: abs(np.log(n / index)))
 
 
 @cache
 def expand_in_gaussians(index: float) -> tuple[Doubles, Doubles]:
-    """Weights (sum 1) and sigmas (half-light radii) of the Gaussians of a Sersic profile."""
+    """Return weights (sum 1) and standard deviations (in half-light radii) of the Gaussians of a Sersic profile."""
     scale = float(special.gammaincinv(2 * index, 0.5))
     radius = np.exp(_LOG_R)
     target = np.exp(-scale * radius ** (1 / index))
     keep = target > 1e-7 * target[0]
     sigma = np.exp(np.linspace(np.log(2e-3), np.log(40.0), 32))
     shape = np.exp(-0.5 * (radius[keep, None] / sigma) ** 2)
-    # Weighted so that neither the cusp nor the wings are ignored; the light is r dr.
+    # These weights keep both the cusp and the wings in the fit.
     importance = 1.0 / (target[keep] + 1e-5 * target[0])
     weight, _ = optimize.nnls(shape * importance[:, None], target[keep] * importance, maxiter=5000)
     flux = weight * 2 * np.pi * sigma**2
@@ -91,7 +94,7 @@ def expand_in_gaussians(index: float) -> tuple[Doubles, Doubles]:
 
 @cache
 def fourier_transform(index: float) -> Doubles:
-    """Fourier transform of a unit profile on the table's log-frequencies, (2048,) float64."""
+    """Return the Fourier transform of a unit profile at the table's log-frequencies, (2048,) float64."""
     flux, sigma = expand_in_gaussians(index)
     squares = np.exp(2 * _LOG_Q)[:, None]
     return np.asarray(np.exp(-0.5 * squares * sigma**2) @ flux, np.float64)
@@ -99,7 +102,7 @@ def fourier_transform(index: float) -> Doubles:
 
 @cache
 def surface_brightness(index: float) -> Doubles:
-    """Surface brightness of a unit profile on the table's log-radii, (400,) float64."""
+    """Return the surface brightness of a unit profile at the table's log-radii, (400,) float64."""
     flux, sigma = expand_in_gaussians(index)
     squares = np.exp(2 * _LOG_R)[:, None]
     norm = flux / (2 * np.pi * sigma**2)
@@ -107,7 +110,7 @@ def surface_brightness(index: float) -> Doubles:
 
 
 def extent_px(component: SersicComponent, level: float) -> float:
-    """Radius along the major axis beyond which the component stays below the level, px."""
+    """Return the radius along the major axis beyond which the component is below the level, px."""
     area = component.radius_px**2 * component.axis_ratio
     profile = surface_brightness(nearest_index(component.index)) * component.flux / area
     beyond = int(np.searchsorted(-profile, -level))
@@ -115,7 +118,7 @@ def extent_px(component: SersicComponent, level: float) -> float:
 
 
 def stamp_size(radius_px: float) -> int:
-    """The smallest stamp that holds a radius, px; the largest one when none does."""
+    """Return the smallest of SIZES that contains a radius, px; the largest if none does."""
     return next((size for size in SIZES if size >= 2 * radius_px + 2), SIZES[-1])
 
 
@@ -126,25 +129,25 @@ def draw_stamp(
     size: int,
     structure: DiskStructure | None = None,
 ) -> Floats:
-    """Noise-free image of a galaxy, convolved with the PSF and integrated over pixels.
+    """Draw a galaxy without noise, convolved with the PSF and integrated over pixels.
 
     Parameters
     ----------
     components
-        The profiles that add up; arms modulate the first.
+        Profiles that are added; ``structure`` modulates the first.
     psf
         The PSF.
     phase
         Sub-pixel displacement (y, x) of the centre from pixel ``(size // 2, size // 2)``.
     size
         Even side of the stamp, px.
-    arms
+    structure
         Structure of the first component.
 
     Returns
     -------
     ndarray
-        (size, size) float32, at least 0; fades smoothly to 0 at the inscribed circle.
+        (size, size) float32, at least 0; tapered smoothly to 0 at the inscribed circle.
     """
     hat = np.zeros((size, size // 2 + 1), np.complex64)
     for component in components:
@@ -176,7 +179,7 @@ def _frequency_matrix(component: SersicComponent) -> tuple[float, float, float, 
 def _modulate(
     hat: NDArray[np.complex64], component: SersicComponent, structure: DiskStructure
 ) -> NDArray[np.complex64]:
-    # In real space and before the PSF, centred on pixel (0, 0) with wrap-around.
+    # The image is in real space, before the PSF, centred on pixel (0, 0) with wrap-around.
     size = hat.shape[0]
     image = fft.irfft2(hat, s=(size, size))
     offset = fft.fftfreq(size, 1.0 / size)

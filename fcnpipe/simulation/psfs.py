@@ -1,8 +1,8 @@
-"""Point-spread functions, pixel-integrated at sub-pixel phases.
+"""Point-spread functions (PSFs), integrated over pixels at sub-pixel phases.
 
-A PSF is drawn in real space on a grid finer than the pixels, so any shape will do (spikes, coma,
-rings), and binned to pixels at each sub-pixel phase: what results is free of ringing, unlike a
-transfer function that is cut at the Nyquist frequency, and drawing a star is one look-up.
+A PSF is drawn in real space on a grid finer than the pixels and binned to pixels at each sub-pixel
+phase. Any shape is possible (spikes, coma, rings). The result has no ringing, unlike a transfer
+function that is cut off at the Nyquist frequency, and drawing a star is one look-up.
 """
 
 from __future__ import annotations
@@ -18,77 +18,79 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 PHASES = 4
+"""Number of sub-pixel phases along each axis, and of fine grid cells in a pixel."""
 RADIUS_PX = 127
+"""Half the side of a PSF stamp, px."""
 
 
 @dataclass(frozen=True)
 class PsfShape:
-    """Form of a PSF.
+    """Parameters of the shape of a PSF.
 
     Lengths are in px unless they are ratios to the FWHM of the core.
     """
 
     fwhm_px: float
-    """Full width at half maximum of the core before the pixel, px."""
+    """Full width at half maximum of the core before integration over pixels, px."""
     beta: float = 3.0
     """Moffat exponent of the core; above 50 the core is Gaussian."""
     axis_ratio: float = 1.0
-    """Minor over major axis."""
+    """Ratio of minor to major axis."""
     angle: float = 0.0
     """Angle of the major axis from +x towards +y, radians."""
     wing_fraction: float = 0.0
-    """Fraction of the light in a wide Moffat (beta 2) wing."""
+    """Fraction of the light in a wide Moffat wing of beta 2."""
     wing_ratio: float = 3.0
-    """FWHM of the wing over that of the core."""
+    """Ratio of the wing's FWHM to that of the core."""
     coma: float = 0.0
-    """Fraction of the light in a copy of the core displaced by 0.6 FWHM along the angle."""
+    """Fraction of the light in a copy of the core that is displaced by 0.6 FWHM along the angle."""
     obscuration: float = -1.0
     """Central obscuration of an Airy core; negative: no Airy core."""
     spikes: int = 0
-    """Number of diffraction spikes (an even number), 0: none."""
+    """Number of diffraction spikes, even; 0: none."""
     spike_fraction: float = 0.0
     """Fraction of the light in the spikes."""
 
 
 @dataclass(frozen=True)
 class Psf:
-    """A PSF, binned to pixels.
+    """A PSF, integrated over pixels.
 
     Parameters
     ----------
     shape : PsfShape
-        What was drawn.
+        Parameters of the shape.
     stamps : ndarray
-        (PHASES, PHASES, s, s) float32, each summing to about 1; ``stamps[j, i]`` is centred at
+        (PHASES, PHASES, s, s) float32, each of sum 1 approximately; ``stamps[j, i]`` is centred at
         ``(s // 2 + j / PHASES, s // 2 + i / PHASES)``.
     envelope : ndarray
-        (s // 2 + 1,) float32, largest value at or beyond each whole radius.
+        (s // 2 + 1,) float32, maximum value at or beyond each integer radius.
     """
 
     shape: PsfShape
     stamps: Floats
     envelope: Floats
     monotone_stamps: Floats
-    """(PHASES, PHASES, s, s) float32, as the stamps but round and falling everywhere: no rings, no
-    spikes."""
+    """(PHASES, PHASES, s, s) float32, like ``stamps`` but circular and decreasing everywhere: no
+    rings, no spikes."""
     area_px: float
     """Noise-equivalent area 1 / sum(psf**2), px."""
     _transfers: dict[int, NDArray[np.complex64]] = field(default_factory=dict, repr=False)
 
     def radius_px(self, flux: float, level: float) -> int:
-        """Radius beyond which a star of this flux stays below the level, px."""
+        """Return the radius beyond which a star of this flux is below the level, px."""
         beyond = int(np.searchsorted(-self.envelope, -level / max(flux, 1e-30)))
         return min(max(beyond, 3), RADIUS_PX)
 
     def transfer(self, size: int) -> NDArray[np.complex64]:
-        """Transfer function for stamps of an even size, (size, size // 2 + 1) complex64."""
+        """Return the transfer function for stamps of an even size, (size, size // 2 + 1) complex64."""
         if size not in self._transfers:
             self._transfers[size] = _transfer_function(self.stamps[0, 0], size)
         return self._transfers[size]
 
 
 def bin_psf(shape: PsfShape) -> Psf:
-    """A PSF of the given shape, pixel-integrated at every sub-pixel phase."""
+    """Return the PSF of a shape, integrated over pixels at every sub-pixel phase."""
     side = 2 * RADIUS_PX + 1
     fine = _fine_axis(side)
     light = _surface_brightness(shape, fine[:, None], fine[None, :])
@@ -104,7 +106,7 @@ def bin_psf(shape: PsfShape) -> Psf:
 
 
 def draw_shape(rng: np.random.Generator, fwhm_px: float, kinds: tuple[str, ...]) -> PsfShape:
-    """A random shape: ``moffat``, ``gaussian``, ``winged``, ``airy`` or ``coma``."""
+    """Draw a random shape of one of the kinds ``moffat``, ``gaussian``, ``winged``, ``airy`` and ``coma``."""
     kind = str(rng.choice(kinds))
     extra: dict[str, Any] = {
         "axis_ratio": float(1.0 - 0.25 * rng.random() ** 2),
@@ -133,8 +135,8 @@ def _fine_axis(side: int) -> Doubles:
 
 
 def _bin(light: Doubles, j: int, i: int, side: int) -> Doubles:
-    # A source displaced by +j/PHASES is the fine grid read j steps earlier; pixel centre 0 lies in
-    # the middle of its PHASES fine cells, half a pixel after the first one.
+    # A source displaced by +j/PHASES is the fine grid read j cells earlier. The centre of pixel 0 is
+    # in the middle of its PHASES fine cells, half a pixel after the first one.
     y0, x0 = PHASES // 2 - j, PHASES // 2 - i
     y0, x0 = y0 % PHASES, x0 % PHASES
     whole = light[y0 : y0 + side * PHASES, x0 : x0 + side * PHASES]
@@ -175,7 +177,7 @@ def _moffat(radius: Doubles, fwhm_px: float, beta: float) -> Doubles:
 
 
 def _airy(radius: Doubles, fwhm_px: float, obscuration: float) -> Doubles:
-    # Tabulated on the radius: Bessel functions cost 40 ns a value.
+    # The pattern is tabulated over the radius, because Bessel functions take 40 ns for each value.
     axis = np.linspace(0.0, float(radius.max()) + 1.0, 20000)
     v = np.pi * axis * (1.03 - 0.1 * obscuration) / fwhm_px + 1e-9
     outer = 2 * special.j1(v) / v
@@ -196,7 +198,7 @@ def _diffraction_spikes(shape: PsfShape, y: Doubles, x: Doubles) -> Doubles:
 
 
 def _taper(radius: Doubles) -> Doubles:
-    # A smooth end instead of a box: bright stars would otherwise draw the outline of their stamp.
+    # A smooth edge, because the square outline of the stamps of bright stars would be visible.
     inside = np.clip((RADIUS_PX - radius) / (0.2 * RADIUS_PX), 0.0, 1.0)
     return np.asarray(inside * inside * (3 - 2 * inside), np.float64)
 
@@ -215,7 +217,7 @@ def _monotone_stamps(image: Floats) -> Floats:
     y, x = np.indices(image.shape, np.float32) - np.float32(half)
     ring = np.rint(np.hypot(y, x)).astype(np.int64).ravel()
     mean = np.bincount(ring, image.ravel())[: half + 1] / np.bincount(ring)[: half + 1]
-    # A slight slope, so that the gap inside a ring is no plateau.
+    # A slight slope, so that the gap inside a ring is not a plateau.
     falling = np.maximum.accumulate(mean[::-1])[::-1] * np.linspace(1.0, 0.9, half + 1)
     monotone_stamps = np.empty((PHASES, PHASES, *image.shape), np.float32)
     for j in range(PHASES):

@@ -1,10 +1,10 @@
-"""Simulated skies whose truth is known exactly.
+"""Simulated scenes of stars and galaxies with exact ground truth.
 
-Every source is drawn as its own stamp, convolved with the PSF and integrated over pixels, so the
-truth knows what each one contributes to every pixel. Lengths are in px, fluxes in units of the sky
-noise of one pixel until the very end, when the scene gets a sky level and a scale. The kinds
-differ in densities, sizes, PSFs and artefacts; ``wide`` mixes them all and is what the default
-model is trained on.
+Every source is drawn as a stamp of its own, convolved with the PSF and integrated over pixels, so
+the truth contains the contribution of each source to every pixel. Lengths are in px. Fluxes are in
+units of the sky noise of one pixel until the last step, when the scene receives a sky level and a
+scale. The kinds of scene differ in densities, sizes, PSFs and artefacts. Kind ``wide`` mixes all
+others; the default model is trained on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Range = tuple[float, float]
 
 STAR, GALAXY, STRUCTURED, CENTRAL = 0, 1, 2, 3
 STAMP_LEVEL = 0.03
-"""Level at which a stamp ends, in units of the sky noise."""
+"""Level at which a stamp ends, in sky noises."""
 
 TABLE = np.dtype(
     [
@@ -50,11 +50,13 @@ TABLE = np.dtype(
         ("area", "i4"),
     ]
 )
+"""Columns of the table of sources: positions in px, flux and peaks in sky noises, ``crest`` the
+maximum of the smooth light, ``area`` the number of pixels owned."""
 
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """What a kind of scene is made of; every pair is a range that a scene draws from."""
+    """Populations, PSFs and artefacts of a kind of scene; each scene draws from the ranges."""
 
     name: str = "ground"
     """Name of the kind."""
@@ -63,19 +65,19 @@ class SceneSpec:
     psfs: tuple[str, ...] = ("moffat", "gaussian", "winged", "coma")
     """Kinds of PSF, see psfs.draw_shape."""
     stars_per_mpix: Range = (50.0, 2000.0)
-    """Density of stars, log-uniform."""
+    """Number density of stars, log-uniform."""
     galaxies_per_mpix: Range = (100.0, 3000.0)
-    """Density of galaxies, log-uniform."""
+    """Number density of galaxies, log-uniform."""
     slope: Range = (0.4, 1.1)
-    """Exponent a of the counts dN / dlog S ~ S**-a of the signal-to-noise S."""
+    """Exponent a of the number counts dN / dlog S ~ S**-a of the signal-to-noise ratio S."""
     snr: Range = (2.0, 3e4)
-    """Least and greatest signal-to-noise."""
+    """Minimum and maximum signal-to-noise ratio."""
     radius_px: Range = (0.4, 50.0)
-    """Least and greatest half-light radius of galaxies, px."""
+    """Minimum and maximum half-light radius of galaxies, px."""
     radius_slope: Range = (0.8, 2.2)
-    """Exponent of the size counts dN / dlog r ~ r**-b."""
+    """Exponent b of the size distribution dN / dlog r ~ r**-b."""
     companion_fraction: Range = (0.0, 0.4)
-    """Fraction of the sources that get a companion at 0.7 to 3.5 FWHM."""
+    """Fraction of the sources that have a companion at 0.7 to 3.5 FWHM."""
     clustering_probability: float = 0.3
     """Probability that positions are clustered."""
     cluster_probability: float = 0.1
@@ -83,11 +85,11 @@ class SceneSpec:
     globular_probability: float = 0.0
     """Probability of a globular cluster."""
     large_galaxies: Range = (0.0, 14.0)
-    """Number of large structured galaxies a scene of 0.4 Mpix."""
+    """Number of large structured galaxies in a scene of 0.4 Mpix."""
     edge_on_galaxies: Range = (0.0, 30.0)
-    """Number of bright galaxies seen nearly edge-on a scene of 0.4 Mpix."""
+    """Number of bright, nearly edge-on galaxies in a scene of 0.4 Mpix."""
     sky: SkySpec = field(default_factory=SkySpec)
-    """SkySpec, noise and artefacts."""
+    """Sky, noise and artefacts."""
 
 
 _HST = ("airy", "airy", "winged", "moffat")
@@ -136,6 +138,7 @@ KINDS: dict[str, SceneSpec] = {
     ),
     "wide": SceneSpec(name="wide"),
 }
+"""Kinds of scene by name."""
 _WIDE_MIX = (
     ("ground", 0.28),
     ("crowded", 0.26),
@@ -148,28 +151,28 @@ _WIDE_MIX = (
 
 @dataclass(frozen=True)
 class Source:
-    """One source before it is drawn."""
+    """Parameters of a source."""
 
     y: float
-    """Centre, px."""
+    """Row of the centre, px."""
     x: float
-    """Centre, px."""
+    """Column of the centre, px."""
     flux: float
     """Total flux, sky noises."""
     kind: int
     """STAR, GALAXY, STRUCTURED or CENTRAL."""
     components: tuple[SersicComponent, ...] = ()
-    """Profiles; empty for a star."""
+    """Light profiles; empty for a star."""
     structure: DiskStructure | None = None
     """Structure of the first profile."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and everything that is true about it."""
+    """A simulated image with its ground truth."""
 
     image: Floats
-    """(h, w) float32; NaN where a saturated core was lost."""
+    """(h, w) float32; NaN where a saturated core is lost."""
     bad: Bools
     """(h, w) bool, pixels flagged as unusable."""
     noise: Floats
@@ -177,18 +180,18 @@ class Scene:
     light: Floats
     """(h, w) float32, noise-free light of all sources, image units."""
     label: Labels
-    """(h, w) int32, owner of each pixel (row of the table + 1), 0 where no source passes the
-    threshold."""
+    """(h, w) int32, owner of each pixel (row of the table + 1); 0 where no source exceeds the
+    threshold of the truth."""
     strongest: Floats
-    """(h, w) float32, own light of the strongest source, image units."""
+    """(h, w) float32, light of the strongest source, image units."""
     second_strongest: Floats
     """(h, w) float32, light of the second strongest source, image units."""
     smooth: Floats
-    """(h, w) float32, as ``first`` but without structure, clumps, lanes, rings and
-    spikes: one smooth hill a source."""
+    """(h, w) float32, like ``strongest`` but without arms, clumps, lanes, rings and spikes: one
+    maximum for each source."""
     table: NDArray[np.void]
-    """(n,) of TABLE: every source drawn, detectable or not; signal-to-noise is that of a matched
-    filter."""
+    """(n,) of TABLE: every source drawn, detectable or not; the signal-to-noise ratio is that of a
+    matched filter."""
     fwhm_px: float
     """FWHM of the PSF, px."""
     truth_sigma: float
@@ -198,7 +201,7 @@ class Scene:
 def draw(
     spec: SceneSpec | str, shape: tuple[int, int], seed: int, truth_sigma: float = 0.7
 ) -> Scene:
-    """A scene of a kind; the same for the same arguments.
+    """Draw a scene of a kind; equal arguments return equal scenes.
 
     Parameters
     ----------
@@ -209,7 +212,7 @@ def draw(
     seed
         Any non-negative integer.
     truth_sigma
-        Own light, in sky noises, above which a pixel belongs to its strongest source.
+        Light, in sky noises, above which a pixel belongs to its strongest source.
 
     Returns
     -------
@@ -219,7 +222,7 @@ def draw(
     Raises
     ------
     SpecError
-        When the kind is unknown.
+        If the kind is unknown.
     """
     rng = np.random.default_rng([seed, 0xFC])
     spec = _resolve_spec(spec, rng)
@@ -235,7 +238,7 @@ def compose(
     rng: np.random.Generator,
     truth_sigma: float = 0.7,
 ) -> Scene:
-    """The scene that a list of sources makes under a PSF and a sky."""
+    """Return the scene of a list of sources that are observed with a PSF and under a sky."""
     planes = [np.zeros(shape, np.float32) for _ in range(4)]
     owner = np.zeros(shape, np.int32)
     table = np.zeros(len(sources), TABLE)
@@ -261,15 +264,15 @@ def compose(
     )
 
 
-def detectable(table: NDArray[np.void], least_snr: float = 3.0, least_area: int = 3) -> Bools:
-    """Which rows of a scene's table anyone could find, (n,) bool."""
-    return np.asarray((table["snr"] >= least_snr) & (table["area"] >= least_area), np.bool_)
+def detectable(table: NDArray[np.void], min_snr: float = 3.0, min_area: int = 3) -> Bools:
+    """Return which rows of a scene's table are detectable, (n,) bool."""
+    return np.asarray((table["snr"] >= min_snr) & (table["area"] >= min_area), np.bool_)
 
 
 def draw_sources(
     spec: SceneSpec, shape: tuple[int, int], psf: Psf, rng: np.random.Generator
 ) -> list[Source]:
-    """The sources of a scene of a kind, in random order of brightness."""
+    """Draw the sources of a scene of a kind, in the order of their populations."""
     mpix = shape[0] * shape[1] / 1e6
     places = _Positions(shape, rng, rng.random() < spec.clustering_probability)
     slope, steep = rng.uniform(*spec.slope), rng.uniform(*spec.radius_slope)
@@ -295,7 +298,7 @@ def draw_sources(
 
 
 class _Positions:
-    """Positions, uniform or clustered."""
+    """Random positions, uniform or clustered."""
 
     def __init__(self, shape: tuple[int, int], rng: np.random.Generator, clustered: bool) -> None:
         self.shape, self.rng = shape, rng
@@ -322,7 +325,7 @@ def _resolve_spec(spec: SceneSpec | str, rng: np.random.Generator) -> SceneSpec:
         return spec
     names, weights = zip(*_WIDE_MIX, strict=True)
     kind = KINDS[str(rng.choice(names, p=np.array(weights) / sum(weights)))]
-    # Any PSF may meet any population.
+    # Half of the scenes combine the population with a PSF of any kind.
     return kind if rng.random() < 0.5 else replace(kind, psfs=_ALL, fwhm_px=(2.0, 7.0))
 
 
@@ -340,7 +343,7 @@ def _star(place: tuple[float, float], snr: float, psf: Psf) -> Source:
 
 
 def _flux_of_snr(snr: float, radius: float, ratio: float, psf: Psf) -> float:
-    # Noise-equivalent area of the convolved profile, near enough to set a flux.
+    # An approximate noise-equivalent area of the convolved profile suffices to choose a flux.
     return float(snr * np.sqrt(psf.area_px + 4 * np.pi * (0.6 * radius) ** 2 * ratio))
 
 
@@ -390,7 +393,7 @@ def _structured_galaxy(
 def _edge_on_galaxy(
     rng: np.random.Generator, place: tuple[float, float], snr: float, radius: float, psf: Psf
 ) -> Source:
-    """A disk seen nearly edge-on: a bar of even light, which is still one source."""
+    """Return a nearly edge-on disk: a bar of even light, which is a single source."""
     ratio, angle = float(rng.uniform(0.1, 0.5)), float(rng.uniform(0, np.pi))
     flux = _flux_of_snr(snr, radius, ratio, psf)
     disk = SersicComponent(flux, float(rng.choice([0.5, 0.5, 0.7, 1.0])), radius, ratio, angle)

@@ -1,4 +1,4 @@
-"""Skies, noise and the things on an image that are no sources."""
+"""Sky, noise and artefacts of a simulated image: gradients, cirrus, cosmic rays, trails, saturation, bad pixels."""
 
 from __future__ import annotations
 
@@ -16,46 +16,48 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SkySpec:
-    """Probabilities of what a sky and a detector add to the light of the sources."""
+    """Probabilities of the effects of sky and detector."""
 
     gradient: float = 0.5
-    """A smooth gradient or a gentle wave."""
+    """Smooth gradient or curvature of the background."""
     nebula: float = 0.12
-    """Power-law cirrus."""
+    """Cirrus with a power-law spectrum."""
     correlated: float = 0.3
-    """Noise correlated between neighbours, as after resampling."""
+    """Noise that is correlated between neighbouring pixels, as after resampling."""
     uneven: float = 0.2
-    """Noise level that changes over the image."""
+    """Noise level that varies over the image."""
     cosmic: float = 0.35
     """Cosmic rays and hot pixels that are not flagged."""
     trail: float = 0.12
     """Satellite trails."""
     picture: float = 0.2
-    """Compressed, clipped and rounded to few grey levels, as a published picture, often a JPEG."""
+    """Compression, clipping and rounding to few grey levels, as in a published picture, often a
+    JPEG."""
     saturated: float = 0.3
-    """A saturation level that clips the brightest stars."""
+    """Saturation level that clips the brightest stars."""
     dead: float = 0.25
-    """Flagged dead pixels, columns and corners."""
+    """Flagged dead pixels, columns and edges."""
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """An exposure image."""
+    """A simulated exposure."""
 
     image: Floats
-    """(h, w) float32, image units; NaN where lost."""
+    """(h, w) float32, image units; NaN where the data are lost."""
     bad: Bools
     """(h, w) bool, flagged pixels."""
     relative_noise: Floats
-    """(h, w) float32, rms of the sky noise relative_noise to its usual level."""
+    """(h, w) float32, rms of the sky noise relative to its nominal level."""
     scale: float
-    """Image units of one usual sky noise."""
+    """Nominal sky noise, image units."""
     softening: float
-    """Sky noises from which on light is compressed, see `compress`; infinite: not at all."""
+    """Light in sky noises above which it is compressed, see `asinh_stretch`; infinite: no
+    compression."""
 
 
 def add_sky(light: Floats, fwhm_px: float, sky: SkySpec, rng: np.random.Generator) -> Exposure:
-    """What a detector records of the light of the sources, (h, w) float32 in sky noises."""
+    """Simulate the exposure of the light of all sources, (h, w) float32 in sky noises."""
     shape = light.shape
     relative_noise = _draw_noise_levels(shape, sky, rng)
     gain = np.float32(np.exp(rng.uniform(np.log(2.0), np.log(500.0))))
@@ -73,7 +75,7 @@ def add_sky(light: Floats, fwhm_px: float, sky: SkySpec, rng: np.random.Generato
 
 
 def asinh_stretch(light: Floats, softening: float) -> Floats:
-    """Light as a published picture shows it: linear when faint, logarithmic above a softening."""
+    """Compress light as in a published picture: linear below the softening, logarithmic above it."""
     if np.isinf(softening):
         return light
     return np.asarray(softening * np.arcsinh(light / np.float32(softening)), np.float32)
@@ -168,7 +170,7 @@ def _quantise_grey(image: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _jpeg_round_trip(image: Floats, floor: float, white: float, rng: np.random.Generator) -> Floats:
-    """The image after a JPEG file, whose blocks of 8 px ring around what is bright."""
+    """Return the image after JPEG compression, whose blocks of 8 px ring around bright sources."""
     step = (white - floor) / 255
     grey = np.rint((np.clip(image, floor, white) - floor) / step).astype(np.uint8)
     file = BytesIO()

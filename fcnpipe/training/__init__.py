@@ -1,1 +1,1 @@
-"""How a model is trained: simulated skies, targets, losses and the loop."""
+"""Training of networks: data sources, augmentation, targets, losses, the training loop and model files."""

@@ -1,8 +1,9 @@
-"""Crops of image and truth that differ each time: turned, mirrored, bent, and seen in other light.
+"""Data augmentation of image crops: symmetries, elastic deformation, intensity, noise and blur.
 
-What moves, moves image and truth alike; what changes the light changes the image alone, except
-that an truth in units of the noise follows when the noise does. Skies keep their photometry: they
-are blurred without loss of flux and get more noise, but no other contrast.
+Geometric changes are applied to the image and its ground truth alike. Changes of intensity are
+applied to the image only, except that a ground truth in units of the noise is rescaled when the
+noise changes. Skies keep their photometry: they are blurred without loss of flux and receive more
+noise, but their contrast is not changed.
 """
 
 from __future__ import annotations
@@ -20,49 +21,51 @@ from fcnpipe.training.labelled_images import LabelledImage
 
 Floats = NDArray[np.float32]
 NODES = 3
-"""Nodes of the displacements along each axis of a crop (Ronneberger et al. 2015)."""
+"""Number of displacement nodes along each axis of a crop (Ronneberger et al. 2015)."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much the crops differ from the images."""
+    """Strength of each augmentation: section ``augment`` of a recipe."""
 
     symmetries: bool = True
-    """Whether they are turned and mirrored."""
+    """Whether crops are rotated by multiples of 90 degrees and mirrored at random."""
     elastic_px: float = 10.0
-    """Standard deviation of the displacements of the NODES, px."""
+    """Standard deviation of the displacements of the nodes, px."""
     elastic_part: float = 0.5
-    """Part of the crops that is bent."""
+    """Fraction of the crops that are deformed elastically."""
     brightness: float = 0.2
-    """Standard deviation of the shift, in the input's unit; linear scaling."""
+    """Standard deviation of the additive shift, in units of the network's input; linear scaling
+    only."""
     contrast: float = 0.2
-    """Standard deviation of the logarithm of the factor; linear scaling."""
+    """Standard deviation of the logarithm of the gain; linear scaling only."""
     noise: float = 0.15
-    """Standard deviation of the added noise is up to this; in noises of the image for asinh."""
+    """Maximum standard deviation of the added noise; with asinh scaling, maximum relative increase
+    of the image's noise."""
     blur_px: float = 0.0
-    """Standard deviation of the added Gaussian blur is up to this, px."""
+    """Maximum standard deviation of the added Gaussian blur, px."""
     balance: float = 0.6
-    """Part of the crops for which the rarer of two places is taken."""
+    """Fraction of the crops for which the rarer of two random positions is used."""
 
 
 NO_AUGMENTATION = Augmentation(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-"""Crops as they are."""
+"""Augmentation that leaves every crop unchanged."""
 
 
 @dataclass(frozen=True)
 class CropGeometry:
-    """Where crops are cut."""
+    """Size of random crops."""
 
     side: int
     """Side of a crop, px."""
     margin: int
-    """Pixels around it that its targets depend on."""
+    """Width of the border around a crop that its targets depend on, px."""
     photometric: bool = False
-    """Whether the images are in units of their noise, and their flux counts."""
+    """Whether the images are in units of their noise and their flux must be kept."""
 
     @property
     def full_side(self) -> int:
-        """Side of the crop with its margin, px."""
+        """Side of a crop with its margin, px."""
         return self.side + 2 * self.margin
 
 
@@ -72,7 +75,7 @@ def cut_crop(
     augment: Augmentation,
     rng: np.random.Generator,
 ) -> LabelledImage:
-    """A crop with its margin, of a pair at random, changed at random."""
+    """Return a randomly placed and augmented crop, with its margin, of a random image."""
     pair, corner = _choose_crop(pairs, geometry, augment, rng)
     bent = augment.elastic_px > 0 and rng.random() < augment.elastic_part
     displacement = draw_displacement(geometry.full_side, augment.elastic_px, rng) if bent else None
@@ -90,7 +93,7 @@ def cut_crop(
         x, truth = apply_symmetry(x, number), apply_symmetry(truth, number)
         weight = None if weight is None else apply_symmetry(weight, number)
     if weight is not None:
-        weight = np.maximum(weight, 0)  # bent weights can swing below
+        weight = np.maximum(weight, 0)  # bicubic interpolation can overshoot below 0
     if geometry.photometric:
         return LabelledImage(*degrade_sky(x, truth, augment, rng), weight=weight)
     return LabelledImage(vary_intensity(x, augment, rng), truth, weight=weight)
@@ -123,19 +126,20 @@ def _mean_rarity(pair: LabelledImage, corner: tuple[int, int], geometry: CropGeo
     return float(pair.rarity[y : y + geometry.side : 4, x : x + geometry.side : 4].mean())
 
 
-# --- what moves -----------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 
 def apply_symmetry(array: Any, number: int) -> Any:
-    """One of the 8 symmetries of the square, of the last two axes; 0 leaves all as it is."""
+    """Apply one of the 8 symmetries of the square to the last two axes; number 0 is the identity."""
     turned = np.rot90(array, number % 4, (-2, -1))
     return np.ascontiguousarray(turned[..., ::-1] if number >= 4 else turned)
 
 
 def draw_displacement(side: int, sigma_px: float, rng: np.random.Generator) -> Floats:
-    """How far each pixel of a crop is moved, (2, side, side) px.
+    """Draw the displacement of each pixel of a crop, (2, side, side) float32, px.
 
-    Independent Gaussian displacements of 3 x 3 nodes, bicubic in between.
+    The displacements of 3 x 3 nodes are independent Gaussian variables; bicubic interpolation is
+    used in between.
     """
     rows = _cubic_matrix(side)
     nodes = rng.normal(0, sigma_px, (2, NODES, NODES))
@@ -143,7 +147,7 @@ def draw_displacement(side: int, sigma_px: float, rng: np.random.Generator) -> F
 
 
 def _cubic_matrix(side: int) -> NDArray[np.float64]:
-    """(side, NODES): what each node adds to each pixel, by cubic convolution with held ends."""
+    """Return the weight of each node for each pixel, (side, NODES): cubic convolution with constant ends."""
     place = np.linspace(0, NODES - 1, side)
     rows = np.zeros((side, NODES))
     for node in range(-2, NODES + 2):
@@ -159,18 +163,25 @@ def _cubic_kernel(d: NDArray[np.float64]) -> NDArray[np.float64]:
 def sample_square(
     array: Any, corner: tuple[int, int], side: int, displacement: Floats | None = None
 ) -> Any:
-    """A square of the last two axes, mirrored where it leaves the image.
+    """Return a square of the last two axes, mirrored beyond the edges of the image.
 
     Parameters
     ----------
     array
-        (..., h, w); integers are labels and keep their values, float32 is interpolated.
+        (..., h, w). Integers are labels and are sampled at the nearest pixel; float32 is
+        interpolated bicubically.
     corner
-        First pixel, which may lie outside.
+        Index (y, x) of the first pixel, which may be outside the image.
     side
         Side of the square, px.
     displacement
-        (2, side, side) px: where each pixel is taken from, beyond its own place.
+        (2, side, side) px: offset from each pixel of the square to the point where it is sampled.
+        None: no deformation.
+
+    Returns
+    -------
+    ndarray
+        (..., side, side) of the dtype of ``array``.
     """
     if displacement is None:
         y, x = (
@@ -233,11 +244,11 @@ def _sample_cubic(plane, top, left, displacement):  # type: ignore[no-untyped-de
     return out
 
 
-# --- what changes the light -----------------------------------------------------------------------
+# --- intensity ------------------------------------------------------------------------------------
 
 
 def vary_intensity(x: Floats, augment: Augmentation, rng: np.random.Generator) -> Floats:
-    """A micrograph in another brightness and contrast, less sharp and noisier."""
+    """Return a micrograph with random contrast, brightness, blur and noise."""
     factor = np.exp(rng.normal(0, augment.contrast))
     shift, noise = rng.normal(0, augment.brightness), rng.uniform(0, augment.noise)
     blurred = blur(x, rng.uniform(0, augment.blur_px))
@@ -247,19 +258,19 @@ def vary_intensity(x: Floats, augment: Augmentation, rng: np.random.Generator) -
 def degrade_sky(
     x: Floats, truth: Any, augment: Augmentation, rng: np.random.Generator
 ) -> tuple[Floats, Any]:
-    """A sky seen through worse air, with more noise; both in units of the new noise.
+    """Return a sky with worse seeing and more noise, in units of the new noise.
 
     Parameters
     ----------
     x
-        (bands, h, w) float32 in noises of a pixel.
+        (bands, h, w) float32, in units of the noise of a pixel.
     truth
-        Labels, or an image in the same unit.
+        Labels, which are returned unchanged, or an image in the same unit as ``x``.
 
     Notes
     -----
-    Blur takes noise away as well; what is added makes it white again, down to a part of it. The
-    flux of the crop stays, in units of the old noise.
+    The blur also reduces the noise. White noise is added afterwards, so the total noise is white
+    except for its blurred part. The flux of the crop, in units of the old noise, does not change.
     """
     sigma = rng.uniform(0, augment.blur_px)
     wanted = 1 + rng.uniform(0, augment.noise)
@@ -270,14 +281,14 @@ def degrade_sky(
 
 
 def blur(x: Floats, sigma_px: float) -> Floats:
-    """The image through a Gaussian of this width; its sum stays."""
+    """Return an image convolved with a Gaussian of standard deviation ``sigma_px``; its sum does not change."""
     if sigma_px <= 0:
         return x
     return np.asarray(gaussian_filter(x, (0, sigma_px, sigma_px), mode="reflect"), np.float32)
 
 
 def noise_after_blur(sigma_px: float) -> float:
-    """What a blur leaves of white noise: the root of its kernel's squared sum."""
+    """Return the standard deviation of unit white noise after a blur: the root of the kernel's squared sum."""
     if sigma_px <= 0:
         return 1.0
     half = ceil(4 * sigma_px) + 1

@@ -1,7 +1,9 @@
-"""Where a training's batches come from: simulated scenes, or pairs of image and label.
+"""Sources of mini-batches: simulated scenes, simulated image pairs, and labelled images.
 
-A batch depends on the recipe, the step and the number of the pass alone, so an interrupted training
-goes on with the same ones, and two processes see what one that takes twice the passes sees.
+A training step accumulates the gradients of one or more micro-batches. A micro-batch depends only
+on the recipe, the step and its number within the step. An interrupted training therefore continues
+with the same micro-batches, and two processes see the same micro-batches as one process that
+accumulates twice as many.
 """
 
 from __future__ import annotations
@@ -36,50 +38,51 @@ VALIDATION_SEED = 977
 
 @dataclass(frozen=True)
 class Batch:
-    """What one pass of the network sees and shall say."""
+    """Input and targets of one micro-batch."""
 
     x: Floats
-    """(n, bands, h, w) float32, as the network sees it."""
+    """(n, bands, h, w) float32, input of the network."""
     targets: Floats
-    """(n, outputs, h, w) float32."""
+    """(n, outputs, h, w) float32, desired output of the network."""
     weight: Floats | None = None
-    """(n, 1, h, w) float32, what each pixel counts; None: all alike."""
+    """(n, 1, h, w) float32, weight of each pixel in the loss; None: all pixels have the same
+    weight."""
 
 
 class BatchSource(Protocol):
-    """Gives batches by number."""
+    """Source of the micro-batches of a training."""
 
     scaling: Scaling
-    """What was done to the pixels before the network sees them."""
+    """Scaling of the pixel values before the network."""
     validation: list[Batch]
-    """What the weights are judged by."""
+    """Batches of the validation."""
 
     def prepare(self, step: int) -> None:
-        """Have ready what the batches of a step are cut from."""
+        """Prepare the data of the micro-batches of a step."""
 
     def batch(self, step: int, number: int = 0) -> Batch:
-        """Give the batch of a pass of a step; after ``prepare(step)``."""
+        """Return micro-batch ``number`` of a step; ``prepare(step)`` must have been called."""
 
     def discard_before(self, step: int) -> None:
-        """Throw away what only steps before this one need."""
+        """Delete data that only steps before this one need."""
 
     def close(self) -> None:
-        """End what runs beside the training."""
+        """Stop background processes."""
 
 
 def open_batch_source(recipe: Recipe, folder: Path, step: int, produce: bool = True) -> BatchSource:
-    """The source of a recipe's batches.
+    """Return the batch source of a recipe.
 
     Parameters
     ----------
     recipe
         The recipe.
     folder
-        Where scenes wait.
+        Folder of the training, for simulated scenes that wait to be used.
     step
-        The first step that will be asked for.
+        The first step that will be requested.
     produce
-        Whether to simulate, and not to wait for another process that does.
+        Whether to simulate scenes here. False: wait for another process that simulates them.
     """
     if recipe.pairs is not None:
         return LabelledImageSource(recipe, recipe.pairs)
@@ -88,11 +91,11 @@ def open_batch_source(recipe: Recipe, folder: Path, step: int, produce: bool = T
     return ScenePoolSource(recipe, folder, step, produce)
 
 
-# --- drawn images ---------------------------------------------------------------------------------
+# --- simulated pairs ------------------------------------------------------------------------------
 
 
 class SimulatedPairSource:
-    """Images that are drawn when they are asked for."""
+    """Image pairs that are simulated on request."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.scaling = recipe, simulated_pairs.input_scaling(recipe.kind)
@@ -100,20 +103,20 @@ class SimulatedPairSource:
         self.validation = [self._draw([VALIDATION_SEED * 10_000_000 + k]) for k in numbers]
 
     def prepare(self, step: int) -> None:
-        """Nothing is kept from step to step."""
+        """Do nothing: no data are kept between steps."""
 
     def batch(self, step: int, number: int = 0) -> Batch:
-        """Images of a pass, none of which any other pass has."""
+        """Return the image pairs of a micro-batch; no other micro-batch contains any of them."""
         first = self.recipe.seed * 100_000_000
         count = self.recipe.batch
         place = (step * 64 + number) * count
         return self._draw(range(first + place, first + place + count))
 
     def discard_before(self, step: int) -> None:
-        """Nothing is kept for a step."""
+        """Do nothing: no data are kept between steps."""
 
     def close(self) -> None:
-        """Nothing runs beside it."""
+        """Do nothing: there are no background processes."""
 
     def _draw(self, seeds: Sequence[int]) -> Batch:
         drawings = [
@@ -125,16 +128,18 @@ class SimulatedPairSource:
         )
 
 
-# --- pairs ----------------------------------------------------------------------------------------
+# --- labelled images ------------------------------------------------------------------------------
 
 
 class LabelledImageSource:
-    """Crops of images with labels.
+    """Random augmented crops of labelled images.
 
     Raises
     ------
-    InputError, SpecError
-        When a file cannot be read, or is smaller than a crop.
+    InputError
+        If a file cannot be read.
+    SpecError
+        If an image is smaller than a crop.
     """
 
     def __init__(self, recipe: Recipe, spec: PairsSpec) -> None:
@@ -144,27 +149,27 @@ class LabelledImageSource:
         chosen = read_pairs(spec, spec.choose, self.scaling)
         self.validation = [_whole_image(pair, spec, self.scaling) for pair in chosen]
         self.geometry = CropGeometry(recipe.crop, spec.margin, spec.scaling == "asinh")
-        least = min(min(pair.x.shape[1:]) for pair in self.images)
-        if least < recipe.crop:
+        smallest = min(min(pair.x.shape[1:]) for pair in self.images)
+        if smallest < recipe.crop:
             raise SpecError(
-                f"crop {recipe.crop} is larger than an image of {least} px: give a smaller crop"
+                f"crop {recipe.crop} is larger than an image of {smallest} px: use a smaller crop"
             )
 
     def prepare(self, step: int) -> None:
-        """Everything is there from the start."""
+        """Do nothing: all images are in memory from the start."""
 
     def batch(self, step: int, number: int = 0) -> Batch:
-        """Crops of images at random, changed at random."""
+        """Return randomly placed and augmented crops of random images."""
         rng = np.random.default_rng([self.recipe.seed, step, 7, number])
         crops = [self._crop(rng) for _ in range(self.recipe.batch)]
         x, targets, weight = (np.stack(part) for part in zip(*crops, strict=True))
         return Batch(x, targets, weight)
 
     def discard_before(self, step: int) -> None:
-        """Nothing is kept for a step."""
+        """Do nothing: all images stay in memory."""
 
     def close(self) -> None:
-        """Nothing runs beside it."""
+        """Do nothing: there are no background processes."""
 
     def _crop(self, rng: np.random.Generator) -> tuple[Any, ...]:
         crop = cut_crop(self.images, self.geometry, self.recipe.augment, rng)
@@ -184,7 +189,7 @@ def _whole_image(pair: LabelledImage, spec: PairsSpec, scaling: Scaling) -> Batc
 def _weighted_targets(
     pair: LabelledImage, spec: PairsSpec, scaling: Scaling
 ) -> tuple[Floats, Floats]:
-    """Give what the network shall say of a pair, and what each pixel of it counts."""
+    """Return the targets of an image and the weight of each pixel."""
     targets, known = make_targets(pair.truth, spec, scaling)
     return targets, known if pair.weight is None else known * pair.weight
 
@@ -193,7 +198,7 @@ def _weighted_targets(
 
 
 class ScenePoolSource:
-    """Crops of a pool of simulated scenes that is renewed bit by bit."""
+    """Random crops of a pool of simulated scenes that is renewed gradually."""
 
     scaling = Scaling()
 
@@ -215,7 +220,7 @@ class ScenePoolSource:
         self._step = step
 
     def batch(self, step: int, number: int = 0) -> Batch:
-        """Crops of scenes at random, turned and mirrored at random."""
+        """Return randomly placed crops of random scenes, rotated and mirrored at random."""
         return Batch(*draw_batch(self.pool, self.recipe, step, number))
 
     def discard_before(self, step: int) -> None:
@@ -223,7 +228,7 @@ class ScenePoolSource:
         self._stream.discard_before(_oldest_number(self.recipe, step))
 
     def close(self) -> None:
-        """End the process that simulates."""
+        """Stop the process that simulates scenes."""
         self._stream.close()
 
     def _renew(self, number: int) -> None:
@@ -245,8 +250,11 @@ def _list_validation(recipe: Recipe) -> Iterator[Batch]:
 def draw_batch(
     pool: list[Example], recipe: Recipe, step: int, number: int = 0
 ) -> tuple[Floats, Floats]:
-    """Input (n, 1, c, c) and targets (n, 3, c, c) of a pass, turned and mirrored at random."""
-    # A seed sequence does not see a 0 at its end: the first pass of a step is what it always was.
+    """Return the input (n, 1, c, c) and targets (n, 3, c, c), both float32, of a micro-batch of random crops.
+
+    The crops are rotated and mirrored at random.
+    """
+    # A seed sequence ignores a trailing 0, so micro-batch 0 is that of versions without accumulation.
     rng = np.random.default_rng([recipe.seed, step, 7, number])
     crops = [_draw_crop(pool, recipe.crop, rng) for _ in range(recipe.batch)]
     x = np.stack([c[0] for c in crops]).astype(np.float32)[:, None]
@@ -254,7 +262,7 @@ def draw_batch(
 
 
 def _draw_crop(pool: list[Example], side: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    # Of two places the one with more centres is taken more often: skies are mostly empty.
+    # Of two random squares the one with more centres is preferred, because skies are mostly empty.
     options = [_cut_random_square(pool, side, rng) for _ in range(2)]
     if rng.random() < 0.6:
         options.sort(key=lambda o: int(o[1][1, ::4, ::4].sum(dtype=np.int64)), reverse=True)
@@ -272,7 +280,7 @@ def _cut_random_square(pool: list[Example], side: int, rng: np.random.Generator)
 
 
 def _newest_number(recipe: Recipe, step: int) -> int:
-    """Number of the newest example in the pool at a step."""
+    """Return the number of the newest example in the pool at a step."""
     return recipe.opening - 1 + int(step * recipe.refresh)
 
 

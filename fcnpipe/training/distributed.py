@@ -1,7 +1,7 @@
-"""The processes that train one network together, as ``torchrun`` starts them.
+"""Distributed data-parallel training with processes started by ``torchrun``.
 
-Each takes its own passes; the gradients are averaged over all of them, so that every process has the
-same network after each step. The first one writes.
+Each process computes its own micro-batches. The gradients are averaged over all processes, so every
+process has the same network after each step. The process of rank 0 writes the files.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor, distributed, nn
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """Which one of how many processes this is."""
+    """Rank of this process and number of processes."""
 
     rank: int = 0
-    """Number of this process."""
+    """Rank of this process, from 0."""
     world_size: int = 1
     """Number of processes."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def average_gradients(self, network: nn.Module) -> None:
-        """Replace the gradients by their mean over the processes."""
+        """Replace the gradients of a network by their mean over the processes."""
         if self.world_size == 1:
             return
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -42,7 +42,7 @@ class ProcessGroup:
             gradient.copy_(part.view_as(gradient))
 
     def average(self, value: float, device: str) -> float:
-        """Give the mean of a number over the processes."""
+        """Return the mean of a number over the processes."""
         if self.world_size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=device)
@@ -50,7 +50,7 @@ class ProcessGroup:
         return float(total) / self.world_size
 
     def broadcast(self, value: float, device: str) -> float:
-        """Give the first process's number to all."""
+        """Return the number of the process of rank 0 in every process."""
         if self.world_size == 1:
             return value
         shared: Tensor = torch.tensor(value, dtype=torch.float64, device=device)
@@ -59,18 +59,18 @@ class ProcessGroup:
 
 
 def is_first_process() -> bool:
-    """Whether this process is alone or the first of those that torchrun has started."""
+    """Return whether this process has rank 0 or was not started by torchrun."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def count_processes() -> int:
-    """How many processes torchrun has started; 1 without it."""
+    """Return the number of processes that torchrun has started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def join_process_group(device: str) -> Iterator[ProcessGroup]:
-    """Take this process's place among those that torchrun has started; alone without it."""
+    """Join the process group of torchrun for the duration of the context; without torchrun, a group of one."""
     count = count_processes()
     if count == 1:
         yield ProcessGroup()
@@ -80,6 +80,6 @@ def join_process_group(device: str) -> Iterator[ProcessGroup]:
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield ProcessGroup(distributed.get_rank(), count)
-        distributed.barrier()  # nobody leaves while another still needs the connection
+        distributed.barrier()  # no process may leave while another still needs the connection
     finally:
         distributed.destroy_process_group()

@@ -1,8 +1,8 @@
-"""An endless, numbered stream of training examples, simulated by processes of their own.
+"""Endless, numbered stream of training examples that a background process simulates.
 
-Example k depends on the recipe's seed and on k alone. It waits in a file until the loop has taken
-it and no longer needs it for a resume, so an interrupted training goes on with exactly the same
-examples.
+Example k depends only on the kind and side of the scenes, the seed and k. It is kept in a file
+until the training loop has used it and no longer needs it for a resume, so an interrupted training
+continues with exactly the same examples.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,28 @@ import numpy as np
 from fcnpipe.simulation.scenes import SceneSpec, draw
 from fcnpipe.training.targets import Example, make_example
 
-Maker = Callable[[int], Example]
-
 
 def simulate_example(kind: str | SceneSpec, side: int, seed: int, number: int) -> Example:
-    """Example ``number`` of a stream, (side, side) px."""
+    """Simulate example ``number`` of a stream, (side, side) px."""
     return make_example(draw(kind, (side, side), seed * 10_000_000 + number))
 
 
 class ExampleStream:
-    """Examples by number, made ahead of time.
+    """Examples by number, simulated ahead of time.
 
     Parameters
     ----------
     folder
-        Where the files wait.
+        Folder of the example files.
     arguments
-        (kind, side, seed) of the recipe.
+        Kind and side of the scenes and seed of the recipe.
     first
-        Number of the first example that will be asked for.
+        Number of the first example that will be requested.
     ahead
-        How many examples may wait.
+        Maximum number of examples that wait to be used.
     produce
-        Whether to make them, and not to wait for another stream on this folder that does.
+        Whether to simulate examples here. False: wait for another stream on this folder that
+        simulates them.
     """
 
     def __init__(
@@ -65,13 +63,13 @@ class ExampleStream:
             self._process.start()
 
     def wait_for(self, number: int) -> Example:
-        """Example of this number; waits until it is there."""
+        """Return the example of this number; wait until it exists."""
         with self._wanted.get_lock():
             self._wanted.value = number
         path = _path(self.folder, number)
         while not path.exists():
             if self._produces and not self._process.is_alive():
-                raise RuntimeError(f"the process that simulates example {number} has ended")
+                raise RuntimeError(f"the process that simulates example {number} has stopped")
             time.sleep(0.2)
         with np.load(path) as stored:
             return Example(stored["x"], stored["targets"])
@@ -83,7 +81,7 @@ class ExampleStream:
                 path.unlink()
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process that simulates examples."""
         if self._produces:
             self._process.terminate()
             self._process.join()

@@ -1,16 +1,17 @@
-"""Images with their labels: read, scaled as the pipeline scales them, and turned into targets.
+"""Labelled images: read, scale as the pipeline does, and convert to training targets.
 
 ========== ========================================= ==================================================
-task       truth to an image                        outputs
+task       ground truth of an image                  outputs of the network
 ========== ========================================= ==================================================
 membrane   label image: cells > 0, membranes 0       ``source``: inside a cell; ``relief``: distance to
                                                      the nearest membrane, 1 from ``reach_px`` on
-instances  label image: each object its own number   the same; where two objects touch is a border too
+instances  label image: a number for each object     the same; the line between two touching objects
+                                                     counts as a border too
 classes    label image: 0 to k - 1                   the k classes, softmax
-image      image                                     the image, scaled as the input is
+image      image                                     the image, scaled like the input
 ========== ========================================= ==================================================
 
-A negative label, or none (NaN), is not known and does not count.
+Pixels with a negative label, or without one (NaN), are unknown and are ignored in the loss.
 """
 
 from __future__ import annotations
@@ -39,59 +40,64 @@ Labels = NDArray[np.int32]
 
 TASKS = ("membrane", "instances", "classes", "image")
 UNKNOWN = -1
-"""Label of a pixel of which nothing is known."""
+"""Label of a pixel whose ground truth is unknown."""
 
 
 @dataclass(frozen=True)
 class PairsSpec:
-    """Where images and their labels are, and what is to be learned of them."""
+    """Labelled images to train on and the task to learn: section ``pairs`` of a recipe."""
 
     images: str
-    """Folder of images in the order of their numbers, each with all its bands; or one file, each of
-    whose planes is an image."""
+    """Folder of images, sorted by the numbers in their names, each with all its bands; or one file
+    whose planes are the images."""
     labels: str
-    """The same for what the network shall say of them."""
+    """Folder or file of the ground truth, in the same order."""
     train: str
-    """Numbers of the images to train on, such as "0-15" or "0,2,5-7"."""
+    """Numbers of the training images, such as "0-15" or "0,2,5-7"."""
     choose: str
-    """Numbers of the images by which the best weights are chosen."""
+    """Numbers of the validation images, which select the best weights."""
     task: str = "membrane"
     """One of TASKS."""
     classes: tuple[str, ...] = ()
-    """Names of the labels 0, 1, ... of task classes; "source" is what can be segmented."""
+    """Names of the labels 0, 1, ... of task classes; "source" names the foreground that can be
+    segmented."""
     reach_px: float = 12.0
     """Distance from the border at which the relief is 1, px."""
     border_peak: float = 0.0
-    """Weight of a pixel in the narrowest gap between two cells, beside that of its class (U-Net: 10); 0:
-    all pixels count the same. Tasks membrane and instances."""
+    """Weight of a pixel in the narrowest gap between two cells, in addition to the weight of its
+    class (U-Net: 10); 0: all pixels have the same weight. Tasks membrane and instances only."""
     border_px: float = 5.0
-    """Width of the gaps that count more, px."""
+    """Width of the gaps with higher weight, px."""
     scaling: str = "linear"
-    """linear: pixels as stored, for micrographs; asinh: signal-to-noise, for skies."""
+    """linear: pixel values as stored, for micrographs; asinh: signal-to-noise ratio, for skies."""
     offset: float | None = None
-    """Linear: value that becomes 0; the mean of the training images if not given."""
+    """Linear scaling: value that becomes 0. Default: the mean of the training images."""
     scale: float | None = None
-    """Linear: difference that becomes 1; their standard deviation if not given."""
+    """Linear scaling: difference that becomes 1. Default: the standard deviation of the training
+    images."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Check the values."""
         if self.task not in TASKS:
             raise SpecError(f"task {self.task!r}: choose one of {', '.join(TASKS)}")
         if self.scaling not in ("linear", "asinh"):
             raise SpecError(f"scaling {self.scaling!r}: choose linear or asinh")
         if (self.task == "classes") != bool(self.classes):
-            raise SpecError("classes: name the labels of task classes, and of no other task")
+            raise SpecError(
+                "classes: name the labels of task classes; leave it out for other tasks"
+            )
         if self.border_peak and not self.has_objects:
             raise SpecError(f"border_peak: task {self.task} has no borders: leave it out")
         if not (self.border_peak >= 0 and self.border_px > 0):
             raise SpecError(
-                f"border_peak {self.border_peak}, border_px {self.border_px}: give a weight of at "
-                "least 0 and a width above 0"
+                f"border_peak {self.border_peak}, border_px {self.border_px}: the weight must be at "
+                "least 0 and the width above 0"
             )
         shared = set(parse_numbers(self.train)) & set(parse_numbers(self.choose))
         if shared:
             raise SpecError(
-                f"train and choose share images {sorted(shared)}: what was trained on cannot choose"
+                f"train and choose share images {sorted(shared)}: select the weights on images that "
+                "are not used for training"
             )
 
     @property
@@ -101,12 +107,12 @@ class PairsSpec:
 
     @property
     def margin(self) -> int:
-        """Pixels beyond a crop that its targets depend on."""
+        """Width of the border around a crop that its targets depend on, px."""
         return int(np.ceil(self.reach_px)) if self.has_objects else 0
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """Outputs of the network; those of task image follow from the data."""
+        """Outputs of the network. For task image their number follows from the data."""
         if self.task == "classes":
             return tuple(_class_output(name) for name in self.classes)
         if self.task == "image":
@@ -121,26 +127,27 @@ def _class_output(name: str) -> Output:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image and the truth to it."""
+    """An image and its ground truth."""
 
     x: Floats
-    """(bands, h, w): (value - offset) / scale, or signal-to-noise before the asinh; finite."""
+    """(bands, h, w), finite: (value - offset) / scale, or the signal-to-noise ratio before the
+    asinh."""
     truth: Any
     """(h, w) int32 labels, or (k, h, w) float32 image in the same unit as x."""
 
     rarity: Floats | None = None
-    """(h, w) float32, how rare the kind of label is that stands here; None of an image."""
+    """(h, w) float32, rarity of each pixel's kind of label; None if the ground truth is an image."""
     weight: Floats | None = None
-    """(h, w) float32, what each pixel counts; None: all alike."""
+    """(h, w) float32, weight of each pixel in the loss; None: all pixels have the same weight."""
 
 
 def parse_numbers(text: str) -> list[int]:
-    """The numbers of a list such as "0,2,5-7".
+    """Return the numbers of a list such as "0,2,5-7".
 
     Raises
     ------
     SpecError
-        When it is no such list.
+        If the text is not such a list.
 
     Examples
     --------
@@ -151,7 +158,7 @@ def parse_numbers(text: str) -> list[int]:
     for part in str(text).replace(" ", "").split(","):
         ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if not ends:
-            raise SpecError(f"{text!r} is no list of numbers: write it like 0-15 or 0,2,5-7")
+            raise SpecError(f"{text!r} is not a list of numbers: write it like 0-15 or 0,2,5-7")
         numbers.extend(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
     return numbers
 
@@ -160,24 +167,28 @@ def parse_numbers(text: str) -> list[int]:
 
 
 def read_pairs(spec: PairsSpec, numbers: str, scaling: Scaling) -> list[LabelledImage]:
-    """The pairs of these numbers.
+    """Read the images of these numbers with their ground truth.
 
     Raises
     ------
     InputError
-        When a file cannot be read, a number has none, or image and labels differ in shape.
+        If a file cannot be read, a number has no image, or an image and its labels differ in shape.
     """
     images, labels = _ImageStack(spec.images), _ImageStack(spec.labels)
     if len(images) != len(labels):
         raise InputError(
             f"{spec.images} holds {len(images)} images but {spec.labels} {len(labels)}: "
-            "give as many labels as images"
+            "provide one label image for each image"
         )
     return [_read_pair(spec, images, labels, n, scaling) for n in parse_numbers(numbers)]
 
 
 def measure_scaling(spec: PairsSpec) -> Scaling:
-    """The scaling of a recipe's images: what it says, or mean and spread of those to train on."""
+    """Return the scaling of a recipe's images.
+
+    Offset and scale that the recipe does not set are the mean and standard deviation of the
+    training images, rounded to 3 decimals.
+    """
     if spec.scaling == "asinh":
         return Scaling()
     if spec.offset is not None and spec.scale is not None:
@@ -203,17 +214,17 @@ class _ImageStack:
         return self._images[0].info.shape[0] if self._planes else len(self._images)
 
     def read(self, number: int) -> Floats:
-        """Give an image, (bands, h, w) float32; NaN where there is no data."""
+        """Read an image, (bands, h, w) float32; NaN where there are no data."""
         image, bands = self._find(number)
         box = Box(0, 0, *image.info.shape[1:])
         return np.stack([image.read(box, band) for band in bands])
 
     def read_labels(self, number: int) -> Labels:
-        """Give the labels of an image, (h, w) int32."""
+        """Read the labels of an image, (h, w) int32."""
         image, bands = self._find(number)
         if len(bands) > 1:
             raise InputError(
-                f"{self.name}: labels {number} have {len(bands)} planes: give one plane of numbers"
+                f"{self.name}: labels {number} have {len(bands)} planes: use label images of one plane"
             )
         values = image.read_integer(Box(0, 0, *image.info.shape[1:]), bands[0])
         return np.asarray(np.maximum(values, UNKNOWN), np.int32)
@@ -221,7 +232,7 @@ class _ImageStack:
     def _find(self, number: int) -> tuple[Image, Sequence[int]]:
         if number >= len(self):
             raise InputError(
-                f"{self.name} has no image {number}: they are numbered 0 to {len(self) - 1}"
+                f"{self.name} has no image {number}: its images are numbered 0 to {len(self) - 1}"
             )
         if self._planes:
             return self._images[0], [number]
@@ -230,7 +241,7 @@ class _ImageStack:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether this is a folder of images, and not a zarr store."""
+    """Return whether a path is a folder of images rather than a zarr store."""
     marks = ("zarr.json", ".zgroup", ".zarray")
     return path.is_dir() and not any((path / mark).exists() for mark in marks)
 
@@ -245,7 +256,7 @@ def _list_files(path: Path) -> list[Path]:
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:
-    """Order in which 2 comes before 10."""
+    """Return a sort key that puts 2 before 10."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
@@ -262,7 +273,7 @@ def _read_pair(
     if truth.shape[-2:] != x.shape[-2:]:
         raise InputError(
             f"image {number} is {x.shape[-2:]} px but its labels are {truth.shape[-2:]} px: "
-            "give labels of the image's shape"
+            "use labels of the image's shape"
         )
     if spec.task == "image":
         return LabelledImage(x, truth)
@@ -273,7 +284,7 @@ def _read_pair(
 
 
 def _border_weights(truth: Labels, spec: PairsSpec) -> Floats:
-    """Give the border weights of the whole image: in a crop, a cell could be in two pieces."""
+    """Return the border weights of the whole image: within a crop, one cell can appear as two."""
     cells = np.maximum(truth, 0)
     if spec.task == "membrane":
         cells = label_components(cells)[0]
@@ -287,7 +298,7 @@ def _compute_rarity(kind: NDArray[Any]) -> Floats:
 
 
 def _scale_plane(plane: Floats, scaling: Scaling) -> Floats:
-    """Give the plane in the unit that the network's input is made from; bad pixels filled."""
+    """Return a plane in the unit from which the network's input is computed, with bad pixels filled."""
     flags = flag_pixels(plane)
     if scaling.kind == "linear":
         unit = np.full_like(plane, scaling.scale)
@@ -298,7 +309,7 @@ def _scale_plane(plane: Floats, scaling: Scaling) -> Floats:
 
 
 def compress_input(x: Floats, scaling: Scaling) -> Floats:
-    """The input of the network, of a pair's x."""
+    """Return the input of the network for the pixels ``x`` of a labelled image."""
     if scaling.kind == "linear":
         return x
     return np.asarray(np.arcsinh(x / np.float32(scaling.softening)), np.float32)
@@ -308,14 +319,14 @@ def compress_input(x: Floats, scaling: Scaling) -> Floats:
 
 
 def make_targets(truth: Any, spec: PairsSpec, scaling: Scaling) -> tuple[Floats, Floats]:
-    """What the network is to say, and where it counts.
+    """Compute the desired output of the network and the pixels that count in the loss.
 
     Returns
     -------
     ndarray
         (outputs, h, w) float32: in [0, 1], or an image.
     ndarray
-        (1, h, w) float32, 1 where the truth is known, else 0.
+        (1, h, w) float32: 1 where the ground truth is known, else 0.
     """
     if spec.task == "image":
         return compress_input(truth, scaling), np.ones((1, *truth.shape[1:]), np.float32)
@@ -329,14 +340,14 @@ def make_targets(truth: Any, spec: PairsSpec, scaling: Scaling) -> tuple[Floats,
 def _one_hot(labels: Labels, count: int) -> Iterator[Floats]:
     if labels.max() >= count:
         raise InputError(
-            f"label {labels.max()} has no name: classes names {count}, from label 0 on"
+            f"label {labels.max()} has no name: classes names {count} labels, from 0 on"
         )
     for value in range(count):
         yield (labels == value).astype(np.float32)
 
 
 def _interior(labels: Labels) -> NDArray[np.bool_]:
-    """Whether a pixel belongs to an object and touches no other one."""
+    """Return which pixels belong to an object and do not touch another object."""
     inner = labels > 0
     for axis in (0, 1):
         low = (slice(None), slice(None, -1)) if axis else (slice(None, -1),)

@@ -1,4 +1,4 @@
-"""The learning curve of a training as a picture, and line charts in general."""
+"""Learning curve of a training as a PNG file, and line charts in general."""
 
 from __future__ import annotations
 
@@ -21,60 +21,61 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows."""
+    """Content of a line chart."""
 
     title: str
-    """Above it."""
+    """Text above the chart."""
     x_label: str
-    """Below the x axis."""
+    """Text below the x axis."""
     y_label: str
-    """Beside the y axis."""
+    """Text along the y axis."""
     lines: Mapping[str, Points] = field(default_factory=dict)
-    """(x, y) of each line, by its name in the legend."""
+    """Points (x, y) of each line, by its name in the legend."""
     log_x: bool = False
-    """Whether x is logarithmic."""
+    """Whether the x axis is logarithmic."""
     log_y: bool = False
-    """Whether y is logarithmic."""
+    """Whether the y axis is logarithmic."""
     marks: bool = False
-    """Whether each point has a dot, and its x a label."""
+    """Whether each point has a dot and its x value a tick label."""
     bars: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Half the height of the bar at each point, by the line's name; below 0 of a log axis it ends."""
+    """Half the height of the error bar at each point, by the line's name; on a logarithmic axis a
+    bar that would reach 0 or less is cut off."""
 
 
 @dataclass(frozen=True)
 class _Axis:
-    least: float
-    most: float
+    low: float
+    high: float
     begin: int
     end: int
     log: bool
 
-    def place(self, value: float) -> float:
-        """Give the pixel of a value."""
-        part = (self._shape(value) - self._shape(self.least)) / (
-            self._shape(self.most) - self._shape(self.least)
+    def to_pixel(self, value: float) -> float:
+        """Return the pixel position of a value."""
+        part = (self._transform(value) - self._transform(self.low)) / (
+            self._transform(self.high) - self._transform(self.low)
         )
         return self.begin + part * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        """Give round values inside."""
+        """Return round values within the axis."""
         if not self.log:
-            step = _round_up_step((self.most - self.least) / 8)
-            first, last = ceil(self.least / step - 1e-9), floor(self.most / step + 1e-9)
+            step = _round_up_step((self.high - self.low) / 8)
+            first, last = ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9)
             return [n * step for n in range(first, last + 1)]
-        decades = range(floor(log10(self.least)), ceil(log10(self.most)) + 1)
-        steps = (1, 2, 5) if self.most > 30 * self.least else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
+        decades = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
+        steps = (1, 2, 5) if self.high > 30 * self.low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
         found = [m * 10.0**d for d in decades for m in steps]
-        return [v for v in found if self.least * 0.999 <= v <= self.most * 1.001]
+        return [v for v in found if self.low * 0.999 <= v <= self.high * 1.001]
 
-    def _shape(self, value: float) -> float:
+    def _transform(self, value: float) -> float:
         return log10(value) if self.log else value
 
 
 def draw_learning_curve(log: Path) -> Path | None:
-    """Draw the losses of a training's log, as PNG beside it; None if there is nothing to draw.
+    """Draw the losses in the log of a training into a PNG file next to it; return None if there are none.
 
-    A step that was logged twice, before and after a resume, counts once.
+    A step that was logged twice, before and after a resume, is drawn once.
     """
     if not log.exists():
         return None
@@ -89,7 +90,7 @@ def draw_learning_curve(log: Path) -> Path | None:
 
 
 def draw_chart(chart: Chart, path: Path) -> Path:
-    """Draw a chart into a PNG file."""
+    """Draw a chart into a PNG file and return its path."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen = ImageDraw.Draw(picture)
     points = [point for line in chart.lines.values() for point in line]
@@ -99,14 +100,14 @@ def draw_chart(chart: Chart, path: Path) -> Path:
     y = _axis([p[1] for p in points] + ends, HEIGHT - BOTTOM, TOP, chart.log_y)
     _draw_grid(pen, x, y, sorted({p[0] for p in points}) if chart.marks else x.ticks())
     for colour, (name, line) in zip(COLOURS * len(chart.lines), chart.lines.items(), strict=False):
-        places = [(x.place(a), y.place(b)) for a, b in line]
+        places = [(x.to_pixel(a), y.to_pixel(b)) for a, b in line]
         pen.line(places, fill=colour, width=2, joint="curve")
         if chart.marks or len(line) == 1:
             for a, b in places:
                 pen.ellipse((a - 4, b - 4, a + 4, b + 4), fill=colour)
         for a, *pair in bars.get(name, []):
-            pen.line([(x.place(a), y.place(end)) for end in pair], fill=colour, width=1)
-    _write_legend(pen, list(chart.lines), [(x.place(a), y.place(b)) for a, b in points])
+            pen.line([(x.to_pixel(a), y.to_pixel(end)) for end in pair], fill=colour, width=1)
+    _write_legend(pen, list(chart.lines), [(x.to_pixel(a), y.to_pixel(b)) for a, b in points])
     pen.text((LEFT, 14), chart.title, fill=INK, font=_font(18))
     pen.text(((LEFT + WIDTH - RIGHT) // 2, HEIGHT - 14), chart.x_label, INK, _font(15), anchor="ms")
     _write_vertical(picture, chart.y_label)
@@ -117,7 +118,7 @@ def draw_chart(chart: Chart, path: Path) -> Path:
 
 
 def _error_bars(chart: Chart, name: str) -> list[tuple[float, float, float]]:
-    """Give (x, lower end, upper end) of each bar of a line."""
+    """Return (x, lower end, upper end) of each error bar of a line."""
     least = min(y for line in chart.lines.values() for _, y in line) / 2 if chart.log_y else -np.inf
     pairs = zip(chart.lines[name], chart.bars[name], strict=True)
     return [(x, max(y - half, least), y + half) for (x, y), half in pairs]
@@ -139,31 +140,31 @@ def _round_up_step(step: float) -> float:
 
 
 def _draw_grid(pen: ImageDraw.ImageDraw, x: _Axis, y: _Axis, columns: list[float]) -> None:
-    say: Callable[[float], str] = "{:.6g}".format
+    format_value: Callable[[float], str] = "{:.6g}".format
     for value in y.ticks():
-        pen.line((x.begin, y.place(value), x.end, y.place(value)), fill=PALE)
-        pen.text((x.begin - 8, y.place(value)), say(value), INK, _font(13), anchor="rm")
+        pen.line((x.begin, y.to_pixel(value), x.end, y.to_pixel(value)), fill=PALE)
+        pen.text((x.begin - 8, y.to_pixel(value)), format_value(value), INK, _font(13), anchor="rm")
     for value in columns:
-        pen.line((x.place(value), y.begin, x.place(value), y.end), fill=PALE)
-        pen.text((x.place(value), y.begin + 8), say(value), INK, _font(13), anchor="mt")
+        pen.line((x.to_pixel(value), y.begin, x.to_pixel(value), y.end), fill=PALE)
+        pen.text((x.to_pixel(value), y.begin + 8), format_value(value), INK, _font(13), anchor="mt")
     pen.line((x.begin, y.end, x.begin, y.begin, x.end, y.begin), fill=INK)
 
 
 def _write_legend(
     pen: ImageDraw.ImageDraw, names: list[str], places: list[tuple[float, float]]
 ) -> None:
-    """Name the lines where they are least in the way; rather at the right and high up."""
+    """Write the names of the lines where they hide the fewest points, preferably at the top right."""
     width, height = 250, 22 * len(names)
     lefts = (WIDTH - RIGHT - width, LEFT + 20, (LEFT + WIDTH - RIGHT - width) // 2)
     corners = [(left, top) for top in (TOP + 6, HEIGHT - BOTTOM - height - 6) for left in lefts]
 
-    def hidden(corner: tuple[int, int]) -> int:
+    def count_hidden(corner: tuple[int, int]) -> int:
         return sum(
             corner[0] <= x <= corner[0] + width and corner[1] <= y <= corner[1] + height
             for x, y in places
         )
 
-    left, top = min(corners, key=hidden)
+    left, top = min(corners, key=count_hidden)
     for number, name in enumerate(names):
         middle, colour = top + 11 + 22 * number, COLOURS[number % len(COLOURS)]
         pen.line((left, middle, left + 30, middle), fill=colour, width=3)

@@ -1,4 +1,4 @@
-"""The training loop: from a recipe to a network, interruptible at any moment."""
+"""Training loop: from a recipe to trained weights, with checkpoints, so that it can be interrupted at any time."""
 
 from __future__ import annotations
 
@@ -41,76 +41,85 @@ __all__ = [
 
 LOG_EVERY = 25
 DEFAULT_TERMS = {"image": {"mse": 1.0}}
-"""Loss of the tasks that are not learned by cross-entropy."""
+"""Loss terms of the tasks that do not use cross-entropy."""
 ACTIVATIONS = {"classes": "softmax", "image": "identity"}
-"""What makes predictions of the logits, of the tasks for which it is no sigmoid."""
+"""Activation of the logits, for tasks that do not use a sigmoid."""
 
 
 @dataclass
 class TrainingState:
-    """Where a training stands."""
+    """Everything that changes during a training."""
 
     network: nn.Module
-    """The network as it is being trained."""
+    """The network with its current weights."""
     averaged: dict[str, Tensor]
-    """Running average of its weights: what is used in the end."""
+    """Running average of the weights, which is validated and saved."""
     optimizer: torch.optim.Optimizer
-    """AdamW."""
+    """AdamW with its moments."""
     end: int
-    """Number of the last step."""
+    """Total number of steps."""
     shortened: bool = False
-    """Whether an early cooldown has set the end."""
+    """Whether the cooldown was started early, which sets ``end``."""
     step: int = 0
-    """Steps done."""
+    """Number of steps done."""
     seconds: float = 0.0
-    """Time spent on them."""
+    """Time spent on them, s."""
     validation: float | None = None
     """Loss of the last validation."""
     best: float | None = None
-    """Least loss of a validation."""
+    """Minimum validation loss."""
     best_step: int = 0
-    """Steps done at that one."""
+    """Number of steps done at that validation."""
     best_weights: dict[str, Tensor] | None = None
-    """The averaged weights at that one, if the recipe keeps them."""
+    """Averaged weights at that validation, if the recipe keeps them."""
 
 
 ProgressCallback = Callable[[int, int], None]
-"""Is told the steps done, and how many there are, after each."""
+"""Called after each step with the number of steps done and the total number of steps."""
 
 
 def train(
     recipe: Recipe, out: Path, resume: bool = True, report: ProgressCallback | None = None
 ) -> Path:
-    """The trained weights of a recipe.
+    """Train a network and return the file of its weights.
 
     Parameters
     ----------
     recipe
-        What to train on what.
+        Everything that the training depends on.
     out
         Folder of the checkpoint, the log and the result.
     resume
-        Go on from the checkpoint in the folder, if there is one: the same steps on the same
-        examples as without the interruption.
+        Whether to continue from the checkpoint in the folder, if there is one. The remaining steps
+        see the same examples as without the interruption.
     report
-        Is called after each step.
+        Called after each step.
 
     Returns
     -------
     Path
-        ``out/best.pt``: the averaged weights, a float32 state dict. Those of the best validation if
-        the recipe keeps them, else the last ones.
+        ``out/best.pt``: the averaged weights, a float32 state dict. They are those of the best
+        validation if the recipe keeps them, else those of the last step.
+
+    Raises
+    ------
+    SpecError
+        If the recipe asks for a GPU where there is none, or for a network or a loss that does not
+        exist.
+    TrainingError
+        If the gradient is not finite.
 
     Notes
     -----
-    The rate is constant until the cooldown, so the cooldown may begin at any time: when a file
-    ``out/cooldown`` asks for it, or after ``patience`` validations that were not better.
+    The learning rate is constant until the cooldown, so the cooldown can start at any time: when
+    the file ``out/cooldown`` is created, or after ``patience`` validations without a new minimum.
 
-    Under ``torchrun`` each process takes passes of its own; n processes are one with n times the
-    passes, but for the order of sums.
+    Under ``torchrun`` each process computes its own micro-batches. Training with n processes equals
+    training with one process that accumulates n times as many micro-batches, except for the order
+    of summation.
     """
     if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise SpecError("device 'cuda': no GPU is to be seen: train on one, or give device: cpu")
+        raise SpecError("device 'cuda': no GPU found: use a machine that has one, or device: cpu")
     tune_allocator()
     with join_process_group(recipe.device) as processes:
         checkpoint = out / "checkpoint.pt"
@@ -127,7 +136,7 @@ def train(
 
 
 def pixels_per_step(recipe: Recipe) -> int:
-    """Pixels that the network sees in a step, in all processes together."""
+    """Return the number of pixels that the network sees in a step, over all processes."""
     return count_processes() * recipe.accumulate * recipe.batch * recipe.crop**2
 
 
@@ -135,12 +144,12 @@ def pixels_per_step(recipe: Recipe) -> int:
 
 
 def make_network(recipe: Recipe) -> nn.Module:
-    """The network of a recipe, with fresh weights.
+    """Return the network of a recipe with random weights.
 
     Raises
     ------
     SpecError
-        When the architecture does not take the arguments.
+        If the architecture does not accept the arguments.
     """
     try:
         return architecture(recipe.architecture)(**recipe.network)
@@ -149,12 +158,12 @@ def make_network(recipe: Recipe) -> nn.Module:
 
 
 def initialise(recipe: Recipe) -> TrainingState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Raises
     ------
     SpecError
-        When the recipe asks for a network or a loss that there is not.
+        If the recipe asks for a network or a loss that does not exist.
     """
     _make_loss(recipe, shared=False)
     torch.manual_seed(recipe.seed)
@@ -173,24 +182,24 @@ def _clone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _load_weights(name: str) -> dict[str, Tensor]:
     model = load_model(name)
     if not isinstance(model, Bundle):
-        raise SpecError(f"begin: {name}: model {name} has no weights; name a model file")
+        raise SpecError(f"begin: model {name} has no weights: name a model file")
     return model.module().state_dict()
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> Any:
-    """OutputWeights and numbers that a training has left.
+    """Load a file of weights and numbers that a training has written.
 
     Raises
     ------
     InputError
-        If the file is broken, or a pickle of anything else, which could run any code.
+        If the file is damaged, or is a pickle of other objects, which could run any code.
     """
     try:
         return torch.load(path, weights_only=True, map_location=device)
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError, ValueError):
         raise InputError(
-            f"{path} does not hold weights and numbers only, so it is not read: "
-            "train into another folder, or again with --no-resume"
+            f"{path} does not contain weights and numbers only, so it is not read: "
+            "train into another folder, or start again with --no-resume"
         ) from None
 
 
@@ -216,7 +225,7 @@ def train_step(
     source: BatchSource,
     processes: ProcessGroup = ProcessGroup(),  # noqa: B008
 ) -> float:
-    """The loss of one step, after which the state is one step further."""
+    """Perform one optimiser step and return its loss."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(recipe, state.step, state.end)
     state.optimizer.zero_grad(set_to_none=True)
@@ -233,14 +242,20 @@ def train_step(
 
 
 def _backpropagate(recipe: Recipe, state: TrainingState, batch: Batch) -> float:
-    """Add a pass's part of the gradient, and give its part of the loss."""
+    """Add the gradient of a micro-batch, divided by the number of micro-batches; return its share of the loss."""
     loss = compute_loss(recipe, state.network, batch) / recipe.accumulate
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 
 
 def compute_loss(recipe: Recipe, network: nn.Module, batch: Batch) -> Tensor:
-    """The loss of a network on a batch."""
+    """Compute the loss of a network on a batch, a scalar.
+
+    Raises
+    ------
+    SpecError
+        If the network has another number of outputs than the targets.
+    """
     x = torch.from_numpy(batch.x).to(recipe.device)
     with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
         logits = network(x.contiguous(memory_format=torch.channels_last)).float()
@@ -248,7 +263,7 @@ def compute_loss(recipe: Recipe, network: nn.Module, batch: Batch) -> Tensor:
     targets = _crop_centre(torch.from_numpy(batch.targets).to(recipe.device), shape)
     if targets.shape != logits.shape and not recipe.compares_with_image:
         raise SpecError(
-            f"the network gives {logits.shape[1]} outputs but is to learn {targets.shape[1]}: "
+            f"the network has {logits.shape[1]} outputs but the task has {targets.shape[1]}: "
             f"change its arguments {recipe.network}"
         )
     if not recipe.task and not recipe.loss:
@@ -259,20 +274,20 @@ def compute_loss(recipe: Recipe, network: nn.Module, batch: Batch) -> Tensor:
 
 
 def _make_loss(recipe: Recipe, shared: bool) -> CombinedLoss:
-    """The loss that a recipe names, or what suits its task."""
+    """Return the loss that a recipe names, or the default loss of its task."""
     terms = recipe.loss or DEFAULT_TERMS.get(recipe.task, {"cross_entropy": 1.0})
     return make_loss(terms, ACTIVATIONS.get(recipe.task, "sigmoid"), shared)
 
 
 def _crop_centre(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The middle of maps, for a network whose output is smaller than its input."""
+    """Return the central part of maps, for a network whose output is smaller than its input."""
     top, left = ((have - want) // 2 for have, want in zip(maps.shape[-2:], shape, strict=True))
     return maps[..., top : top + shape[0], left : left + shape[1]]
 
 
 @torch.no_grad()
 def _update_average(recipe: Recipe, state: TrainingState) -> None:
-    # Slower as it goes on, so that the random start is forgotten.
+    # The decay grows with the steps, so that the average forgets the random initial weights.
     decay = min(recipe.average, (1 + state.step) / (10 + state.step))
     for name, value in state.network.state_dict().items():
         if value.is_floating_point():
@@ -293,7 +308,7 @@ class _Training:
     processes: ProcessGroup
 
     def run(self, report: ProgressCallback | None) -> None:
-        """Go to the last step, and write the result."""
+        """Train to the last step and write the result."""
         state, saved, recent = self.state, time.monotonic(), []
         while state.step < state.end:
             begun = time.monotonic()
@@ -329,7 +344,7 @@ class _Training:
         state.end, state.shortened = min(state.end, state.step + self.recipe.cooldown), True
 
     def _validate(self) -> None:
-        """Judge the averaged weights; keep them if they are the best, stop waiting if not for long."""
+        """Compute the validation loss, keep the best weights, and start the cooldown if patience has run out."""
         state, recipe = self.state, self.recipe
         loss = (
             _compute_validation_loss(recipe, state, self.source) if self.processes.is_first else 0.0
@@ -365,7 +380,7 @@ class _Training:
 
 @torch.no_grad()
 def _compute_validation_loss(recipe: Recipe, state: TrainingState, source: BatchSource) -> float:
-    """The mean loss of the averaged weights on the validation."""
+    """Return the mean loss of the averaged weights on the validation batches."""
     network = make_network(recipe).to(recipe.device)
     network.load_state_dict(state.averaged)
     network.eval()
@@ -375,7 +390,7 @@ def _compute_validation_loss(recipe: Recipe, state: TrainingState, source: Batch
 
 
 def _pad(batch: Batch, stride: int) -> Batch:
-    """A batch whose sides are multiples of the stride; what is added does not count."""
+    """Return a batch padded to multiples of the stride; the added pixels have weight 0."""
     missing = [-n % stride for n in batch.x.shape[-2:]]
     if missing == [0, 0] or batch.weight is None:
         return batch
@@ -385,7 +400,7 @@ def _pad(batch: Batch, stride: int) -> Batch:
 
 
 def _save(state: TrainingState, recipe: Recipe, out: Path, source: BatchSource) -> None:
-    """Write checkpoint and averaged weights, each at once or not at all."""
+    """Write the checkpoint and the averaged weights, each atomically."""
     checkpoint = {
         "network": state.network.state_dict(),
         "optimizer": state.optimizer.state_dict(),

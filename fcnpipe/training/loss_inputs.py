@@ -1,14 +1,14 @@
-"""What a loss compares: predictions, targets and weights of a batch, summed over all workers.
+"""Inputs of the loss terms: predictions, targets and weights, and their sums over all processes.
 
 ::
 
     logits (n, c, h, w) --activation--> prediction --channel--> (n, 1 or c, h, w)
     targets (n, c + extra, h, w), in [0, 1] for probabilities; extra: images to compare with
-    weight (n, 1 or c, h, w) >= 0; 0: ignored, whatever logits and targets hold there, NaN included
+    weight (n, 1 or c, h, w) >= 0; 0: ignored, whatever logits and targets are there, NaN included
 
-A ratio of sums is not the mean of the workers' ratios, so sums are added over the workers before a
-ratio is taken. Every worker then has the loss of the whole batch, and after the averaging of
-DistributedDataParallel the gradient of the whole inputs.
+A ratio of sums is not the mean of the ratios of the processes. Sums are therefore added over all
+processes before a ratio is computed. Every process then has the loss of the whole batch and, after
+the gradient averaging of DistributedDataParallel, the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 @dataclass(frozen=True, slots=True)
 class InputOptions:
-    """What a term sees of a inputs."""
+    """Options that select and convert the inputs of a loss term."""
 
     activation: str = "sigmoid"
-    """What makes predictions of logits: "sigmoid", "softmax" over the channels, "identity"."""
+    """Activation of the logits: "sigmoid", "softmax" over the channels, or "identity"."""
     channel: int | None = None
-    """The only channel that counts; None: all of them."""
+    """The only channel to use; None: all channels."""
     ignore: float | None = None
-    """Target that marks pixels to ignore, NaN included; None: the weight alone does."""
+    """Target value of pixels to ignore, which may be NaN; None: only the weight decides."""
     shared: bool = True
-    """Whether sums run over all workers where torch.distributed is initialised."""
+    """Whether sums are taken over all processes where torch.distributed is initialised."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossInputs:
-    """Predictions beside targets; c counts the channels seen. What is ignored is 0 in all."""
+    """Inputs of a loss term. Ignored pixels are 0 in all arrays; c is the number of channels used."""
 
     logits: Tensor
     """(n, c, h, w) float, before the activation."""
     prediction: Tensor
-    """(n, c, h, w) float, after it."""
+    """(n, c, h, w) float, after the activation."""
     targets: Tensor
     """(n, c, h, w) float."""
     weight: Tensor
     """(n, c, h, w) float >= 0; 0: ignored."""
     images: Tensor
-    """(n, c + extra, h, w): the targets of all channels, and the images after them."""
+    """(n, c + extra, h, w): the targets of all channels, followed by the images to compare with."""
     options: InputOptions
-    """What is seen of the whole."""
+    """Options that these inputs were made with."""
 
     def weighted_sums(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        """Weighted sum of each map over the pixels, (c,) each.
+        """Return the weighted sum of each map over the pixels of the batch, (c,) each.
 
         Parameters
         ----------
@@ -68,25 +68,28 @@ class LossInputs:
         return self.sum_over_processes(*((self.weight * m).sum((0, 2, 3)) for m in maps))
 
     def weighted_mean(self, values: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Mean of the values over the pixels and channels, weighted by weight and factor.
+        """Return the mean of the values over pixels and channels, weighted by weight times factor.
 
         Notes
         -----
-        Divided by the sum of the weights, not by the number of pixels: what is ignored does not
-        dilute the rest. Nothing but ignored pixels gives 0.
+        The sum is divided by the sum of the weights, not by the number of pixels, so ignored pixels
+        do not dilute the rest. The mean is 0 if all pixels are ignored.
         """
         factor = torch.ones_like(values) if factor is None else factor
         value, mass = self.weighted_sums(factor * values, factor)
         return value.sum() / clamp_positive(mass.sum())
 
     def sum_over_processes(self, *sums: Tensor) -> tuple[Tensor, ...]:
-        """Sums of one shape, each added over the workers; the gradient goes back to all of them."""
+        """Return sums of one shape, each added over the processes; gradients flow back to all processes."""
         if not self._is_distributed:
             return sums
         return _all_reduce_sum(torch.stack(sums)).unbind()
 
     def gather_pixels(self, values: Tensor) -> Tensor:
-        """Values (c, n h w) of all pixels of each channel, of all workers: equal shapes there."""
+        """Return the values (c, n h w) of all pixels of each channel, of all processes.
+
+        All processes must have arrays of the same shape.
+        """
         if self._is_distributed:
             slots = values.new_zeros(_world_size(), *values.shape)
             slots[distributed.get_rank()] = values
@@ -101,27 +104,28 @@ class LossInputs:
 def prepare_inputs(
     logits: Tensor, targets: Tensor, weight: Tensor | None, options: InputOptions
 ) -> LossInputs:
-    """The part of a batch that a options shows.
+    """Return the inputs of a loss term.
 
     Parameters
     ----------
     logits
-        (n, c, h, w) float. Half precision is widened to float32.
+        (n, c, h, w) float. Half precision is converted to float32.
     targets
         (n, c + extra, h, w).
     weight
-        (n or 1, c or 1, h, w) >= 0; 0: ignored. None: all pixels count once.
+        (n or 1, c or 1, h, w) >= 0; 0: ignored. None: all pixels have weight 1.
     options
-        What to show.
+        Options of the term.
 
     Raises
     ------
     SpecError
-        When shapes do not go together or the channel does not exist.
+        If the shapes do not match or the channel does not exist.
 
     Notes
     -----
-    Classes of a softmax compete, so there a pixel that is ignored in one channel is ignored in all.
+    The classes of a softmax compete. With a softmax a pixel that is ignored in one channel is
+    therefore ignored in all channels.
     """
     _check(logits, targets, options)
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -129,7 +133,7 @@ def prepare_inputs(
     targets = images[:, : logits.shape[1]]
     weight = _mask_weight(logits, targets, weight, options)
     keep = weight > 0
-    # Both before and after the activation: NaN there has a NaN gradient, and 0 a value of its own.
+    # Mask before and after the activation: NaN logits have NaN gradients, and sigmoid(0) is not 0.
     logits, targets = logits.where(keep, 0), targets.where(keep, 0)
     prediction = _activate(logits, options.activation).where(keep, 0)
     seen = slice(None) if options.channel is None else slice(options.channel, options.channel + 1)
@@ -139,7 +143,7 @@ def prepare_inputs(
 
 
 def clamp_positive(value: Tensor) -> Tensor:
-    """The value where it can divide, the smallest number that can where it is 0."""
+    """Return the value, at least the smallest normal number of its dtype, so that it can be a divisor."""
     return value.clamp(min=torch.finfo(value.dtype).tiny)
 
 
@@ -168,12 +172,12 @@ def _check(logits: Tensor, targets: Tensor, options: InputOptions) -> None:
     like = (logits.shape[0], *logits.shape[2:]) == (targets.shape[0], *targets.shape[2:])
     if not like or targets.shape[1] < count:
         raise SpecError(
-            f"targets {tuple(targets.shape)} do not go with logits {tuple(logits.shape)}; give "
-            "each output its target, of the same size"
+            f"targets {tuple(targets.shape)} do not match logits {tuple(logits.shape)}: provide "
+            "one target of the same size for each output"
         )
     if options.channel is not None and not 0 <= options.channel < count:
         raise SpecError(
-            f"channel = {options.channel}: the network has {count} outputs; choose 0 to {count - 1}"
+            f"channel = {options.channel}: the network has {count} outputs: choose 0 to {count - 1}"
         )
 
 
@@ -188,7 +192,10 @@ def _all_reduce_sum(values: Tensor) -> Tensor:
 
 
 class _AllReduceSum(autograd.Function):
-    """Sum over the workers. Each of them has a loss of it, so that gradients add up as well."""
+    """Differentiable sum over the processes.
+
+    Each process computes a loss from the sum, so the gradients are summed as well.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
-"""The losses: that of the default model, and combinations by name and weight.
+"""Loss functions: the loss of the default model, and weighted combinations of named terms.
 
-A combination takes logits (n, c, h, w), targets of the same shape and a weight map, or None. What
-it shares among all of its terms:
+A combined loss takes logits (n, c, h, w), targets of the same shape, and a weight map or None. All
+of its terms share these rules:
 
-* Pixels of weight 0 are ignored: they change no loss, their gradient is exactly 0, and neither
-  logits nor targets matter there, NaN included. ``ignore`` names a value of the targets that sets
-  the weight to 0; it is no target, so whichever term names it, all terms ignore it.
+* Pixels of weight 0 are ignored: they do not change the loss, their gradient is exactly 0, and
+  their logits and targets have no effect, NaN included. ``ignore`` names a value of the targets
+  that sets the weight to 0. It is not a valid target, so all terms ignore it, whichever term names
+  it.
 * Means are divided by the sum of the weights.
-* Sums run over all workers where torch.distributed is initialised, so all workers must call it.
+* Sums are taken over all processes where torch.distributed is initialised, so all processes must
+  call the loss.
 """
 
 from __future__ import annotations
@@ -36,21 +38,21 @@ from fcnpipe.training.shape_losses import CentrelineDice
 
 @dataclass(frozen=True, slots=True)
 class OutputWeights:
-    """Weight of each output in the loss."""
+    """Weights of the default model's outputs in its loss: section ``weights`` of a recipe."""
 
     source: float = 1.0
-    """Of the source probability."""
+    """Weight of the source probability."""
     heat: float = 4.0
-    """Of the centre heat, before the boost."""
+    """Weight of the centre heat map, before the boost."""
     boost: float = 4.0
-    """The heat's cross-entropy is weighted by 1 + boost * heat: centres are a small part of a
-    sky."""
+    """The cross-entropy of the heat map is multiplied by 1 + boost * heat, because centres cover a
+    small part of a sky."""
     relief: float = 4.0
-    """Of the relief."""
+    """Weight of the relief."""
 
 
 def compute_default_loss(logits: Tensor, targets: Tensor, weights: OutputWeights) -> Tensor:
-    """Weighted sum of the mean cross-entropies of the three outputs.
+    """Compute the loss of the default model: the weighted sum of the mean cross-entropies of its three outputs.
 
     Parameters
     ----------
@@ -59,12 +61,13 @@ def compute_default_loss(logits: Tensor, targets: Tensor, weights: OutputWeights
     targets
         (n, 3, h, w) float in [0, 1]: source, heat, relief.
     weights
-        Weight of each.
+        Weight of each output.
 
     Returns
     -------
     Tensor
-        Scalar. Soft targets leave the mean as the optimum and an entropy that no network removes.
+        Scalar. With soft targets the optimum is their mean, and the loss keeps an entropy that no
+        network can remove.
     """
     entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     heat = targets[:, 1]
@@ -76,46 +79,46 @@ def compute_default_loss(logits: Tensor, targets: Tensor, weights: OutputWeights
 
 
 class Term(Protocol):
-    """One loss. Its fields are its options, checked when it is made."""
+    """Loss term. Its fields are its options, which are checked at construction."""
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """The loss, a scalar."""
+        """Compute the loss, a scalar."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SquaredError:
-    """Mean square of prediction minus target."""
+    """Mean squared difference of prediction and target."""
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """The loss, at least 0."""
+        """Compute the loss, at least 0."""
         return inputs.weighted_mean((inputs.prediction - inputs.targets).square())
 
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """Cross-entropy: binary for each channel with a sigmoid, of the classes with a softmax.
+    """Cross-entropy: binary for each channel with a sigmoid, categorical with a softmax.
 
     Notes
     -----
-    The mean is weighted by pixel and by class. Soft targets leave the mean as the optimum and an
-    entropy that no network removes.
+    The mean is weighted by pixel and by class. With soft targets the optimum is their mean, and the
+    loss keeps an entropy that no network can remove.
     """
 
     classes: tuple[float, ...] | None = None
-    """Weight of each channel; None: all count the same."""
+    """Weight of each channel; None: all channels have the same weight."""
     positive: float = 1.0
-    """Weight of target 1 relative to target 0, for a sigmoid; in between for targets between."""
+    """Weight of target 1 relative to target 0, for a sigmoid; interpolated for targets in between."""
 
     def __post_init__(self) -> None:
-        """Refuse weights that are none."""
+        """Check the weights."""
         if not self.positive > 0:
-            raise SpecError(f"positive = {self.positive}: target 1 needs a weight above 0")
+            raise SpecError(f"positive = {self.positive}: the weight must be above 0")
         if self.classes is not None and not all(weight >= 0 for weight in self.classes):
-            raise SpecError(f"classes = {self.classes}: each class needs a weight of at least 0")
+            raise SpecError(f"classes = {self.classes}: each weight must be at least 0")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """The loss, at least 0."""
+        """Compute the loss, at least 0."""
         logits, targets = inputs.logits, inputs.targets
         weight = self._class_weights(logits)
         if inputs.options.activation == "softmax":
@@ -128,8 +131,8 @@ class CrossEntropy:
             return logits.new_ones(1, 1, 1, 1)
         if len(self.classes) != logits.shape[1]:
             raise SpecError(
-                f"classes has {len(self.classes)} weights for {logits.shape[1]} channels; give one "
-                "for each"
+                f"classes has {len(self.classes)} weights for {logits.shape[1]} channels: name one "
+                "weight for each"
             )
         return logits.new_tensor(self.classes)[:, None, None]
 
@@ -147,47 +150,48 @@ TERMS: dict[str, type[Term]] = {
     "flux": Flux,
     "psf": PsfConsistency,
 }
+"""Loss terms by the name that a recipe uses."""
 _PROBABILITY_TERMS = ("cross_entropy", "lovasz")
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedTerm:
-    """One term of a combination."""
+    """One term of a combined loss."""
 
     name: str
-    """Its name, see TERMS."""
+    """Name in TERMS, with its suffix."""
     weight: float
-    """Its weight in the sum."""
+    """Weight in the sum."""
     term: Term
-    """What it computes."""
+    """The loss term."""
     options: InputOptions
-    """What it computes it on."""
+    """Options of its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class CombinedLoss:
-    """Weighted sum of terms: the loss of a training."""
+    """Weighted sum of loss terms."""
 
     parts: tuple[WeightedTerm, ...]
-    """Its terms."""
+    """The terms."""
 
     def __call__(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss, a scalar.
+        """Compute the loss, a scalar.
 
         Parameters
         ----------
         logits
             (n, c, h, w) float, before the activation.
         targets
-            (n, c, h, w) float, in [0, 1] for probabilities; images that a term compares with, in
-            its option ``image``, as further channels.
+            (n, c, h, w) float, in [0, 1] for probabilities. Images that a term compares with (its
+            option ``image``) follow as further channels.
         weight
-            (n or 1, c or 1, h, w) >= 0; 0: ignored. None: all pixels count once.
+            (n or 1, c or 1, h, w) >= 0; 0: ignored. None: all pixels have weight 1.
 
         Raises
         ------
         SpecError
-            When shapes do not go together.
+            If the shapes do not match.
         """
         losses = self.compute_terms(logits, targets, weight)
         return torch.stack([part.weight * losses[part.name] for part in self.parts]).sum()
@@ -195,7 +199,7 @@ class CombinedLoss:
     def compute_terms(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Each term by name, before its weight: for the log."""
+        """Compute each term by name, without its weight in the sum."""
         self._check(logits, targets)
         return {
             p.name: p.term(prepare_inputs(logits, targets, weight, p.options)) for p in self.parts
@@ -206,7 +210,7 @@ class CombinedLoss:
         if targets.shape[1] > logits.shape[1] and not compared:
             raise SpecError(
                 f"targets have {targets.shape[1]} channels, the network {logits.shape[1]} outputs, "
-                "and no term compares with the rest; give each output its target"
+                "and no term compares with the rest: provide one target for each output"
             )
 
 
@@ -215,25 +219,26 @@ def make_loss(
     activation: str = "sigmoid",
     shared: bool = True,
 ) -> CombinedLoss:
-    """The loss that a training spec names.
+    """Return the combined loss that a recipe describes.
 
     Parameters
     ----------
     terms
-        Weight of each term, by the names in TERMS; or a mapping of ``weight`` (1), ``channel`` (all
-        of them), ``ignore`` (a value of the targets), ``activation`` (as below), and the term's own
-        options, its fields. A term that is wanted twice gets a suffix, "dice.0" and "dice.1".
+        Weight of each term, by the names in TERMS; or a mapping with ``weight`` (default 1),
+        ``channel`` (default: all), ``ignore`` (a value of the targets), ``activation`` (as below),
+        and the term's own options, which are its fields. A term that occurs twice gets a suffix:
+        "dice.0" and "dice.1".
     activation
-        What makes predictions of logits: "sigmoid", "softmax" over the channels, "identity" for
-        what is no probability.
+        Default activation of the logits: "sigmoid", "softmax" over the channels, or "identity" for
+        outputs that are not probabilities.
     shared
-        Take sums over all workers where torch.distributed is initialised: all of them must then
-        call it. False for a loss that one worker measures alone.
+        Whether to take sums over all processes where torch.distributed is initialised; all
+        processes must then call the loss. False for a loss that one process computes alone.
 
     Raises
     ------
     SpecError
-        When a term or an option is unknown or has a value that cannot be.
+        If a term or an option is unknown or has an invalid value.
 
     Examples
     --------
@@ -244,7 +249,7 @@ def make_loss(
     0.0
     """
     if not terms:
-        raise SpecError(f"the loss has no terms; give some of {', '.join(TERMS)}")
+        raise SpecError(f"the loss has no terms: name some of {', '.join(TERMS)}")
     shared_options = {
         "activation": activation,
         "shared": shared,
@@ -259,9 +264,9 @@ def _find_ignore_value(terms: Mapping[str, float | Mapping[str, Any]]) -> float 
     options = (given for given in terms.values() if isinstance(given, Mapping))
     values = [given["ignore"] for given in options if given.get("ignore") is not None]
     if not all(isinstance(value, int | float) for value in values):
-        raise SpecError(f"ignore = {values}: give a number, a value of the targets")
+        raise SpecError(f"ignore = {values}: use a number, which is a value of the targets")
     if len({str(float(value)) for value in values}) > 1:
-        raise SpecError(f"ignore = {values}: give all terms the same value")
+        raise SpecError(f"ignore = {values}: use the same value in all terms")
     return float(values[0]) if values else None
 
 
@@ -270,7 +275,7 @@ def _make_weighted_term(
 ) -> WeightedTerm:
     kind = name.partition(".")[0]
     if kind not in TERMS:
-        raise SpecError(f"loss {name!r} is unknown; choose of {', '.join(TERMS)}")
+        raise SpecError(f"loss {name!r} is unknown: choose one of {', '.join(TERMS)}")
     options = dict(given) if isinstance(given, Mapping) else {"weight": given}
     weight = _read_weight(name, options.pop("weight", 1.0))
     options.pop("ignore", None)
@@ -286,38 +291,38 @@ def _make_term(name: str, kind: type[Term], options: dict[str, Any]) -> Term:
     if unknown:
         shared = ("weight", "channel", "ignore", "activation")
         raise SpecError(
-            f"{name}: {', '.join(unknown)} is unknown; it has {', '.join([*shared, *known])}"
+            f"{name}: {', '.join(unknown)} is unknown: use {', '.join([*shared, *known])}"
         )
     try:
         return kind(**options)
     except SpecError as error:
         raise SpecError(f"{name}: {error}") from None
     except (TypeError, ValueError) as error:
-        raise SpecError(f"{name}: {options} cannot be read ({error}); give numbers") from error
+        raise SpecError(f"{name}: {options} cannot be read ({error}): use numbers") from error
 
 
 def _read_weight(name: str, weight: Any) -> float:
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not number or not 0 <= weight < float("inf"):
-        raise SpecError(f"{name}: weight = {weight!r}: give a finite number of at least 0")
+        raise SpecError(f"{name}: weight = {weight!r}: use a finite number of at least 0")
     return float(weight)
 
 
 def _check_options(name: str, kind: str, options: InputOptions) -> None:
     if options.activation not in ACTIVATIONS:
         raise SpecError(
-            f"{name}: activation = {options.activation!r}: choose of {', '.join(ACTIVATIONS)}"
+            f"{name}: activation = {options.activation!r}: choose one of {', '.join(ACTIVATIONS)}"
         )
     if options.channel is not None and (
         not isinstance(options.channel, int) or options.channel < 0
     ):
         raise SpecError(
-            f"{name}: channel = {options.channel!r}: give the number of an output, from 0"
+            f"{name}: channel = {options.channel!r}: use the number of an output, from 0"
         )
     if kind in _PROBABILITY_TERMS and options.activation == "identity":
         raise SpecError(f"{name}: activation = 'identity': choose sigmoid or softmax")
     if kind == "cross_entropy" and options.activation == "softmax" and options.channel is not None:
         raise SpecError(
-            f"{name}: channel = {options.channel}: the classes of a softmax have one cross-entropy; "
-            "leave the channel out, or weigh the classes"
+            f"{name}: channel = {options.channel}: the classes of a softmax have one cross-entropy: "
+            "leave the channel out, or set weights with classes"
         )

@@ -1,4 +1,4 @@
-"""From the result of a training to a model file."""
+"""Packaging of a trained network into a model file with outputs, scaling, defaults and tiling certificate."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ DEFAULTS = Defaults(
     extended=150,
     extended_dynamics=0.11,
 )
-"""Separation options of a model that is trained on the OUTPUTS' targets."""
+"""Separation options of a model trained on simulated scenes, with the OUTPUTS above."""
 PAIRS_ELEVATION = {"source": Share(weight=1.0)}
 PAIRS_DEFAULTS = Defaults(thresh=0.1, dynamics=0.15, minarea=40)
-"""What separates cells and other objects of pairs, tuned by benchmarks/membrane_segmentation.py: the relief, which
-is learned beside it, does not help there, and membranes belong to the cells up to a low threshold."""
+"""Separation options of a model trained on labelled cells or other objects, tuned by
+benchmarks/membrane_segmentation.py. The relief, which is learned as well, does not improve the
+separation there. The low threshold assigns most pixels of the membranes to the cells."""
 
 
 def pack(
@@ -53,25 +54,28 @@ def pack(
     elevation: Mapping[str, Share] | None = None,
     defaults: Defaults | None = None,
 ) -> Path:
-    """Make the model file of a training, proven to tile exactly.
+    """Write the model file of a training and prove that the network tiles exactly.
 
     Parameters
     ----------
     folder
-        Where :func:`fcnpipe.training.loop.train` left weights and recipe.
+        Folder in which :func:`fcnpipe.training.loop.train` has written weights and recipe.
     path
-        Model file to write, ending in ``.safetensors``; NAME.safetensors in the folder if not
-        given.
+        Model file to write, ending in ``.safetensors``. Default: NAME.safetensors in the folder.
     scores
-        What was measured of it; goes into the header. The last validation is added.
+        Measured scores, stored in the header; the last validation loss is added.
     elevation, defaults
-        How its outputs make the elevation, and separation options that suit it; the usual ones of
-        the task if not given.
+        Shares of the outputs in the elevation, and separation options. Default: those of the task.
+
+    Returns
+    -------
+    Path
+        The model file.
 
     Raises
     ------
     ModelError
-        When the network cannot be tiled exactly or the path has another ending.
+        If the network cannot be tiled exactly or the path has another ending.
     """
     facts = json.loads((folder / "best.json").read_text())
     given = facts.pop("recipe")
@@ -97,7 +101,7 @@ def pack(
 
 
 def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:
-    """The outputs of a recipe's network, with their roles."""
+    """Return the outputs of a recipe's network, with their roles."""
     if recipe.uses_simulated_pairs:
         return simulated_pairs.list_outputs(recipe.kind)
     if recipe.pairs is None:
@@ -116,7 +120,7 @@ def list_outputs(recipe: Recipe, network: nn.Module) -> tuple[Output, ...]:
 
 
 def _task_defaults(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
-    """Give the separation options and the elevation of a task."""
+    """Return the separation options and the elevation of a task."""
     if recipe.uses_simulated_pairs:
         return Defaults(), {}
     if recipe.pairs is None:
@@ -126,14 +130,17 @@ def _task_defaults(recipe: Recipe) -> tuple[Defaults, Mapping[str, Share]]:
 
 
 def _measure_int8_ranges(recipe: Recipe, network: nn.Module) -> dict[str, tuple[float, float]]:
-    """Give what 8-bit arithmetic needs; nothing of pairs, since it is measured on skies."""
+    """Return the ranges of activations for int8 arithmetic.
+
+    They are measured on simulated skies, so models trained on other images have none.
+    """
     if recipe.task or not isinstance(network, UNet) or not is_supported(network):
         return {}
     return measure_ranges(network, _calibration_inputs())
 
 
 def _calibration_inputs() -> Iterator[torch.Tensor]:
-    """Give skies as the network sees them, faint and bright, from which ranges are measured."""
+    """Yield network inputs of faint and bright skies, on which the ranges are measured."""
     for number, kind in enumerate(CALIBRATION_KINDS):
         x = simulate_example(kind, CALIBRATION_SIDE, CALIBRATION_SEED, number).x.astype(np.float32)
         yield torch.from_numpy(x)[None, None]

@@ -1,4 +1,4 @@
-"""What light does: the flux of the components adds up, and the PSF makes the image of the scene."""
+"""Losses from physics: flux conservation of components, and consistency with the PSF."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fcnpipe.training.loss_inputs import LossInputs, clamp_positive
 
 @dataclass(frozen=True, slots=True)
 class Flux:
-    """Flux conservation: mean square of (F_predicted - F) / (|F| + floor) over the examples.
+    """Flux conservation: mean over the examples of the squared relative flux error (F_predicted - F) / (|F| + floor).
 
     F is the flux of the pixels that are not ignored, summed over the components.
     """
@@ -27,15 +27,15 @@ class Flux:
     image: int | None = None
     """Channel of the targets that holds the image; None: the sum of the target components."""
     floor: float = 1.0
-    """Flux of an example below which errors count absolutely, in the unit of the image."""
+    """Flux of an example below which errors are absolute, in the unit of the image."""
 
     def __post_init__(self) -> None:
-        """Refuse a floor that can divide by 0."""
+        """Check that the floor is above 0."""
         if not self.floor > 0:
-            raise SpecError(f"floor = {self.floor}: the flux term needs a floor above 0")
+            raise SpecError(f"floor = {self.floor}: the floor must be above 0")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """The loss, at least 0."""
+        """Compute the loss, at least 0."""
         predicted, expected, weight = _pair(inputs, self.image)
         keep = weight > 0
         found = predicted.where(keep, 0).sum((1, 2, 3))
@@ -48,41 +48,41 @@ class Flux:
 
 @dataclass(frozen=True, slots=True)
 class PsfConsistency:
-    """PSF consistency: mean square of the prediction, convolved with the PSF, minus the image.
+    """PSF consistency: mean squared difference of the prediction, convolved with the PSF, and the image.
 
     Notes
     -----
-    Only pixels whose whole PSF lies inside the crop and outside of what is ignored are compared:
-    what the prediction would be elsewhere is not known.
+    Only pixels whose whole PSF is inside the crop and outside ignored areas are compared, because
+    the prediction elsewhere is unknown.
     """
 
     psf: ArrayLike | str = field(repr=False)
     """(odd, odd) float, normally of sum 1; or the image file that holds it."""
     image: int | None = None
     """Channel of the targets that holds the image of the summed components; None: each component
-    has its own image."""
+    has an image of its own."""
     _kernel: NDArray[np.float64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse what is no PSF."""
+        """Read and check the PSF."""
         kernel = _read(self.psf) if isinstance(self.psf, str) else self.psf
         kernel = np.asarray(kernel, np.float64)
         if kernel.ndim != 2 or not all(side % 2 for side in kernel.shape):
             raise SpecError(
-                f"psf of shape {kernel.shape}: give two odd sides, centre in the middle"
+                f"psf of shape {kernel.shape}: both sides must be odd, with the centre in the middle"
             )
         if not np.isfinite(kernel).all():
-            raise SpecError("psf holds numbers that are not finite; mend or replace it")
+            raise SpecError("psf contains values that are not finite: repair or replace it")
         object.__setattr__(self, "_kernel", kernel)
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """The loss, at least 0."""
+        """Compute the loss, at least 0."""
         predicted, expected, weight = _pair(inputs, self.image)
         height, width = self._kernel.shape
         if predicted.shape[2] < height or predicted.shape[3] < width:
             raise SpecError(
                 f"a crop of {tuple(predicted.shape[2:])} px is smaller than the PSF of "
-                f"{self._kernel.shape} px; take larger crops or cut the PSF"
+                f"{self._kernel.shape} px: use larger crops or trim the PSF"
             )
         inner = (..., _middle(predicted.shape[2], height), _middle(predicted.shape[3], width))
         keep = -functional.max_pool2d(-(weight > 0).to(weight.dtype), self._kernel.shape, 1)
@@ -98,13 +98,13 @@ def _read(path: str) -> NDArray[np.float32]:
 
 
 def _pair(inputs: LossInputs, image: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction, what it must equal, and weight: by component, or summed beside an image."""
+    """Return the prediction, the image to match, and the weight: for each component, or summed over components."""
     if image is None:
         return inputs.prediction, inputs.targets, inputs.weight
     if not 0 <= image < inputs.images.shape[1]:
         raise SpecError(
-            f"image = {image}: the targets have {inputs.images.shape[1]} channels; give the image "
-            "as one more"
+            f"image = {image}: the targets have {inputs.images.shape[1]} channels: append the image "
+            "as a further channel"
         )
     weight = inputs.weight.amin(1, keepdim=True)
     keep = weight > 0

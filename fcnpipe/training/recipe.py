@@ -1,4 +1,4 @@
-"""Recipes: everything that a training depends on, in a YAML file."""
+"""Recipes: everything that a training depends on, read from a YAML file and checked."""
 
 from __future__ import annotations
 
@@ -29,91 +29,95 @@ class Recipe:
     name: str = "sources"
     """Name of the model."""
     kind: str = "wide"
-    """Kind of the scenes, see scenes.KINDS; or of the images, see drawn.KINDS."""
+    """Kind of the scenes, see simulation.scenes.KINDS, or of the image pairs, see
+    simulated_pairs.KINDS."""
     seed: int = 1
     """Seed of the weights, the scenes and the crops."""
     architecture: str = "unet"
-    """File of fcnpipe/networks/architectures that holds the network."""
+    """Name of a module of fcnpipe.networks.architectures."""
     network: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the network."""
+    """Arguments of the architecture."""
     begin: str = ""
-    """Model whose weights to begin with, by name or file; empty: random weights."""
+    """Model whose weights initialise the network, by name or file; empty: random weights."""
     pairs: PairsSpec | None = None
-    """Images and labels to train on, instead of scenes."""
+    """Labelled images to train on, instead of simulated scenes."""
     augment: Augmentation = field(default_factory=Augmentation)
-    """How much the crops of pairs are changed."""
+    """Augmentation of the crops of labelled images."""
     loss: dict[str, Any] = field(default_factory=dict)
-    """Weight of each loss, or its options, see losses.make_loss; empty: what suits the task."""
+    """Weight of each loss term, or its options, see losses.make_loss; empty: the default of the
+    task."""
     device: str = "cpu"
-    """Where it is trained, cpu or cuda."""
+    """Device of the training, cpu or cuda."""
     precision: str = "fp32"
-    """Arithmetic of the passes, fp32 or bf16; weights and optimiser stay float32."""
+    """Arithmetic of forward and backward pass, fp32 or bf16; weights and optimiser remain float32."""
     steps: int = 8000
-    """Number of steps, the cooldown included."""
+    """Number of steps, including the cooldown."""
     cooldown: int = 1600
-    """Steps over which the rate falls to 0 at the end."""
+    """Number of steps at the end over which the learning rate decreases to 0."""
     warmup: int = 200
-    """Steps over which the rate rises at the start."""
+    """Number of steps at the start over which the learning rate increases."""
     batch: int = 10
-    """Crops of a pass."""
+    """Number of crops in a micro-batch."""
     accumulate: int = 1
-    """Passes of each process whose gradients make a step."""
+    """Number of micro-batches of each process whose gradients are accumulated for a step."""
     crop: int = 160
-    """Side of a crop, px, a multiple of the stride."""
+    """Side of a crop, px, a multiple of the network's stride."""
     rate: float = 2e-3
     """Learning rate of AdamW."""
     decay: float = 1e-2
     """Weight decay of AdamW."""
     clip: float = 1.0
-    """Greatest norm of the gradient."""
+    """Maximum norm of the gradient."""
     average: float = 0.998
     """Decay of the running average of the weights."""
     scene_side: int = 640
     """Side of a scene, px."""
     pool: int = 200
-    """Scenes that crops are taken from at any time."""
+    """Number of scenes in the pool from which crops are cut."""
     opening: int = 48
-    """Scenes in the pool at the start; it grows to its size."""
+    """Number of scenes in the pool at the start; the pool then grows to its full size."""
     refresh: float = 0.25
-    """New scenes a step."""
+    """Number of new scenes per step."""
     validation: int = 16
-    """Scenes of the validation."""
+    """Number of scenes of the validation."""
     validate_every: int = 500
-    """Steps between two validations."""
+    """Number of steps between two validations."""
     patience: int = 0
-    """Validations without a better score after which the cooldown begins; 0: never early."""
+    """Number of validations without a new minimum after which the cooldown starts; 0: it never
+    starts early."""
     minutes_between: float = 3.0
     """Minutes between two checkpoints."""
     weights: OutputWeights = field(default_factory=OutputWeights)
     """OutputWeights of the default model's outputs in its loss."""
     half: bool = False
-    """Whether the model file holds the weights in 16 bits: half its size, computed in float32."""
+    """Whether the model file stores the weights in 16 bits, which halves its size; the network
+    computes in float32."""
     licence: str = "BSD-3-Clause"
     """Licence of the model."""
     note: str = ""
-    """What else its header shall say, such as where the data are from."""
+    """Text for the model header, such as the origin of the data."""
 
     @property
     def uses_simulated_pairs(self) -> bool:
-        """Whether its images are drawn for each step."""
+        """Whether the training images are pairs that are simulated for each step."""
         return self.pairs is None and self.kind in simulated_pairs.KINDS
 
     @property
     def task(self) -> str:
-        """What is learned of pairs and drawn images; empty: the default model's maps of scenes."""
+        """Task of labelled images and simulated pairs; empty: the default model's maps of simulated scenes."""
         if self.pairs is not None:
             return self.pairs.task
         return "image" if self.uses_simulated_pairs else ""
 
     @property
     def compares_with_image(self) -> bool:
-        """Whether a term of its loss compares with an image, which stands behind the targets."""
+        """Whether a loss term compares with an image, which follows the targets as a further channel."""
         options = (given for given in self.loss.values() if isinstance(given, dict))
         return any(given.get("image") is not None for given in options)
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the weights of the best validation are the result, not the last ones."""
+        """Whether the result is the weights of the best validation instead of the last ones."""
         return self.pairs is not None or self.patience > 0
 
 
@@ -124,17 +128,17 @@ _MINIMA = (
     | dict.fromkeys(("opening", "validation"), 1)
     | {"seed": 0, "patience": 0}
 )
-"""Least value of what counts something."""
+"""Minimum value of each count and seed."""
 _SECTIONS = {"weights": OutputWeights, "pairs": PairsSpec, "augment": Augmentation}
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe of a YAML file.
+    """Read a recipe from a YAML file.
 
     Raises
     ------
     SpecError
-        When the file cannot be read, names something that a recipe does not have, or a value cannot be.
+        If the file cannot be read, or contains an unknown name or an invalid value.
     """
     try:
         given = yaml.safe_load(path.read_text()) or {}
@@ -144,24 +148,21 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def make_recipe(given: dict[str, Any], where: str) -> Recipe:
-    """The recipe of a mapping that was read from a file, as `load_recipe`."""
+    """Return the recipe of a mapping that was read from a file; raise SpecError like `load_recipe`."""
     recipe: Recipe = _make_record(Recipe, given, where)
     _check(recipe, where)
     return recipe
 
 
 def _make_record(kind: type[Any], given: Any, where: str) -> Any:
-    """Make a record from a mapping; the parts that are records themselves too."""
+    """Return a record of a mapping; values that are sections become records too."""
     if not isinstance(given, dict):
         raise SpecError(
-            f"{where} holds {type(given).__name__}, not a mapping: write 'name: value' lines"
+            f"{where} holds {type(given).__name__}, not a mapping: write lines of 'name: value'"
         )
     known = {f.name for f in fields(kind)}
     if unknown := [str(name) for name in given if name not in known]:
-        raise SpecError(
-            f"{where}: {', '.join(unknown)} is unknown; "
-            f"a {kind.__name__.lower()} has {', '.join(sorted(known))}"
-        )
+        raise SpecError(f"{where}: {', '.join(unknown)} is unknown: use {', '.join(sorted(known))}")
     ready = {
         name: _make_record(_SECTIONS[name], value, f"{where}: {name}")
         if name in _SECTIONS and isinstance(value, dict)
@@ -180,7 +181,7 @@ def _describe_error(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
-        return f"{name} is missing: give it"
+        return f"{name} is missing: add it"
     own = first.get("ctx", {}).get("error")
     return str(own) if own else f"{name} {first['input']!r}: {first['msg']}"
 
@@ -188,7 +189,7 @@ def _describe_error(error: ValidationError) -> str:
 def _check(recipe: Recipe, where: str) -> None:
     if Path(str(recipe.name)).name != str(recipe.name):
         raise SpecError(
-            f"{where}: name {recipe.name!r}: the model file is called so: give it without folders"
+            f"{where}: name {recipe.name!r} is not a file name: use a name without folders"
         )
     choices = {"precision": ("fp32", "bf16"), "device": ("cpu", "cuda")}
     for name, possible in choices.items():
@@ -212,13 +213,13 @@ def _check_scenes(recipe: Recipe, where: str) -> None:
         raise SpecError(f"{where}: kind {recipe.kind!r}: choose one of {', '.join(kinds)}")
     if not recipe.uses_simulated_pairs and recipe.crop > recipe.scene_side:
         raise SpecError(
-            f"{where}: crop {recipe.crop} is larger than scene_side {recipe.scene_side}: make it less"
+            f"{where}: crop {recipe.crop} is larger than scene_side {recipe.scene_side}: use a smaller crop"
         )
 
 
 def learning_rate_at(recipe: Recipe, step: int, end: int) -> float:
-    """Learning rate of a step: a linear rise, a plateau, a fall as 1 - sqrt(t) to 0."""
+    """Return the learning rate of a step: linear increase, constant, then a decrease as 1 - sqrt(t) to 0."""
     rise = min(1.0, (step + 1) / recipe.warmup)
     gone = (step - (end - recipe.cooldown)) / recipe.cooldown
-    # A numpy number would go into the checkpoint, which then could not be read without pickle.
+    # A numpy number would be stored in the checkpoint, which could then be read with pickle only.
     return float(recipe.rate * rise * (1.0 - np.sqrt(gone) if gone > 0 else 1.0))

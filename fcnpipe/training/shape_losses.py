@@ -1,4 +1,4 @@
-"""What is known of shapes before training: narrow borders count, thin lines stay whole."""
+"""Losses from prior knowledge of shapes: border weights of the U-Net, and clDice for unbroken thin lines."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ def compute_border_weights(
     sigma_px: float = 5.0,
     classes: tuple[float, float] | None = None,
 ) -> NDArray[np.float32]:
-    """Weight map of the U-Net: high where the background between two cells is narrow.
+    """Compute the weight map of the U-Net, which is high where the background between two cells is narrow.
 
     Parameters
     ----------
     labels
-        (h, w) integer, 0 is background, each cell a number of its own.
+        (h, w) integer: 0 is background, each cell has a number of its own.
     peak
         Height of the border term.
     sigma_px
         Width of the border term, px.
     classes
-        Weight of background and of cells; None: such that both weigh half of the pixels.
+        Weights of background and cells; None: both classes have the same total weight, half of the
+        number of pixels.
 
     Returns
     -------
     NDArray
-        (h, w) float32: w_c + peak * exp(-(d1 + d2)^2 / (2 sigma^2)), d1 and d2 the distances to the
-        nearest cell and to the one after it, px between pixel centres.
+        (h, w) float32: w_c + peak * exp(-(d1 + d2)^2 / (2 sigma^2)), where d1 and d2 are the
+        distances to the nearest and the second nearest cell, px between pixel centres.
 
     Notes
     -----
-    Follows Ronneberger et al. (2015), with the border term on the background alone: in a cell it
-    would blur which side of the border is asked for.
+    Follows Ronneberger et al. (2015), but the border term is added to the background only. Inside a
+    cell it would raise the weight on both sides of the border and so blur the border.
     """
     weight = np.take(_balance_classes(labels) if classes is None else classes, labels > 0)
     first, second = _two_nearest_distances(labels, math.ceil(9 * sigma_px))
@@ -58,7 +59,7 @@ def _balance_classes(labels: NDArray[Any]) -> tuple[float, float]:
 
 
 def _two_nearest_distances(labels: NDArray[Any], reach: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Distances to the nearest cell and to the second one; infinite beyond the reach."""
+    """Return the distances to the nearest and the second nearest cell, px; infinite beyond the reach."""
     first, second = np.full((2, *labels.shape), np.inf)
     _, dense = np.unique(labels, return_inverse=True)
     dense = dense.reshape(labels.shape) + int(labels.min() > 0)
@@ -74,24 +75,24 @@ def _two_nearest_distances(labels: NDArray[Any], reach: int) -> tuple[NDArray[An
 
 @dataclass(frozen=True, slots=True)
 class CentrelineDice:
-    """clDice (Shit et al. 2021): each skeleton inside the other's lines, so that lines stay whole.
+    """clDice loss (Shit et al. 2021): each skeleton must be inside the other mask, so that lines stay unbroken.
 
-    1 - 2 T S / (T + S), T the part of the prediction's skeleton in the target, S the part of the
-    target's skeleton in the prediction.
+    The loss is 1 - 2 T S / (T + S), where T is the fraction of the prediction's skeleton inside the
+    target and S the fraction of the target's skeleton inside the prediction.
     """
 
     iterations: int = 5
-    """Erosions of the skeleton, at least half the width of the widest line, px."""
+    """Number of erosions of the skeleton, at least half the width of the widest line, px."""
     smooth: float = 1.0
-    """Added above and below in T and S, px."""
+    """Summand of numerator and denominator of T and S, px."""
 
     def __post_init__(self) -> None:
-        """Refuse a skeleton that is none."""
+        """Check the number of erosions."""
         if self.iterations < 1:
             raise SpecError(f"iterations = {self.iterations}: a skeleton needs at least 1")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """The loss, in [0, 1]."""
+        """Compute the loss, in [0, 1]."""
         p, g = inputs.prediction, inputs.targets
         ours, theirs = (soft_skeleton(part, self.iterations) for part in (p, g))
         sums = inputs.weighted_sums(ours * g, ours, theirs * p, theirs)
@@ -101,7 +102,7 @@ class CentrelineDice:
 
 
 def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
-    """Soft skeleton: what each erosion leaves and an opening would take away.
+    """Return the soft skeleton: the pixels that remain after each erosion and that an opening would remove.
 
     Parameters
     ----------
@@ -109,6 +110,11 @@ def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
         (n, c, h, w) float in [0, 1].
     iterations
         Number of erosions.
+
+    Returns
+    -------
+    Tensor
+        (n, c, h, w) float in [0, 1].
     """
     skeleton = functional.relu(x - _open(x))
     for _ in range(iterations):
@@ -123,7 +129,7 @@ def _open(x: Tensor) -> Tensor:
 
 
 def _erode(x: Tensor) -> Tensor:
-    """Least of the pixel and its four neighbours; there is nothing beyond the edge."""
+    """Return the minimum of each pixel and its four neighbours; pixels beyond the edge are not counted."""
     upright = -functional.max_pool2d(-x, (3, 1), 1, (1, 0))
     level = -functional.max_pool2d(-x, (1, 3), 1, (0, 1))
     return upright.minimum(level)

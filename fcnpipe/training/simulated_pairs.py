@@ -1,7 +1,8 @@
-"""Batches of images that are drawn for each step anew, with the images that shall come out.
+"""Simulated pairs of network input and target: blurred text and stars, and bulge-plus-disk galaxies.
 
-Kinds: ``text`` and ``stars``, blurred and noisy (see blurred_images), whose sharp image is wanted; ``galaxies``
-(see galaxies), whose bulge and disk are.
+Kinds ``text`` and ``stars`` are blurred, noisy images whose target is the sharp image (see
+``simulation.blurred_images``). The targets of kind ``galaxies`` are the images of bulge and disk
+(see ``simulation.galaxies``).
 """
 
 from __future__ import annotations
@@ -18,28 +19,37 @@ Floats = NDArray[np.float32]
 
 GALAXIES = "galaxies"
 KINDS = (*blurred_images.KINDS, GALAXIES)
-"""What can be drawn."""
+"""Kinds of image pairs."""
 
 
 @dataclass(frozen=True)
 class SimulatedPair:
-    """An image as the network sees it, and what shall come out."""
+    """Network input and target of a simulated image."""
 
     x: Floats
-    """(1, h, w) float32."""
+    """(1, h, w) float32, input of the network."""
     targets: Floats
     """(outputs, h, w) float32."""
     weight: Floats
-    """(1, h, w) float32, what an error counts."""
+    """(1, h, w) float32, weight of each pixel in the loss."""
 
 
 def simulate_pair(kind: str, side: int, seed: int) -> SimulatedPair:
-    """Give an image of a kind; the same for the same arguments.
+    """Simulate an image pair of a kind; equal arguments return equal pairs.
+
+    Parameters
+    ----------
+    kind
+        One of KINDS.
+    side
+        Side of the image, px; galaxies always have the side of a stamp.
+    seed
+        Any non-negative integer.
 
     Notes
     -----
-    Galaxies have the side of a stamp. Their errors count as if both images were in asinh: else the
-    brightest pixels were all that is learned.
+    The errors of galaxies are weighted as if both images were in asinh. Otherwise only the
+    brightest pixels would be learned.
     """
     if kind != GALAXIES:
         pair = blurred_images.draw_pair(kind, (side, side), seed)
@@ -52,12 +62,12 @@ def simulate_pair(kind: str, side: int, seed: int) -> SimulatedPair:
 
 
 def input_scaling(kind: str) -> Scaling:
-    """Give what is done to the pixels of such images before a network sees them."""
+    """Return the scaling of the pixels of a kind before the network."""
     return Scaling() if kind == GALAXIES else Scaling(kind="linear")
 
 
 def list_outputs(kind: str) -> tuple[Output, ...]:
-    """Give the outputs of a network that learns a kind."""
+    """Return the outputs of a network that is trained on a kind."""
     if kind != GALAXIES:
         return (Output(name="restored", role="restored"),)
     return tuple(Output(name=name, role=f"component:{name}") for name in ("bulge", "disk"))

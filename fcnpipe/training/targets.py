@@ -1,14 +1,14 @@
-"""What the network sees of a scene and what it is asked to answer.
+"""Network input and targets of a simulated scene.
 
-Three maps in [0, 1], one output of the network each:
+The targets are three maps in [0, 1], one for each output of the network:
 
 * ``source``: the pixel belongs to a source;
-* ``heat``: a Gaussian bump of 1.1 px on the true centre of each detectable source;
-* ``relief``: the owner's light without noise, in asinh, brought down to 0 where two sources meet.
+* ``heat``: a Gaussian of standard deviation 1.1 px on the true centre of each detectable source;
+* ``relief``: the owner's noise-free light in asinh, reduced to 0 where two sources meet.
 
-A source owns the pixels where it has the most noise-free light, if that light passes the truth's
-threshold. The relief makes one hill of each source, whatever its size or structure; the heat tells
-close pairs apart that have no second maximum.
+The owner of a pixel is the source that has the most noise-free light there, if that light exceeds
+the threshold of the truth. The relief has one maximum for each source, whatever the source's size
+or structure. The heat map separates close pairs that have no second maximum.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ Bytes = NDArray[np.uint8]
 OUTPUTS = ("source", "heat", "relief")
 HEAT_SIGMA_PX = 1.1
 RELIEF_TOP = 12.0
-"""asinh of the light at which the relief is 1: 81,000 sky noises."""
+"""asinh of the light, in sky noises, at which the relief is 1: 81,000 sky noises."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A scene as the network meets it."""
+    """Training example: network input and targets of a scene."""
 
     x: NDArray[np.float16]
-    """(h, w) float16, asinh of the signal-to-noise."""
+    """(h, w) float16, asinh of the signal-to-noise ratio."""
     targets: Bytes
     """(3, h, w) uint8, the OUTPUTS in units of 1/255."""
 
 
 def make_example(scene: Scene, cell: int = 64) -> Example:
-    """Input and targets of a scene, with the sky and the noise estimated as for a real image."""
+    """Return network input and targets of a scene; sky and noise are estimated as for a real image."""
     found = estimate_background(scene.image, scene.bad | ~np.isfinite(scene.image), cell)
     sky, noise = found.sky(0, 0, scene.image.shape), found.noise(0, 0, scene.image.shape)
-    if found.is_blank or found.is_noiseless:  # the pipeline would refuse it
+    if found.is_blank or found.is_noiseless:  # the pipeline would reject it
         noise = scene.noise
     x = make_input(scene.image, scene.bad, sky, noise)
     return Example(x.astype(np.float16), quantise(make_targets(scene)))
 
 
 def make_input(image: Floats, bad: Bools, sky: Floats, noise: Floats) -> Floats:
-    """The input of the network as the pipeline makes it: asinh of the filled signal-to-noise.
+    """Compute the network input as the pipeline does: asinh of the signal-to-noise ratio, with bad pixels filled.
 
     Parameters
     ----------
     image
-        (h, w) float32; NaN and infinite pixels count as bad.
+        (h, w) float32; NaN and infinite pixels are bad.
     bad
-        (h, w) bool, pixels not to be used.
+        (h, w) bool, pixels that must not be used.
     sky, noise
         (h, w) float32 of the image.
 
@@ -76,7 +76,7 @@ def make_input(image: Floats, bad: Bools, sky: Floats, noise: Floats) -> Floats:
 
 
 def make_truth(scene: Scene) -> Truth:
-    """What a label image of the scene is scored against: the sources that own a pixel."""
+    """Return the ground truth for the scores of a label image: the sources that own a pixel."""
     owns = scene.table["area"] > 0
     rows = scene.table[owns]
     number = np.r_[0, np.where(owns, np.cumsum(owns), 0)].astype(np.int32)
@@ -92,7 +92,7 @@ def make_truth(scene: Scene) -> Truth:
 
 
 def make_targets(scene: Scene) -> Floats:
-    """The OUTPUTS of a scene, (3, h, w) float32 in [0, 1]."""
+    """Return the OUTPUTS of a scene, (3, h, w) float32 in [0, 1]."""
     found = np.r_[False, detectable(scene.table)]
     seen = found[scene.label]
     heat = np.zeros(scene.label.shape, np.float32)
@@ -102,12 +102,12 @@ def make_targets(scene: Scene) -> Floats:
 
 
 def relief(scene: Scene) -> Floats:
-    """Height of each pixel within its source, (h, w) float32 in [0, 1].
+    """Compute the height of each pixel within its source, (h, w) float32 in [0, 1]; undefined outside sources.
 
-    asinh of the owner's smooth light in sky noises, times the margin by which the owner leads the
-    second strongest source. It is not divided by the height of the crest, which lies beyond the
-    reach of the network in a large galaxy: there the map would come out flat. Meaningless outside
-    sources.
+    The height is the asinh of the owner's smooth light in sky noises, times the margin by which the
+    owner exceeds the second strongest source. It is not normalised by the source's maximum: in a
+    large galaxy the maximum is beyond the reach of the network, which would then predict a flat
+    map.
     """
     height = np.arcsinh(scene.smooth / scene.noise) / np.float32(RELIEF_TOP)
     lead = 1 - scene.second_strongest / np.maximum(scene.strongest, 1e-30)
@@ -115,7 +115,7 @@ def relief(scene: Scene) -> Floats:
 
 
 def quantise(maps: Floats) -> Bytes:
-    """Maps in [0, 1] as whole 1/255, uint8."""
+    """Convert maps in [0, 1] to integers in units of 1/255, uint8."""
     return np.asarray(np.rint(np.clip(maps, 0, 1) * 255), np.uint8)
 
 

@@ -254,7 +254,7 @@ def test_an_image_behind_the_components_is_compared_with(tmp_path, spec):
         float(loop.compute_loss(replace(recipe, loss={"psf": loss["psf"]}), perfect, batch)) < 1e-12
     )
     assert np.isfinite(loop.train_step(recipe, loop.initialise(recipe), source))
-    with pytest.raises(SpecError, match="gives 2 outputs but is to learn 3"):
+    with pytest.raises(SpecError, match="has 2 outputs but the task has 3"):
         loop.train_step(replace(recipe, loss={}), loop.initialise(recipe), source)
 
 
@@ -294,7 +294,7 @@ def test_missing_images_and_wrong_words_are_refused(spec, tmp_path):
 def test_a_network_of_other_outputs_is_refused(spec):
     recipe = Recipe(pairs=spec, network={"base": 2, "depth": 1}, batch=1, crop=16)
     state = loop.initialise(recipe)
-    with pytest.raises(SpecError, match="gives 3 outputs but is to learn 2"):
+    with pytest.raises(SpecError, match="has 3 outputs but the task has 2"):
         loop.train_step(recipe, state, LabelledImageSource(recipe, spec))
 
 
