@@ -18,13 +18,66 @@ from typing import Any, BinaryIO, cast
 from fcnpipe.images.errors import LIBRARY_ERRORS, first_line, reading_error
 from fcnpipe.images.file_access import FileVersion, file_size, file_version, open_bytes, peek
 
-UNPACKED_FILES = 16
-"""Temporary files that a process keeps of packed images."""
-
+MAX_COPIES = 16
+"""Decompressed copies that a process keeps at a time."""
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
+"""First two bytes of a compressed file -> function that opens it."""
+_COPIES_LOCK = threading.Lock()
+_COPIES: OrderedDict[tuple[str, FileVersion, int], str] = OrderedDict()
+"""Path, version and process -> decompressed copy."""
+_FOLDER_HANDLES: dict[str, int] = {}
+"""Decompressed copy -> handle of its folder, which is locked."""
 
 
-def _peek_packed(opener: Any, path: str, count: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class DecompressedFile:
+    """A file or object, with its decompressed copy if it is a gzip or bzip2 file.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path or URL.
+    version : (int, int) or ObjectVersion
+        Size in bytes and modification time in ns, or the server's version, when it was opened.
+    copy : str
+        Temporary file with the decompressed bytes, written by the process that opened the file; empty
+        if the file is not compressed.
+    """
+
+    path: str
+    version: FileVersion
+    copy: str = ""
+
+    def content_path(self) -> str:
+        """Return the path of the decompressed bytes; another machine makes its own copy."""
+        if not self.copy:
+            return self.path
+        return self.copy if os.path.exists(self.copy) else _decompress(self.path, self.version)
+
+    @property
+    def content_version(self) -> FileVersion:
+        """Version of the decompressed bytes."""
+        return file_version(self.content_path()) if self.copy else self.version
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of decompressed bytes."""
+        return file_size(self.content_path(), self.content_version)
+
+
+def open_decompressed(path: str) -> DecompressedFile:
+    """Return a file in its present version, decompressed to a temporary copy if it is compressed."""
+    version = file_version(path)
+    copy = _decompress(path, version) if peek(path, 2) in _OPENERS else ""
+    return DecompressedFile(path, version, copy)
+
+
+def peek_decompressed(path: str, count: int) -> bytes:
+    """Return the first ``count`` bytes of a file, decompressed if need be; empty if it cannot be read."""
+    start = peek(path, count)
+    opener = _OPENERS.get(start[:2])
+    if opener is None:
+        return start
     try:
         with open_bytes(path) as source, opener(source) as handle:
             return cast(bytes, handle.read(count))
@@ -32,97 +85,51 @@ def _peek_packed(opener: Any, path: str, count: int) -> bytes:
         return b""
 
 
-@dataclass(frozen=True, slots=True)
-class FitsFile:
-    """A file as it was when it was opened.
-
-    Attributes
-    ----------
-    path : str
-        Absolute path or URL.
-    version : (int, int) or Stamp
-        Size in bytes and time of change in ns; what the server says for a URL.
-    unpacked : str
-        Temporary file with the unpacked bytes, written by the process that opened the image;
-        empty if the file is not packed.
-    """
-
-    path: str
-    version: FileVersion
-    unpacked: str = ""
-
-    def locate(self) -> str:
-        """Give the path of the plain bytes; another machine unpacks its own copy."""
-        if not self.unpacked:
-            return self.path
-        return self.unpacked if os.path.exists(self.unpacked) else _unpack(self.path, self.version)
-
-    @property
-    def unpacked_version(self) -> FileVersion:
-        """Stamp of the plain bytes."""
-        return file_version(self.locate()) if self.unpacked else self.version
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of the plain bytes."""
-        return file_size(self.locate(), self.unpacked_version)
-
-
-def _describe_file(path: str) -> FitsFile:
-    version = file_version(path)
-    return FitsFile(path, version, _unpack(path, version) if peek(path, 2) in _OPENERS else "")
-
-
-_UNPACKING = threading.Lock()
-_UNPACKED: OrderedDict[tuple[str, FileVersion, int], str] = OrderedDict()
-_HELD: dict[str, int] = {}
-"""Temporary file -> handle of its folder, which is locked."""
-
-
-def _unpack(path: str, version: FileVersion) -> str:
-    """Give a temporary file with the unpacked bytes, written once in a process."""
+def _decompress(path: str, version: FileVersion) -> str:
+    """Return the temporary decompressed copy of a file, which is written once per process."""
     key = (path, version, os.getpid())
-    with _UNPACKING:
-        if not os.path.exists(_UNPACKED.get(key, "")):
-            _UNPACKED[key] = _write_unpacked(path, version)
-        while len(_UNPACKED) > UNPACKED_FILES:
-            _remove_folder(_UNPACKED.popitem(last=False)[1], os.getpid())
-        return _UNPACKED[key]
+    with _COPIES_LOCK:
+        if not os.path.exists(_COPIES.get(key, "")):
+            _COPIES[key] = _write_copy(path, version)
+        while len(_COPIES) > MAX_COPIES:
+            _remove_copy(_COPIES.popitem(last=False)[1], os.getpid())
+        return _COPIES[key]
 
 
-def _write_unpacked(path: str, version: FileVersion) -> str:
+def _write_copy(path: str, version: FileVersion) -> str:
     folder = tempfile.mkdtemp(prefix="fcnpipe-")
     target = os.path.join(folder, "unpacked.fits")
-    _HELD[target] = _hold(folder)
-    atexit.register(_remove_folder, target, os.getpid())
+    _FOLDER_HANDLES[target] = _lock_folder(folder)
+    atexit.register(_remove_copy, target, os.getpid())
     opener = _OPENERS[peek(path, 2)]
     try:
         with (
-            open_bytes(path, version) as packed,
-            opener(packed) as source,
+            open_bytes(path, version) as compressed,
+            opener(compressed) as source,
             open(target, "wb") as sink,
         ):
             shutil.copyfileobj(cast(BinaryIO, source), sink, 1 << 20)
     except LIBRARY_ERRORS as error:
-        _remove_folder(target, os.getpid())
+        _remove_copy(target, os.getpid())
         raise reading_error(
             error,
-            f"{path} cannot be unpacked to {folder}: {first_line(error)}; check that the file is "
-            "whole and the disk has room (TMPDIR names another folder), or unpack it yourself",
+            f"{path} cannot be decompressed to {folder}: {first_line(error)}; check that the file is "
+            "complete and the disk has space (TMPDIR selects another folder), or decompress it yourself",
         ) from None
     return target
 
 
-def _hold(folder: str) -> int:
-    """Show, as long as this process lives, that a folder is in use."""
+def _lock_folder(folder: str) -> int:
+    """Lock a folder as long as this process lives, which shows the clean-up that it is in use."""
     handle = os.open(folder, os.O_RDONLY)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(handle, fcntl.LOCK_SH)
     return handle
 
 
-def _remove_folder(file: str, owner: int) -> None:
+def _remove_copy(copy: str, owner: int) -> None:
+    """Remove a copy and its folder, but only in the process that made it and not in its forks."""
     if os.getpid() == owner:
-        if file in _HELD:
-            os.close(_HELD.pop(file))
-        shutil.rmtree(os.path.dirname(file), ignore_errors=True)
+        if copy in _FOLDER_HANDLES:
+            os.close(_FOLDER_HANDLES.pop(copy))
+        shutil.rmtree(os.path.dirname(copy), ignore_errors=True)

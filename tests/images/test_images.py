@@ -82,7 +82,9 @@ def test_not_an_image(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is not a readable image.*a folder, without zarr metadata"):
+    with pytest.raises(
+        InputError, match=r"is not a readable image.*a folder, without zarr metadata"
+    ):
         images.open_image(tmp_path)
 
 

@@ -271,7 +271,7 @@ def test_a_file_that_changes_on_a_web_server_is_noticed(web: tuple[str, Site]) -
 def _forget_blocks() -> None:
     """What is kept was true when it was read."""
     file_object._BLOCKS.clear()
-    fits_images._CELLS.clear()
+    fits_images._DECODED_CELLS.clear()
 
 
 # ---------------------------------------------------------------- faults

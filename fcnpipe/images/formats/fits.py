@@ -1,11 +1,11 @@
-"""FITS images: plain, scaled, tile-compressed, packed by gzip or bzip2, or behind a URL.
+"""Reader of FITS images: plain, scaled, tile-compressed, gzip or bzip2 files, local or behind a URL.
 
 ::
 
-    plain       the rows of the box, a strip at a time -> byte swap, BSCALE, BZERO, BLANK -> float32
-                (behind a URL: the rows of the box, fetched side by side)
-    compressed  box -> cells (whole compression tiles) -> decoded once, the last ones kept -> box
-    packed      unpacked once to a temporary file, then as above
+    plain            rows of the box, strip by strip -> byte swap, BSCALE, BZERO, BLANK -> float32
+                     (behind a URL: all rows of the box are fetched concurrently)
+    tile-compressed  box -> cells (whole compression tiles), decoded once and cached -> box
+    gzip, bzip2      decompressed once to a temporary file, then as above
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from fcnpipe.core.geometry import Box, TileGrid, round_up
 from fcnpipe.core.records import ImageInfo
 from fcnpipe.images.axes import band_index, fold_axes, number_bands
 from fcnpipe.images.base import Reader
-from fcnpipe.images.decompression import _OPENERS, FitsFile, _describe_file, _peek_packed
+from fcnpipe.images.decompression import DecompressedFile, open_decompressed, peek_decompressed
 from fcnpipe.images.digests import digest_file
 from fcnpipe.images.errors import LIBRARY_ERRORS, first_line, reading_error, silence_warnings
 from fcnpipe.images.file_access import (
     open_bytes,
-    peek,
     read_rows,
 )
 from fcnpipe.images.headers import is_structural
@@ -43,11 +42,11 @@ from fcnpipe.images.scaling import AS_STORED, Scaling
 from fcnpipe.remote import ObjectVersion
 
 CACHE_BYTES = 256 << 20
-"""Decoded cells that a process keeps: a row of 1,100-px boxes of an image 60,000 px wide."""
+"""Size of the cache of decoded cells: enough for a row of 1,100-px boxes of an image 60,000 px wide."""
 CELL_ROWS = 64
-"""Least rows of a cell of an image that is compressed by rows."""
+"""Minimum height of a cell of an image that is compressed by rows, px."""
 CELL_EDGE = 512
-"""Least edge of a cell of an image that is compressed by rectangles."""
+"""Minimum edge of a cell of an image that is compressed by rectangles, px."""
 _MAGIC = b"SIMPLE  ="
 _NOT_INHERITED = re.compile(
     r"COMMENT|HISTORY|EXTNAME|EXTVER|INHERIT|WCSAXES.?|(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)\d+.?"
@@ -56,12 +55,8 @@ _NOT_INHERITED = re.compile(
 
 
 def recognises(path: str) -> bool:
-    """Whether a file starts as FITS does, packed or not."""
-    start = peek(path, len(_MAGIC))
-    if start == _MAGIC:
-        return True
-    opener = _OPENERS.get(start[:2])
-    return opener is not None and _peek_packed(opener, path, len(_MAGIC)) == _MAGIC
+    """Return whether a file, decompressed if need be, starts like a FITS file."""
+    return peek_decompressed(path, len(_MAGIC)) == _MAGIC
 
 
 def open_reader(path: str, hdu: int | str | None) -> Reader:
@@ -70,11 +65,11 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
     Raises
     ------
     InputError
-        If there is no such HDU or image, its axes are not those of an image, or the file is shorter
-        than its header says.
+        If there is no such HDU or image, if its axes are not those of an image, or if the file is shorter
+        than its header states.
     """
-    file = _describe_file(path)
-    with _opened(file) as hdus:
+    file = open_decompressed(path)
+    with _open_hdu_list(file) as hdus:
         index = _choose_hdu(path, hdus, hdu)
         try:
             return _make_reader(file, hdus, index)
@@ -88,18 +83,18 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
 
 
 @contextmanager
-def _opened(file: FitsFile) -> Iterator[fits.HDUList]:
+def _open_hdu_list(file: DecompressedFile) -> Iterator[fits.HDUList]:
     with silence_warnings():
-        hdus = _open_hdus(file)
+        hdus = _open_with_astropy(file)
         try:
             yield hdus
         finally:
             hdus.close()
 
 
-def _open_hdus(file: FitsFile) -> fits.HDUList:
+def _open_with_astropy(file: DecompressedFile) -> fits.HDUList:
     try:
-        plain, version = file.locate(), file.unpacked_version
+        plain, version = file.content_path(), file.content_version
         source = open_bytes(plain, version) if isinstance(version, ObjectVersion) else plain
         return fits.open(source, memmap=False, lazy_load_hdus=True)
     except LIBRARY_ERRORS as error:
@@ -139,10 +134,11 @@ def _find_hdu(hdus: fits.HDUList, wanted: int | str) -> int | None:
         number = int(wanted)
         return number if 0 <= number < len(hdus) else None
     name, _, version = wanted.strip().upper().partition(",")
-    return next((i for i, hdu in enumerate(hdus) if _answers(hdu, name, version.strip())), None)
+    return next((i for i, hdu in enumerate(hdus) if _matches(hdu, name, version.strip())), None)
 
 
-def _answers(hdu: Any, name: str, version: str) -> bool:
+def _matches(hdu: Any, name: str, version: str) -> bool:
+    """Return whether an HDU has this EXTNAME, and this EXTVER unless that is empty."""
     return hdu.name.upper() == name.strip() and version in ("", str(hdu.ver))
 
 
@@ -152,11 +148,11 @@ def _is_image(hdu: Any) -> bool:
 
 
 def _list_hdus(hdus: fits.HDUList) -> str:
-    lines = [f"{i} {hdu.name or 'unnamed'} {_say_content(hdu)}" for i, hdu in enumerate(hdus)]
+    lines = [f"{i} {hdu.name or 'unnamed'} {_describe_hdu(hdu)}" for i, hdu in enumerate(hdus)]
     return ", ".join(lines[:20]) + (", ..." if len(lines) > 20 else "")
 
 
-def _say_content(hdu: Any) -> str:
+def _describe_hdu(hdu: Any) -> str:
     if not _is_image(hdu):
         return "(no image)"
     return "(" + " x ".join(str(n) for n in hdu.shape) + ")"
@@ -165,22 +161,22 @@ def _say_content(hdu: Any) -> str:
 # ---------------------------------------------------------------- readers
 
 
-def _make_reader(file: FitsFile, hdus: fits.HDUList, index: int) -> Reader:
+def _make_reader(file: DecompressedFile, hdus: fits.HDUList, index: int) -> Reader:
     hdu, name = hdus[index], f"{file.path} HDU {index}"
     shape = tuple(int(n) for n in hdu.shape)
     folded, dtype = fold_axes(shape, name), _stored_dtype(hdu.header)
     info = ImageInfo(
         shape=folded,
         dtype=dtype.newbyteorder("=").name,
-        cards=_keep_cards(hdus, hdu),
+        cards=_collect_cards(hdus, hdu),
         bands=number_bands(folded[0]),
-        unit=_say_unit(hdu.header),
+        unit=str(hdu.header.get("BUNIT", "")).strip(),
     )
     place = hdu.fileinfo()
     extent = Extent(place["hdrLoc"], place["datLoc"], place["datLoc"] + place["datSpan"])
     if isinstance(hdu, fits.CompImageHDU):
         _check_length(file, extent.stop - 2879, name)
-        return SectionReader(file, index, shape, _choose_cell(hdu, folded), extent, info)
+        return CompressedReader(file, index, shape, _choose_cell(hdu, folded), extent, info)
     size = dtype.itemsize * int(np.prod(folded))
     _check_length(file, extent.data + size, name)
     return PlainReader(file, extent, dtype.str, info, _read_scaling(hdu.header))
@@ -197,20 +193,16 @@ def _read_scaling(header: fits.Header) -> Scaling:
     return Scaling(float(header.get("BSCALE", 1)), float(header.get("BZERO", 0)), blank)
 
 
-def _say_unit(header: fits.Header) -> str:
-    return str(header.get("BUNIT", "")).strip()
-
-
-def _keep_cards(hdus: fits.HDUList, hdu: Any) -> tuple[str, ...]:
-    """Give the cards of the HDU, and those that it inherits from the primary one."""
+def _collect_cards(hdus: fits.HDUList, hdu: Any) -> tuple[str, ...]:
+    """Return the cards of an HDU and those that it inherits from the primary header."""
     cards = [card for card in hdu.header.cards if not is_structural(card)]
     if hdu is not hdus[0] and hdu.header.get("INHERIT") is True:
         cards += [card for card in hdus[0].header.cards if _is_inherited(card, hdu.header)]
-    return tuple(filter(None, map(_read_card, cards)))
+    return tuple(filter(None, map(_card_text, cards)))
 
 
-def _read_card(card: fits.Card) -> str:
-    """Give the text of a card; none if it is so broken that nobody could write it."""
+def _card_text(card: fits.Card) -> str:
+    """Return the text of a card; empty if the card is so broken that it cannot be written."""
     try:
         return str(card)
     except fits.VerifyError:
@@ -222,7 +214,7 @@ def _is_inherited(card: fits.Card, header: fits.Header) -> bool:
     return not (own or is_structural(card) or _NOT_INHERITED.fullmatch(card.keyword))
 
 
-def _check_length(file: FitsFile, needed: int, name: str) -> None:
+def _check_length(file: DecompressedFile, needed: int, name: str) -> None:
     if file.size_bytes < needed:
         raise InputError(
             f"{name} needs {needed} bytes but the file ends at {file.size_bytes}: truncated; "
@@ -232,7 +224,7 @@ def _check_length(file: FitsFile, needed: int, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where an HDU lies in its file, bytes.
+    """Position of an HDU in its file, bytes.
 
     Attributes
     ----------
@@ -247,15 +239,15 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class PlainReader:
-    """An image that lies in its file as rows of numbers.
+    """Reader of an image that is stored as rows of numbers.
 
     Attributes
     ----------
     dtype : str
-        Type of the stored numbers, big-endian.
+        Dtype of the stored numbers, big-endian.
     """
 
-    file: FitsFile
+    file: DecompressedFile
     extent: Extent
     dtype: str
     info: ImageInfo
@@ -263,36 +255,38 @@ class PlainReader:
 
     @property
     def overhead_bytes(self) -> int:
-        """One strip as it is stored and one of float64; of an object, the box as it is stored."""
+        """One stored strip and one of float64. For an object, the stored box comes on top of it."""
         return 1 << 22
 
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
-        """Read the rows of the box."""
+        """Yield strips of the rows of a box."""
         item = np.dtype(self.dtype).itemsize
         shape = box.shape[0], box.shape[1] * item, self.info.shape[2] * item
-        start = self._place(band, box.y0, box.x0)
+        start = self._offset(band, box.y0, box.x0)
         if box.size == 0:
             return
         try:
-            for rows in read_rows(self.file.locate(), self.file.unpacked_version, start, shape):
+            for rows in read_rows(
+                self.file.content_path(), self.file.content_version, start, shape
+            ):
                 yield rows.view(self.dtype)
         except (OSError, ValueError, EOFError) as error:
             raise _reading_error(self.file.path, error) from None
 
-    def _place(self, band: int, y: int, x: int) -> int:
-        """Give where a pixel begins in the file, bytes."""
+    def _offset(self, band: int, y: int, x: int) -> int:
+        """Return the position of a pixel in the file, bytes."""
         _, height, width = self.info.shape
         pixel = (band * height + y) * width + x
         return self.extent.data + pixel * np.dtype(self.dtype).itemsize
 
     def digest(self) -> str:
-        """Digest of header, data and inherited cards."""
-        return _digest_unit(self.file, self.extent, self.info)
+        """Return the digest of header, data and inherited cards."""
+        return _digest_hdu(self.file, self.extent, self.info)
 
 
 @dataclass(frozen=True, slots=True)
-class SectionReader:
-    """An image that is read through ``.section`` of astropy: tile-compressed.
+class CompressedReader:
+    """Reader of a tile-compressed image, through ``.section`` of astropy.
 
     Attributes
     ----------
@@ -301,10 +295,10 @@ class SectionReader:
     shape : tuple of int
         All axes of the array, as astropy sees it.
     cell : (int, int)
-        Height and width of what is decoded at a time: whole compression tiles.
+        Height and width of the parts that are decoded at a time: whole compression tiles.
     """
 
-    file: FitsFile
+    file: DecompressedFile
     index: int
     shape: tuple[int, ...]
     cell: tuple[int, int]
@@ -314,12 +308,12 @@ class SectionReader:
 
     @property
     def overhead_bytes(self) -> int:
-        """Cells that are kept, and a few copies of the one being decoded."""
+        """The cache of decoded cells, and a few copies of the cell being decoded."""
         cell = 8 * self.cell[0] * self.cell[1]
         return min(CACHE_BYTES, 8 * int(np.prod(self.info.shape))) + 4 * cell
 
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
-        """Put a box together from decoded cells."""
+        """Yield a box, assembled from decoded cells."""
         grid = TileGrid(self.info.shape[1:], self.cell)
         values: NDArray[Any] | None = None
         for part in grid.cores_in(box):
@@ -331,38 +325,38 @@ class SectionReader:
             yield values
 
     def digest(self) -> str:
-        """Digest of header, compressed data and inherited cards."""
-        return _digest_unit(self.file, self.extent, self.info)
+        """Return the digest of header, compressed data and inherited cards."""
+        return _digest_hdu(self.file, self.extent, self.info)
 
 
-def _digest_unit(file: FitsFile, extent: Extent, info: ImageInfo) -> str:
-    place = extent.header, extent.stop
-    return digest_file(file.locate(), file.unpacked_version, place, "".join(info.cards))
+def _digest_hdu(file: DecompressedFile, extent: Extent, info: ImageInfo) -> str:
+    span = extent.header, extent.stop
+    return digest_file(file.content_path(), file.content_version, span, "".join(info.cards))
 
 
 def _choose_cell(hdu: Any, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Give whole compression tiles, large enough to be worth a call of astropy."""
+    """Return height and width of a cell: whole compression tiles, large enough for one call of astropy."""
     _, height, width = shape
     tile = hdu.tile_shape[-2:] if isinstance(hdu, fits.CompImageHDU) else (1, width)
-    least = (CELL_ROWS, width) if 2 * tile[1] > width else (CELL_EDGE, CELL_EDGE)
+    minimum = (CELL_ROWS, width) if 2 * tile[1] > width else (CELL_EDGE, CELL_EDGE)
     return (
-        min(round_up(least[0], int(tile[0])), height),
-        min(round_up(least[1], int(tile[1])), width),
+        min(round_up(minimum[0], int(tile[0])), height),
+        min(round_up(minimum[1], int(tile[1])), width),
     )
 
 
 # ---------------------------------------------------------------- decoded cells
 
-_DECODING = threading.RLock()
-_CELLS: OrderedDict[tuple[_Section, int, Box], NDArray[Any]] = OrderedDict()
+_DECODER_LOCK = threading.RLock()
+_DECODED_CELLS: OrderedDict[tuple[_OpenHdu, int, Box], NDArray[Any]] = OrderedDict()
 
 
-class _Section:
-    """An open HDU, closed when nobody holds it any more."""
+class _OpenHdu:
+    """An open HDU, which is closed when it is garbage-collected."""
 
-    def __init__(self, reader: SectionReader) -> None:
+    def __init__(self, reader: CompressedReader) -> None:
         with silence_warnings():
-            hdus = _open_hdus(reader.file)
+            hdus = _open_with_astropy(reader.file)
             self._finalizer = weakref.finalize(self, hdus.close)
             self._hdu = hdus[reader.index]
         self._shape, self._path = reader.shape, reader.file.path
@@ -377,38 +371,38 @@ class _Section:
 
 
 @lru_cache(maxsize=16)
-def _open_section(reader: SectionReader, process: int) -> _Section:
-    return _Section(reader)
+def _open_hdu(reader: CompressedReader, process: int) -> _OpenHdu:
+    return _OpenHdu(reader)
 
 
-def _read_part(reader: SectionReader, band: int, part: Box, core: Box) -> NDArray[Any]:
-    """Cut a part out of its decoded cell; decode it alone if the cell is damaged elsewhere."""
+def _read_part(reader: CompressedReader, band: int, part: Box, core: Box) -> NDArray[Any]:
+    """Return a part of its decoded cell; decode the part alone if the cell is damaged elsewhere."""
     try:
         return _read_cell(reader, band, core)[part.within(core)]
     except InputError:
-        with _DECODING:
-            return _open_section(reader, os.getpid()).decode(band, part)
+        with _DECODER_LOCK:
+            return _open_hdu(reader, os.getpid()).decode(band, part)
 
 
-def _read_cell(reader: SectionReader, band: int, core: Box) -> NDArray[Any]:
-    """Give a decoded cell, one thread at a time.
+def _read_cell(reader: CompressedReader, band: int, core: Box) -> NDArray[Any]:
+    """Return a decoded cell, from the cache if possible; one thread decodes at a time.
 
     Notes
     -----
-    The lock is for the process, not for the file: the HCOMPRESS decoder of astropy 8 keeps its
-    state in static variables and lets other threads run (two threads gave 'bad format code').
+    The lock is per process, not per file: the HCOMPRESS decoder of astropy 8 keeps its state in static
+    variables and releases the GIL (two threads fail with 'bad format code').
     """
-    with _DECODING:
-        section = _open_section(reader, os.getpid())
-        key = (section, band, core)
-        if key not in _CELLS:
-            _CELLS[key] = section.decode(band, core)
-        _CELLS.move_to_end(key)
-        _forget_cells()
-        return _CELLS[key]
+    with _DECODER_LOCK:
+        hdu = _open_hdu(reader, os.getpid())
+        key = (hdu, band, core)
+        if key not in _DECODED_CELLS:
+            _DECODED_CELLS[key] = hdu.decode(band, core)
+        _DECODED_CELLS.move_to_end(key)
+        _shrink_cache()
+        return _DECODED_CELLS[key]
 
 
-def _forget_cells() -> None:
-    held = sum(cell.nbytes for cell in _CELLS.values())
-    while held > CACHE_BYTES and len(_CELLS) > 1:
-        held -= _CELLS.popitem(last=False)[1].nbytes
+def _shrink_cache() -> None:
+    held = sum(cell.nbytes for cell in _DECODED_CELLS.values())
+    while held > CACHE_BYTES and len(_DECODED_CELLS) > 1:
+        held -= _DECODED_CELLS.popitem(last=False)[1].nbytes

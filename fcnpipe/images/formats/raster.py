@@ -1,8 +1,8 @@
-"""TIFF, PNG, JPEG and npy: stored values, colours as bands, an alpha channel left out.
+"""Readers of TIFF, PNG, JPEG and npy: stored values, colours as bands, without the alpha channel.
 
-The first row of the file is y = 0. Tiled or stripped TIFF is decoded chunk by chunk, uncompressed
-TIFF and npy are read by rows; PNG and JPEG cannot be cut and are decoded whole, up to
-:data:`WHOLE_PIXELS`.
+The first row of the file is y = 0. Compressed or tiled TIFF is decoded chunk by chunk; uncompressed TIFF
+and npy are read by rows. PNG and JPEG cannot be read in part and are decoded whole, up to
+:data:`MAX_WHOLE_PIXELS`.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from fcnpipe.images.file_access import (
 )
 from fcnpipe.images.scaling import AS_STORED, Scaling
 
-WHOLE_PIXELS = 1 << 28
-"""Largest image that is decoded whole, px."""
+MAX_WHOLE_PIXELS = 1 << 28
+"""Maximum size of an image that is decoded whole, px."""
 
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA = 42113
-_CODECS = "imagecodecs"
-"""Package that LZW, JPEG and other rare compressions of TIFF ask for."""
+_CODEC_PACKAGE = "imagecodecs"
+"""Package that tifffile needs for LZW, JPEG and other compressions of TIFF."""
 _NPY_HEADERS = {
     1: np.lib.format.read_array_header_1_0,
     2: np.lib.format.read_array_header_2_0,
 }
 _COLOURS = ("red", "green", "blue")
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else it tells the terminal too
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else its log goes to the terminal
 
 
 def recognises(path: str) -> bool:
-    """Whether a file starts as one of these formats does."""
+    """Return whether a file starts like one of these formats."""
     return peek(path).startswith((_NPY, _PNG, _JPEG, *_TIFF))
 
 
@@ -68,7 +68,7 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
     Raises
     ------
     InputError
-        If the file is damaged, is no image, or has no such series.
+        If the file is damaged, is not an image, or has no such series.
     """
     start = peek(path)
     if not start.startswith(_TIFF) and hdu is not None:
@@ -85,29 +85,29 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
 def _choose_opener(start: bytes) -> Callable[[str, int | str | None], Reader]:
     if start.startswith(_TIFF):
         return _open_tiff
-    return _open_npy if start.startswith(_NPY) else _open_small
+    return _open_npy if start.startswith(_NPY) else _open_picture_whole
 
 
 def _reading_error(path: str, error: BaseException) -> InputError:
     reason = first_line(error)
-    mend = "install it, or write the image with deflate"
-    if _CODECS not in reason:
-        mend = "if truncated, copy it again"
-    return reading_error(error, f"{path} cannot be read: {reason}; {mend}")
+    fix = "install it, or write the image with deflate"
+    if _CODEC_PACKAGE not in reason:
+        fix = "if truncated, copy it again"
+    return reading_error(error, f"{path} cannot be read: {reason}; {fix}")
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What the axes of an array mean.
+    """Meaning of the axes of an array.
 
     Attributes
     ----------
     shape : tuple of int
         All axes.
     y, band : int
-        Which axis is y (x follows it), and which one counts the bands; -1 if there is none.
+        Number of the y axis (the x axis follows it) and of the band axis; -1 if there is no band axis.
     bands : int
-        How many bands are image; any more are alpha.
+        Number of bands of the image; further ones are alpha channels.
     """
 
     shape: tuple[int, ...]
@@ -121,20 +121,20 @@ class Axes:
         return self.bands, self.shape[self.y], self.shape[self.y + 1]
 
     def index(self, box: Box, band: int) -> tuple[slice | int, ...]:
-        """Give the index that cuts a box of a band out of the array."""
+        """Return the index of a box of a band in the array."""
         index: list[slice | int] = [0] * len(self.shape)
         if self.band >= 0:
             index[self.band] = band
         index[self.y : self.y + 2] = box.slices
         return tuple(index)
 
-    def first(self, band: int) -> tuple[int, ...]:
-        """Give the index of the first pixel of a band."""
+    def first_pixel(self, band: int) -> tuple[int, ...]:
+        """Return the index of the first pixel of a band."""
         return tuple(band if axis == self.band else 0 for axis in range(len(self.shape)))
 
 
 def _plain_axes(shape: tuple[int, ...], name: str) -> Axes:
-    """Give axes of (..., band, y, x)."""
+    """Return the axes of a (..., band, y, x) array."""
     bands = fold_axes(shape, name)[0]
     leading = [i for i, n in enumerate(shape[:-2]) if n > 1]
     return Axes(shape, len(shape) - 2, leading[0] if leading else -1, bands)
@@ -146,19 +146,19 @@ def _make_info(axes: Axes, dtype: np.dtype[Any], name: str) -> ImageInfo:
     return ImageInfo(axes.image_shape, dtype.newbyteorder("=").name, bands=names)
 
 
-# ---------------------------------------------------------------- arrays that lie there as they are
+# ---------------------------------------------------------------- uncompressed arrays
 
 
 @dataclass(frozen=True, slots=True)
 class RawReader:
-    """An array that lies in its file as it is: npy, uncompressed TIFF.
+    """Reader of an array that is stored uncompressed and contiguous: npy, uncompressed TIFF.
 
     Attributes
     ----------
     offset : int
         First byte of the pixels.
     dtype, order : str
-        Type of a pixel with its byte order; ``C`` or ``F``.
+        Dtype of a pixel with its byte order; memory order, ``C`` or ``F``.
     """
 
     path: str
@@ -172,28 +172,30 @@ class RawReader:
 
     @property
     def overhead_bytes(self) -> int:
-        """One strip as it is stored and one of float64; of an object, the box as it is stored."""
+        """One stored strip and one of float64. For an object, the stored box comes on top of it."""
         return 1 << 22
 
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
-        """Read the rows of the box, or its columns where these lie together."""
+        """Yield strips of rows of a box; in Fortran order, the box from its contiguous columns."""
         if box.size == 0:
             return
         try:
             if self.order == "C":
-                yield from self._read(box, band, self.axes.shape, self.axes.y)
+                yield from self._read_band(box, band, self.axes.shape, self.axes.y)
                 return
-            lying = Box(box.x0, box.y0, box.x1, box.y1)
-            strips = self._read(
-                lying, band, self.axes.shape[::-1], len(self.axes.shape) - 2 - self.axes.y
+            transposed = Box(box.x0, box.y0, box.x1, box.y1)
+            strips = self._read_band(
+                transposed, band, self.axes.shape[::-1], len(self.axes.shape) - 2 - self.axes.y
             )
             yield np.concatenate([strip.copy() for strip in strips]).T
         except (OSError, ValueError, EOFError) as error:
             raise _reading_error(self.path, error) from None
 
-    def _read(self, box: Box, band: int, shape: tuple[int, ...], y: int) -> Iterator[NDArray[Any]]:
-        """Read strips with all that lies between two pixels of a row, and pick the band."""
-        index = self.axes.first(band)[:: 1 if self.order == "C" else -1]
+    def _read_band(
+        self, box: Box, band: int, shape: tuple[int, ...], y: int
+    ) -> Iterator[NDArray[Any]]:
+        """Yield strips of a band, read together with interleaved values such as the other colours."""
+        index = self.axes.first_pixel(band)[:: 1 if self.order == "C" else -1]
         plane, which = _ravel(index[:y], shape[:y]), _ravel(index[y + 2 :], shape[y + 2 :])
         depth = math.prod(shape[y + 2 :])
         item = np.dtype(self.dtype).itemsize * depth
@@ -203,7 +205,7 @@ class RawReader:
             yield strip.view(self.dtype).reshape(len(strip), box.shape[1], depth)[:, :, which]
 
     def digest(self) -> str:
-        """Digest of the file."""
+        """Return the digest of the file."""
         return digest_file(self.path, self.version)
 
 
@@ -216,7 +218,7 @@ def _open_npy(path: str, _: int | str | None) -> Reader:
     with open_bytes(path, version) as handle:
         major, minor = np.lib.format.read_magic(handle)
         if major not in _NPY_HEADERS:
-            raise ValueError(f"npy of version {major}.{minor} is not known")
+            raise ValueError(f"npy of version {major}.{minor} is not supported")
         shape, fortran, dtype = _NPY_HEADERS[major](handle)
         offset = handle.tell()
     axes = _plain_axes(shape, path)
@@ -263,7 +265,7 @@ def _series_number(path: str, tiff: tifffile.TiffFile, hdu: int | str | None) ->
 
 
 def _tiff_axes(series: Any, path: str) -> Axes:
-    """Give the axes of a series: Y, X, and at most one other that is longer than 1."""
+    """Return the axes of a series: Y, X, and at most one other axis longer than 1."""
     letters, shape = str(series.axes), tuple(int(n) for n in series.shape)
     others = [i for i, n in enumerate(shape) if n > 1 and letters[i] not in "YX"]
     if "YX" not in letters or len(others) > 1:
@@ -279,7 +281,7 @@ def _tiff_axes(series: Any, path: str) -> Axes:
 
 
 def _tiff_end(series: Any) -> int:
-    """Give the end of the last segment: what is cut off would read as zeros."""
+    """Return the end of the last segment, since tifffile reads a truncated segment as zeros."""
     pages = (page for page in series.pages if page is not None)
     ends = (
         int(offset + count)
@@ -290,7 +292,7 @@ def _tiff_end(series: Any) -> int:
 
 
 def _nodata(series: Any) -> float | None:
-    """Give the value that GDAL calls no data."""
+    """Return the no-data value of GDAL, or None."""
     tag = series.keyframe.tags.get(_GDAL_NODATA)
     try:
         value = float(tag.value)
@@ -301,7 +303,7 @@ def _nodata(series: Any) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class TiffReader:
-    """A compressed or tiled TIFF series, decoded chunk by chunk."""
+    """Reader of a compressed or tiled TIFF series, which is decoded chunk by chunk."""
 
     path: str
     version: FileVersion
@@ -312,7 +314,7 @@ class TiffReader:
     scaling: Scaling
 
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
-        """Give the stored numbers; zarr reads one box after another."""
+        """Yield the stored numbers of a box."""
         try:
             opened = _open_series(self.path, self.version, self.series, os.getpid())
             yield np.asarray(opened.array[self.axes.index(box, band)])
@@ -320,12 +322,12 @@ class TiffReader:
             raise _reading_error(self.path, error) from None
 
     def digest(self) -> str:
-        """Digest of the file."""
+        """Return the digest of the file."""
         return digest_file(self.path, self.version)
 
 
 class _Series:
-    """An open TIFF series, closed when nobody holds it any more."""
+    """An open TIFF series, which is closed when it is garbage-collected."""
 
     def __init__(self, path: str, version: FileVersion, number: int) -> None:
         file = open_bytes(path, version)
@@ -350,8 +352,8 @@ def _open_series(path: str, version: FileVersion, number: int, process: int) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class SmallReader:
-    """A PNG or JPEG, decoded whole once in a process."""
+class WholeReader:
+    """Reader of a PNG or JPEG image, which is decoded whole once per process."""
 
     path: str
     version: FileVersion
@@ -361,39 +363,39 @@ class SmallReader:
 
     @property
     def overhead_bytes(self) -> int:
-        """The decoded image, and its parts while they are put together."""
+        """The decoded image, and its parts while they are assembled."""
         return 2 * math.prod(self.axes.shape) * np.dtype(self.info.dtype).itemsize
 
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
-        """Give a view of the decoded image."""
+        """Yield a view of the decoded image."""
         try:
             yield _decode(self.path, self.version)[self.axes.index(box, band)]
         except LIBRARY_ERRORS as error:
             raise _reading_error(self.path, error) from None
 
     def digest(self) -> str:
-        """Digest of the file."""
+        """Return the digest of the file."""
         return digest_file(self.path, self.version)
 
 
-def _open_small(path: str, _: int | str | None) -> Reader:
+def _open_picture_whole(path: str, _: int | str | None) -> Reader:
     _check_depth(path)
     version = file_version(path)
     with open_bytes(path, version) as file, _open_picture(file) as image:
         width, height = image.size
-    if width * height > WHOLE_PIXELS:
+    if width * height > MAX_WHOLE_PIXELS:
         raise InputError(
             f"{path} has {height} x {width} px, but PNG and JPEG are decoded whole and may have "
-            f"{WHOLE_PIXELS} px at most: convert it to tiled TIFF or zarr"
+            f"{MAX_WHOLE_PIXELS} px at most: convert it to tiled TIFF or zarr"
         )
     values = _decode(path, version)
     grey = values.ndim == 2
     axes = Axes(values.shape, 0, -1 if grey else 2, 1 if grey else values.shape[2])
-    return SmallReader(path, version, axes, _make_info(axes, values.dtype, path))
+    return WholeReader(path, version, axes, _make_info(axes, values.dtype, path))
 
 
 def _check_depth(path: str) -> None:
-    """Refuse 16-bit colour PNG, which Pillow would cut down to 8 bits in silence."""
+    """Raise InputError for a 16-bit colour PNG, which Pillow would silently reduce to 8 bits."""
     start = peek(path, 26)
     if start.startswith(_PNG) and start[24:25] == b"\x10" and start[25:] != b"\0":
         raise InputError(
@@ -405,11 +407,14 @@ def _check_depth(path: str) -> None:
 _PLAIN_MODES = {"LA": "L", "La": "L"} | dict.fromkeys(
     ("P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), "RGB"
 )
-"""Modes of Pillow -> what is read of them."""
+"""Mode of Pillow -> mode that it is converted to."""
 
 
 def _open_picture(file: BinaryIO) -> Pillow.Image:
-    """Open a picture of any size, inside `quiet`: the limit of Pillow is less than ours."""
+    """Open a picture of any size; call it inside `silence_warnings`, whose lock protects the global limit.
+
+    The limit of Pillow is lower than `MAX_WHOLE_PIXELS`.
+    """
     limit, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
     try:
         return Pillow.open(file)
@@ -419,7 +424,7 @@ def _open_picture(file: BinaryIO) -> Pillow.Image:
 
 @lru_cache(maxsize=4)
 def _decode(path: str, version: FileVersion) -> NDArray[Any]:
-    """Give (h, w) or (h, w, 3) of the stored values; colour maps are resolved, alpha dropped."""
+    """Return the stored values, (h, w) or (h, w, 3); palettes are resolved, alpha is dropped."""
     with silence_warnings(), open_bytes(path, version) as file, _open_picture(file) as image:
         plain = _PLAIN_MODES.get(image.mode)
         return np.asarray(image.convert(plain) if plain else image)

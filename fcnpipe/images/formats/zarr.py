@@ -1,7 +1,7 @@
-"""zarr arrays (v2, v3), groups with one image, OME-NGFF pyramids and what xarray writes.
+"""Reader of zarr arrays (v2, v3), groups with one image, OME-NGFF pyramids and stores of xarray.
 
 The pixels of missing chunks are the array's fill value. CF's ``_FillValue``, ``scale_factor`` and
-``add_offset`` are applied. A chunk is decoded as a whole, and so is an array of one huge chunk.
+``add_offset`` are applied. Chunks are decoded as a whole, even if the array is one huge chunk.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ from fcnpipe.remote.zarr_store import open_zarr_store
 Node = zarr.Array[Any] | zarr.Group
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
-_OWN_METADATA = ("zarr.json", ".zarray", ".zattrs")
+_ARRAY_METADATA = ("zarr.json", ".zarray", ".zattrs")
 _CARD_KEYS = ("fits_cards", "wcs", "cards", "header")
 _READ_BYTES = 1 << 20
-_OWN_MARK, _OWN_IMAGE = "run_key", "image/0/science"
-"""Attribute of a store that fcnpipe made, and the image that it holds with ``--keep-image``."""
-_DEPTH = 4
+_RESULT_ATTRIBUTE, _RESULT_IMAGE = "run_key", "image/0/science"
+"""Attribute that marks a store of fcnpipe, and the path of the image in it (with ``--keep-image``)."""
+_MAX_DEPTH = 4
 """Levels of groups that are searched for an image."""
 
 
 def recognises(path: str) -> bool:
-    """Whether a folder or URL holds zarr metadata."""
+    """Return whether a folder or URL holds zarr metadata."""
     return any(peek(f"{path.rstrip('/')}/{name}", 1) for name in _METADATA)
 
 
 def open_reader(path: str, hdu: int | str | None) -> Reader:
-    """Open one array; ``hdu`` is its path in the group.
+    """Open one array; ``hdu`` is its path in the store.
 
     Raises
     ------
     InputError
-        If there is no such array, or more than one that could be meant, or it is no image.
+        If there is no such array, if the choice of the array is ambiguous, or if it is not an image.
     """
     with silence_warnings():
         try:
-            root = zarr.open(_store(path), mode="r")
+            root = zarr.open(_open_store(path), mode="r")
             member = _find_array(path, root, "" if hdu is None else str(hdu).strip("/"))
             return _make_reader(path, root, member)
         except InputError:
@@ -71,7 +71,7 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
             raise _reading_error(path, error) from None
 
 
-def _store(path: str) -> Any:
+def _open_store(path: str) -> Any:
     return open_zarr_store(path) if is_remote(path) else path
 
 
@@ -82,21 +82,21 @@ def _reading_error(path: str, error: BaseException) -> InputError:
     )
 
 
-# ---------------------------------------------------------------- which array
+# ---------------------------------------------------------------- choice of the array
 
 
 def _find_array(path: str, root: Node, member: str) -> str:
-    """Give the path of the array inside the store, empty if the store is the array."""
-    wanted, node = member, _descend(root, member)
-    for _ in range(_DEPTH):
+    """Return the path of the array in the store; empty if the store is the array."""
+    wanted, node = member, _get_node(root, member)
+    for _ in range(_MAX_DEPTH):
         if node is None or isinstance(node, zarr.Array):
             break
-        member = _join(member, _choose_member(node))
-        node = _descend(root, member)
+        member = _join(member, _choose_child(node))
+        node = _get_node(root, member)
     if isinstance(node, zarr.Array):
         return member
     what = f"no single image at {wanted!r}" if wanted else "no single image"
-    if member == _OWN_IMAGE and _OWN_MARK in root.attrs:
+    if member == _RESULT_IMAGE and _RESULT_ATTRIBUTE in root.attrs:
         raise InputError(
             f"{path} is a result that was made without --keep-image: give the image itself, or name "
             "an array with --hdu PATH"
@@ -106,7 +106,7 @@ def _find_array(path: str, root: Node, member: str) -> str:
     raise InputError(f"{path} has {what}, and no arrays at all: give one that holds an image")
 
 
-def _descend(root: Node, member: str) -> Node | None:
+def _get_node(root: Node, member: str) -> Node | None:
     if not member:
         return root
     try:
@@ -115,12 +115,12 @@ def _descend(root: Node, member: str) -> Node | None:
         return None
 
 
-def _choose_member(group: zarr.Group) -> str:
-    """Give the member that holds the image, or a name that is not there."""
-    if _OWN_MARK in group.attrs:
-        return _OWN_IMAGE
-    if scales := _multiscales(group.attrs):
-        return scales
+def _choose_child(group: zarr.Group) -> str:
+    """Return the name of the child that holds the image, or a name that does not exist."""
+    if _RESULT_ATTRIBUTE in group.attrs:
+        return _RESULT_IMAGE
+    if level_0 := _ome_level_0(group.attrs):
+        return level_0
     images = sorted(name for name, array in group.arrays() if _is_image(array))
     if "science" in images or len(images) == 1:
         return "science" if "science" in images else images[0]
@@ -130,8 +130,8 @@ def _choose_member(group: zarr.Group) -> str:
     return "?"
 
 
-def _multiscales(attributes: Mapping[str, Any]) -> str:
-    """Give the path of level 0 as OME-NGFF 0.5 or 0.4 states it, or an empty string."""
+def _ome_level_0(attributes: Mapping[str, Any]) -> str:
+    """Return the path of level 0 from OME-NGFF 0.5 or 0.4 metadata; empty if there is none."""
     ome = attributes.get("ome", attributes)
     try:
         return str(ome["multiscales"][0]["datasets"][0]["path"])
@@ -150,7 +150,7 @@ def _join(parent: str, name: str) -> str:
 def _list_arrays(root: Node) -> str:
     if isinstance(root, zarr.Array):
         return f"one array of {root.shape}"
-    found = [f"{name} {array.shape}" for name, array in _walk_arrays(root, _DEPTH)]
+    found = [f"{name} {array.shape}" for name, array in _walk_arrays(root, _MAX_DEPTH)]
     return ", ".join(found[:20])
 
 
@@ -167,7 +167,7 @@ def _walk_arrays(
 
 
 def _make_reader(path: str, root: Node, member: str) -> Reader:
-    array = cast("zarr.Array[Any]", _descend(root, member))
+    array = cast("zarr.Array[Any]", _get_node(root, member))
     name = f"{path} {member}".strip()
     check_real_dtype(array.dtype, name)
     shape = fold_axes(array.shape, name)
@@ -180,41 +180,50 @@ def _make_reader(path: str, root: Node, member: str) -> Reader:
     )
     scaling = _read_scaling(array)
     return ZarrReader(
-        path, member, _token(array), tuple(array.shape), _overhead(array), info, scaling
+        path,
+        member,
+        _metadata_digest(array),
+        tuple(array.shape),
+        _overhead_bytes(array),
+        info,
+        scaling,
     )
 
 
-def _token(array: zarr.Array[Any]) -> str:
-    """Tell a rewritten array from the one that was opened."""
+def _metadata_digest(array: zarr.Array[Any]) -> str:
+    """Return a digest of the metadata, which distinguishes a rewritten array from the opened one."""
     return new_digest(repr(array.metadata.to_dict())).hexdigest()
 
 
-def _overhead(array: zarr.Array[Any]) -> int:
-    """Chunks being decoded at a time, compressed and not."""
+def _overhead_bytes(array: zarr.Array[Any]) -> int:
+    """Return the size of the chunks that are decoded concurrently, compressed and decompressed."""
     chunk = math.prod(array.chunks) * array.dtype.itemsize
     return min(2 * ZARR_CHUNKS_IN_FLIGHT * chunk, 2 * int(array.nbytes))
 
 
 def _read_scaling(array: zarr.Array[Any]) -> Scaling:
-    factor, offset = _number(array, "scale_factor", 1.0), _number(array, "add_offset", 0.0)
+    factor, offset = (
+        _float_attribute(array, "scale_factor", 1.0),
+        _float_attribute(array, "add_offset", 0.0),
+    )
     return Scaling(factor, offset, _find_blank(array))
 
 
-def _number(array: zarr.Array[Any], name: str, default: float) -> float:
+def _float_attribute(array: zarr.Array[Any], name: str, default: float) -> float:
     value: Any = array.attrs.get(name, default)
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"attribute {name}={value!r} is no number") from None
+        raise ValueError(f"attribute {name}={value!r} is not a number") from None
 
 
 def _find_blank(array: zarr.Array[Any]) -> int | float | None:
-    """Give the stored number that means no data.
+    """Return the stored number that means "no data", or None.
 
     Notes
     -----
-    In v2, xarray writes it as the fill value of the array, in v3 as an attribute, for floats as
-    base64 of a little-endian double. Elsewhere a fill value is a value like any other.
+    xarray writes it in v2 as the fill value of the array, in v3 as an attribute: for floats as base64 of
+    a little-endian double. In stores of other origin the fill value is an ordinary value.
     """
     blank: Any = array.attrs.get("_FillValue", array.attrs.get("missing_value"))
     if blank is None and "_ARRAY_DIMENSIONS" in array.attrs:
@@ -234,26 +243,28 @@ def _decode_fill(text: str) -> float:
 
 
 def _find_cards(root: Node, member: str, array: zarr.Array[Any]) -> tuple[str, ...]:
-    """Give header cards kept by the array, its groups, or an array ``wcs`` beside it."""
-    for attributes in _places(root, member, array):
+    """Return the header cards in the attributes of the array, its groups, or a sibling array ``wcs``."""
+    for attributes in _header_attributes(root, member, array):
         for key in _CARD_KEYS:
             if cards := _parse_header(attributes.get(key)):
                 return cards
     return ()
 
 
-def _places(root: Node, member: str, array: zarr.Array[Any]) -> Iterator[Mapping[str, Any]]:
+def _header_attributes(
+    root: Node, member: str, array: zarr.Array[Any]
+) -> Iterator[Mapping[str, Any]]:
     yield array.attrs
     parent = member
     while parent:
         parent = parent.rpartition("/")[0]
-        for node in (_descend(root, parent), _descend(root, _join(parent, "wcs"))):
+        for node in (_get_node(root, parent), _get_node(root, _join(parent, "wcs"))):
             if node is not None:
                 yield node.attrs
 
 
 def _parse_header(value: Any) -> tuple[str, ...]:
-    """Read cards from a list of cards, the text of a header, or a mapping of keys to values."""
+    """Return the cards of a list of cards, the text of a header, or a mapping of keywords to values."""
     if isinstance(value, Mapping):
         header = fits.Header(dict(value))
     elif isinstance(value, str):
@@ -267,71 +278,69 @@ def _parse_header(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ZarrReader:
-    """One array of a store.
+    """Reader of one array of a store.
 
     Attributes
     ----------
     path, member : str
         Store, and path of the array in it (empty if the store is the array).
-    token : str
+    metadata_digest : str
         Digest of the array's metadata when it was opened.
     shape : tuple of int
         All axes of the array.
     overhead_bytes : int
-        Chunks being decoded.
+        Chunks that are decoded concurrently.
     """
 
     path: str
     member: str
-    token: str
+    metadata_digest: str
     shape: tuple[int, ...]
     overhead_bytes: int
     info: ImageInfo
     scaling: Scaling
 
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
-        """Give the stored numbers; zarr reads safely from several threads."""
+        """Yield the stored numbers of a box; zarr is thread-safe for reading."""
         try:
-            array = _open_array(self.path, self.member, self.token, os.getpid())
-            yield np.asarray(array[self._index(box, band)])
+            array = _open_array(self.path, self.member, self.metadata_digest, os.getpid())
+            index: tuple[slice | int, ...] = (*band_index(self.shape, band), *box.slices)
+            yield np.asarray(array[index])
         except LIBRARY_ERRORS as error:
             raise _reading_error(self.path, error) from None
 
-    def _index(self, box: Box, band: int) -> tuple[slice | int, ...]:
-        return (*band_index(self.shape, band), *box.slices)
-
     def digest(self) -> str:
-        """Digest of all stored objects of the array, metadata and chunks, and of the cards.
+        """Return the digest of the header cards and all stored objects of the array, metadata and chunks.
 
         Notes
         -----
-        Of an object behind a URL, what the server says names its content, where it says so.
+        For an object whose server identifies its content, the server's version stands for the content.
         """
-        place = f"{self.path.rstrip('/')}/{self.member}".rstrip("/")
+        root = f"{self.path.rstrip('/')}/{self.member}".rstrip("/")
         digest = new_digest("".join(self.info.cards))
         try:
-            for name, version in self._list(place).items():
+            for name, version in self._list_objects(root).items():
                 digest.update(f"/{name}".encode() + b"\0")
-                _update(digest, f"{place}/{name}", version)
+                _update_digest(digest, f"{root}/{name}", version)
         except LIBRARY_ERRORS as error:
             raise _reading_error(self.path, error) from None
         return digest.hexdigest()
 
-    def _list(self, place: str) -> dict[str, ObjectVersion]:
-        """Give the stored objects; a web server has no list of them."""
-        if remote.can_list(place):
-            return remote.list_objects(place)
-        array = _open_array(self.path, self.member, self.token, os.getpid())
-        return remote.fetch_versions(place, [*_OWN_METADATA, *_chunk_names(array)])
+    def _list_objects(self, root: str) -> dict[str, ObjectVersion]:
+        """Return the stored objects; a web server cannot list them, so it is asked for each possible one."""
+        if remote.can_list(root):
+            return remote.list_objects(root)
+        array = _open_array(self.path, self.member, self.metadata_digest, os.getpid())
+        return remote.fetch_versions(root, [*_ARRAY_METADATA, *_chunk_names(array)])
 
 
 def _chunk_names(array: zarr.Array[Any]) -> Iterator[str]:
     stored = array.shards or array.chunks
     counts = (range(-(-n // step)) for n, step in zip(array.shape, stored, strict=True))
-    return (array.metadata.encode_chunk_key(place) for place in product(*counts))
+    return (array.metadata.encode_chunk_key(index) for index in product(*counts))
 
 
-def _update(digest: Any, file: str, version: ObjectVersion) -> None:
+def _update_digest(digest: Any, file: str, version: ObjectVersion) -> None:
     if version.identifies_content:
         digest.update(str(version).encode())
         return
@@ -342,6 +351,6 @@ def _update(digest: Any, file: str, version: ObjectVersion) -> None:
 
 
 @lru_cache(maxsize=16)
-def _open_array(path: str, member: str, token: str, process: int) -> zarr.Array[Any]:
+def _open_array(path: str, member: str, metadata_digest: str, process: int) -> zarr.Array[Any]:
     with silence_warnings():
-        return zarr.open_array(_store(path), path=member, mode="r")
+        return zarr.open_array(_open_store(path), path=member, mode="r")

@@ -167,7 +167,7 @@ def test_16_bit_colour_png_is_not_cut_down(tmp_path: Path) -> None:
 
 
 def test_a_picture_too_large_to_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raster, "WHOLE_PIXELS", 1000)
+    monkeypatch.setattr(raster, "MAX_WHOLE_PIXELS", 1000)
     path, _ = FLAVOURS["png-8"](tmp_path)
     with pytest.raises(InputError, match=r"60 x 45 px.*1000 px at most.*tiled TIFF"):
         images.open_image(path)
@@ -186,7 +186,7 @@ def test_only_our_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (b"II*\0", "requires a buffer"),
         (b"II*\0" + b"\xff" * 9, "it holds no image"),
         (b"\x89PNG\r\n\x1a\n", "cannot identify"),
-        (b"\x93NUMPY\x09\0", "npy of version 9.0 is not known"),
+        (b"\x93NUMPY\x09\0", "npy of version 9.0 is not supported"),
     ],
 )
 def test_stumps_are_reported(tmp_path: Path, content: bytes, said: str) -> None:

@@ -207,8 +207,8 @@ def test_broken_metadata_is_reported(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
-        ({"scale_factor": "half"}, "attribute scale_factor='half' is no number"),
-        ({"add_offset": [1]}, r"attribute add_offset=\[1\] is no number"),
+        ({"scale_factor": "half"}, "attribute scale_factor='half' is not a number"),
+        ({"add_offset": [1]}, r"attribute add_offset=\[1\] is not a number"),
         ({"_FillValue": [1]}, "must be real number"),
         ({"_FillValue": "QUJD"}, "requires a buffer of 8 bytes"),
         ({"wcs": {"CRPIX1": [2]}}, "Illegal value"),
