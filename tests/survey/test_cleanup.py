@@ -188,7 +188,7 @@ def test_what_a_live_run_has_beside_its_store_is_kept(
     with gzip.open(deep / "field.fits.gz", "wb") as packed:
         packed.write((deep / "field.fits").read_bytes())
     image = images.open_image(deep / "field.fits.gz")
-    unpacked = Path(image.readers[0].file.unpacked).parent  # type: ignore[attr-defined]
+    unpacked = Path(image.readers[0].file.copy).parent  # type: ignore[attr-defined]
     age(folder)
     with lock_output(deep / "killed.zarr.claim"), lock_output(deep / "begun.zarr.claim"):
         assert found(folder) == {
