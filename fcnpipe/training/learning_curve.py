@@ -119,19 +119,21 @@ def draw_chart(chart: Chart, path: Path) -> Path:
 
 def _error_bars(chart: Chart, name: str) -> list[tuple[float, float, float]]:
     """Return (x, lower end, upper end) of each error bar of a line."""
-    least = min(y for line in chart.lines.values() for _, y in line) / 2 if chart.log_y else -np.inf
+    lowest = (
+        min(y for line in chart.lines.values() for _, y in line) / 2 if chart.log_y else -np.inf
+    )
     pairs = zip(chart.lines[name], chart.bars[name], strict=True)
-    return [(x, max(y - half, least), y + half) for (x, y), half in pairs]
+    return [(x, max(y - half, lowest), y + half) for (x, y), half in pairs]
 
 
 def _axis(values: Sequence[float], begin: int, end: int, log: bool) -> _Axis:
-    least, most = float(np.min(values)), float(np.max(values))
+    low, high = float(np.min(values)), float(np.max(values))
     if log:
-        least, most = least / 1.05, most * 1.05
+        low, high = low / 1.05, high * 1.05
     else:
-        room = 0.04 * (most - least) or 0.5
-        least, most = least - (room if least else 0), most + room
-    return _Axis(least, most, begin, end, log)
+        room = 0.04 * (high - low) or 0.5
+        low, high = low - (room if low else 0), high + room
+    return _Axis(low, high, begin, end, log)
 
 
 def _round_up_step(step: float) -> float:

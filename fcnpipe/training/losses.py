@@ -256,13 +256,13 @@ def make_loss(
         "ignore": _find_ignore_value(terms),
     }
     return CombinedLoss(
-        tuple(_make_weighted_term(name, given, shared_options) for name, given in terms.items())
+        tuple(_make_weighted_term(name, setting, shared_options) for name, setting in terms.items())
     )
 
 
 def _find_ignore_value(terms: Mapping[str, float | Mapping[str, Any]]) -> float | None:
-    options = (given for given in terms.values() if isinstance(given, Mapping))
-    values = [given["ignore"] for given in options if given.get("ignore") is not None]
+    options = (setting for setting in terms.values() if isinstance(setting, Mapping))
+    values = [setting["ignore"] for setting in options if setting.get("ignore") is not None]
     if not all(isinstance(value, int | float) for value in values):
         raise SpecError(f"ignore = {values}: use a number, which is a value of the targets")
     if len({str(float(value)) for value in values}) > 1:
@@ -271,12 +271,12 @@ def _find_ignore_value(terms: Mapping[str, float | Mapping[str, Any]]) -> float 
 
 
 def _make_weighted_term(
-    name: str, given: float | Mapping[str, Any], shared_options: dict[str, Any]
+    name: str, setting: float | Mapping[str, Any], shared_options: dict[str, Any]
 ) -> WeightedTerm:
     kind = name.partition(".")[0]
     if kind not in TERMS:
         raise SpecError(f"loss {name!r} is unknown: choose one of {', '.join(TERMS)}")
-    options = dict(given) if isinstance(given, Mapping) else {"weight": given}
+    options = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
     weight = _read_weight(name, options.pop("weight", 1.0))
     options.pop("ignore", None)
     chosen = {key: options.pop(key) for key in ("activation", "channel") if key in options}

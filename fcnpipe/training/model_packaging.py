@@ -78,8 +78,8 @@ def pack(
         If the network cannot be tiled exactly or the path has another ending.
     """
     facts = json.loads((folder / "best.json").read_text())
-    given = facts.pop("recipe")
-    recipe = make_recipe(given, str(folder / "best.json"))
+    content = facts.pop("recipe")
+    recipe = make_recipe(content, str(folder / "best.json"))
     network = make_network(recipe)
     network.load_state_dict(load_checkpoint(folder / "best.pt"))
     validation, scaling = facts.pop("validation", None), facts.pop("scaling", {})
@@ -92,7 +92,7 @@ def pack(
         scaling=Scaling(**scaling),
         defaults=defaults or usual,
         ranges=_measure_int8_ranges(recipe, network),
-        recipe=given | facts,
+        recipe=content | facts,
         scores={"validation_loss": validation, **(scores or {})},
         licence=recipe.licence,
     )

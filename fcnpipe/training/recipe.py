@@ -112,8 +112,8 @@ class Recipe:
     @property
     def compares_with_image(self) -> bool:
         """Whether a loss term compares with an image, which follows the targets as a further channel."""
-        options = (given for given in self.loss.values() if isinstance(given, dict))
-        return any(given.get("image") is not None for given in options)
+        options = (option for option in self.loss.values() if isinstance(option, dict))
+        return any(option.get("image") is not None for option in options)
 
     @property
     def keeps_best(self) -> bool:
@@ -141,27 +141,27 @@ def load_recipe(path: Path) -> Recipe:
         If the file cannot be read, or contains an unknown name or an invalid value.
     """
     try:
-        given = yaml.safe_load(path.read_text()) or {}
+        content = yaml.safe_load(path.read_text()) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise SpecError(f"recipe {path} cannot be read: {describe_read_error(error)}") from None
-    return make_recipe(given, str(path))
+    return make_recipe(content, str(path))
 
 
-def make_recipe(given: dict[str, Any], where: str) -> Recipe:
+def make_recipe(content: dict[str, Any], where: str) -> Recipe:
     """Return the recipe of a mapping that was read from a file; raise SpecError like `load_recipe`."""
-    recipe: Recipe = _make_record(Recipe, given, where)
+    recipe: Recipe = _make_record(Recipe, content, where)
     _check(recipe, where)
     return recipe
 
 
-def _make_record(kind: type[Any], given: Any, where: str) -> Any:
+def _make_record(kind: type[Any], content: Any, where: str) -> Any:
     """Return a record of a mapping; values that are sections become records too."""
-    if not isinstance(given, dict):
+    if not isinstance(content, dict):
         raise SpecError(
-            f"{where} holds {type(given).__name__}, not a mapping: write lines of 'name: value'"
+            f"{where} holds {type(content).__name__}, not a mapping: write lines of 'name: value'"
         )
     known = {f.name for f in fields(kind)}
-    if unknown := [str(name) for name in given if name not in known]:
+    if unknown := [str(name) for name in content if name not in known]:
         raise SpecError(f"{where}: {', '.join(unknown)} is unknown: use {', '.join(sorted(known))}")
     ready = {
         name: _make_record(_SECTIONS[name], value, f"{where}: {name}")
@@ -169,7 +169,7 @@ def _make_record(kind: type[Any], given: Any, where: str) -> Any:
         else tuple(value)
         if isinstance(value, list)
         else value
-        for name, value in given.items()
+        for name, value in content.items()
     }
     try:
         return TypeAdapter(kind).validate_python(ready)
@@ -196,13 +196,13 @@ def _check(recipe: Recipe, where: str) -> None:
         value = getattr(recipe, name)
         if value not in possible:
             raise SpecError(f"{where}: {name} {value!r}: choose {' or '.join(possible)}")
-    for name, least in _MINIMA.items():
-        if getattr(recipe, name) < least:
-            raise SpecError(f"{where}: {name} {getattr(recipe, name)}: give {least} or more")
+    for name, minimum in _MINIMA.items():
+        if getattr(recipe, name) < minimum:
+            raise SpecError(f"{where}: {name} {getattr(recipe, name)}: use {minimum} or more")
     if not 0 <= recipe.rate < math.inf:
-        raise SpecError(f"{where}: rate {recipe.rate}: give a number such as 0.002")
+        raise SpecError(f"{where}: rate {recipe.rate}: use a number such as 0.002")
     if not 0 <= recipe.average < 1:
-        raise SpecError(f"{where}: average {recipe.average}: give a number from 0 to below 1")
+        raise SpecError(f"{where}: average {recipe.average}: use a number from 0 to below 1")
     if recipe.pairs is None:
         _check_scenes(recipe, where)
 
