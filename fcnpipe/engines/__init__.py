@@ -1,4 +1,4 @@
-"""Engines: where the tiles run. Serial, threads of this process, or Dask."""
+"""Engines, which run the tasks of a stage: serially, in threads of this process, or on Dask workers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ __all__ = ["Engine", "WorkerRequirements", "count_cores", "open_engine", "query_
 
 
 def count_cores() -> int:
-    """Give the number of cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_engine(spec: RunSpec, requirements: WorkerRequirements) -> Engine:
-    """Start the engine that the spec names.
+    """Start the engine of a run specification.
 
     Parameters
     ----------
     spec : RunSpec
-        Its ``engine``, ``workers``, ``scheduler`` and ``cluster`` count.
+        Its ``engine``, ``workers``, ``scheduler`` and ``cluster`` are used.
     requirements : WorkerRequirements
-        What worker processes must have.
+        Requirements of the tasks on a worker process.
 
     Raises
     ------
     SpecError
-        If Dask is asked for and not installed, or the cluster cannot be reached or started.
+        If Dask is requested and not installed, or the cluster cannot be reached or started.
     EngineError
-        If it has no worker, or none that can do the tasks.
+        If the cluster has no worker, or none that can run the tasks.
     """
     workers = spec.workers or count_cores()
     if spec.on_dask:
@@ -47,28 +47,33 @@ def open_engine(spec: RunSpec, requirements: WorkerRequirements) -> Engine:
 
 
 def query_workers(spec: RunSpec, question: Callable[[], str]) -> set[str]:
-    """Put a question to the workers of the spec's scheduler, and give their different answers.
+    """Call a function on all workers of the scheduler of a run that may run its tasks.
 
     Parameters
     ----------
     spec : RunSpec
-        Its ``scheduler`` and ``cluster`` count.
+        Its ``scheduler`` and ``cluster`` are used.
     question : callable
-        What can be sent to a worker.
+        Function to call on each worker; picklable.
+
+    Returns
+    -------
+    set of str
+        The distinct results.
 
     Raises
     ------
     SpecError
         If Dask is not installed, or the scheduler cannot be reached.
     EngineError
-        If it has no worker, or one that cannot answer.
+        If it has no worker, or the function raises on one of them.
     """
-    answers: set[str] = _dask().query_workers(spec.scheduler, question, spec.cluster)
+    answers: set[str] = _import_dask().query_workers(spec.scheduler, question, spec.cluster)
     return answers
 
 
 def _open_dask(spec: RunSpec, workers: int, requirements: WorkerRequirements) -> Engine:
-    dask = _dask()
+    dask = _import_dask()
     engine: Engine
     if spec.scheduler:
         engine = dask.connect(spec.scheduler, requirements, spec.cluster)
@@ -79,7 +84,7 @@ def _open_dask(spec: RunSpec, workers: int, requirements: WorkerRequirements) ->
     return engine
 
 
-def _dask() -> ModuleType:
+def _import_dask() -> ModuleType:
     if importlib.util.find_spec("distributed") is None:
         raise SpecError("engine=dask needs Dask: install fcnpipe[dask], or use --engine threads")
     from fcnpipe.engines import dask

@@ -1,4 +1,4 @@
-"""What every engine does: call one task for many names and hand the small reports back."""
+"""The interface of engines: run one task for many tile names and return small reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from fcnpipe.core.records import TaskReport
 
 Task = Callable[[str], TaskReport]
-"""Takes the name of a tile or node. Never raises: a failure comes back in ``report.error``."""
+"""Function of the name of a tile or node. It never raises: ``report.error`` describes a failure."""
 
 
 def do_nothing() -> None:
@@ -18,16 +18,18 @@ def do_nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRequirements:
-    """What a process needs before it can do tasks.
+    """Requirements of the tasks of a run on a worker process.
 
     Attributes
     ----------
     environment : mapping
-        Variables, set before anything is imported where the process is ours to start.
+        Environment variables. In processes that the engine starts they are set before any import.
     prepare : callable
-        Is called once in each process, whenever it comes; picklable.
-    memory_bytes, task_bytes : int
-        What a process of one thread takes at most, and what each thread more; 0 if unknown.
+        Function to call once in each process, also in one that joins later; picklable.
+    memory_bytes : int
+        Projected peak memory of a process with one thread; 0 if unknown.
+    task_bytes : int
+        Projected additional memory for each further thread; 0 if unknown.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -36,28 +38,28 @@ class WorkerRequirements:
     task_bytes: int = 0
 
     def memory_for(self, threads: int) -> int:
-        """Give what a process of so many threads takes at most."""
+        """Return the projected peak memory of a process with a number of threads, bytes."""
         return self.memory_bytes + (threads - 1) * self.task_bytes
 
 
 class Engine(Protocol):
-    """Runs a stage's tasks, in any order, somewhere.
+    """Runs the tasks of a stage, in any order.
 
     Notes
     -----
-    Only names go out and only reports come back; pixels go through storage. An engine keeps a
-    bounded number of tasks in flight, so that the driver's memory does not grow with the image.
+    Only names are sent and only reports are returned; pixels go through storage. An engine keeps a
+    bounded number of tasks in flight, so that the memory of the driver does not grow with the image.
     """
 
     @property
     def workers(self) -> int:
-        """Tasks that run at the same time."""
+        """Number of tasks that run at the same time."""
         ...
 
     def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
-        """Give one report for each name, in the order in which they finish."""
+        """Yield one report for each name, in the order in which the tasks finish."""
         ...
 
     def close(self) -> None:
-        """Free whatever the engine has started; safe to call twice."""
+        """Release all resources of the engine; may be called twice."""
         ...

@@ -1,10 +1,10 @@
-"""Tiles on Dask workers: a cluster of our own on this machine, or one that is already there.
+"""The Dask engine: tasks run as futures, on a cluster started for the run or on an existing scheduler.
 
-Only names and reports pass through the scheduler. A bounded window of futures is in flight and
-each is released as it finishes: ``client.map`` over 20,000 tiles took 70 s, this takes none.
+Only tile names and task reports pass through the scheduler. A bounded number of futures is in flight and each is
+released when it finishes. ``client.map`` over 20,000 tiles took 70 s; this takes none.
 
-Workers may come late, leave, and be replaced: what one of them had in hand is done by another. Only
-where there is none at all, or none that has what tasks ask for, a run ends, and says so.
+Workers may join late, leave, and be replaced: the tasks of a lost worker are done by another one. A run ends with
+an error only if there is no worker for a given time, or none that offers the resources of a task.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from fcnpipe.engines.base import Task, WorkerRequirements, do_nothing
 from fcnpipe.engines.dask_client import (
     SETTINGS,
     Client,
-    lost_scheduler,
+    lost_scheduler_error,
     open_client,
-    open_stack,
     report_lost_scheduler,
+    resource_stack,
     scheduler_address,
     silence_workers,
 )
 from fcnpipe.engines.dask_cluster import (
     CLUSTER_KEYS,
-    DEMAND_KEYS,
+    SELECTION_KEYS,
     LocalCluster,
     ScriptGuard,
     check_keys,
@@ -54,37 +54,42 @@ from fcnpipe.engines.dask_workers import (
     check_memory,
     has_worker,
     list_workers,
+    preparation_error,
     read_selection,
     register_setup,
     select_workers,
-    unfit_workers,
     unregister_setup,
 )
 
-LOST = "worker lost"
-REVIVE_SECONDS = 20.0
-"""Time without any worker after which those of our own are started again."""
-LOOK_SECONDS = 2.0
-"""Time without a report after which the workers are looked at."""
+WORKER_LOST = "worker lost"
+"""Start of the error message of a task whose worker has died."""
+RESTART_SECONDS = 20.0
+"""Time without any worker after which the workers of a local cluster are started again, s."""
+CHECK_SECONDS = 2.0
+"""Time without a finished future after which the workers are checked, s."""
 GROUP_SECONDS = 0.1
-"""Tiles that take less are handed out together: a future takes the driver 4 ms, whose core a worker may need."""
-COUNT_SECONDS = 1.0
-"""Time after which the workers are counted anew."""
+"""Duration of tasks up to which several are submitted as one future, s.
+
+A future takes 4 ms of the driver, on a core that a worker may need.
+"""
+THREAD_COUNT_SECONDS = 1.0
+"""Time after which the threads of the workers are counted again, s."""
 
 
 class DaskEngine:
-    """Tasks as Dask futures.
+    """Engine that runs tasks as Dask futures.
 
     Parameters
     ----------
     client : distributed.Client
         Connected client.
     closing : ExitStack
-        What is undone by :meth:`close`: the client, the cluster if it is ours, the settings.
+        Resources to release by :meth:`close`: the client, the settings, and the cluster if it was started for
+        this engine.
     selection : WorkerSelection
-        What tasks ask of workers.
-    revive : callable
-        Is called where all workers have been gone for long: their nannies may have given up.
+        Criteria for workers that may run tasks.
+    restart : callable
+        Function to call once when all workers have been gone for a time; their nannies may have given up.
     """
 
     def __init__(
@@ -92,199 +97,205 @@ class DaskEngine:
         client: Any,
         closing: ExitStack,
         selection: WorkerSelection,
-        revive: Callable[[], object] = do_nothing,
+        restart: Callable[[], object] = do_nothing,
     ) -> None:
         self._client, self._closing = client, closing
-        self.selection, self._revive = selection, revive
+        self.selection, self._restart = selection, restart
         self._counted, self._threads = float("-inf"), 1
 
     @property
     def workers(self) -> int:
-        """Threads of all workers, as of a second ago, at least 1."""
-        if time.monotonic() - self._counted > COUNT_SECONDS:
+        """Number of threads of all workers, at most 1 s old and at least 1."""
+        if time.monotonic() - self._counted > THREAD_COUNT_SECONDS:
             self._threads = max(sum(map(int, self._client.nthreads().values())), 1)
             self._counted = time.monotonic()
         return self._threads
 
     def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
-        """Give one report for each name, in the order in which they finish.
+        """Yield one report for each name, in the order in which the tasks finish.
 
         Raises
         ------
         EngineError
-            If there is no worker left, none that tasks can run on, or no scheduler.
+            If no worker is left, none may run tasks, or the scheduler is lost.
 
         Notes
         -----
-        A dying worker takes the tasks queued on it along, innocent ones too, so those that were
-        lost are tried once more, each alone: only the one that kills is reported.
+        A worker that dies loses all tasks queued on it, and only one of them may be the cause. Lost tasks are
+        therefore tried once more, one at a time, so that only the task that kills its worker is reported as failed.
         """
         lost: list[str] = []
         with report_lost_scheduler(self._client):
             for report in self._stream(task, names):
-                if report.error.startswith(LOST):
+                if report.error.startswith(WORKER_LOST):
                     lost.append(report.name)
                 else:
                     yield report
             yield from self._stream(task, lost, alone=True)
 
     def close(self) -> None:
-        """Disconnect, and stop the cluster if it is ours."""
+        """Disconnect, and stop the cluster if it was started for this engine."""
         self._closing.close()
 
-    def _width(self) -> int:
-        """Give how many tasks to have in flight: enough for all workers, and for more to be asked for."""
+    def _max_in_flight(self) -> int:
+        """Return the maximum number of futures in flight: enough for all workers and for a cluster to grow."""
         return 2 * max(self.workers, self.selection.max_workers) + 2
 
-    def _choose_size(self, reports: list[TaskReport], left: int) -> int:
-        """Give how many names to hand out together: fewer towards the end, where workers would wait.
+    def _group_size(self, reports: list[TaskReport], left: int) -> int:
+        """Return the number of tasks for the next future, from the reports of the last one.
 
-        One, where it is not known how many are left.
+        It is smaller near the end, where workers would wait for each other, and 1 if the number of names left
+        is unknown (0).
         """
         seconds = sum(report.seconds for report in reports) or GROUP_SECONDS
-        plenty = left // (4 * max(self.workers, self.selection.max_workers))
-        return max(min(int(GROUP_SECONDS / seconds * len(reports)), plenty), 1)
+        share = left // (4 * max(self.workers, self.selection.max_workers))
+        return max(min(int(GROUP_SECONDS / seconds * len(reports)), share), 1)
 
     def _stream(
         self, task: Task, names: Iterable[str], alone: bool = False
     ) -> Iterator[TaskReport]:
-        # One group of keys, so that Dask knows the tasks for a kind, and holds them back until a
-        # worker is free: of tiles handed out early, one worker got nine while the other got seven.
-        waiting, token, size = iter(names), f"tiles-{uuid.uuid4().hex}", 1
+        # All keys have one prefix, so that Dask treats the tasks as a group and queues them on the scheduler until
+        # a worker is free. Otherwise it assigns tiles early, and one worker got nine while another got seven.
+        waiting, prefix, size = iter(names), f"tiles-{uuid.uuid4().hex}", 1
         running: dict[Any, list[str]] = {}
-        ended: SimpleQueue[Any] = SimpleQueue()
+        finished: SimpleQueue[Any] = SimpleQueue()
         while True:
-            width = 1 if alone else self._width()
-            while len(running) < width and (group := list(islice(waiting, size))):
-                future = self._submit(task, group, token)
+            limit = 1 if alone else self._max_in_flight()
+            while len(running) < limit and (group := list(islice(waiting, size))):
+                future = self._submit(task, group, prefix)
                 running[future.key] = group
-                future.add_done_callback(ended.put)
+                future.add_done_callback(finished.put)
             if not running:
                 return
-            future = self._await(ended)
-            reports = self._report(future, running.pop(future.key))
+            future = self._await(finished)
+            reports = self._read_reports(future, running.pop(future.key))
             if not alone and future.status == "finished":
-                size = self._choose_size(reports, length_hint(waiting))
+                size = self._group_size(reports, length_hint(waiting))
             future.release()
             yield from reports
 
-    def _submit(self, task: Task, group: list[str], token: str) -> Any:
+    def _submit(self, task: Task, group: list[str], prefix: str) -> Any:
         return self._client.submit(
-            _do_all,
+            _run_group,
             task,
             group,
-            key=(token, group[0]),
+            key=(prefix, group[0]),
             pure=False,
             resources=self.selection.resources,
         )
 
-    def _await(self, ended: SimpleQueue[Any]) -> Any:
-        """Give the next future that ends; look after the workers if that takes long."""
-        seen, revive = time.monotonic(), self._revive
+    def _await(self, finished: SimpleQueue[Any]) -> Any:
+        """Return the next finished future; check the workers while waiting."""
+        seen, restart = time.monotonic(), self._restart
         while True:
             with suppress(Empty):
-                return ended.get(timeout=LOOK_SECONDS)
+                return finished.get(timeout=CHECK_SECONDS)
             if has_worker(self._client, self.selection, seen):
-                seen, revive = time.monotonic(), self._revive
-            elif time.monotonic() - seen > REVIVE_SECONDS:
-                revive()
-                revive = do_nothing
+                seen, restart = time.monotonic(), self._restart
+            elif time.monotonic() - seen > RESTART_SECONDS:
+                restart()
+                restart = do_nothing
 
-    def _report(self, future: Any, group: list[str]) -> list[TaskReport]:
+    def _read_reports(self, future: Any, group: list[str]) -> list[TaskReport]:
         if future.status == "finished":
             reports: list[TaskReport] = future.result()
             return reports
         if future.status == "cancelled":
-            raise lost_scheduler(self._client)
-        reason = f"{LOST}: {future.exception()}".splitlines()[0]
+            raise lost_scheduler_error(self._client)
+        reason = f"{WORKER_LOST}: {future.exception()}".splitlines()[0]
         return [TaskReport("", name, error=reason) for name in group]
 
 
-def _do_all(task: Task, names: list[str]) -> list[TaskReport]:
-    """Do one task after the other, in a worker."""
+def _run_group(task: Task, names: list[str]) -> list[TaskReport]:
+    """Run a group of tasks one after the other; called on a worker."""
     return [task(name) for name in names]
 
 
 def connect(
     scheduler: str, requirements: WorkerRequirements, description: Mapping[str, Any] | None = None
 ) -> DaskEngine:
-    """Use a scheduler that runs already.
+    """Return an engine on the workers of a running scheduler.
 
     Parameters
     ----------
     scheduler : str
         Its address (``tcp://``, ``tls://`` with the certificates of Dask's configuration, ...), or
-        the file that it wrote (``dask scheduler --scheduler-file``).
+        the path of its scheduler file (``dask scheduler --scheduler-file``).
     requirements : WorkerRequirements
-        What a worker must have.
+        Requirements of the tasks on a worker process.
     description : mapping, optional
-        ``resources`` and ``wait_seconds``.
+        ``resources`` of a task, and ``wait_seconds``.
 
     Raises
     ------
     SpecError
-        If nobody answers at the address.
+        If no scheduler answers at the address.
     EngineError
-        If there is no worker, or none that can do the tasks.
+        If there is no worker, or none that can run the tasks.
     """
-    description = check_keys(description or {}, DEMAND_KEYS)
-    with open_stack() as closing:
+    description = check_keys(description or {}, SELECTION_KEYS)
+    with resource_stack() as closing:
         client = open_client(scheduler)
         closing.callback(client.close)
-        return _make_ready(client, closing, requirements, description)
+        return _prepare_engine(client, closing, requirements, description)
 
 
 def query_workers(
     scheduler: str, question: Callable[[], Any], description: Mapping[str, Any] | None = None
 ) -> set[Any]:
-    """Put a question to the workers of a scheduler that tasks may go to, and give their different answers.
+    """Call a function on all workers of a scheduler that may run tasks, and return the set of its results.
 
     Parameters
     ----------
     scheduler, description
         As for `connect`.
     question : callable
-        Is called by each worker.
+        Function to call on each worker; picklable.
+
+    Returns
+    -------
+    set
+        The distinct results.
 
     Raises
     ------
     SpecError
-        If nobody answers at the address.
+        If no scheduler answers at the address.
     EngineError
-        If there is no worker, or one cannot answer.
+        If there is no worker, or the function raises on one of them.
     """
-    description = check_keys(description or {}, DEMAND_KEYS)
+    description = check_keys(description or {}, SELECTION_KEYS)
     selection = read_selection(description)
     with ExitStack() as closing:
         closing.enter_context(dask.config.set(SETTINGS))
         client = open_client(scheduler)
         closing.callback(client.close)
-        told: list[Any] = []
-        while not told:  # a worker that leaves meanwhile has no say
+        results: list[Any] = []
+        while not results:  # results of workers that leave during the call are left out
             await_worker(client, selection)
             able = [w["address"] for w in list_workers(client) if selection.accepts(w)]
             with report_lost_scheduler(client):
                 answers = client.run(question, workers=able, on_error="return").values()
-            told = [answer for answer in answers if not isinstance(answer, CommClosedError)]
-    for answer in told:
-        if isinstance(answer, FcnpipeError):
+            results = [answer for answer in answers if not isinstance(answer, CommClosedError)]
+    for result in results:
+        if isinstance(result, FcnpipeError):
             raise EngineError(
-                f"Dask workers at {scheduler} cannot do this run's tasks: {first_line(answer)}"
+                f"Dask workers at {scheduler} cannot run the tasks of this run: {first_line(result)}"
             )
-        if isinstance(answer, Exception):
-            raise unfit_workers(scheduler, answer)
-    return set(told)
+        if isinstance(result, Exception):
+            raise preparation_error(scheduler, result)
+    return set(results)
 
 
 def start_local(workers: int, requirements: WorkerRequirements) -> DaskEngine:
-    """Start one process of one thread for each worker on this machine.
+    """Start worker processes of one thread each on this machine.
 
     Parameters
     ----------
     workers : int
         Number of processes.
     requirements : WorkerRequirements
-        What a worker must have; its variables are set before it imports anything.
+        Requirements of the tasks on a worker process; its variables are set before any import.
     """
     return start_cluster(
         {
@@ -303,52 +314,53 @@ def start_local(workers: int, requirements: WorkerRequirements) -> DaskEngine:
 
 
 def start_cluster(description: Mapping[str, Any], requirements: WorkerRequirements) -> DaskEngine:
-    """Start a cluster of any class.
+    """Start a cluster of any class, and return an engine on its workers.
 
     Parameters
     ----------
     description : mapping
-        ``cluster_class`` (dotted name), ``cluster_kwargs``, ``adapt_kwargs``, ``resources`` that a task
-        asks for, and ``wait_seconds``, the time to wait for a worker.
+        ``cluster_class`` (dotted name), ``cluster_kwargs``, ``adapt_kwargs``, the ``resources`` of a task, and
+        ``wait_seconds``, the time to wait for a worker.
     requirements : WorkerRequirements
-        What a worker must have. Those on this machine have its variables from their first instruction
-        on: a nanny sets its ``env`` in a worker that runs already, too late for the C library's allocator.
+        Requirements of the tasks on a worker process. Its variables are set before workers on this machine
+        start, because a nanny sets its ``env`` in a running worker, too late for the memory allocator of the
+        C library.
 
     Raises
     ------
     SpecError
-        If the class cannot be imported or refuses its arguments.
+        If the class cannot be imported or rejects its arguments.
     EngineError
-        If no worker comes.
+        If no worker comes, or none can run the tasks.
     """
     description = check_keys(description, CLUSTER_KEYS)
     settings = {
         "distributed.nanny.pre-spawn-environ": {**ONE_THREAD, **requirements.environment},
         "distributed.worker.preload": ["fcnpipe.engines.worker_preload"],
     }
-    with open_stack(settings) as closing:
+    with resource_stack(settings) as closing:
         closing.callback(ScriptGuard().close)
         closing.enter_context(limit_logging(description))
         cluster = make_cluster(description)
         closing.callback(cluster.close)
         client = Client(cluster, set_as_default=False)
         closing.callback(lambda: client.close())
-        # A heartbeat that is under way when the scheduler leaves is no error of the run.
+        # Workers would log an error for a heartbeat that is under way when the scheduler stops.
         closing.callback(silence_workers, client)
-        revive = (
+        restart = (
             partial(restart_workers, cluster) if isinstance(cluster, LocalCluster) else do_nothing
         )
-        return _make_ready(client, closing, requirements, description, revive)
+        return _prepare_engine(client, closing, requirements, description, restart)
 
 
-def _make_ready(
+def _prepare_engine(
     client: Any,
     closing: ExitStack,
     requirements: WorkerRequirements,
     description: Mapping[str, Any],
-    revive: Callable[[], object] = do_nothing,
+    restart: Callable[[], object] = do_nothing,
 ) -> DaskEngine:
-    """Wait for a worker, prepare all that come, and see that they suffice."""
+    """Prepare all workers, wait for one that may run tasks, and check the memory of all."""
     setup = WorkerSetup(requirements, client.scheduler_info(n_workers=-1)["workers"])
     closing.callback(unregister_setup, client, setup.name)
     try:
@@ -356,7 +368,7 @@ def _make_ready(
     except EngineError:
         raise
     except Exception as error:
-        raise unfit_workers(scheduler_address(client), error) from None
+        raise preparation_error(scheduler_address(client), error) from None
     selection = select_workers(client, description, setup.name)
     check_memory(list_workers(client), requirements)
-    return DaskEngine(client, closing, selection, revive)
+    return DaskEngine(client, closing, selection, restart)

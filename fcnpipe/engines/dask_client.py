@@ -1,4 +1,4 @@
-"""Connections to Dask schedulers: settings, connecting within a time limit, and lost schedulers."""
+"""Connections to Dask schedulers: Dask settings, time limits, and errors for a lost scheduler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import distributed
 from fcnpipe.core.errors import EngineError, SpecError, first_line
 from fcnpipe.core.timeouts import call_with_timeout
 
-# Distributed is annotated here and there only.
+# Distributed has incomplete type annotations.
 Client: Any = distributed.Client
 
 SETTINGS = {
@@ -33,35 +33,50 @@ SETTINGS = {
     "distributed.admin.low-level-log-length": 100,
     "distributed.scheduler.active-memory-manager.start": False,
 }
-"""A poison tile may kill two workers, not the run.
+"""Dask settings of a run.
 
-Tiles take seconds and their workers use every core, so what looks after tasks of milliseconds (a
-profiler that wakes a hundred times a second, health checks at fifty) is slowed down or off. Dask's logs
-of the last thousand transitions and messages would be most of what a driver grows by with its tiles.
+A tile that kills its worker is tried on at most two workers and does not end the run. Tiles take seconds and
+their workers use every core, so monitoring made for tasks of milliseconds (a profiler at 100 Hz, health checks
+at 50 Hz) is slowed down or switched off. Dask's logs of the last thousand transitions and messages would account
+for most of the growth of the driver's memory with the number of tiles, so they are shortened.
 """
 CONNECT_SECONDS = 20.0
-"""How long a scheduler may take to accept a connection."""
+"""Time limit for a scheduler to accept a connection, s."""
 ANSWER_SECONDS = 30.0
-"""How long it may take to answer, in all."""
+"""Time limit for a client to start in all, s."""
 
 
 def open_client(scheduler: str) -> Any:
+    """Connect a client to a scheduler.
+
+    Parameters
+    ----------
+    scheduler : str
+        Its address, or the path of its scheduler file.
+
+    Raises
+    ------
+    SpecError
+        If there is no such file, or no scheduler answers in time.
+    """
     where = {"address": scheduler}
     if "://" not in scheduler and (Path(scheduler).is_file() or scheduler.endswith(".json")):
         if not Path(scheduler).is_file():
-            raise SpecError(f"scheduler file {scheduler} is not there: check --scheduler")
+            raise SpecError(f"scheduler file {scheduler} does not exist: check --scheduler")
         where = {"scheduler_file": scheduler}
-    client = Client.__new__(Client)  # there, too, when it cannot be started
+    client = Client.__new__(Client)  # created here, so that it can be closed if it fails to start
     start = partial(client.__init__, **where, set_as_default=False, timeout=CONNECT_SECONDS)
     try:
-        # What accepts a connection and then says nothing, or speaks HTTP, is no scheduler; Dask
-        # waits for its first word without limit, and takes any for a number of bytes to come.
+        # A server that accepts the connection and sends nothing, or speaks HTTP, is not a scheduler. Dask waits
+        # for its first message without limit, and reads any message as the number of bytes that follow.
         call_with_timeout(ANSWER_SECONDS, start)
         return client
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
         _close_unstarted(client)
-        mute = isinstance(error, TimeoutError | MemoryError)
-        reason = "what listens there is none (a dashboard?)" if mute else first_line(error)
+        foreign = isinstance(error, TimeoutError | MemoryError)
+        reason = (
+            "the server there is not a scheduler (a dashboard?)" if foreign else first_line(error)
+        )
         raise SpecError(
             f"no Dask scheduler answers at {scheduler}: {reason}; check --scheduler"
         ) from None
@@ -70,53 +85,61 @@ def open_client(scheduler: str) -> Any:
 def _close_unstarted(client: Any) -> None:
     """Close a client that has not started.
 
-    Left to the garbage collector it closes itself wherever that comes by: within Dask's lock of its
-    event loops, which a cluster takes as it starts, that is for ever.
+    The garbage collector would close it at any later time. If this happens within Dask's lock of its event
+    loops, which a starting cluster takes, it blocks forever.
     """
     with suppress(Exception):
         client.close(timeout=1)
 
 
 @contextmanager
-def open_stack(settings: Mapping[str, Any] | None = None) -> Iterator[ExitStack]:
-    """Give a stack to close what is opened by, in Dask's settings; closed at once on an error."""
-    with ExitStack() as opening:
-        closing = opening.enter_context(ExitStack())
-        # As long as the engine lives: an adaptive cluster makes workers, by these, at any time.
+def resource_stack(settings: Mapping[str, Any] | None = None) -> Iterator[ExitStack]:
+    """Yield a stack for the resources of an engine, opened with our Dask settings and closed on an error.
+
+    Without an error the stack stays open, and with it the settings: an adaptive cluster may start workers as
+    long as the engine lives.
+    """
+    with ExitStack() as on_error:
+        closing = on_error.enter_context(ExitStack())
         closing.enter_context(dask.config.set({**SETTINGS, **(settings or {})}))
         yield closing
-        opening.pop_all()
+        on_error.pop_all()
 
 
 @contextmanager
 def report_lost_scheduler(client: Any) -> Iterator[None]:
-    """Turn what a client raises whose scheduler goes in the middle of a call into one clear line."""
+    """Raise EngineError if the scheduler of a client is lost within the context."""
     try:
         yield
     except EngineError:
         raise
     except (OSError, CancelledError):
-        raise lost_scheduler(client) from None
+        raise lost_scheduler_error(client) from None
 
 
-def lost_scheduler(client: Any) -> EngineError:
-    # The client tries to reach it again, and would tell all about how that ends.
+def lost_scheduler_error(client: Any) -> EngineError:
+    """Return the error of a client whose scheduler is lost, and silence the client.
+
+    It tries to reconnect, and would log each attempt.
+    """
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     return EngineError(
         f"the Dask scheduler at {scheduler_address(client)} is gone: start it again; "
-        "the same command takes the run up again"
+        "the same command resumes the run"
     )
 
 
 def scheduler_address(client: Any) -> str:
+    """Return the address of the scheduler of a client, for messages."""
     return str(getattr(client.scheduler, "address", None) or "its address")
 
 
 def silence_workers(client: Any) -> None:
+    """Set the loggers of all workers to critical messages, if the client is connected."""
     if client.status == "running":
         with suppress(OSError, TimeoutError):
-            client.run(_fall_silent, on_error="ignore")
+            client.run(_silence_logger, on_error="ignore")
 
 
-def _fall_silent() -> None:
+def _silence_logger() -> None:
     logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)

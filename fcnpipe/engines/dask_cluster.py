@@ -1,4 +1,4 @@
-"""Dask clusters that a run starts: any cluster class, from a description."""
+"""Dask clusters started for a run, of any cluster class, from a description with its arguments."""
 
 from __future__ import annotations
 
@@ -15,74 +15,89 @@ import distributed
 
 from fcnpipe.core.errors import SpecError, first_line
 
-# Distributed is annotated here and there only.
+# Distributed has incomplete type annotations.
 LocalCluster: Any = distributed.LocalCluster
 
-DEMAND_KEYS = {"resources", "wait_seconds"}
-CLUSTER_KEYS = {"cluster_class", "cluster_kwargs", "adapt_kwargs", *DEMAND_KEYS}
+SELECTION_KEYS = {"resources", "wait_seconds"}
+"""Keys of a description with --scheduler, where the cluster is running already."""
+CLUSTER_KEYS = {"cluster_class", "cluster_kwargs", "adapt_kwargs", *SELECTION_KEYS}
 ADAPT_KEYS = {
     *("minimum", "maximum", "minimum_jobs", "maximum_jobs", "minimum_cores", "maximum_cores"),
     *("minimum_memory", "maximum_memory", "interval", "wait_count", "target_duration"),
 }
-"""What makes a cluster grow and shrink; Dask says nothing of a word that it does not know."""
-WORKER = "Dask Worker process"
-"""How the processes that a nanny starts are called."""
+"""Arguments of adaptive scaling; Dask ignores unknown ones without a message."""
+WORKER_PROCESS = "Dask Worker process"
+"""Start of the names of the processes that a nanny starts."""
 
 
 class ScriptGuard:
-    """Keeps the script that is running out of the workers that start until :meth:`close`.
+    """Prevents new worker processes from importing the main script, until :meth:`close`.
 
     Notes
     -----
-    A new process imports the script that started it, so one that lacks ``if __name__ ==
-    "__main__":`` would run a second time, in a worker. Our tasks need nothing of it. The nannies
-    are threads of this process and start a worker again when it dies, so this holds for as long as
-    they live; other processes are told what they always are.
+    A spawned process imports the script that started it. A script without ``if __name__ == "__main__":`` would
+    therefore run a second time in a worker. Our tasks need nothing from it. Nannies are threads of this process
+    and restart workers that die, so the guard must stay active as long as they live. Other processes are not
+    affected.
     """
 
     def __init__(self) -> None:
-        self._tell, self._active = spawn.get_preparation_data, True
+        self._original, self._active = spawn.get_preparation_data, True
         spawn.get_preparation_data = self._prepare
 
     def _prepare(self, name: str) -> dict[str, Any]:
-        told = self._tell(name)
-        if self._active and name.startswith(WORKER):
-            told = {key: value for key, value in told.items() if not key.startswith("init_main")}
-        return told
+        data = self._original(name)
+        if self._active and name.startswith(WORKER_PROCESS):
+            data = {key: value for key, value in data.items() if not key.startswith("init_main")}
+        return data
 
     def close(self) -> None:
-        """Let new processes import the script again."""
+        """Let new worker processes import the script again."""
         self._active = False
         if spawn.get_preparation_data == self._prepare:
-            spawn.get_preparation_data = self._tell
+            spawn.get_preparation_data = self._original
 
 
 @contextmanager
 def limit_logging(description: Mapping[str, Any]) -> Iterator[None]:
-    """Hold what Dask's own loggers tell to warnings, or to the ``silence_logs`` of a cluster.
+    """Limit Dask's loggers to warnings, or to the level ``silence_logs`` of the cluster, within the context.
 
     Notes
     -----
-    That option quiets Dask's own handler alone, and there is none where Prefect, or the user's program,
-    has set up logging before: the news of scheduler and nannies would go to that.
+    Dask applies ``silence_logs`` to its own log handler only. It does not install this handler if Prefect or the
+    user's program has set up logging before, and messages of the scheduler and the nannies would go to theirs.
     """
     level = (description.get("cluster_kwargs") or {}).get("silence_logs", logging.WARNING)
     logger = logging.getLogger("distributed")
-    usual = logger.level
-    logger.setLevel(level.upper() if isinstance(level, str) else level or usual)
+    previous = logger.level
+    logger.setLevel(level.upper() if isinstance(level, str) else level or previous)
     try:
         yield
     finally:
-        logger.setLevel(usual)
+        logger.setLevel(previous)
 
 
 def check_keys(description: Mapping[str, Any], known: set[str]) -> Mapping[str, Any]:
+    """Return a cluster description if it has known keys only.
+
+    Raises
+    ------
+    SpecError
+        If it has other keys.
+    """
     if extra := set(description) - known:
         raise SpecError(f"cluster has unknown keys {sorted(extra)}; allowed are {sorted(known)}")
     return description
 
 
 def make_cluster(description: Mapping[str, Any]) -> Any:
+    """Start the cluster of a description.
+
+    Raises
+    ------
+    SpecError
+        If the class cannot be imported or rejects its arguments, or the cluster cannot be started.
+    """
     name = str(description.get("cluster_class", "distributed.LocalCluster"))
     module, _, attribute = name.rpartition(".")
     try:
@@ -92,13 +107,13 @@ def make_cluster(description: Mapping[str, Any]) -> Any:
             else getattr(importlib.import_module(module), attribute)
         )
         if not (isinstance(kind, type) and hasattr(kind, "close")):
-            raise TypeError(f"{attribute} is no class of clusters")
+            raise TypeError(f"{attribute} is not a cluster class")
         options = description.get("cluster_kwargs") or {}
         if kind is LocalCluster:
             _check_local(options)
         cluster = kind(**options)
     except (ImportError, AttributeError, RuntimeError, TypeError, ValueError, OSError) as error:
-        cause = error.__cause__ or error  # "Nanny failed to start." says nothing
+        cause = error.__cause__ or error  # the error itself may be just "Nanny failed to start."
         raise SpecError(
             f"cluster {name} cannot be started: {first_line(cause)}; check cluster_class and cluster_kwargs"
         ) from None
@@ -108,14 +123,14 @@ def make_cluster(description: Mapping[str, Any]) -> Any:
 
 
 def _check_local(options: Mapping[str, Any]) -> None:
-    """Refuse a word that no part of a local cluster knows: the workers would each print why."""
+    """Raise TypeError for an argument unknown to all parts of a local cluster; each worker would report it."""
     parts = (LocalCluster, distributed.Nanny, distributed.Worker, distributed.core.Server)
     known = {name for part in parts for name in inspect.signature(part).parameters}
     unknown = set(options) - known
     if unknown and "worker_class" not in options:
         near = {word for name in unknown for word in get_close_matches(name, known, 1)}
-        meant = f", perhaps {', '.join(sorted(near))} is meant" if near else ""
-        raise TypeError(f"{', '.join(sorted(unknown))} is unknown{meant}")
+        hint = f" (did you mean {', '.join(sorted(near))}?)" if near else ""
+        raise TypeError(f"{', '.join(sorted(unknown))} is unknown{hint}")
 
 
 def _adapt(cluster: Any, options: Mapping[str, Any]) -> None:
@@ -129,7 +144,7 @@ def _adapt(cluster: Any, options: Mapping[str, Any]) -> None:
 
 
 def restart_workers(cluster: Any) -> None:
-    """Start all workers anew; a nanny whose worker dies as it begins has given up."""
+    """Start all workers of a local cluster again; a nanny gives up if its worker dies while it starts."""
     count = len(cluster.worker_spec)
     cluster.scale(0)
     cluster.scale(count)

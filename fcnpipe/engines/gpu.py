@@ -1,4 +1,4 @@
-"""A Dask cluster of one process for each GPU of this machine."""
+"""A Dask cluster with one worker process for each GPU of this machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fcnpipe.core.errors import SpecError
 Nanny: Any = distributed.Nanny
 LocalCluster: Any = distributed.LocalCluster
 DEVICES = "CUDA_VISIBLE_DEVICES"
-_USUAL = {"dashboard_address": "127.0.0.1:0", "memory_limit": None}
+_DEFAULTS = {"dashboard_address": "127.0.0.1:0", "memory_limit": None}
 
 
 class GpuNanny(Nanny):  # type: ignore[misc]
-    """Starts a worker that sees one GPU, the one at its number in ``devices``."""
+    """Nanny of a worker that sees one GPU: the element of ``devices`` at the number of the worker."""
 
     def __init__(
         self,
@@ -32,16 +32,17 @@ class GpuNanny(Nanny):  # type: ignore[misc]
 
 
 class GpuCluster(LocalCluster):  # type: ignore[misc]
-    """One worker process for each GPU of this machine, which offers the resource GPU.
+    """Local Dask cluster with one worker process for each GPU; each worker offers the resource GPU.
 
     Parameters
     ----------
     devices : sequence of str, optional
-        As in CUDA_VISIBLE_DEVICES: numbers or names. What that variable says if not given, else all.
+        Numbers or names of GPUs, as in CUDA_VISIBLE_DEVICES. The default is the value of this variable, or all
+        GPUs if it is not set.
     threads_per_worker : int
-        Tiles that a GPU works on at a time: while the network runs on one, the next is read.
+        Number of tiles processed at the same time on a GPU: while the network runs on one tile, the next is read.
     **options
-        As of ``distributed.LocalCluster``.
+        Arguments of ``distributed.LocalCluster``.
 
     Raises
     ------
@@ -54,7 +55,7 @@ class GpuCluster(LocalCluster):  # type: ignore[misc]
     ) -> None:
         chosen = list_devices() if devices is None else [str(device) for device in devices]
         if not chosen:
-            raise SpecError("no GPU is to be seen: check CUDA_VISIBLE_DEVICES, or name devices")
+            raise SpecError("no GPU is visible: check CUDA_VISIBLE_DEVICES, or set devices")
         fixed = {
             "n_workers": len(chosen),
             "threads_per_worker": threads_per_worker,
@@ -62,14 +63,14 @@ class GpuCluster(LocalCluster):  # type: ignore[misc]
             "devices": chosen,
             "resources": {"GPU": threads_per_worker},
         }
-        super().__init__(**{**_USUAL, **options, **fixed})
+        super().__init__(**{**_DEFAULTS, **options, **fixed})
 
 
 def list_devices() -> list[str]:
-    """Give the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get(DEVICES)
     if named is not None:
         return [device.strip() for device in named.split(",") if device.strip()]
-    import torch  # heavy, and of no use where the variable is set
+    import torch  # slow to import, and not needed if the variable is set
 
     return [str(number) for number in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""The engine without any concurrency: the reference that the others must equal."""
+"""The serial engine: one task at a time in this process; other engines must return equal results."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fcnpipe.engines.base import Task
 
 
 class SerialEngine:
-    """One task after the other in this process."""
+    """Engine that runs one task after the other in this process."""
 
     workers = 1
 
     def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
-        """Give one report for each name, in order."""
+        """Yield one report for each name, in order."""
         return (task(name) for name in names)
 
     def close(self) -> None:
-        """Do nothing: nothing was started."""
+        """Do nothing, as the engine has no resources."""

@@ -1,4 +1,4 @@
-"""Threads of this process: numba, torch and the codecs let go of the interpreter lock."""
+"""The threads engine: a pool of threads in this process; numba, torch and codecs release the interpreter lock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fcnpipe.engines.base import Task
 
 
 class ThreadsEngine:
-    """A pool of threads with at most two tasks queued for each.
+    """Engine that runs tasks in a pool of threads, with at most two tasks in flight for each thread.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class ThreadsEngine:
         self._running: set[Future[TaskReport]] = set()
 
     def run(self, task: Task, names: Iterable[str]) -> Iterator[TaskReport]:
-        """Give one report for each name, in the order in which they finish."""
+        """Yield one report for each name, in the order in which the tasks finish."""
         waiting = iter(names)
         self._running = {
             self._pool.submit(task, name) for name in islice(waiting, 2 * self.workers)
@@ -38,5 +38,5 @@ class ThreadsEngine:
                 yield future.result()
 
     def close(self) -> None:
-        """Drop what is queued, and leave what runs in a run that was broken off to itself."""
+        """Cancel queued tasks; after an interrupted run, do not wait for running ones."""
         self._pool.shutdown(wait=not self._running, cancel_futures=True)

@@ -1,12 +1,12 @@
-"""What Dask workers of our own load when they start: Ctrl-C is not for them, and they leave at once.
+"""Dask preload module of the workers that a run starts: they ignore Ctrl-C and exit at once when closed.
 
-A terminal sends it to every process of a command. The one that runs the stages heeds it, and ends its
-workers; a worker that heeded it too would only leave a traceback. One that is ended with a tile in hand
-is not wanted any more, or has lost its run: Dask would wait four seconds for the tile, then kill it.
-A worker that has no nanny is a thread of the process of the run: nothing of this is for it.
+A terminal sends Ctrl-C to all processes of a command. The process that drives the run handles it and stops its
+workers; a worker that handled it too would only print a traceback. A worker that is closed while it runs a tile
+is not needed any more, or has lost its run; Dask would wait 4 s for the tile and then kill the process. None of
+this applies to a worker without a nanny, which is a thread of the driver's process.
 
-What a worker has imported is not looked through for garbage: see `fcnpipe.core.garbage_collection`.
-It starts and leaves sooner.
+The imports of a worker are excluded from garbage collection, see `fcnpipe.core.garbage_collection`. It starts and
+exits sooner.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fcnpipe.core.garbage_collection import freeze_objects
 
 
 def dask_setup(worker: Any) -> None:
-    """Let a worker be deaf to Ctrl-C; called by Dask."""
+    """Let a worker ignore Ctrl-C; called by Dask when the worker starts."""
     if worker.nanny:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         freeze_objects()
 
 
 def dask_teardown(worker: Any) -> None:
-    """Leave a tile half-done, which a resume does again; called by Dask."""
+    """Exit at once if a tile is running, which a resumed run repeats; called by Dask when the worker closes."""
     if not worker.nanny:
         return
     freeze_objects()

@@ -1,4 +1,4 @@
-"""Real Dask schedulers and workers, each a process of its own, on free ports of the loopback."""
+"""Fixtures: Dask schedulers and workers as separate processes, on free ports of the loopback interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a program of Dask's, in a folder; what it says goes to FOLDER/said."""
+    """Start a command of Dask in a folder; its standard error goes to FOLDER/said."""
     command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *arguments]
     settings = {**os.environ, **QUIET, **(environment or {})}
     with ExitStack() as stack:
@@ -49,7 +49,7 @@ def running(program: str, *arguments: str, **options: Any) -> Iterator[subproces
 
 @contextmanager
 def scheduler(folder: Path, *arguments: str, **options: Any) -> Iterator[Path]:
-    """Give the file that a scheduler wrote."""
+    """Start a scheduler, and yield the path of its scheduler file."""
     file = folder / "scheduler.json"
     with running(
         *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
@@ -64,7 +64,7 @@ def scheduler(folder: Path, *arguments: str, **options: Any) -> Iterator[Path]:
 def workers(
     file: Path, count: int, *arguments: str, **options: Any
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start workers of one thread that know a scheduler by its file."""
+    """Start workers of one thread that connect with a scheduler file, and yield their processes."""
     with ExitStack() as stack:
         yield [
             stack.enter_context(
@@ -79,7 +79,7 @@ def workers(
 
 
 def address_in(file: Path) -> str:
-    """Give the address in a scheduler's file; empty while it is not there or not whole."""
+    """Return the address in a scheduler file; empty while the file is missing or incomplete."""
     try:
         return str(json.loads(file.read_text())["address"])
     except (OSError, ValueError):
@@ -90,6 +90,6 @@ def wait_for(ready: object, process: subprocess.Popen[bytes], seconds: float = 1
     assert callable(ready)
     end = time.monotonic() + seconds
     while not ready():
-        assert process.poll() is None, "it has ended"
-        assert time.monotonic() < end, "it takes too long"
+        assert process.poll() is None, "the process has ended"
+        assert time.monotonic() < end, f"not ready after {seconds:g} s"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Dask as it is met in the wild: real schedulers and workers that come late, leave, and lack things."""
+"""The Dask engine on real schedulers, with workers that join late, leave, or cannot run the tasks."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from fcnpipe.engines.gpu import GpuCluster, list_devices
 from tests.engines import processes
 
 
-def note() -> None:
-    """Leave a trace in the process."""
+def mark_process() -> None:
+    """Set an environment variable in the process."""
     os.environ["FCNPIPE_PREPARED"] = f"{os.getpid()}"
 
 
-NEEDS = WorkerRequirements({"FCNPIPE_TEST": "1"}, note)
+NEEDS = WorkerRequirements({"FCNPIPE_TEST": "1"}, mark_process)
 LOCAL = {
     "n_workers": 1,
     "threads_per_worker": 1,
     "dashboard_address": "127.0.0.1:0",
     "memory_limit": None,
 }
-TOLD = ("FCNPIPE_PREPARED", "FCNPIPE_TEST", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+VARIABLES = ("FCNPIPE_PREPARED", "FCNPIPE_TEST", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
-def tell(name: str) -> TaskReport:
-    """Say who did it, and what the worker was given."""
+def describe_worker(name: str) -> TaskReport:
+    """Report the process id and the environment variables of the worker."""
     time.sleep(0.05)
-    facts = {name: os.environ.get(name) for name in TOLD}
-    return TaskReport("tell", name, facts={**facts, "pid": str(os.getpid())})
+    facts = {name: os.environ.get(name) for name in VARIABLES}
+    return TaskReport("describe", name, facts={**facts, "pid": str(os.getpid())})
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def worker(scheduler: Path) -> Iterator[Path]:
-    """One worker that stays, with something to offer and little memory."""
+    """The scheduler with one worker that stays, which offers a GPU and has 1 GiB of memory."""
     with processes.workers(scheduler, 1, "--resources", "GPU=1", "--memory-limit", "1GiB"):
         yield scheduler
 
@@ -75,10 +75,10 @@ def pids(reports: list[TaskReport]) -> set[str]:
     return {report.facts["pid"] for report in reports}
 
 
-# --- workers that come and go ---------------------------------------------------------------------
+# --- workers that join and leave ------------------------------------------------------------------
 
 
-def test_no_worker_at_all_is_one_clear_line(scheduler: Path) -> None:
+def test_without_any_worker_the_error_is_one_line(scheduler: Path) -> None:
     with pytest.raises(EngineError, match=r"no Dask worker has come .* for 1 s: start workers"):
         connect(str(scheduler), NEEDS, {"wait_seconds": 1})
 
@@ -88,12 +88,12 @@ def test_workers_whose_lifetime_ends_lose_nothing(scheduler: Path) -> None:
     with processes.workers(scheduler, 2, *options):
         engine = connect(processes.address_in(scheduler), NEEDS)
         reports = []
-        for report in engine.run(tell, names(5000)):
+        for report in engine.run(describe_worker, names(5000)):
             reports.append(report)
             if len(pids(reports)) > 3:
                 break
         engine.close()
-    assert len(pids(reports)) > 3, "nobody was replaced"
+    assert len(pids(reports)) > 3, "no worker was replaced"
     assert not [report.error for report in reports if report.error]
     assert len({report.name for report in reports}) == len(reports)
 
@@ -102,7 +102,7 @@ def test_a_run_whose_workers_have_all_left_ends(scheduler: Path) -> None:
     with processes.workers(scheduler, 1) as (process,):
         engine = connect(str(scheduler), NEEDS)
         engine.selection = replace(engine.selection, wait_seconds=1)
-        reports = engine.run(tell, names(2000))
+        reports = engine.run(describe_worker, names(2000))
         next(reports)
         processes.stop(process)
         with pytest.raises(EngineError, match=r"no Dask worker has come .* for 1 s"):
@@ -110,10 +110,10 @@ def test_a_run_whose_workers_have_all_left_ends(scheduler: Path) -> None:
         engine.close()
 
 
-def test_a_worker_that_joins_late_is_prepared_and_works(worker: Path) -> None:
+def test_a_worker_that_joins_late_is_prepared_and_runs_tasks(worker: Path) -> None:
     engine = connect(str(worker), NEEDS)
     assert engine.selection.resources == {"GPU": 1}
-    reports = engine.run(tell, names(5000))
+    reports = engine.run(describe_worker, names(5000))
     done = [next(reports) for _ in range(5)]
     assert len(pids(done)) == 1
     with processes.workers(worker, 1, "--resources", "GPU=1"):
@@ -132,26 +132,26 @@ def fail() -> None:
     raise ModuleNotFoundError("No module named 'fcnpipe'")
 
 
-def test_workers_that_cannot_do_it_are_refused_in_seconds(worker: Path) -> None:
+def test_workers_that_cannot_run_the_tasks_are_refused_in_seconds(worker: Path) -> None:
     connect(str(worker), NEEDS).close()
     with pytest.raises(EngineError, match=r"none of 1 Dask worker.* offers {'TAPE': 1}"):
         connect(str(worker), NEEDS, {"resources": {"TAPE": 1}, "wait_seconds": 1})
-    with pytest.raises(EngineError, match=r"may take 1\.00 GiB, a tile needs 2\.00"):
+    with pytest.raises(EngineError, match=r"memory limit of 1\.00 GiB, a tile needs 2\.00 GiB"):
         connect(str(worker), WorkerRequirements(memory_bytes=2 * 2**30))
     with pytest.raises(EngineError, match="ModuleNotFoundError: No module named 'fcnpipe'"):
         connect(str(worker), WorkerRequirements(prepare=fail))
 
 
-def tell_kind() -> str:
+def read_kind() -> str:
     return os.environ["FCNPIPE_KIND"]
 
 
 def no_gpu() -> None:
-    raise SpecError("device='cuda' but no CUDA device is to be seen: use device cpu or auto")
+    raise SpecError("device='cuda' but no CUDA device is visible: use device cpu or auto")
 
 
-def test_workers_that_tasks_may_go_to_are_asked(worker: Path) -> None:
-    """Of others nobody wants to know, and one that cannot answer is one clear line."""
+def test_only_workers_that_may_run_tasks_are_queried(worker: Path) -> None:
+    """An exception on one of them is an error of one line."""
     assert query_workers(str(worker), os.getpid).isdisjoint({os.getpid()})
     with (
         processes.workers(worker, 1, "--resources", "TAPE=1", environment={"FCNPIPE_KIND": "a"}),
@@ -159,46 +159,52 @@ def test_workers_that_tasks_may_go_to_are_asked(worker: Path) -> None:
     ):
         wanted = {"resources": {"TAPE": 1}}
         end = time.monotonic() + 60
-        while query_workers(str(worker), tell_kind, wanted) != {"a", "b"}:
+        while query_workers(str(worker), read_kind, wanted) != {"a", "b"}:
             assert time.monotonic() < end
-        with pytest.raises(EngineError, match="cannot be made ready: KeyError: 'FCNPIPE_KIND'"):
-            query_workers(str(worker), tell_kind)
-    with pytest.raises(EngineError, match="cannot do this run's tasks: device='cuda' but no CUDA"):
+        with pytest.raises(EngineError, match="cannot be prepared: KeyError: 'FCNPIPE_KIND'"):
+            query_workers(str(worker), read_kind)
+    with pytest.raises(
+        EngineError, match="cannot run the tasks of this run: device='cuda' but no CUDA"
+    ):
         query_workers(str(worker), no_gpu)
     with pytest.raises(SpecError, match="no Dask scheduler answers"):
         query_workers("tcp://127.0.0.1:9", os.getpid)
 
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9", "nonsense", "no.json"])
-def test_a_wrong_scheduler_is_one_clear_line(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_a_wrong_scheduler_the_error_is_one_line(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fcnpipe.engines.dask_client.CONNECT_SECONDS", 1)
-    with pytest.raises(SpecError, match="check --scheduler") as told:
+    with pytest.raises(SpecError, match="check --scheduler") as caught:
         connect(where, NEEDS)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
-def test_what_is_no_scheduler_is_one_clear_line(
+def test_for_another_server_the_error_is_one_line(
     answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A port that says nothing, and one that speaks HTTP: the dashboard is next to the scheduler."""
+    """The server sends nothing, or speaks HTTP like the dashboard of a scheduler."""
     monkeypatch.setattr("fcnpipe.engines.dask_client.ANSWER_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        taken: list[socket.socket] = []
+        accepted: list[socket.socket] = []
 
         def greet() -> None:
-            taken.append(server.accept()[0])
-            taken[0].sendall(answer)
+            accepted.append(server.accept()[0])
+            accepted[0].sendall(answer)
 
         threading.Thread(target=greet, daemon=True).start()
-        with pytest.raises(SpecError, match=rf"answers at {address}: what listens there is none"):
+        with pytest.raises(
+            SpecError, match=rf"answers at {address}: the server there is not a scheduler"
+        ):
             connect(address, NEEDS)
-        taken[0].close()
+        accepted[0].close()
 
 
-def test_a_client_that_could_not_start_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The garbage collector may come by within this lock, for which a client that closes waits."""
+def test_a_client_that_fails_to_start_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the garbage collector closes it, possibly within this lock, for which the client then waits."""
     monkeypatch.setattr("fcnpipe.engines.dask_client.CONNECT_SECONDS", 1)
     gc.disable()
     try:
@@ -213,11 +219,11 @@ def test_a_client_that_could_not_start_is_closed_at_once(monkeypatch: pytest.Mon
         gc.enable()
 
 
-# --- clusters of our own --------------------------------------------------------------------------
+# --- clusters started for a run -------------------------------------------------------------------
 
 
-def test_a_worker_is_not_waited_for_that_has_a_tile_in_hand(tmp_path: Path) -> None:
-    """And removes what it has unpacked, since it leaves by itself."""
+def test_closing_does_not_wait_for_a_worker_that_runs_a_tile(tmp_path: Path) -> None:
+    """The worker still runs its exit functions, which remove unpacked images."""
     engine = start_cluster({"cluster_kwargs": LOCAL}, NEEDS)
     (nanny,) = engine._client.cluster.workers.values()
     worker, mark = nanny.process.process, tmp_path / "mark"
@@ -256,7 +262,7 @@ def test_an_adaptive_cluster_grows_from_nothing() -> None:
     )
     reports = []
     try:
-        for report in engine.run(tell, names(5000)):
+        for report in engine.run(describe_worker, names(5000)):
             reports.append(report)
             if len(pids(reports)) == 2:
                 break
@@ -282,7 +288,8 @@ def test_each_gpu_has_a_process_that_sees_it_alone(
     try:
         assert engine.selection.resources == {"GPU": 1}
         seen = [
-            (r.facts["pid"], r.facts["CUDA_VISIBLE_DEVICES"]) for r in engine.run(tell, names(40))
+            (r.facts["pid"], r.facts["CUDA_VISIBLE_DEVICES"])
+            for r in engine.run(describe_worker, names(40))
         ]
     finally:
         engine.close()
@@ -296,7 +303,7 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, GPU-5ebe")
     assert list_devices() == ["1", "GPU-5ebe"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(SpecError, match="no GPU is to be seen"):
+    with pytest.raises(SpecError, match="no GPU is visible"):
         GpuCluster()
 
 
@@ -306,26 +313,31 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch
         ({"cluster_class": "no.such.Cluster"}, "cannot be started: No module named 'no'"),
         ({"cluster_class": "dask_kubernetes.operator.KubeCluster"}, "cannot be started: No module"),
         ({"cluster_class": "distributed.SpecCluster", "cluster_kwargs": {"x": 1}}, "argument 'x'"),
-        ({"cluster_class": "os.getcwd"}, "getcwd is no class of clusters"),
-        ({"cluster_class": "pathlib.Path"}, "Path is no class of clusters"),
-        ({"cluster_kwargs": {**LOCAL, "dashbord": None}}, "dashbord is unknown, perhaps dashboard"),
+        ({"cluster_class": "os.getcwd"}, "getcwd is not a cluster class"),
+        ({"cluster_class": "pathlib.Path"}, "Path is not a cluster class"),
+        (
+            {"cluster_kwargs": {**LOCAL, "dashbord": None}},
+            r"dashbord is unknown \(did you mean dashboard",
+        ),
         ({"cluster_kwargs": {**LOCAL, "qqqqq": None}}, "qqqqq is unknown; check"),
         ({"cluster_klass": "x"}, "unknown keys"),
         ({"cluster_kwargs": {**LOCAL, "n_workers": 0}, "adapt_kwargs": {"m": 2}}, "cannot adapt"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_wrong_cluster_is_one_clear_line(description: dict[str, object], message: str) -> None:
-    with pytest.raises(SpecError, match=message) as told:
+def test_for_a_wrong_cluster_the_error_is_one_line(
+    description: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
         start_cluster(description, NEEDS)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 # --- encrypted ------------------------------------------------------------------------------------
 
 
 def write_authority(folder: Path) -> tuple[str, str]:
-    """Make a certificate that vouches for itself and for the loopback, and its key."""
+    """Write a self-signed certificate for the loopback address, and its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -354,18 +366,18 @@ def write_authority(folder: Path) -> tuple[str, str]:
 
 
 def refuse(address: str, ca: str, own: str) -> str:
-    """Give what is said of a scheduler that cannot be talked to with these certificates."""
-    given = {"distributed.comm.tls.ca-file": ca, "distributed.comm.tls.client.cert": own}
-    with dask.config.set(given), pytest.raises(SpecError) as told:
+    """Return the error of connecting to a scheduler with the wrong certificates."""
+    settings = {"distributed.comm.tls.ca-file": ca, "distributed.comm.tls.client.cert": own}
+    with dask.config.set(settings), pytest.raises(SpecError) as caught:
         connect(address, NEEDS)
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_tls_with_the_certificates_of_dasks_configuration(tmp_path: Path) -> None:
     ca, own = write_authority(tmp_path)
-    (tmp_path / "strange").mkdir()
-    strange_ca, strange = write_authority(tmp_path / "strange")
+    (tmp_path / "foreign").mkdir()
+    foreign_ca, foreign = write_authority(tmp_path / "foreign")
     settings = {
         "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": ca,
         "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
@@ -381,19 +393,19 @@ def test_tls_with_the_certificates_of_dasks_configuration(tmp_path: Path) -> Non
         assert address.startswith("tls://")
         with pytest.raises(SpecError, match="TLS"):
             connect(address, NEEDS)
-        # Neither a scheduler that somebody else vouches for is trusted, nor is such a client.
-        # Of the client the scheduler thinks after the handshake: it may just hang up.
+        # A scheduler with the certificate of another authority is not trusted, nor is such a client. The
+        # scheduler checks the client after the handshake, and may just close the connection.
         refusals = {
-            (strange_ca, own): "certificate",
-            (ca, strange): "UNKNOWN_CA|EOF|[Cc]losed|reset",
+            (foreign_ca, own): "certificate",
+            (ca, foreign): "UNKNOWN_CA|EOF|[Cc]losed|reset",
         }
-        for given, reason in refusals.items():
-            said = refuse(address, *given)
-            assert said.startswith(f"no Dask scheduler answers at {address}: ")
-            assert re.search(reason, said), said
+        for certificates, reason in refusals.items():
+            message = refuse(address, *certificates)
+            assert message.startswith(f"no Dask scheduler answers at {address}: ")
+            assert re.search(reason, message), message
         with dask.config.set(
             {"distributed.comm.tls.ca-file": ca, "distributed.comm.tls.client.cert": own}
         ):
             engine: DaskEngine = connect(address, NEEDS)
-            assert len(list(engine.run(tell, names(5)))) == 5
+            assert len(list(engine.run(describe_worker, names(5)))) == 5
             engine.close()

@@ -1,4 +1,4 @@
-"""All engines, with real Dask processes."""
+"""All engines pass the shared suite; Dask with real worker processes."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from fcnpipe.core.spec import make_spec
 from fcnpipe.engines import SerialEngine, ThreadsEngine, open_engine
 from fcnpipe.engines.base import Engine, WorkerRequirements
 from fcnpipe.engines.dask import start_local
-from fcnpipe.engines.dask_cluster import WORKER, ScriptGuard
+from fcnpipe.engines.dask_cluster import WORKER_PROCESS, ScriptGuard
 from fcnpipe.testing.engines import EngineTests
 
 
@@ -45,22 +45,22 @@ class TestDask(EngineTests):
 
 
 def die(name: str) -> TaskReport:
-    """Kill the worker for one name, answer for the others; set before anything is imported."""
+    """Kill the worker for the name ``poison``; report an environment variable for others."""
     if name == "poison":
-        time.sleep(1)  # as long as a tile lives at least: a worker is known to its nanny by then
+        time.sleep(1)  # as long as a short tile; the nanny knows its worker by then
         os.kill(os.getpid(), signal.SIGKILL)
     return TaskReport("die", name, facts={"setting": os.environ.get("FCNPIPE_TEST")})
 
 
 def die_once(mark: str, name: str) -> TaskReport:
-    """Kill the first worker that comes to a name."""
+    """Kill the first worker that runs the task ``poison``."""
     if name == "poison" and not Path(mark).exists():
         Path(mark).touch()
         return die(name)
     return TaskReport("die", name)
 
 
-def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
+def test_a_task_that_kills_its_worker_is_named_and_all_others_succeed() -> None:
     engine = start_local(1, WorkerRequirements({"FCNPIPE_TEST": "1"}))
     try:
         reports = {r.name: r for r in engine.run(die, ["a", "poison", "b", "c", "d", "e", "f"])}
@@ -71,11 +71,11 @@ def test_a_task_that_kills_its_worker_is_named_and_the_rest_lands() -> None:
 
 
 def die_briefly(name: str) -> TaskReport:
-    """The same, in tasks that say that they take 10 ms."""
+    """Run `die`, and report a duration of 10 ms."""
     return replace(die(name), seconds=0.01)
 
 
-def test_short_tasks_go_out_together_and_only_the_one_that_kills_is_lost(
+def test_short_tasks_are_submitted_in_groups_and_only_the_one_that_kills_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = [f"t{number:02}" for number in range(80)]
@@ -85,7 +85,7 @@ def test_short_tasks_go_out_together_and_only_the_one_that_kills_is_lost(
     monkeypatch.setattr(
         engine,
         "_submit",
-        lambda task, group, token: sizes.append(len(group)) or submit(task, group, token),
+        lambda task, group, prefix: sizes.append(len(group)) or submit(task, group, prefix),
     )
     try:
         reports = list(engine.run(die_briefly, names))
@@ -129,13 +129,13 @@ def test_a_script_is_not_run_again_by_its_workers(tmp_path: Path) -> None:
     assert log.read_text() == "ran "
 
 
-def test_other_processes_are_told_of_the_script() -> None:
+def test_other_processes_import_the_script() -> None:
     before, guard = spawn.get_preparation_data, ScriptGuard()
     other = ScriptGuard()
     assert spawn.get_preparation_data("Process-1") == before("Process-1")
     guard.close()
     other.close()
-    assert spawn.get_preparation_data(WORKER) == before(WORKER)
+    assert spawn.get_preparation_data(WORKER_PROCESS) == before(WORKER_PROCESS)
 
 
 @pytest.mark.parametrize(
@@ -150,18 +150,18 @@ def test_the_spec_chooses_the_engine(engine: str, workers: int, kind: type) -> N
     opened.close()
 
 
-def test_workers_say_nothing_of_a_scheduler_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_silent_when_the_scheduler_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = start_local(1, WorkerRequirements())
     levels = []
 
-    def look() -> int:
+    def read_level() -> int:
         return logging.getLogger("distributed.worker").getEffectiveLevel()
 
-    def leave() -> None:
-        levels.extend(engine._client.run(look).values())
+    def record_level() -> None:
+        levels.extend(engine._client.run(read_level).values())
         type(engine._client).close(engine._client)
 
-    monkeypatch.setattr(engine._client, "close", leave)
-    assert list(engine._client.run(look).values()) < [logging.CRITICAL]
+    monkeypatch.setattr(engine._client, "close", record_level)
+    assert list(engine._client.run(read_level).values()) < [logging.CRITICAL]
     engine.close()
     assert levels == [logging.CRITICAL]

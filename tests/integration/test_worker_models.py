@@ -84,7 +84,7 @@ def test_a_worker_with_another_model_takes_no_part(here: Path, scheduler: Path) 
             run.finish(session)
         assert ZarrStore.open(here / "out.zarr").verify().ok
         (line,) = [line for line in said.splitlines() if "cannot do" in line]
-        assert "Dask worker late cannot do this run's tasks" in line
+        assert "Dask worker late cannot run the tasks of this run" in line
         assert f"model {here / NAME} is another file here" in line
         elsewhere = f"/proc/self/cwd/{NAME}"  # another file in each folder, as on other machines
         for folder, seed in ((here, 1), (early, 1), (late, 2)):
