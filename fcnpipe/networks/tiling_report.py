@@ -1,4 +1,7 @@
-"""All that a network says of how it can be tiled, in one record; ``fcnpipe.reach`` makes it."""
+"""Report of how a network can be tiled: exactness, reach, halo, image sizes and proof.
+
+:func:`fcnpipe.reach` returns the report, and ``fcnpipe models check`` prints it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from fcnpipe.networks.reach.image_sizes import SizeRule, measure_sizes
 from fcnpipe.networks.reach.rules import CircularPaddingError
 
 WINDOWS = (256, 512, 1024, 2048)
-"""Windows to show the halo's overhead for, px."""
+"""Windows for which the overhead of the halo is reported, px."""
 
 Exactness = Literal["exact", "inside", "never", "declared"]
 
@@ -34,18 +37,20 @@ class Tiling:
     Attributes
     ----------
     name : str
-        The network.
+        Name of the network.
     exactness : str
-        ``exact``: tiles give what the whole image gives. ``inside``: they do where the image's
-        border is beyond the reach, and not nearer: the network pads with the other side of the
-        image, which a tile does not have. ``never``: some part sees the whole image, or is not
-        known. ``declared``: somebody's word for it. A run takes the first and the last only.
+        ``exact``: tiles equal the whole image. ``inside``: tiles equal the whole image only where
+        the image's border is beyond the reach, because the network pads with the opposite side of
+        the image, which a tile does not contain. ``never``: a layer reads the whole image, or its
+        receptive field is not known. ``declared``: the reach is declared by the user and unproven.
+        A run accepts ``exact`` and ``declared``.
     reason : str
-        Unless exact: the layer, why, and the mend, in one line.
+        Unless exact: the layer, the cause and the fix, in one line.
     reach : Reach, optional
-        None: without bounds.
+        None if the reach is unbounded or not known.
     sizes : tuple of SizeRule, optional
-        Heights and widths that it takes and gives. A run needs a network that keeps sizes.
+        Heights and widths that the network accepts, and the sizes of its output. A run needs a
+        network that keeps sizes.
     certificate : Certificate, optional
         The proof; None unless exact or declared.
     """
@@ -59,25 +64,26 @@ class Tiling:
 
     @property
     def halo(self) -> int | None:
-        """Pixels to read beyond each core, a multiple of the stride; None: there is no such halo."""
+        """Pixels to read beyond each core, px, a multiple of the stride; None if there is no reach."""
         return self.reach.minimum_halo if self.reach else None
 
     @property
     def keeps_size(self) -> bool:
         """Whether the output has the size of the input, as a run needs."""
         return self.sizes is not None and all(
-            rule.step == rule.gain and all(c == d for c, d in rule.fits) for rule in self.sizes
+            rule.step == rule.output_step and all(c == d for c, d in rule.complete)
+            for rule in self.sizes
         )
 
     @property
     def overhead(self) -> dict[int, float]:
-        """Pixels looked at for each pixel written, for each window: ``((T + 2 h) / T)**2``."""
+        """Pixels read for each pixel written, by window T (px): ``((T + 2 halo) / T)**2``."""
         if self.halo is None:
             return {}
         return {window: ((window + 2 * self.halo) / window) ** 2 for window in WINDOWS}
 
     def facts(self) -> list[tuple[str, str]]:
-        """Give (what, how much) rows for people."""
+        """Return the report as human-readable (property, value) rows."""
         rows = [("tiling", f"{self.exactness}{': ' if self.reason else ''}{self.reason}")]
         if self.reach is None:
             return rows
@@ -91,12 +97,12 @@ class Tiling:
         if self.sizes:
             same = "" if self.keeps_size else " (a run needs the size kept: pad inside the network)"
             rows += [("height", f"{self.sizes[0]}{same}"), ("width", str(self.sizes[1]))]
-        return rows + (
-            [("certificate", _describe_certificate(self.certificate))] if self.certificate else []
-        )
+        if self.certificate:
+            rows.append(("certificate", _summarise(self.certificate)))
+        return rows
 
 
-def _describe_certificate(proof: Certificate) -> str:
+def _summarise(proof: Certificate) -> str:
     if proof.error is None:
         return f"{proof.kind}, unproven"
     seen = "NaNs show this reach" if proof.probed else "NaNs show no more than this reach"
@@ -107,67 +113,68 @@ def _describe_certificate(proof: Certificate) -> str:
 
 
 def reach(network: nn.Module | str | Path, bands: int = 1) -> Tiling:
-    """Give how far a network looks, its stride, the sizes it takes, and the proof that it tiles.
+    """Return the reach, stride and image sizes of a network, and the proof that it tiles exactly.
 
     Parameters
     ----------
     network : Module, str or Path
-        A network that takes (n, bands, h, w) and gives (n, outputs, h, w), a bundled name, a model
-        file, or an exported program (``.pt2``). A module in training mode is looked at as it will
-        run, in evaluation mode; it is not changed.
+        A network that maps (n, bands, h, w) to (n, outputs, h, w), the name of a bundled model, a
+        model file, or an exported program (``.pt2``). A module in training mode is analysed in
+        evaluation mode; it is not changed.
     bands : int
-        Channels of a module's input; a file knows its own.
+        Channels of the input of a module. A file knows its own.
 
     Returns
     -------
     Tiling
-        Also for a network that cannot be tiled, with the layer and the mend.
+        Also of a network that cannot be tiled, with the layer and the fix.
 
     Raises
     ------
     ModelError
-        If a file cannot be read, or its header says another reach than its network has.
+        If a file cannot be read, or the reach in its header is not that of its network.
     """
     if isinstance(network, nn.Module):
-        still = copy.deepcopy(network).eval() if network.training else network
-        return _look_at(still, type(network).__name__, bands)
+        module = copy.deepcopy(network).eval() if network.training else network
+        return _report_module(module, type(network).__name__, bands)
     if Path(network).suffix == PROGRAM_SUFFIX:
-        return _look_at_program(Path(network))
+        return _report_program(Path(network))
     model = load_model(network)
-    return _look_at_bundle(model) if isinstance(model, Bundle) else _read_header(model)
+    return _report_bundle(model) if isinstance(model, Bundle) else _report_header(model)
 
 
-def _look_at(module: nn.Module, name: str, bands: int) -> Tiling:
+def _report_module(module: nn.Module, name: str, bands: int) -> Tiling:
     try:
         fitted, sizes = make_same_size(module, bands)
         found = analyse(fitted, bands)
         return Tiling(name, "exact", "", found, sizes, certify(fitted, bands, found))
     except CircularPaddingError as error:
         fitted, sizes = make_same_size(module, bands, interior_only=True)
-        return Tiling(name, "inside", str(error), analyse(fitted, bands, interior_only=True), sizes)
+        found = analyse(fitted, bands, interior_only=True)
+        return Tiling(name, "inside", str(error), found, sizes)
     except ModelError as error:
         return Tiling(name, "never", str(error))
 
 
-def _look_at_program(path: Path) -> Tiling:
+def _report_program(path: Path) -> Tiling:
     network, declared = read_network(path), read_sidecar(path).declared
     if declared is None:
-        return _look_at(network, path.name, network.bands)
+        return _report_module(network, path.name, network.bands)
     step = declared.reach.stride
     sizes = measure_sizes(network, network.bands, (step, step), (Fraction(1), Fraction(1)))
-    reason = "its halo is declared and not proven: take the declaration out of the sidecar"
+    reason = "its halo is declared and not proven: remove the declaration from the sidecar file"
     return Tiling(path.name, "declared", reason, declared.reach, sizes, declared)
 
 
-def _look_at_bundle(bundle: Bundle) -> Tiling:
-    header = bundle.header
+def _report_bundle(bundle: Bundle) -> Tiling:
     proof = check_model(bundle.path)
-    sizes = make_same_size(bundle.module(), header.channels)[1]
-    return Tiling(bundle.path.name.removesuffix(SUFFIX), "exact", "", proof.reach, sizes, proof)
+    sizes = make_same_size(bundle.module(), bundle.header.channels)[1]
+    name = bundle.path.name.removesuffix(SUFFIX)
+    return Tiling(name, "exact", "", proof.reach, sizes, proof)
 
 
-def _read_header(model: Model) -> Tiling:
-    """Give what the header of a model says that is no network."""
-    sizes = SizeRule(1, 1, ((0, 0),))
+def _report_header(model: Model) -> Tiling:
+    """Return the report of a model without a network, the matched filter, from its header."""
+    any_size = SizeRule(1, 1, ((0, 0),))
     header = model.header
-    return Tiling(header.name, "exact", "", header.reach, (sizes, sizes), header.certificate)
+    return Tiling(header.name, "exact", "", header.reach, (any_size, any_size), header.certificate)

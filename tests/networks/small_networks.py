@@ -1,4 +1,4 @@
-"""Small networks: those that must be refused, and random ones made of blocks."""
+"""Small networks for tests: some that cannot be tiled, and a strategy for random ones that can."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fcnpipe.networks.base import Reach
+
 WIDTH = 2
+
+
+def even_reach(reach: int, stride: int = 1, cell: int | None = None) -> Reach:
+    """Return a reach that is the same on all four sides."""
+    return Reach(reach, reach, reach, reach, stride, stride, reach if cell is None else cell)
 
 
 def conv(kernel: int = 3, inner: int = WIDTH, outer: int = WIDTH, **options: object) -> nn.Conv2d:
@@ -37,8 +44,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.flatten(2).transpose(1, 2)
-        seen = self.heads(pixels, pixels, pixels, need_weights=False)[0]
-        return seen.transpose(1, 2).reshape(x.shape)
+        mixed = self.heads(pixels, pixels, pixels, need_weights=False)[0]
+        return mixed.transpose(1, 2).reshape(x.shape)
 
 
 class RowAttention(nn.Module):
@@ -61,7 +68,7 @@ class Flip(nn.Module):
         return x.flip(3)
 
 
-class Brighter(nn.Module):
+class DataDependent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
 
@@ -72,7 +79,7 @@ class TwoOutputs(nn.Module):
 
 
 class SegNetLike(nn.Module):
-    """Pooling whose indices an unpooling uses."""
+    """Convolutions around a max-pooling and a max-unpooling with its indices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,46 +96,46 @@ class ChannelsLast(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.look, self.norm, self.mix = conv(7, 1, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+        self.conv, self.norm, self.mix = conv(7, 1, 4), nn.LayerNorm(4), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(self.norm(self.look(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return self.mix(self.norm(self.conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
-class StretchedCorners(nn.Module):
-    """Hides from the probe what the whole image decides: where the samples are taken."""
+class AlignCorners(nn.Module):
+    """Sampling positions depend on the image's size, which a NaN probe cannot show."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.look = conv(3, 1, 1)
+        self.conv = conv(3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = functional.max_pool2d(self.look(x), 2)
+        pooled = functional.max_pool2d(self.conv(x), 2)
         return functional.interpolate(pooled, scale_factor=2, mode="bilinear", align_corners=True)
 
 
-class OddStretch(nn.Module):
-    """Stretches by a factor that comes from the size of the image."""
+class ResizeToInput(nn.Module):
+    """Resizes by a factor that depends on the size of the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.interpolate(x[..., 5:, 5:], size=x.shape[2:])
 
 
 class AddsInPlace(nn.Module):
-    """Writes into an array that is read again: the look of the sum is in what is given."""
+    """Overwrites an array that is read again: what the sum reads is in the array returned."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.look = conv(3)
+        self.conv = conv(3)
 
     def forward(self, x: Tensor) -> Tensor:
         total = x * 2
-        total.add_(self.look(x))
+        total.add_(self.conv(x))
         return total
 
 
 class Level(nn.Module):
-    """Down, something inside, up, and joined to what was there before."""
+    """Subsampling, layers at the coarser scale, upsampling, and a skip connection if joined."""
 
     def __init__(self, down: nn.Module, inside: nn.Module, up: nn.Module, joined: bool) -> None:
         super().__init__()
@@ -140,7 +147,7 @@ class Level(nn.Module):
 
 
 class Shift(nn.Module):
-    """Move by a few pixels: crop one side, pad the other."""
+    """Shift by a few pixels: crop one side, pad the other."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -151,7 +158,7 @@ class Shift(nn.Module):
 
 
 class Branches(nn.Module):
-    """Several looks at the same image, joined: a plain one, a wide one, an average, a part."""
+    """Parallel branches, concatenated: grouped, dilated, averaging, and the input itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,19 +170,19 @@ class Branches(nn.Module):
 
 
 class Padded(nn.Module):
-    """A convolution without padding, and pixels put around it in one of torch's ways."""
+    """A convolution without padding, then a padding in one of torch's modes."""
 
     def __init__(self, mode: str, sides: tuple[int, int, int, int]) -> None:
         super().__init__()
         rows, columns = sides[2] + sides[3] + 1, sides[0] + sides[1] + 1
-        self.look, self.mode, self.sides = conv((rows, columns), padding=0), mode, sides  # type: ignore[arg-type]
+        self.conv, self.mode, self.sides = conv((rows, columns), padding=0), mode, sides  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.pad(self.look(x), self.sides, self.mode)
+        return functional.pad(self.conv(x), self.sides, self.mode)
 
 
 class Cropped(nn.Module):
-    """More pixels than needed by a transposed convolution, cut by negative padding and by slices."""
+    """A transposed convolution, cropped by negative padding and by slices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +193,7 @@ class Cropped(nn.Module):
 
 
 class Unpooled(nn.Module):
-    """What was the greatest goes back to where it was, as in SegNet."""
+    """Max-pooling and max-unpooling with its indices, as in SegNet."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -198,7 +205,7 @@ class Unpooled(nn.Module):
         return self.unpool(self.inside(pooled), indices, x.shape[2:])
 
 
-def _downs(factor: int) -> list[Callable[[], nn.Module]]:
+def _subsamplings(factor: int) -> list[Callable[[], nn.Module]]:
     return [
         lambda: nn.MaxPool2d(factor),
         lambda: nn.AvgPool2d(factor, ceil_mode=True),
@@ -211,7 +218,7 @@ def _downs(factor: int) -> list[Callable[[], nn.Module]]:
     ]
 
 
-def _ups(factor: int) -> list[Callable[[], nn.Module]]:
+def _upsamplings(factor: int) -> list[Callable[[], nn.Module]]:
     return [
         lambda: nn.Upsample(scale_factor=factor),
         lambda: nn.Upsample(scale_factor=factor, mode="nearest-exact"),
@@ -227,7 +234,7 @@ def _ups(factor: int) -> list[Callable[[], nn.Module]]:
     ]
 
 
-_PLAIN: list[Callable[[], nn.Module]] = [
+_SAME_SCALE: list[Callable[[], nn.Module]] = [
     lambda: conv(3),
     lambda: conv(4),
     lambda: conv((2, 5)),  # type: ignore[arg-type]
@@ -258,17 +265,22 @@ def _same_size(down: nn.Module, up: nn.Module) -> bool:
 def networks(draw: st.DrawFn, depth: int = 2) -> nn.Module:
     """Draw a network of at most two levels of subsampling, in evaluation mode."""
     torch.manual_seed(draw(st.integers(0, 100)))
-    layers: Sequence[nn.Module] = [conv(1, 1), *draw(_inside(depth)), conv(1)]
+    layers: Sequence[nn.Module] = [conv(1, 1), *draw(_layers(depth)), conv(1)]
     return nn.Sequential(*layers).eval()
 
 
 @st.composite
-def _inside(draw: st.DrawFn, depth: int) -> list[nn.Module]:
-    layers = [make() for make in draw(st.lists(st.sampled_from(_PLAIN), min_size=1, max_size=2))]
+def _layers(draw: st.DrawFn, depth: int) -> list[nn.Module]:
+    layers = [
+        make() for make in draw(st.lists(st.sampled_from(_SAME_SCALE), min_size=1, max_size=2))
+    ]
     if depth and draw(st.booleans()):
         factor = draw(st.sampled_from([2, 3]))
-        down, up = draw(st.sampled_from(_downs(factor)))(), draw(st.sampled_from(_ups(factor)))()
+        down, up = (
+            draw(st.sampled_from(_subsamplings(factor)))(),
+            draw(st.sampled_from(_upsamplings(factor)))(),
+        )
         if _same_size(down, up):
-            inside = nn.Sequential(*draw(_inside(depth - 1)))
+            inside = nn.Sequential(*draw(_layers(depth - 1)))
             layers.append(Level(down, inside, up, draw(st.booleans())))
     return layers

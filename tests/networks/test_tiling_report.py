@@ -57,7 +57,7 @@ def test_axes_have_their_own_sizes() -> None:
 def test_circular_padding_is_exact_inside() -> None:
     found = fcnpipe.reach(small.after_conv(nn.Conv2d(2, 1, 5, padding=2, padding_mode="circular")))
     assert (found.exactness, found.certificate) == ("inside", None)
-    assert "1 (Conv2d) pads with the other side of the image" in found.reason
+    assert "1 (Conv2d) pads with the opposite side of the image" in found.reason
     assert found.reach == Reach(2, 2, 2, 2, cell=2)
 
 
@@ -68,10 +68,10 @@ NEVER = {
         nn.AdaptiveAvgPool2d(1),
     ),
     "1 (Upsample) interpolates with align_corners=True": (
-        "use False",
+        "use align_corners=False",
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
     ),
-    "1 (Brighter) chooses by the values": ("torch.where", small.Brighter()),
+    "1 (DataDependent) branches on the values": ("torch.where", small.DataDependent()),
 }
 
 

@@ -1,11 +1,31 @@
-"""How far a network looks: read off its graph, for any network that slides over the image.
+"""Receptive-field analysis: the reach and the stride of a network, read off its exported graph.
 
-The graph of the network (``torch.export``) is walked backwards from the pixels of one output cell,
-along each axis on its own, in coordinates without bounds: at each operation the set of pixels that is
-wanted becomes the set of pixels that it reads (:mod:`fcnpipe.networks.reach.rules`).
+The graph is followed backwards from an output pixel to the input pixels that it depends on, along
+each axis on its own. At each operation the set of output indices becomes the set of input indices
+that it reads (:mod:`fcnpipe.networks.reach.rules`). Indices are unbounded: the border of the image
+plays no part. A network of four layers, for both output pixels of a cell of its stride, 2::
 
-The pixels of a cell of ``stride`` outputs have different reaches, so all of them are followed, and
-sets rather than intervals are kept, so that gaps of dilated and transposed kernels are exact.
+    output pixel             0                         1
+    upsampling x 2, nearest  0                         0               floor(o / 2)
+    convolution of 3        -1, 0, 1                  -1, 0, 1         o - 1 + {0, 1, 2}
+    pooling of 2            -2 ... 3                  -2 ... 3         2 o + {0, 1}
+    convolution of 3        -3 ... 4                  -3 ... 4         o - 1 + {0, 1, 2}
+    reads, px                3 before, 4 after         4 before, 3 after
+
+The reach is 4 px on both sides. Beyond the cell {0, 1} as a whole, 3 px are read on both sides: a
+core that is made of whole cells needs that much (`Reach.cell`).
+
+**Stride.** Each array of the network has a scale: input pixels for each of its pixels. The stride is
+the least common multiple of the scales; a shift of the input by it shifts every array by whole
+pixels, so it commutes with the network.
+
+**Phases.** The output pixels of one cell of stride x stride pixels have different receptive fields,
+as above. All of them are followed, and the reach is the maximum over them.
+
+**Sets, not intervals.** The closed formula for a chain of convolutions (Araujo et al. 2019,
+"Computing receptive fields of convolutional neural networks", Distill) follows the first and the
+last index only. Sets are followed here, because the gaps of dilated and transposed kernels can
+change what the next operation reads.
 """
 
 from __future__ import annotations
@@ -25,41 +45,45 @@ from fcnpipe.networks.reach.image_sizes import (
     keeps_size,
     measure_sizes,
 )
-from fcnpipe.networks.reach.rules import (
-    Dependency,
-    Indices,
-    Operation,
-    arguments_of,
-    axes_after,
-    rule_of,
-    shape_of,
-)
+from fcnpipe.networks.reach.index_maps import Indices
+from fcnpipe.networks.reach.operations import Operation, arguments_of, axes_after, shape_of
+from fcnpipe.networks.reach.rules import Dependency, rule_of
 from fcnpipe.networks.reach.tracing import input_node, is_same_size, output_node, trace
+
+_Dependencies = dict[fx.Node, list[Dependency]]
+"""What each node that depends on the image reads, in the order of execution."""
 
 
 def analyse(module: nn.Module, bands: int = 1, interior_only: bool = False) -> Reach:
-    """Give how far a network looks on each side of an output pixel, and its strides.
+    """Return the reach of a network on each side of an output pixel, and its strides.
 
     Parameters
     ----------
     module : Module
-        Takes (n, bands, h, w), gives (n, outputs, h, w); in evaluation mode.
+        Maps (n, bands, h, w) to (n, outputs, h, w); in evaluation mode.
     bands : int
         Channels of the input.
-    inside : bool
-        Whether it is enough to be exact away from the image's border.
+    interior_only : bool
+        Whether tiles need to be exact only where the image's border is beyond the reach. Circular
+        padding is accepted then.
 
     Returns
     -------
     Reach
-        The worst of all output pixels of a cell of ``stride_y x stride_x``. An output of another
-        size than the input lies centred on it, and at its own scale a pixel covers several.
+        Maximum over the output pixels of a cell of ``stride_y x stride_x``. If the output has
+        another size than the input, it is centred on the input and brought to its scale first
+        (`SameSizeNetwork`).
 
     Raises
     ------
     ModelError
-        Names the part of the network that sees the whole image, that torch.export cannot follow, or
-        that is not known here.
+        If a layer reads the whole image, torch.export cannot trace the network, or an operator has
+        no rule. The message names the layer.
+
+    Examples
+    --------
+    >>> analyse(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 5, padding=2))).furthest
+    3
     """
     program = trace(module, bands)
     if not is_same_size(program):
@@ -67,12 +91,26 @@ def analyse(module: nn.Module, bands: int = 1, interior_only: bool = False) -> R
     return analyse_program(program, interior_only)
 
 
+def analyse_program(program: torch.export.ExportedProgram, interior_only: bool = False) -> Reach:
+    """Return the reach of a traced network whose output has the size of its input; see `analyse`."""
+    dependencies = _list_dependencies(program, interior_only)
+    stride = _strides(_scales(program, dependencies))
+    top, bottom, rows = _reach_along(program, dependencies, 0, stride[0])
+    left, right, columns = _reach_along(program, dependencies, 1, stride[1])
+    return Reach(top, bottom, left, right, *stride, cell=max(rows, columns))
+
+
 def make_same_size(
     module: nn.Module, bands: int = 1, interior_only: bool = False
 ) -> tuple[nn.Module, tuple[SizeRule, SizeRule]]:
-    """Give a network whose output has the size of the input, and the sizes of the one given (y, x).
+    """Return a network whose output has the size of its input, and the sizes that ``module`` accepts.
 
-    That is the network itself if it keeps sizes, else `Fitted`.
+    Returns
+    -------
+    module : Module
+        ``module`` itself if it keeps sizes, else a `SameSizeNetwork` around it.
+    sizes : tuple of SizeRule
+        Heights and widths that ``module`` accepts, and the sizes of its output.
 
     Raises
     ------
@@ -80,70 +118,60 @@ def make_same_size(
         As `analyse` does.
     """
     program = trace(module, bands)
-    looks = _follow(program, interior_only)
-    scales = _scales(program, looks)
+    scales = _scales(program, _list_dependencies(program, interior_only))
     rules = measure_sizes(module, bands, _strides(scales), scales[output_node(program)])
     return module if is_same_size(program) else SameSizeNetwork(module, rules), rules
 
 
 def ensure_same_size(module: nn.Module, bands: int = 1) -> nn.Module:
-    """Give a network whose output has the size of the input, as `fit`; at once if it is so already."""
+    """Return ``module`` if it keeps sizes, without analysing it, else a `SameSizeNetwork` around it."""
     return module if keeps_size(module, bands) else make_same_size(module, bands)[0]
 
 
-def analyse_program(program: torch.export.ExportedProgram, interior_only: bool = False) -> Reach:
-    """Give the reach that a traced network has; see `analyse`."""
-    looks = _follow(program, interior_only)
-    stride = _strides(_scales(program, looks))
-    top, bottom, rows = _extent(program, looks, 0, stride[0])
-    left, right, columns = _extent(program, looks, 1, stride[1])
-    return Reach(top, bottom, left, right, *stride, cell=max(rows, columns))
-
-
 def trace_same_size(module: nn.Module, bands: int = 1) -> torch.export.ExportedProgram:
-    """Give the graph of a network at the first size whose output has the size of the input.
+    """Return the graph of a network whose output has the size of its input.
 
     Raises
     ------
     ModelError
-        If torch.export fails, for instance because the flow depends on the pixels, or the output
-        never has the size of the input.
+        If torch.export cannot trace the network, a layer reads the whole image, or the output has
+        another size for all sizes tried.
     """
     program = trace(module, bands)
     if is_same_size(program):
         return program
-    _follow(program)
+    # A layer that reads the whole image is the better reason, if there is one.
+    _list_dependencies(program)
     before, after = shape_of(input_node(program))[2:], shape_of(output_node(program))[2:]
     raise ModelError(
         f"network {type(module).__name__} turns {before} px into {after} px: "
-        "pad inside it, so that sizes stay"
+        "pad inside it, so that the output has the size of the input"
     )
 
 
-def _follow(
+def _list_dependencies(
     program: torch.export.ExportedProgram, interior_only: bool = False
-) -> dict[fx.Node, list[Dependency]]:
-    """Give, for each node that depends on the image, how it looks at its inputs."""
+) -> _Dependencies:
     axes: dict[fx.Node, tuple[int, int]] = {input_node(program): (2, 3)}
-    looks: dict[fx.Node, list[Dependency]] = {}
+    dependencies: _Dependencies = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and any(source in axes for source in node.all_input_nodes):
             operation = Operation(node, arguments_of(node), axes, interior_only)
-            looks[node] = rule_of(operation)(operation)
+            dependencies[node] = rule_of(operation)(operation)
             axes[node] = axes_after(operation)
     if output_node(program) not in axes:
         raise ModelError(
             "the output does not depend on the image; return the result of the network"
         )
-    return looks
+    return dependencies
 
 
 def _scales(
-    program: torch.export.ExportedProgram, looks: dict[fx.Node, list[Dependency]]
+    program: torch.export.ExportedProgram, dependencies: _Dependencies
 ) -> dict[fx.Node, tuple[Fraction, Fraction]]:
-    """Give the input pixels for each pixel of every array of the network (y, x)."""
+    """Return the number of input pixels for each pixel of every array of the network, (y, x)."""
     scales = {input_node(program): (Fraction(1), Fraction(1))}
-    for node, inputs in looks.items():
+    for node, inputs in dependencies.items():
         first = inputs[0]
         y, x = scales[first.source]
         scales[node] = y * first.y.scale, x * first.x.scale
@@ -151,42 +179,36 @@ def _scales(
 
 
 def _strides(scales: dict[fx.Node, tuple[Fraction, Fraction]]) -> tuple[int, int]:
-    """Give the least shifts of the input that shift every array of the network by whole pixels."""
+    """Return the smallest shifts of the input that shift every array by whole pixels, (y, x)."""
     return (
         lcm(*(y.numerator for y, _ in scales.values())),
         lcm(*(x.numerator for _, x in scales.values())),
     )
 
 
-def _extent(
-    program: torch.export.ExportedProgram,
-    looks: dict[fx.Node, list[Dependency]],
-    axis: int,
-    stride: int,
+def _reach_along(
+    program: torch.export.ExportedProgram, dependencies: _Dependencies, axis: int, stride: int
 ) -> tuple[int, int, int]:
-    """Give the reach (before a pixel, after it, beyond a whole cell) along one axis."""
+    """Return the reach before a pixel, after it, and beyond a whole cell, along y (0) or x (1)."""
     before = after = cell = 0
-    for pixel in range(stride):
-        read = _read_by(pixel, program, looks, axis)
+    for phase in range(stride):
+        read = _receptive_field(phase, program, dependencies, axis)
         if read.size:
             low, high = int(read[0]), int(read[-1])
-            before, after = max(before, pixel - low), max(after, high - pixel)
+            before, after = max(before, phase - low), max(after, high - phase)
             cell = max(cell, -low, high - (stride - 1))
     return before, after, cell
 
 
-def _read_by(
-    pixel: int,
-    program: torch.export.ExportedProgram,
-    looks: dict[fx.Node, list[Dependency]],
-    axis: int,
+def _receptive_field(
+    pixel: int, program: torch.export.ExportedProgram, dependencies: _Dependencies, axis: int
 ) -> Indices:
-    """Give the input pixels that an output pixel depends on, along one axis."""
+    """Return the input pixels that an output pixel depends on, along y (0) or x (1)."""
     nothing = np.empty(0, np.int64)
-    wanted = {output_node(program): np.array([pixel], np.int64)}
-    for node in reversed(looks):
-        for look in looks[node]:
-            step = look.x if axis else look.y
-            read = step.to_input(wanted.get(node, nothing))
-            wanted[look.source] = np.union1d(wanted.get(look.source, nothing), read)
-    return wanted.get(input_node(program), nothing)
+    needed = {output_node(program): np.array([pixel], np.int64)}
+    for node in reversed(dependencies):
+        for dependency in dependencies[node]:
+            index_map = dependency.x if axis else dependency.y
+            read = index_map.to_input(needed.get(node, nothing))
+            needed[dependency.source] = np.union1d(needed.get(dependency.source, nothing), read)
+    return needed.get(input_node(program), nothing)

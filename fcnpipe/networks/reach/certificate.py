@@ -1,15 +1,22 @@
-"""The proof that a network can be tiled exactly, run on the network itself.
+"""Certificate of a network: the proof, run on the network itself, that it can be tiled exactly.
 
-The reach that was read off the graph is a claim. Two trials test it::
+The reach that was read off the graph is a claim. Two trials test it, along each axis::
 
-    probe     one column of NaN in a wide image, once for each phase: which outputs turn to NaN?
-              none beyond the reach, and those on its edges on both sides
-    tiles     | window 0 + halo |              float64, each axis, both interior edges:
-              |       | halo + window 1 |      tiles must equal the whole image to 1e-12,
-              and with a halo one stride shorter they must not
+    NaN probe     image    0  0  0  0  0 NaN 0  0  0  0  0     one NaN column among zeros, for
+                  output   0  0  N  N  N  N  N  N  N  0  0     each phase of the stride: N where
+                                 |<- 3 ->|<- 3 ->|             the receptive field contains it
 
-A probe alone misses operations that depend on the image's size (align_corners); tiles alone miss
-weights that happen to be tiny. Both run on strips a few strides thick, so they take seconds.
+    tile versus   whole    |      core 0      |      core 1      |
+    whole         tile 0   |      core 0      | halo |
+                  tile 1                | halo |     core 1      |
+
+                  random image in float64: the tiles must equal the whole to 1e-12, and must differ
+                  from it with a halo that is one stride shorter
+
+Both trials are needed. The NaN probe misses operations that depend on the size of the image
+(``align_corners``), because their receptive field is right for each size. The comparison misses
+weights that happen to be tiny. A reach must be probed at all phases of the stride: one position
+alone can be off by a pixel. The images are strips a few strides thick, so a proof takes seconds.
 """
 
 from __future__ import annotations
@@ -28,16 +35,16 @@ from fcnpipe.networks.base import Certificate, Reach
 from fcnpipe.networks.reach.analysis import analyse, ensure_same_size
 
 TOLERANCE = 1e-12
-"""Largest difference between tiles and the whole in float64, of logits of order 1."""
-_THICKNESS = (1, 2, 4, 8)
-"""Repeats of a strip to try: some networks refuse thin images (reflection padding)."""
-_STARTS = (1, 7)
-"""Strides from the image's edge to the second window, to try in turn: odd, so that a stride that is too
-small shows; the greater where reflection padding refuses short windows."""
+"""Maximum difference between tiles and the whole in float64; relative to the outputs if above 1."""
+_THICKNESS_FACTORS = (1, 2, 4, 8)
+"""Thicknesses of a strip to try in turn: reflection padding refuses thin images."""
+_CORE_STRIDES = (1, 7)
+"""Cores to try in turn: the halo plus this many strides. Odd numbers, so that a stride that is too
+small is noticed; the larger one where reflection padding refuses the smaller tiles."""
 
 
 def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Certificate:
-    """Prove that windows with the halo of ``reach`` give what the whole image gives.
+    """Prove that tiles with the halo of ``reach`` equal the whole image.
 
     Parameters
     ----------
@@ -46,40 +53,48 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
     bands : int
         Channels of the input.
     reach : Reach, optional
-        The claim; read off the graph if None.
+        The claim; the reach read off the graph if None.
+
+    Returns
+    -------
+    Certificate
+        Of kind ``proven``, with the errors that were measured.
 
     Raises
     ------
     ModelError
-        If the claim is wrong: NaNs show another reach, or tiles differ from the whole.
+        If the claim is wrong: the NaN probe shows a larger reach, or tiles differ from the whole.
 
     Notes
     -----
-    A network whose output has another size is brought to the size of its input (`reach.fit`).
+    A network whose output has another size than its input is adapted first (`ensure_same_size`).
     """
     reach = reach or analyse(module, bands)
     module = ensure_same_size(module, bands)
-    tight = _check_probe(module, reach, probe(module, bands, reach))
+    is_probed = _check_probe(module, reach, probe(module, bands, reach))
     precise = copy.deepcopy(module).double()
     halo = reach.minimum_halo
     error = tiling_error(precise, bands, reach, halo)
     if not error <= TOLERANCE:
         raise ModelError(
             f"network {type(module).__name__}: tiles with halo {halo} px differ from the whole "
-            f"by {error:.1e}, above {TOLERANCE:.0e}: take out what depends on the image's size"
+            f"by {error:.1e}, above {TOLERANCE:.0e}: remove what depends on the image's size"
         )
     short = halo - reach.stride
     error_short = tiling_error(precise, bands, reach, short) if short >= 0 else 0.0
-    return Certificate("proven", reach, halo, error, error_short, tight, torch.__version__)
+    return Certificate("proven", reach, halo, error, error_short, is_probed, torch.__version__)
 
 
 def declare(reach: Reach) -> Certificate:
-    """Take somebody's word for the reach of a black box; nothing is proven."""
+    """Return a certificate for a reach that the user declares; nothing is proven."""
     return Certificate("declared", reach, reach.halo)
 
 
+# --- NaN probe ------------------------------------------------------------------------------------
+
+
 def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
-    """Give the reach that NaNs show.
+    """Measure the reach with NaNs: how far from a NaN pixel outputs become NaN, over all phases.
 
     Parameters
     ----------
@@ -88,7 +103,8 @@ def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
     bands : int
         Channels of the input.
     reach : Reach
-        How wide the probe must look; reaches up to 1.5 times larger are seen as such.
+        Expected reach, which sets the size of the image. A reach up to 1.5 times as large is
+        measured in full.
 
     Returns
     -------
@@ -97,39 +113,18 @@ def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
     """
     seen = _probe(module, bands, reach, 3 * reach.furthest // 2)
     if _exceeds(seen, reach):
-        # A reflecting border shows what lies twice as far: away from it.
+        # Reflection padding mirrors a NaN that is within the reach of the border. A wider image
+        # keeps the NaN away from the border.
         seen = _probe(module, bands, reach, 3 * reach.furthest)
     return seen
 
 
-def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> float:
-    """Give the largest difference between windows and the whole image, along either axis.
-
-    Parameters
-    ----------
-    module : Module
-        Network in evaluation mode and float64.
-    bands : int
-        Channels of the input.
-    reach : Reach
-        Gives the strides.
-    halo : int
-        Pixels read beyond each core, a multiple of the stride.
-
-    Returns
-    -------
-    float
-        Of the outputs, over the largest output of the whole image if that is above 1.
-    """
-    return max(_tiling_error_along(module, bands, reach, halo, axis) for axis in (2, 3))
-
-
 def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> bool:
-    """Refuse a claim that is too small; tell whether it is exactly what was seen."""
+    """Raise if the probe shows a larger reach than claimed; return whether it shows exactly that."""
     claim = replace(reach, cell=seen.cell) if reach.cell is None else reach
     if _exceeds(seen, claim):
         raise ModelError(
-            f"network {type(module).__name__}: its reach is said to be {reach} but NaNs "
+            f"network {type(module).__name__}: its claimed reach is {reach} but NaNs "
             f"in the image show {seen}: claim that"
         )
     return seen == claim
@@ -141,68 +136,76 @@ def _exceeds(seen: Reach, claim: Reach) -> bool:
 
 
 def _probe(module: nn.Module, bands: int, reach: Reach, width: int) -> Reach:
-    top, bottom, rows = _probe_axis(module, bands, reach, (2, width))
-    left, right, columns = _probe_axis(module, bands, reach, (3, width))
+    top, bottom, rows = _probe_axis(module, bands, reach, 2, width)
+    left, right, columns = _probe_axis(module, bands, reach, 3, width)
     return Reach(top, bottom, left, right, reach.stride_y, reach.stride_x, max(rows, columns))
 
 
 def _probe_axis(
-    module: nn.Module, bands: int, reach: Reach, look: tuple[int, int]
+    module: nn.Module, bands: int, reach: Reach, axis: int, width: int
 ) -> tuple[int, int, int]:
-    """Give (before, after, beyond a cell): a column of NaN for each phase, all in one batch.
+    """Return the reach before a pixel, after it, and beyond a whole cell, along an axis.
 
-    ``look`` is the axis, and how far to look along it.
+    Each image of a batch has one NaN column, at another phase of the stride, and at least ``width``
+    zeros on both sides of it.
     """
-    axis, width = look
     stride, thickness = _stride_and_thickness(reach, axis)
     margin = round_up(width + 2 * stride, stride)
     phases = torch.arange(stride)
     image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=_dtype(module))
     image[phases, :, :, margin + phases] = torch.nan
-    touched = torch.isnan(_run(module, image, axis)).any(dim=2).any(dim=1)
-    # Which NaN (phase) reached which output pixel.
-    phase, output = torch.nonzero(touched, as_tuple=True)
+    is_nan = torch.isnan(_run(module, image, axis)).any(dim=2).any(dim=1)
+    phase, output = torch.nonzero(is_nan, as_tuple=True)
     if not len(output):
         return 0, 0, 0
     source, first = margin + phase, output // stride * stride
-    beyond = torch.maximum(first - source, source - (first + stride - 1))
-    return (
-        _largest_distance(output - source),
-        _largest_distance(source - output),
-        _largest_distance(beyond),
-    )
+    beyond_cell = torch.maximum(first - source, source - (first + stride - 1))
+    return _maximum(output - source), _maximum(source - output), _maximum(beyond_cell)
 
 
-def _largest_distance(distances: Tensor) -> int:
+def _maximum(distances: Tensor) -> int:
     return max(0, int(distances.max()))
 
 
-def _stride_and_thickness(reach: Reach, axis: int) -> tuple[int, int]:
-    """Give the stride along a strip, and a thickness that a shift across it does not empty."""
-    across = (reach.left, reach.right) if axis == 2 else (reach.top, reach.bottom)
-    along, step = (
-        (reach.stride_y, reach.stride_x) if axis == 2 else (reach.stride_x, reach.stride_y)
-    )
-    return along, round_up(abs(across[0] - across[1]) + max(2 * step, 4), step)
+# --- tile versus whole ----------------------------------------------------------------------------
+
+
+def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> float:
+    """Return the largest difference between tiles and the whole image, over both axes.
+
+    Parameters
+    ----------
+    module : Module
+        Network in evaluation mode and float64.
+    bands : int
+        Channels of the input.
+    reach : Reach
+        The strides are used, and the thickness of the strips follows from it.
+    halo : int
+        Pixels read beyond each core, px, a multiple of the stride.
+
+    Returns
+    -------
+    float
+        Largest absolute difference of the outputs, divided by the largest output of the whole image
+        if that is above 1. Infinite if tiles and the whole have different sizes.
+    """
+    return max(_tiling_error_along(module, bands, reach, halo, axis) for axis in (2, 3))
 
 
 def _tiling_error_along(module: nn.Module, bands: int, reach: Reach, halo: int, axis: int) -> float:
-    """Cut a strip into two windows, as short as the network takes them."""
-    for strides in _STARTS:
+    for strides in _CORE_STRIDES:
+        core = halo + strides * reach.stride
         try:
-            return _cut_and_compare(
-                module, bands, reach, (halo, halo + strides * reach.stride, axis)
-            )
+            return _compare_tiles(module, bands, reach, (halo, core, axis))
         except RuntimeError:
-            if strides == _STARTS[-1]:
+            if strides == _CORE_STRIDES[-1]:
                 raise
     raise AssertionError("unreachable")
 
 
-def _cut_and_compare(
-    module: nn.Module, bands: int, reach: Reach, cut: tuple[int, int, int]
-) -> float:
-    """Cut a strip by (halo, core, axis); both edges of a core fall inside the strip once."""
+def _compare_tiles(module: nn.Module, bands: int, reach: Reach, cut: tuple[int, int, int]) -> float:
+    """Compare two tiles with the strip that they are cut from; ``cut`` is (halo, core, axis)."""
     halo, core, axis = cut
     thickness = _stride_and_thickness(reach, axis)[1]
     noise = np.random.default_rng(1).normal(0, 3, (1, bands, thickness, 2 * core))
@@ -216,15 +219,27 @@ def _cut_and_compare(
     return float((torch.cat([low, high], dim=3) - whole).abs().max()) / scale
 
 
+# --- strips ---------------------------------------------------------------------------------------
+
+
+def _stride_and_thickness(reach: Reach, axis: int) -> tuple[int, int]:
+    """Return the stride along a strip, and a thickness that a network with a shift does not empty."""
+    across = (reach.left, reach.right) if axis == 2 else (reach.top, reach.bottom)
+    along, step = (
+        (reach.stride_y, reach.stride_x) if axis == 2 else (reach.stride_x, reach.stride_y)
+    )
+    return along, round_up(abs(across[0] - across[1]) + max(2 * step, 4), step)
+
+
 def _run(module: nn.Module, strip: Tensor, axis: int) -> Tensor:
-    """Run strips that are long in x, along ``axis``, as thin as the network takes them."""
-    for times in _THICKNESS:
-        thick = strip.repeat(1, 1, times, 1)
+    """Run strips that are long in x along ``axis``, as thin as the network accepts them."""
+    for factor in _THICKNESS_FACTORS:
+        thick = strip.repeat(1, 1, factor, 1)
         try:
             with torch.no_grad():
                 output: Tensor = module(thick.transpose(2, 3) if axis == 2 else thick)
         except RuntimeError:
-            if times == _THICKNESS[-1]:
+            if factor == _THICKNESS_FACTORS[-1]:
                 raise
             continue
         return output.transpose(2, 3) if axis == 2 else output

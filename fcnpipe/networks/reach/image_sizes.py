@@ -1,11 +1,13 @@
-"""Which image sizes a network takes, what size it gives for each, and how it is brought to one size.
+"""Image sizes that a network accepts, the sizes of its output, and adaptation to the input's size.
 
-A network without padding shrinks the image, an encoder subsamples it::
+Convolutions without padding shrink the image; strided convolutions and poolings subsample it. Along
+one axis the sizes follow a rule, found by running the network on tensors without data::
 
-    n = step m + c   ->   gain m + d          U-Net of depth 4, valid: 16 m + 12 -> 16 m - 172
+    n = step m + c   ->   output_step m + d        U-Net of depth 4 without padding:
+                                                   16 m + 12  ->  16 m - 172,  so 572 -> 388
 
-The sizes are found by running the network on tensors without data. Poolings and strided
-convolutions drop the pixels that fill no window; a size fits if none does.
+A pooling or a strided convolution drops the pixels at the high side that do not fill a window. The
+network accepts such a size, but it does not see all pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -32,59 +34,59 @@ from fcnpipe.core.errors import ModelError
 Size = tuple[int, int]
 
 SIZES: tuple[Size, ...] = ((96, 192), (144, 288), (320, 640))
-"""Image sizes to try, px: multiples of the usual strides."""
+"""Image sizes (y, x) to try, px: multiples of common strides."""
 _ODD_SIZES = (*range(64, 129), *range(320, 385))
-"""Squares to try for a network that takes none of these."""
+"""Edges of square images to try for a network that accepts none of `SIZES`, px."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeRule:
-    """Sizes along one axis: ``n = step m + c`` gives ``gain m + d``.
+    """Sizes that a network accepts along one axis: ``n = step m + c`` gives ``output_step m + d``.
 
     Attributes
     ----------
-    step, gain : int
-        Input pixels, and output pixels, between one such size and the next.
-    fits : tuple of (int, int)
+    step, output_step : int
+        Difference between one such size and the next, of the input and of the output, px.
+    complete : tuple of (int, int)
         (c, d) of the sizes of which the network sees all pixels; 0 <= c < step.
-    drops : tuple of (int, int)
-        (c, d) of those that run but lose pixels at the high side.
-    least : int
-        Smallest size that fits, px.
+    truncated : tuple of (int, int)
+        (c, d) of the sizes that are accepted, but lose pixels at the high side.
+    minimum : int
+        Smallest of the complete sizes, px.
 
     Examples
     --------
-    >>> print(SizeRule(16, 16, ((12, -172),), least=188))
+    >>> print(SizeRule(16, 16, ((12, -172),), minimum=188))
     n = 16 m + 12 gives 16 m - 172, from 188 px
     >>> SizeRule(16, 16, ((12, -172),)).output(572)
     388
     """
 
     step: int
-    gain: int
-    fits: tuple[Size, ...]
-    drops: tuple[Size, ...] = ()
-    least: int = 1
+    output_step: int
+    complete: tuple[Size, ...]
+    truncated: tuple[Size, ...] = ()
+    minimum: int = 1
 
     def __str__(self) -> str:
-        shrinks = {d - c for c, d in self.fits}
-        if len(self.fits) == self.step == self.gain and len(shrinks) == 1:
-            rules = [f"any n gives n{_signed(shrinks.pop())}"]
+        differences = {d - c for c, d in self.complete}
+        if len(self.complete) == self.step == self.output_step and len(differences) == 1:
+            rules = [f"any n gives n{_signed(differences.pop())}"]
         elif self.step == 1:
-            rules = [f"any n gives {self.gain} n{_signed(d)}" for _, d in self.fits]
+            rules = [f"any n gives {self.output_step} n{_signed(d)}" for _, d in self.complete]
         else:
             rules = [
-                f"n = {_times(self.step)}{_signed(c)} gives {_times(self.gain)}{_signed(d)}"
-                for c, d in self.fits
+                f"n = {_times(self.step)}{_signed(c)} gives {_times(self.output_step)}{_signed(d)}"
+                for c, d in self.complete
             ]
         shown = "; ".join(rules[:2]) + (f"; and {len(rules) - 2} more" if len(rules) > 2 else "")
-        return shown + (f", from {self.least} px" if self.least > 1 else "")
+        return shown + (f", from {self.minimum} px" if self.minimum > 1 else "")
 
     def output(self, size: int) -> int | None:
-        """Give the size of the output for an input size; None if the network does not take it."""
+        """Return the output size for an input size, px; None if the network does not accept it."""
         m, c = divmod(size, self.step)
-        d = dict(self.fits + self.drops).get(c)
-        return None if d is None or size < self.least else self.gain * m + d
+        d = dict(self.complete + self.truncated).get(c)
+        return None if d is None or size < self.minimum else self.output_step * m + d
 
 
 def _times(factor: int) -> str:
@@ -96,41 +98,42 @@ def _signed(number: int) -> str:
 
 
 def choose_size(module: nn.Module, bands: int) -> Size | None:
-    """Give an image size that a network takes, px, one that it keeps if there is one.
+    """Return an image size (y, x) that a network accepts, px; one that its output keeps if possible.
 
-    None if it takes none of those tried.
+    None if it accepts none of the sizes tried.
     """
-    taken = [(size, found) for size in SIZES if (found := _run(module, bands, size))]
-    if taken:
-        return next((size for size, found in taken if found.size == size), taken[0][0])
+    accepted = [(size, run) for size in SIZES if (run := _dry_run(module, bands, size))]
+    if accepted:
+        return next((size for size, run in accepted if run.size == size), accepted[0][0])
     if find_data_dependence(module, bands, SIZES[0]):
         return None
-    return next(((n, n) for n in _ODD_SIZES if _run(module, bands, (n, n))), None)
+    return next(((n, n) for n in _ODD_SIZES if _dry_run(module, bands, (n, n))), None)
 
 
 def keeps_size(module: nn.Module, bands: int) -> bool:
-    """Whether the output has the size of the input, for one of the sizes tried first.
+    """Return whether the output has the size of the input, for one of `SIZES`.
 
     Notes
     -----
-    Tried on zeros: a run without data would first load torch's compiler, 1.1 s in each process.
+    The network runs on zeros. A run without data would load torch's compiler first, which takes
+    1.1 s in each process.
     """
     return any(_output_size(module, bands, size) == size for size in SIZES)
 
 
 def _output_size(module: nn.Module, bands: int, size: Size) -> Size | None:
-    """Give the size of the output; None if the network does not take this one."""
+    """Return the size of the output; None if the network does not accept the size of the input."""
     try:
         with torch.inference_mode():
             output = module(torch.zeros(1, bands, *size, dtype=_dtype(module)))
-    except Exception:  # whatever the user's forward raises
+    except Exception:  # any error of the user's forward
         return None
-    fits = isinstance(output, Tensor) and output.ndim == 4
-    return (output.shape[2], output.shape[3]) if fits else None
+    is_image = isinstance(output, Tensor) and output.ndim == 4
+    return (output.shape[2], output.shape[3]) if is_image else None
 
 
 def find_data_dependence(module: nn.Module, bands: int, size: Size) -> str:
-    """Name the layer whose flow depends on the values of the pixels; empty if there is none."""
+    """Return the layer whose control flow depends on pixel values; empty if there is none."""
     entered: list[str] = []
     hooks = []
     for path, layer in module.named_modules():
@@ -140,11 +143,11 @@ def find_data_dependence(module: nn.Module, bands: int, size: Size) -> str:
             layer.register_forward_hook(lambda *_: (entered.pop(), None)[1]),
         ]
     try:
-        with _silent(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with _without_torch_log(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             module(torch.empty(1, bands, *size, dtype=_dtype(module)))
     except (DataDependentOutputException, DynamicOutputShapeException):
         return entered[-1]
-    except Exception:  # something else is wrong, which torch.export has told
+    except Exception:  # another fault, which torch.export reports
         return ""
     finally:
         for hook in hooks:
@@ -152,10 +155,13 @@ def find_data_dependence(module: nn.Module, bands: int, size: Size) -> str:
     return ""
 
 
+# --- size rules -----------------------------------------------------------------------------------
+
+
 def measure_sizes(
     module: nn.Module, bands: int, steps: Size, scales: tuple[Fraction, Fraction]
 ) -> tuple[SizeRule, SizeRule]:
-    """Give the rule for the height and for the width.
+    """Return the size rules of the height and of the width.
 
     Parameters
     ----------
@@ -164,55 +170,55 @@ def measure_sizes(
     bands : int
         Channels of the input.
     steps : tuple of int
-        Its strides (y, x).
+        Its strides (y, x), px.
     scales : tuple of Fraction
         Input pixels for each output pixel (y, x).
 
     Raises
     ------
     ModelError
-        If it takes no size.
+        If it accepts none of the sizes tried.
     """
     size = choose_size(module, bands)
     if size is None:
         raise ModelError(
-            f"network {type(module).__name__} takes no image of {SIZES[0]} to {SIZES[-1]} px: "
-            "write it for any size"
+            f"network {type(module).__name__} accepts no image of {SIZES[0]} to {SIZES[-1]} px: "
+            "write it for any image size"
         )
 
-    def along(axis: int) -> Callable[[int], _Run | None]:
-        return lambda n: _run(module, bands, (n, size[1]) if axis == 0 else (size[0], n))
+    def along(axis: int) -> Callable[[int], _DryRun | None]:
+        return lambda n: _dry_run(module, bands, (n, size[1]) if axis == 0 else (size[0], n))
 
     y, x = (_measure_axis(along(i), i, size[i], steps[i], scales[i]) for i in (0, 1))
     return y, x
 
 
 def _measure_axis(
-    run: Callable[[int], _Run | None], axis: int, size: int, step: int, scale: Fraction
+    run: Callable[[int], _DryRun | None], axis: int, size: int, step: int, scale: Fraction
 ) -> SizeRule:
-    gain = int(step / scale)
+    output_step = int(step / scale)
     whole: list[Size] = []
     lossy: list[Size] = []
     for n in range(size, size + step):
         found = run(n)
         if found is not None:
-            (lossy if found.dropped[axis] else whole).append(
-                (n % step, found.size[axis] - gain * (n // step))
+            (lossy if found.unread[axis] else whole).append(
+                (n % step, found.size[axis] - output_step * (n // step))
             )
-    # What is dropped was padding if the output grows with the image nevertheless.
-    shrinks = {d - c for c, d in whole} if gain == step else set()
-    harmless = [(c, d) for c, d in lossy if not whole or d - c in shrinks]
-    fits = tuple(sorted(whole + harmless))
-    drops = tuple(sorted(set(lossy) - set(harmless)))
-    wanted = (n for n in range(1, size + 1) if n % step in dict(fits))
-    rule = SizeRule(step, gain, fits, drops)
-    return SizeRule(step, gain, fits, drops, _least(run, axis, rule, wanted))
+    # If the output grows with the image all the same, only padding was dropped.
+    differences = {d - c for c, d in whole} if output_step == step else set()
+    harmless = [(c, d) for c, d in lossy if not whole or d - c in differences]
+    complete = tuple(sorted(whole + harmless))
+    truncated = tuple(sorted(set(lossy) - set(harmless)))
+    candidates = (n for n in range(1, size + 1) if n % step in dict(complete))
+    rule = SizeRule(step, output_step, complete, truncated)
+    return replace(rule, minimum=_find_minimum(run, axis, rule, candidates))
 
 
-def _least(
-    run: Callable[[int], _Run | None], axis: int, rule: SizeRule, sizes: Iterable[int]
+def _find_minimum(
+    run: Callable[[int], _DryRun | None], axis: int, rule: SizeRule, sizes: Iterable[int]
 ) -> int:
-    """Give the smallest size that runs and gives what the rule says, at least one pixel."""
+    """Return the smallest size whose output has the size of the rule, and at least one pixel."""
     for n in sizes:
         expected = rule.output(n) or 0
         found = run(n) if expected > 0 else None
@@ -221,30 +227,38 @@ def _least(
     return rule.step
 
 
+# --- runs without data ----------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """What a run without data shows: size of the output, and whether pixels were dropped (y, x)."""
+class _DryRun:
+    """Result of a run without data: size of the output, and whether pixels stayed unread (y, x)."""
 
     size: Size
-    dropped: tuple[bool, bool]
+    unread: tuple[bool, bool]
 
 
-def _run(module: nn.Module, bands: int, size: Size) -> _Run | None:
-    """Run a network on a tensor without data; None if it does not take this size."""
+def _dry_run(module: nn.Module, bands: int, size: Size) -> _DryRun | None:
+    """Run a network on a tensor without data; None if it does not accept the size."""
     watch = _UnreadPixels()
     try:
-        with _silent(), FakeTensorMode(allow_non_fake_inputs=True), watch, torch.no_grad():
+        with (
+            _without_torch_log(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            watch,
+            torch.no_grad(),
+        ):
             output = module(torch.empty(1, bands, *size, dtype=_dtype(module)))
-    except Exception:  # whatever the user's forward raises at a size that it does not take
+    except Exception:  # any error of the user's forward at a size that it does not accept
         return None
     if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape) < 1:
         return None
-    return _Run((output.shape[2], output.shape[3]), (watch.dropped[0], watch.dropped[1]))
+    return _DryRun((output.shape[2], output.shape[3]), (watch.unread[0], watch.unread[1]))
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keep torch's tracebacks of sizes that a network does not take from the user."""
+def _without_torch_log() -> Iterator[None]:
+    """Suppress the tracebacks that torch logs for sizes that a network does not accept."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:
@@ -258,11 +272,11 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 
 class _UnreadPixels(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether poolings and strided convolutions leave pixels at the high side unread."""
+    """Record whether poolings and strided convolutions leave pixels at the high side unread."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.dropped = [False, False]
+        self.unread = [False, False]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -271,10 +285,10 @@ class _UnreadPixels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         if name in ("convolution", "max_pool2d_with_indices", "avg_pool2d"):
             given = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
-            self._note(given, result[0] if isinstance(result, tuple) else result)
+            self._record(given, result[0] if isinstance(result, tuple) else result)
         return result
 
-    def _note(self, given: dict[str, Any], output: Tensor) -> None:
+    def _record(self, given: dict[str, Any], output: Tensor) -> None:
         image = given.get("input", given.get("self"))
         if given.get("transposed") or not isinstance(image, Tensor) or image.ndim != 4:
             return
@@ -285,22 +299,26 @@ class _UnreadPixels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             k, s, p, d = (values[axis % len(values)] for values in (kernel, stride, *rest))
             last = (output.shape[2 + axis] - 1) * s - p + d * (k - 1)
             if image.shape[2 + axis] - 1 - last > max(0, s - d * (k - 1) - 1):
-                self.dropped[axis] = True
+                self.unread[axis] = True
+
+
+# --- adaptation -----------------------------------------------------------------------------------
 
 
 class SameSizeNetwork(nn.Module):
-    """A network of another output size, brought to the size of its input.
+    """A network whose output has another size than its input, adapted to the size of its input.
 
-    Where it shrinks the image, zeros are put around it; where it grows it, the output is cropped, so
-    that what it says of a pixel lies on the pixel. A smaller scale is repeated up to the input's, a
-    finer one is folded into channels.
+    If it shrinks the image, zeros are put around the image; if it enlarges it, the output is
+    cropped. Either way an output pixel stays centred on the input pixels that it describes. An
+    output at a smaller scale is repeated up to the scale of the input; one at a larger scale is
+    folded into channels (pixel unshuffle).
 
     Parameters
     ----------
     module : Module
         The network.
     rules : tuple of SizeRule
-        Its sizes along y and x.
+        The sizes that it accepts along y and x.
 
     Raises
     ------
@@ -310,7 +328,7 @@ class SameSizeNetwork(nn.Module):
 
     def __init__(self, module: nn.Module, rules: tuple[SizeRule, SizeRule]) -> None:
         super().__init__()
-        scales = {Fraction(rule.step, rule.gain) for rule in rules}
+        scales = {Fraction(rule.step, rule.output_step) for rule in rules}
         if len(scales) > 1:
             raise ModelError(
                 f"network {type(module).__name__} scales height and width differently: "
@@ -322,7 +340,7 @@ class SameSizeNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (n, outputs, h, w) of (n, bands, h, w)."""
+        """Compute (n, outputs, h, w) from (n, bands, h, w)."""
         pads = (self.left, self.right, self.top, self.bottom)
         y: Tensor = self.module(functional.pad(x, pads) if any(pads) else x)
         height, width = (int(length / self.scale) for length in x.shape[2:])
@@ -336,10 +354,13 @@ class SameSizeNetwork(nn.Module):
 
 
 def _paddings(rule: SizeRule) -> tuple[int, int, int]:
-    """Give zeros before and after an image of whole steps, and the first row of the output kept."""
-    scale = Fraction(rule.step, rule.gain)
-    c, d = rule.fits[0]
+    """Return the zeros before and after an image, and the first output row that is kept.
+
+    For images whose size is a multiple of ``rule.step``.
+    """
+    scale = Fraction(rule.step, rule.output_step)
+    c, d = rule.complete[0]
     shrink = c - scale * d
-    more = max(0, -(d // rule.gain))
+    more = max(0, -(d // rule.output_step))
     low = max(0, int(shrink) // 2)
     return low, rule.step * more + c - low, max(0, int(-shrink / scale) // 2)

@@ -1,4 +1,4 @@
-"""The graph of a network, as torch.export gives it."""
+"""Export of a network to a graph of torch operators, and facts that can be read off the graph."""
 
 from __future__ import annotations
 
@@ -15,36 +15,42 @@ from torch import fx, nn
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.reach.image_sizes import SIZES, choose_size, find_data_dependence
-from fcnpipe.networks.reach.rules import has_rule, shape_of
+from fcnpipe.networks.reach.operations import shape_of
+from fcnpipe.networks.reach.rules import has_rule
 
 
 def trace(module: nn.Module, bands: int = 1) -> torch.export.ExportedProgram:
-    """Give the graph of a network, at a size that its output keeps if there is one.
+    """Return the graph of a network, at an image size that its output keeps if there is one.
 
     Raises
     ------
     ModelError
-        If torch.export fails.
+        If torch.export cannot trace it, for instance because its control flow depends on pixel
+        values, or if it is not a map from one image to one image.
     """
-    return _export(module, bands, choose_size(module, bands) or SIZES[0])
+    size = choose_size(module, bands) or SIZES[0]
+    program = _export(module, bands, size)
+    _check_signature(module, program)
+    return program
 
 
 def is_same_size(program: torch.export.ExportedProgram) -> bool:
-    """Whether the output of a traced network has the size of its input."""
+    """Return whether the output of a traced network has the height and width of its input."""
     return shape_of(input_node(program))[2:] == shape_of(output_node(program))[2:]
 
 
 def activation_bytes(program: torch.export.ExportedProgram) -> int:
-    """Give the peak memory of a forward pass for each pixel looked at, bytes, weights not counted.
+    """Return the peak memory of the activations of a forward pass, bytes for each input pixel.
 
-    The arrays alive at the same time are added up, each until its last use; float32.
+    An array is counted from the call that makes it until its last use, in the precision of the
+    program (float32). Weights are not counted.
     """
     last_use = {node: user for user in program.graph.nodes for node in user.all_input_nodes}
     alive: dict[fx.Node, int] = {}
     peak = 0
     for node in program.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
-            alive[node] = _bytes(node)
+            alive[node] = _size_bytes(node)
         peak = max(peak, sum(alive.values()))
         alive = {held: size for held, size in alive.items() if last_use.get(held) is not node}
     height, width = shape_of(input_node(program))[-2:]
@@ -66,50 +72,59 @@ def _find(program: torch.export.ExportedProgram, name: Any) -> fx.Node:
     return found
 
 
+def _size_bytes(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, tuple | list) else [value]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+# --- torch.export ---------------------------------------------------------------------------------
+
+
 def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.export.ExportedProgram:
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     example = (torch.zeros(1, bands, *size, dtype=dtype),)
-    # Only when followed by itself does a program from a file name its layers.
+    # The graph of a program that was read from a file names its layers only if it is traced itself,
+    # without the module around it.
     network = getattr(module, "exported_graph", module)
     try:
-        with _quiet(), torch.no_grad():
+        with _without_torch_messages(), torch.no_grad():
             program: torch.export.ExportedProgram = torch.export.export(
                 network, example, strict=False
             )
-            if not all(map(_is_plain, program.graph.nodes)):
+            if not all(map(_needs_no_decomposition, program.graph.nodes)):
                 program = program.run_decompositions({})
-    except Exception as error:  # whatever the user's forward raises, or export says of it
-        if place := find_data_dependence(module, bands, size):
+    except Exception as error:  # any error of the user's forward, or of torch.export
+        if layer := find_data_dependence(module, bands, size):
             raise ModelError(
-                f"{place} chooses by the values of the pixels, so it cannot be tiled exactly: "
-                "choose for each pixel, with torch.where"
+                f"{layer} branches on the values of pixels, so it cannot be tiled exactly: "
+                "choose for each pixel on its own, with torch.where"
             ) from None
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            f"network {type(module).__name__} cannot be followed, torch.export says '{first}': "
-            "write it without choices that depend on the pixels, for any size"
+            f"network {type(module).__name__} cannot be traced, torch.export reports '{first}': "
+            "write it without control flow that depends on pixels, for any image size"
         ) from None
-    _check_signature(module, program)
     return program
 
 
-def _is_plain(node: fx.Node) -> bool:
-    """Whether a call has a rule, and writes into no array that is used again.
+def _needs_no_decomposition(node: fx.Node) -> bool:
+    """Return whether a call has a rule and overwrites no array that is read again.
 
-    Else the graph is broken up and made functional, which takes ten times as long as tracing it. An
-    in-place ReLU does not matter.
+    A graph with other calls is decomposed and made functional, which takes ten times as long as
+    tracing it. An in-place ReLU needs none of it.
     """
     if node.op != "call_function":
         return True
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return has_rule(node)
-    written = node.args[0]
+    overwritten = node.args[0]
     return (
         torch.Tag.pointwise in getattr(node.target, "tags", ())
-        and isinstance(written, fx.Node)
-        and len(written.users) == 1
-        and not _is_view(written)
+        and isinstance(overwritten, fx.Node)
+        and len(overwritten.users) == 1
+        and not _is_view(overwritten)
     )
 
 
@@ -119,8 +134,8 @@ def _is_view(node: fx.Node) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch.export's warnings about itself, and its essays on failures, from the user."""
+def _without_torch_messages() -> Iterator[None]:
+    """Suppress the warnings, log records and reports that torch.export writes."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -137,12 +152,6 @@ def _check_signature(module: nn.Module, program: torch.export.ExportedProgram) -
     single = len(signature.user_outputs) == 1 and len(signature.user_inputs) == 1
     if not single or len(shape_of(output_node(program))) != 4:
         raise ModelError(
-            f"network {type(module).__name__} must take one (n, bands, h, w) tensor and give one "
-            "(n, outputs, h, w): wrap it so that it does"
+            f"network {type(module).__name__} must take one (n, bands, h, w) tensor and return one "
+            "(n, outputs, h, w) tensor: wrap it so that it does"
         )
-
-
-def _bytes(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    tensors = value if isinstance(value, tuple | list) else [value]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
