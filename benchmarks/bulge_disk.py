@@ -35,24 +35,24 @@ def fit(stamp: Stamp) -> float:
     """Bulge-to-total of the best of three least-squares fits, begun from the stamp's moments."""
     fits = [
         optimize.least_squares(
-            lambda values: _misfit(values, stamp),
-            _guess(stamp.image, part),
+            lambda values: _residuals(values, stamp),
+            _initial_values(stamp.image, part),
             diff_step=STEP,
             max_nfev=100,
         )
         for part in STARTS
     ]
     best = min(fits, key=lambda found: float(found.cost))
-    bulge, disk = _build(best.x).draw(stamp.psf)
+    bulge, disk = _make_galaxy(best.x).draw(stamp.psf)
     return float(bulge.sum() / max(float(bulge.sum() + disk.sum()), 1e-9))
 
 
-def _misfit(values: Doubles, stamp: Stamp) -> Doubles:
-    bulge, disk = _build(values).draw(stamp.psf)
+def _residuals(values: Doubles, stamp: Stamp) -> Doubles:
+    bulge, disk = _make_galaxy(values).draw(stamp.psf)
     return np.asarray((bulge + disk - stamp.image).ravel(), np.float64)
 
 
-def _build(values: Doubles) -> Galaxy:
+def _make_galaxy(values: Doubles) -> Galaxy:
     """The galaxy of ten unbounded numbers: centre, then log flux, log radius, logit q, angle twice."""
     y, x = np.clip(values[:2], -SIDE / 4, SIDE / 4)
     parts = [
@@ -70,7 +70,7 @@ def _build(values: Doubles) -> Galaxy:
     return Galaxy(*parts, (float(y), float(x)))
 
 
-def _guess(image: NDArray[np.float32], part: float) -> Doubles:
+def _initial_values(image: NDArray[np.float32], part: float) -> Doubles:
     y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
     light = np.where(np.hypot(y, x) < SIDE / 4, np.maximum(image, 0), 0).astype(float)
     total = max(float(light.sum()), 1.0)
@@ -81,7 +81,7 @@ def _guess(image: NDArray[np.float32], part: float) -> Doubles:
     return np.array([0.1, 0.1, bulge, radius - 1, 1.0, angle, disk, radius, 0.5, angle])
 
 
-def judge(measure: Measure, stamps: list[Stamp]) -> tuple[Doubles, float]:
+def measure_errors(measure: Measure, stamps: list[Stamp]) -> tuple[Doubles, float]:
     """Errors of bulge-to-total, one a stamp, and seconds a stamp."""
     begun = time.perf_counter()
     found = np.array([measure(stamp) for stamp in stamps])
@@ -89,7 +89,7 @@ def judge(measure: Measure, stamps: list[Stamp]) -> tuple[Doubles, float]:
     return found - np.array([stamp.bulge_to_total for stamp in stamps]), seconds
 
 
-def predict_with(name: str) -> Measure:
+def make_network_measure(name: str) -> Measure:
     """The measurement that a model makes: its bulge's light over that of both."""
     from fcnpipe.networks import Bundle, load_model
 
@@ -116,15 +116,15 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--stamps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=900_000)
-    given = parser.parse_args()
-    stamps = [draw_galaxy(given.seed + k) for k in range(given.stamps)]
+    args = parser.parse_args()
+    stamps = [draw_galaxy(args.seed + k) for k in range(args.stamps)]
     tools = {"least squares": fit}
-    if given.model:
-        tools = {given.model: predict_with(given.model), **tools}
+    if args.model:
+        tools = {args.model: make_network_measure(args.model), **tools}
     print("tool, then bias and scatter of B/T for S/N", *SNR_EDGES, "and all, ms a stamp")
     snr = np.array([stamp.snr for stamp in stamps])
     for tool, measure in tools.items():
-        error, seconds = judge(measure, stamps)
+        error, seconds = measure_errors(measure, stamps)
         line = [_describe(error[(snr >= a) & (snr < b)]) for a, b in itertools.pairwise(SNR_EDGES)]
         print(tool.ljust(20), *line, _describe(error), f"{1e3 * seconds:8.1f}")
 

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from benchmarks.quality_scenes import KINDS, Field, simulate
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model, threshold_of
-from fcnpipe.science import scores as evaluate
 from fcnpipe.science.background import estimate_background
 from fcnpipe.science.basins import separate_whole
 from fcnpipe.science.merge_tree import Criterion
@@ -34,6 +33,7 @@ from fcnpipe.science.quantisation import (
     quantise_probability,
     quantise_threshold,
 )
+from fcnpipe.science.scores import Scores, completeness, match, pair_recall, score
 
 Labels = NDArray[np.int32]
 
@@ -57,7 +57,7 @@ class Setting:
 class Result:
     """Scores of one tool on one field."""
 
-    scores: evaluate.Scores
+    scores: Scores
     pairs: NDArray[np.float64]
     complete: NDArray[np.float64]
 
@@ -105,19 +105,19 @@ def run_model(field: Field, model: Model) -> Labels:
     return label
 
 
-def judge(label: Labels, field: Field) -> Result:
+def score_labels(label: Labels, field: Field) -> Result:
     """Scores of a label image."""
-    matched = evaluate.match(label, field.truth)
-    pairs, _ = evaluate.pair_recall(matched, field.truth, field.fwhm_px)
-    complete, _ = evaluate.completeness(matched, field.truth, SNR_EDGES)
-    return Result(evaluate.score(label, field.truth), pairs, complete)
+    matched = match(label, field.truth)
+    pairs, _ = pair_recall(matched, field.truth, field.fwhm_px)
+    complete, _ = completeness(matched, field.truth, SNR_EDGES)
+    return Result(score(label, field.truth), pairs, complete)
 
 
 def tune_sep(kind: str) -> tuple[Setting, Setting]:
     """SEP's best settings for a kind, by B error and by F, on a seed of its own."""
     field = simulate(kind, TUNING_SEED, TUNING_SIDE)
     grid = [Setting(*g) for g in itertools.product(MESHES, WIDTHS, THRESHOLDS, CONTRASTS)]
-    scores = [evaluate.score(run_sep(field, setting), field.truth) for setting in grid]
+    scores = [score(run_sep(field, setting), field.truth) for setting in grid]
     by_b = min(range(len(grid)), key=lambda i: scores[i].b_error)
     by_f = max(range(len(grid)), key=lambda i: scores[i].f_score)
     return grid[by_b], grid[by_f]
@@ -127,11 +127,11 @@ def compare(kind: str, model: Model, seed: int, side: int) -> Iterator[tuple[str
     """Name and result of each tool on one field."""
     field = simulate(kind, seed, side)
     for name, setting in zip(("SEP, best B", "SEP, best F"), tune_sep(kind), strict=True):
-        yield name, judge(run_sep(field, setting), field)
-    yield model.header.name, judge(run_model(field, model), field)
+        yield name, score_labels(run_sep(field, setting), field)
+    yield model.header.name, score_labels(run_model(field, model), field)
 
 
-def count_false(model: Model, seed: int, side: int = 2048, skies: int = 4) -> float:
+def measure_false_sources(model: Model, seed: int, side: int = 2048, skies: int = 4) -> float:
     """Sources found per Mpix of pure noise."""
     found = [run_model(simulate("blank", seed + k, side), model).max() for k in range(skies)]
     return float(sum(found) / (skies * side**2 / 1e6))
@@ -161,16 +161,16 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1536)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    given = parser.parse_args()
-    model = load_model(given.model)
+    args = parser.parse_args()
+    model = load_model(args.model)
     print(
         "| sky | tool | F | precision | recall | UM | OM | B | pairs | complete at S/N 3-5-10-30- |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for kind in given.kinds.split(","):
-        for name, result in compare(kind, model, given.seed, given.side):
+    for kind in args.kinds.split(","):
+        for name, result in compare(kind, model, args.seed, args.side):
             print_row(kind, name, result)
-    print(f"false sources per Mpix of noise: {count_false(model, given.seed):.2f}")
+    print(f"false sources per Mpix of noise: {measure_false_sources(model, args.seed):.2f}")
 
 
 if __name__ == "__main__":

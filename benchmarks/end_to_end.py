@@ -36,8 +36,8 @@ from fcnpipe.reporting.observers import SilentObserver
 Window = tuple[tuple[int, int], Box]
 """Height and width with its halo, and its core in those pixels."""
 
-PIECE = 1024
-PIECES = 8
+SCENE_SIDE = 1024
+SCENE_COUNT = 8
 
 
 def write_field(path: Path, edge: int) -> None:
@@ -45,7 +45,9 @@ def write_field(path: Path, edge: int) -> None:
     from fcnpipe.simulation.scenes import draw
 
     kinds = ("ground", "crowded", "cluster", "sparse")
-    scenes = [draw(kinds[i % 4], (PIECE, PIECE), 900 + i).image for i in range(PIECES)]
+    scenes = [
+        draw(kinds[i % 4], (SCENE_SIDE, SCENE_SIDE), 900 + i).image for i in range(SCENE_COUNT)
+    ]
     scenes = [
         np.nan_to_num(s - np.nanmedian(s)) / np.nanstd(s[s < np.nanmedian(s)]) for s in scenes
     ]
@@ -54,9 +56,10 @@ def write_field(path: Path, edge: int) -> None:
         {"SIMPLE": True, "BITPIX": -32, "NAXIS": 2, "NAXIS1": edge, "NAXIS2": edge}
     )
     stream = fits.StreamingHDU(path, header)
-    for y in range(0, edge, PIECE):
+    for y in range(0, edge, SCENE_SIDE):
         row = [
-            np.rot90(scenes[rng.integers(PIECES)], rng.integers(4)) for _ in range(0, edge, PIECE)
+            np.rot90(scenes[rng.integers(SCENE_COUNT)], rng.integers(4))
+            for _ in range(0, edge, SCENE_SIDE)
         ]
         stream.write(np.hstack(row)[: edge - y, :edge].astype(np.float32))
     stream.close()
@@ -78,13 +81,13 @@ def run_whole(image: Path, out: Path, options: dict[str, object]) -> tuple[float
     peaks: dict[int, int] = {}
     over = threading.Event()
     Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark of earlier rounds
-    watch = threading.Thread(target=_watch, args=(peaks, over))
+    watch = threading.Thread(target=_record_peaks, args=(peaks, over))
     watch.start()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     stages = Stopwatch()
     spec = make_spec(image=(str(image),), out=str(out), overwrite=True, **options)
     result = segment(spec, stages)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     over.set()
     watch.join()
     rest = seconds - sum(stages.seconds.values())
@@ -93,7 +96,7 @@ def run_whole(image: Path, out: Path, options: dict[str, object]) -> tuple[float
     return seconds, peaks
 
 
-def _watch(peaks: dict[int, int], over: threading.Event) -> None:
+def _record_peaks(peaks: dict[int, int], over: threading.Event) -> None:
     # The kernel keeps each process's high-water mark: to look once a second takes next to nothing.
     me = psutil.Process()
     while not over.wait(1):
@@ -108,24 +111,24 @@ def run_bare(network: tuple[str, str], windows: list[Window], processes: int) ->
     """Seconds for the bare forward pass of a (model, precision) over windows, on all processes."""
     os.environ.update(networks.worker_environment())
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _warm, network) as pool:
-        pool.map(_forward, windows[: 2 * processes], chunksize=1)
-        begun = time.perf_counter()
-        for _ in pool.imap_unordered(_forward, windows, chunksize=1):
+    with context.Pool(processes, _load_predictor, network) as pool:
+        pool.map(_run_window, windows[: 2 * processes], chunksize=1)
+        started = time.perf_counter()
+        for _ in pool.imap_unordered(_run_window, windows, chunksize=1):
             pass
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
 
 _PREDICTOR: Predictor
 
 
-def _warm(model: str, precision: str) -> None:
+def _load_predictor(model: str, precision: str) -> None:
     global _PREDICTOR
     networks.tune_allocator()
     _PREDICTOR = networks.load_model(model).predictor("cpu", precision, threads=1)
 
 
-def _forward(window: Window) -> None:
+def _run_window(window: Window) -> None:
     shape, core = window
     _PREDICTOR(_noise(shape), core)
 
@@ -144,9 +147,9 @@ def run_monai(model: str, edge: int, roi: int) -> float:
     torch.set_num_threads(os.cpu_count() or 1)
     image = torch.randn(1, 1, edge, edge)
     with torch.inference_mode():
-        begun = time.perf_counter()
+        started = time.perf_counter()
         sliding_window_inference(image, (roi, roi), 4, module)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
 
 def list_windows(plan: Plan) -> list[Window]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.flows import faults as prefect_faults
 from tests.flows import processes
-from tests.integration.faults import FAULTS, MOMENTS, Case, Fault, befall, run_undisturbed
+from tests.integration.faults import FAULTS, MOMENTS, Case, Fault, run_with_fault, run_without_fault
 from tests.integration.scenes import write_field
 
 SHAPE = (500, 600)
@@ -50,23 +50,23 @@ def list_faults(only: str, folder: Path, stack: ExitStack) -> dict[str, Fault]:
 
 def run_all(folder: Path, faults: dict[str, Fault], moments: list[str]) -> None:
     field = write_field(folder / "field.fits", SHAPE)
-    undisturbed = run_undisturbed(folder, field)
+    undisturbed = run_without_fault(folder, field)
     print(f"| fault | the run | {' | '.join(moments)} |\n|---|---|{'---|' * len(moments)}")
     for number, (name, fault) in enumerate(faults.items()):
-        told: list[str] = []
+        outcomes: list[str] = []
         cells = []
         for moment in moments:
             case = Case(folder / f"{number}-{moment}", field, moment)
             case.folder.mkdir()
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
-                said, different = befall(fault, case, undisturbed)
-                told += [said] if said not in told else []
+                outcome, different = run_with_fault(fault, case, undisturbed)
+                outcomes += [outcome] if outcome not in outcomes else []
                 cells.append(f"differs in {different}" if different else "identical")
             except AssertionError as error:
                 cells.append(f"LOST: {error}")
-            print(f"{name}, {moment}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
-        print(f"| {name} | {'; or '.join(told)} | {' | '.join(cells)} |", flush=True)
+            print(f"{name}, {moment}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+        print(f"| {name} | {'; or '.join(outcomes)} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.end_to_end import write_field
 from benchmarks.strong_scaling import read_labels
 
-BAR_PART, BAR_SECONDS = 0.05, 15.0
+ALLOWED_FRACTION, ALLOWED_SECONDS = 0.05, 15.0
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -34,15 +34,15 @@ QUIET = {
 
 def time_command(module: str, *arguments: str, home: Path) -> float:
     """Run a module as a command; give its seconds."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # each would compile our modules anew
-    begun = time.perf_counter()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # each would compile our modules anew
+    started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", module, *arguments, "--overwrite", "--quiet"],
         check=True,
-        env={**kept, **QUIET, "PREFECT_HOME": str(home)},
+        env={**environment, **QUIET, "PREFECT_HOME": str(home)},
     )
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def main() -> int:
@@ -77,7 +77,7 @@ def main() -> int:
             print(f"serial {plain:.1f} s, Prefect and Dask {whole:.1f} s: {whole - plain:+.1f} s")
         same = read_labels(serial) == read_labels(flow)
     excess = statistics.median(whole - plain for plain, whole in rounds)
-    allowed = BAR_SECONDS + BAR_PART * statistics.median(plain for plain, _ in rounds)
+    allowed = ALLOWED_SECONDS + ALLOWED_FRACTION * statistics.median(plain for plain, _ in rounds)
     print(f"median {excess:+.1f} s of {allowed:.1f} s; labels {'equal' if same else 'DIFFER'}")
     return int(excess > allowed or not same)
 

@@ -62,7 +62,7 @@ def make_openvino(network: Any, image: Any) -> Run:
     return lambda: request.infer({0: pixels})
 
 
-def make_rest(size: int) -> dict[str, Run]:
+def make_other_steps(size: int) -> dict[str, Run]:
     """Give what a predictor does besides the network, and the matched filter."""
     import torch
 
@@ -101,9 +101,9 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.perf_counter() - started)
     return {name: values[1:] for name, values in seconds.items()}
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     with torch.inference_mode():
         report(measure(make_runs(size, options), options.rounds), options.core)
         report(measure(make_precisions(size), options.rounds), options.core)
-        report(measure(make_rest(size), options.rounds), options.core)
+        report(measure(make_other_steps(size), options.rounds), options.core)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ from fcnpipe.networks.inference.memory_allocator import tune_allocator
 from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import TOLERANCE, probe, tiling_error
 
-SEEN = 1e-6
+MIN_VISIBLE = 1e-6
 """Least difference, of logits of order 1, that counts as seen."""
 
 
-def shifted_error(module: nn.Module, bands: int, reach: Reach) -> float:
+def offset_error(module: nn.Module, bands: int, reach: Reach) -> float:
     """Compare a window that begins one pixel off with the whole, beyond the reach of its edges."""
     stride, length = reach.stride_x, 2 * reach.halo + 2 * reach.stride_x
     strip = torch.randn(1, bands, stride, length + stride, dtype=torch.float64)
@@ -65,10 +65,10 @@ def check(name: str, with_probe: bool, report: Callable[[str, Any, bool], None])
     error = tiling_error(precise, bands, reach, reach.minimum_halo)
     report("tiles", f"{error:.1e}", error <= TOLERANCE)
     short = tiling_error(precise, bands, reach, reach.minimum_halo - reach.stride)
-    report("short", f"{short:.1e}", short > SEEN)
+    report("short", f"{short:.1e}", short > MIN_VISIBLE)
     if reach.stride > 1:
-        off = shifted_error(precise, bands, reach)
-        report("origin", f"{off:.1e}", off > SEEN)
+        off = offset_error(precise, bands, reach)
+        report("origin", f"{off:.1e}", off > MIN_VISIBLE)
 
 
 def main() -> int:
@@ -76,17 +76,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=list_architectures(), nargs="?", default="fcn")
     parser.add_argument("--no-probe", action="store_true")
-    given = parser.parse_args()
+    args = parser.parse_args()
     tune_allocator()
-    begun, good = time.perf_counter(), []
+    started, results = time.perf_counter(), []
 
     def report(what: str, value: Any, holds: bool) -> None:
-        good.append(holds)
-        seconds = time.perf_counter() - begun
+        results.append(holds)
+        seconds = time.perf_counter() - started
         print(f"{what:13s} {'' if holds else 'WRONG '}{value}  ({seconds:.0f} s)", flush=True)
 
-    check(given.name, not given.no_probe, report)
-    return 0 if all(good) else 1
+    check(args.name, not args.no_probe, report)
+    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The same small U-Net, from the same weights, on the same images, with each loss.
 contour moved by a smooth random offset of up to 4 px; scores are against the true discs: IoU, Dice
 and pixel error of the prediction cut at one half, its area over the true one, and the threshold at
 which its IoU would be the best, with that IoU: means and standard deviations over the seeds. The first
-line scores the labels themselves. FOLDER gets losses.csv, a line for each loss and seed, and
+format_row scores the labels themselves. FOLDER gets losses.csv, a format_row for each loss and seed, and
 losses.png, the IoU against the threshold.
 """
 
@@ -43,25 +43,25 @@ Images = NDArray[np.float32]
 def draw_images(count: int, seed: list[int]) -> tuple[Images, Images, Images]:
     """Give noisy images, careless labels and the truth, (count, 1, side, side) each."""
     rng = np.random.default_rng(seed)
-    pairs = np.stack([draw_one(rng) for _ in range(count)])
+    pairs = np.stack([draw_discs(rng) for _ in range(count)])
     truth, label = pairs[:, 0, None], pairs[:, 1, None]
     image = truth + NOISE * rng.standard_normal(truth.shape)
     return image.astype(np.float32), label, truth
 
 
-def draw_one(rng: np.random.Generator) -> Images:
+def draw_discs(rng: np.random.Generator) -> Images:
     """Give the true discs and the careless ones, one or two of them."""
     y, x = np.mgrid[:SIDE, :SIDE]
     pair = np.zeros((2, SIDE, SIDE), np.float32)
     for _ in range(int(rng.integers(1, 3))):
         cy, cx = rng.uniform(0, SIDE, 2)
         radius, away = rng.uniform(8, 25), np.hypot(y - cy, x - cx)
-        offset = wobble(rng, np.arctan2(y - cy, x - cx))
+        offset = draw_contour_offset(rng, np.arctan2(y - cy, x - cx))
         pair = np.maximum(pair, [away < radius, away < radius + offset])
     return pair
 
 
-def wobble(rng: np.random.Generator, angle: NDArray[Any]) -> NDArray[Any]:
+def draw_contour_offset(rng: np.random.Generator, angle: NDArray[Any]) -> NDArray[Any]:
     """Give a smooth offset at each angle, of mean 0, at most JITTER_PX either way."""
     orders = np.arange(4)
     heights, phases = rng.normal(size=4) / (1 + orders), rng.uniform(0, 2 * np.pi, 4)
@@ -116,25 +116,25 @@ class Score:
     """That IoU."""
 
 
-def overlaps(probability: Images, truth: Images) -> NDArray[np.float64]:
+def compute_iou_curve(probability: Images, truth: Images) -> NDArray[np.float64]:
     """Give the IoU at each of the LEVELS."""
     there = truth > 0.5
     found = (probability > level for level in LEVELS)
     return np.array([(f & there).sum() / (f | there).sum() for f in found])
 
 
-def score(name: str, seed: int, probability: Images, truth: Images) -> Score:
+def score_prediction(name: str, seed: int, probability: Images, truth: Images) -> Score:
     """Score the probability of a network."""
     found, there = probability > 0.5, truth > 0.5
     iou = float((found & there).sum() / (found | there).sum())
     error, area = float((found != there).mean()), float(found.sum() / there.sum())
-    curve = overlaps(probability, truth)
+    curve = compute_iou_curve(probability, truth)
     level = float(LEVELS[curve == curve.max()].mean())
     return Score(name, seed, iou, 2 * iou / (1 + iou), error, area, level, float(curve.max()))
 
 
-def line(name: str, scores: list[Score], seconds: float) -> str:
-    """Give one line of the table: mean and standard deviation over the seeds."""
+def format_row(name: str, scores: list[Score], seconds: float) -> str:
+    """Give one format_row of the table: mean and standard deviation over the seeds."""
     numbers = np.array([astuple(s)[2:] for s in scores])
     means, spreads = numbers.mean(axis=0), numbers.std(axis=0, ddof=len(scores) > 1)
     cells = (f"{mean:.4f} ±{spread:.4f}" for mean, spread in zip(means, spreads, strict=True))
@@ -144,19 +144,19 @@ def line(name: str, scores: list[Score], seconds: float) -> str:
 def compare(
     options: argparse.Namespace, report: Callable[[str], None]
 ) -> tuple[list[Score], dict[str, NDArray[np.float64]]]:
-    """Train with each loss, report a line each; give the scores, and the mean IoU at each level."""
+    """Train with each loss, report a format_row each; give the scores, and the mean IoU at each level."""
     image, label, truth = draw_images(options.tests, [977])
     names = ("IoU", "Dice", "pixel error", "area", "best level", "its IoU")
     report("  ".join(["loss    ", *(f"{name:14s}" for name in names), "    s"]))
-    report(line("(labels)", [score("labels", 0, label, truth)], 0))
+    report(format_row("(labels)", [score_prediction("labels", 0, label, truth)], 0))
     scores, curves = [], {}
     for name, terms in LOSSES.items():
-        begun = time.perf_counter()
+        started = time.perf_counter()
         networks = [train(terms, seed, options) for seed in range(options.seeds)]
         found = [predict(network, image) for network in networks]
-        scores += [score(name, seed, f, truth) for seed, f in enumerate(found)]
-        report(line(name, scores[-options.seeds :], time.perf_counter() - begun))
-        curves[name] = np.mean([overlaps(f, truth) for f in found], axis=0)
+        scores += [score_prediction(name, seed, f, truth) for seed, f in enumerate(found)]
+        report(format_row(name, scores[-options.seeds :], time.perf_counter() - started))
+        curves[name] = np.mean([compute_iou_curve(f, truth) for f in found], axis=0)
     return scores, curves
 
 
@@ -183,11 +183,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tests", type=int, default=200)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    found = compare(given, lambda text: print(text, flush=True))
-    if given.out:
-        print(write(*found, given.out))
+    found = compare(args, lambda text: print(text, flush=True))
+    if args.out:
+        print(write(*found, args.out))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from skimage.measure import label as number_components
+from skimage.measure import label as label_components
 from skimage.metrics import adapted_rand_error
 
 from fcnpipe.networks import load_model
@@ -72,7 +72,7 @@ class Slice:
     @property
     def truth(self) -> Labels:
         """Number of each cell, 0 on membranes."""
-        return number_cells(self.pair.truth)
+        return label_cells(self.pair.truth)
 
     def separate(self, options: Options) -> Labels:
         """Give the cells."""
@@ -85,12 +85,12 @@ class Slice:
         return separate_whole(steps, mask, criterion)[0]
 
 
-def number_cells(cells: NDArray[np.int32]) -> Labels:
+def label_cells(cells: NDArray[np.int32]) -> Labels:
     """Give the 4-connected components."""
-    return number_components(cells > 0, connectivity=1)
+    return label_components(cells > 0, connectivity=1)
 
 
-def look(model: Model, pairs: list[LabelledImage]) -> list[Slice]:
+def predict_slices(model: Model, pairs: list[LabelledImage]) -> list[Slice]:
     """Run the network on slices."""
     predictor = model.predictor("cpu", "auto")
     found = []
@@ -113,7 +113,7 @@ def pixel_error(slices: Iterable[Slice]) -> float:
     return float(np.mean([((s.source >= 0.5) != (s.pair.truth > 0)).mean() for s in slices]))
 
 
-def score(slices: list[Slice], options: Options) -> float:
+def mean_rand_error(slices: list[Slice], options: Options) -> float:
     """Give the mean adapted Rand error."""
     return float(np.mean([rand_error(s.truth, s.separate(options)) for s in slices]))
 
@@ -145,14 +145,14 @@ def tune(slices: list[Slice]) -> Options:
 
 def blur_and_threshold(pairs: list[LabelledImage], sigma: float, grey: float) -> list[Labels]:
     """Give the cells of the baseline: brighter than a level after a blur."""
-    return [number_cells((gaussian_filter(p.x[0], sigma) > grey).astype(np.int32)) for p in pairs]
+    return [label_cells((gaussian_filter(p.x[0], sigma) > grey).astype(np.int32)) for p in pairs]
 
 
 def score_baseline(pairs: list[LabelledImage], sigma: float, grey: float) -> tuple[float, float]:
     """Give pixel error and mean adapted Rand error of the baseline."""
     found = blur_and_threshold(pairs, sigma, grey)
     pixels = [((f > 0) != (p.truth > 0)).mean() for f, p in zip(found, pairs, strict=True)]
-    rands = [rand_error(number_cells(p.truth), f) for f, p in zip(found, pairs, strict=True)]
+    rands = [rand_error(label_cells(p.truth), f) for f, p in zip(found, pairs, strict=True)]
     return float(np.mean(pixels)), float(np.mean(rands))
 
 
@@ -175,20 +175,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--choose", default="16-19")
     parser.add_argument("--train", default="12-15")
-    given = parser.parse_args()
-    model = load_model(given.model)
+    args = parser.parse_args()
+    model = load_model(args.model)
     chosen, trained = (
-        look(model, read_slices(given.folder, numbers, model))
-        for numbers in (given.choose, given.train)
+        predict_slices(model, read_slices(args.folder, numbers, model))
+        for numbers in (args.choose, args.train)
     )
     print(
-        f"pixel error: {pixel_error(chosen):.4f} on {given.choose}, {pixel_error(trained):.4f} on {given.train}"
+        f"pixel error: {pixel_error(chosen):.4f} on {args.choose}, {pixel_error(trained):.4f} on {args.train}"
     )
-    for name, tuning in ((given.train, trained), (given.choose, chosen)):
+    for name, tuning in ((args.train, trained), (args.choose, chosen)):
         options = tune(tuning)
         each = [rand_error(s.truth, s.separate(options)) for s in chosen]
         print(
-            f"adapted Rand error on {given.choose}, tuned on {name}: {np.mean(each):.4f} "
+            f"adapted Rand error on {args.choose}, tuned on {name}: {np.mean(each):.4f} "
             f"({', '.join(f'{e:.3f}' for e in each)}) with {options}"
         )
         pairs = [s.pair for s in chosen]

@@ -1,10 +1,10 @@
-"""What the plan says a process takes, against what it took: real runs, each a command of its own.
+"""What the plan says a process takes, against what it measured: real runs, each a command of its own.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --only threads
 
 Prints the high-water mark (VmHWM) of the processes of every run, of its workers the greatest, and what the
-plan projected. Fails if one took more than that, or less than 1 / 1.3 of it.
+plan projected. Fails if one measured more than that, or less than 1 / 1.3 of it.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from fcnpipe.core.spec import make_spec
 from fcnpipe.pipeline.memory import FLOW_BYTES, SERVER_BYTES
 from fcnpipe.pipeline.plan import Plan, make_plan
 
-MOST = 1.3
-LOOK_SECONDS = 0.05
+MAX_RATIO = 1.3
+POLL_SECONDS = 0.05
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run: edge of its image, px, its options, how often that is given as a band, and how it is begun.
+    """A run: edge of its image, px, its options, how often that is given as a band, and how it is start.
 
-    A flow is begun as a command, which starts a server beside it, or called from Python.
+    A flow is start as a command, which starts a server beside it, or called from Python.
     """
 
     edge: int
     options: dict[str, object]
     bands: int = 1
-    begun: Literal["", "flow", "flow called"] = ""
+    start: Literal["", "flow", "flow called"] = ""
 
     @property
     def name(self) -> str:
         """Say what it is."""
         told = " ".join(f"{key}={value}" for key, value in self.options.items() if key != "cluster")
         bands = f" x {self.bands} bands" * (self.bands > 1)
-        return f"{self.edge} px {self.begun}{bands} {told}"
+        return f"{self.edge} px {self.start}{bands} {told}"
 
 
 LOCAL = {"cluster_class": "distributed.LocalCluster"}
@@ -90,14 +90,14 @@ CASES = (
     Case(4096, {"engine": "dask", "workers": 2}),
     Case(2048, {**NONE_DASK, "workers": 2}),
     Case(4096, {"engine": "dask", "cluster": ONE_PROCESS}),
-    Case(4096, {"engine": "dask", "workers": 1}, begun="flow"),
-    Case(2048, {**NONE_DASK, "workers": 1}, begun="flow"),
-    Case(2048, {**NONE, "tile": 1024}, begun="flow"),
-    Case(4096, {**SERIAL, "tile": 2048}, begun="flow"),
-    Case(2048, {**NONE, "tile": 1024}, begun="flow called"),
-    Case(4096, {**SERIAL, "tile": 2048}, begun="flow called"),
+    Case(4096, {"engine": "dask", "workers": 1}, start="flow"),
+    Case(2048, {**NONE_DASK, "workers": 1}, start="flow"),
+    Case(2048, {**NONE, "tile": 1024}, start="flow"),
+    Case(4096, {**SERIAL, "tile": 2048}, start="flow"),
+    Case(2048, {**NONE, "tile": 1024}, start="flow called"),
+    Case(4096, {**SERIAL, "tile": 2048}, start="flow called"),
 )
-FEW = (
+SMALL_CASES = (
     Case(1024, {**NONE, "tile": 512, "window": 512}),
     Case(1024, {"engine": "threads", "workers": 2, "window": 256, "tile": 512}),
 )
@@ -114,9 +114,9 @@ def run_case(case: Case, folder: Path) -> tuple[Plan, list[int]]:
     for name in {"weight", "mask"} & asked.keys():
         asked[name] = str(write_map(folder / f"{name}{case.edge}.fits", case.edge))
     options.write_text(json.dumps(asked))  # which is YAML too
-    host_bytes = FLOW_BYTES * (case.begun != "") + SERVER_BYTES * (case.begun == "flow called")
+    host_bytes = FLOW_BYTES * (case.start != "") + SERVER_BYTES * (case.start == "flow called")
     plan = make_plan(make_spec(**asked), host_bytes=host_bytes)  # before kernels are compiled
-    return plan, watch([sys.executable, *COMMANDS[case.begun], str(options)])
+    return plan, measure_peaks([sys.executable, *COMMANDS[case.start], str(options)])
 
 
 CALL = (
@@ -138,7 +138,7 @@ def write_map(path: Path, edge: int) -> Path:
     return path
 
 
-def watch(command: list[str]) -> list[int]:
+def measure_peaks(command: list[str]) -> list[int]:
     """Run a command; give the peak resident bytes of its process, then of those it started."""
     running = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     first, peaks = psutil.Process(running.pid), {running.pid: 0}
@@ -146,13 +146,13 @@ def watch(command: list[str]) -> list[int]:
         with suppress(psutil.NoSuchProcess):
             for process in (first, *first.children(recursive=True)):
                 peaks[process.pid] = max(peaks.get(process.pid, 0), read_peak(process.pid))
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     if running.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
-    return [peak for peak in peaks.values() if peak > LEAST]
+    return [peak for peak in peaks.values() if peak > MIN_PEAK_BYTES]
 
 
-LEAST = 64 * MIB
+MIN_PEAK_BYTES = 64 * MIB
 """What Python starts to look after its shared memory takes less, and has no part in the work."""
 
 
@@ -166,7 +166,7 @@ def read_peak(pid: int) -> int:
 
 
 def compare(plan: Plan, peaks: list[int]) -> Iterator[tuple[str, int, int]]:
-    """Give each kind of process, what was projected of it, and what the greatest took."""
+    """Give each kind of process, what was projected of it, and what the greatest measured."""
     if plan.driver_bytes:
         yield "driver", plan.driver_bytes, peaks[0]
         yield "worker", plan.memory_bytes, max(peaks[1:])
@@ -181,18 +181,18 @@ def main() -> int:
     args = parser.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
-        for case in FEW if args.few else CASES:
+        for case in SMALL_CASES if args.few else CASES:
             if args.only not in case.name:
                 continue
-            for what, projected, took in compare(*run_case(case, Path(folder))):
-                ratio = projected / took
-                wrong += not 1 <= ratio <= MOST
+            for what, projected, measured in compare(*run_case(case, Path(folder))):
+                ratio = projected / measured
+                wrong += not 1 <= ratio <= MAX_RATIO
                 print(
-                    f"{case.name:60} {what:8}{projected / MIB:7.0f} /{took / MIB:6.0f} MiB = {ratio:.2f}"
-                    + "  WRONG" * (not 1 <= ratio <= MOST),
+                    f"{case.name:60} {what:8}{projected / MIB:7.0f} /{measured / MIB:6.0f} MiB = {ratio:.2f}"
+                    + "  WRONG" * (not 1 <= ratio <= MAX_RATIO),
                     flush=True,
                 )
-    print(f"{wrong} of them exceeded, or projected at more than {MOST} times what was taken")
+    print(f"{wrong} of them exceeded, or projected at more than {MAX_RATIO} times what was taken")
     return int(wrong > 0)
 
 

@@ -53,9 +53,9 @@ def measure(runs: dict[str, tuple[Run, int]], rounds: int) -> dict[str, list[flo
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, (run, pixels) in runs.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             run()
-            seconds[name].append((time.perf_counter() - begun) / pixels)
+            seconds[name].append((time.perf_counter() - started) / pixels)
     return {name: values[1:] for name, values in seconds.items()}
 
 

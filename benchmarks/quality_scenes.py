@@ -46,22 +46,22 @@ def simulate(kind: str, seed: int, side: int = 1536) -> Field:
     """A field of one of KINDS, (side, side) px; ``blank`` is pure noise."""
     rng = np.random.default_rng([seed, KINDS.index(kind) if kind in KINDS else 9, 4242])
     optics, scene = {
-        "ground": (_kolmogorov, _ground),
-        "crowded": (partial(_pupil, fwhm_px=(1.7, 2.3)), partial(_crowded, per_mpix=12_000)),
-        "hst": (partial(_pupil, fwhm_px=(2.0, 2.6)), partial(_crowded, per_mpix=4_000)),
-        "cluster": (_double, _cluster),
-    }.get(kind, (_kolmogorov, _nothing))
-    painter = Painter(optics(rng), (side, side))
-    scene(painter, rng)
+        "ground": (_seeing_psf, _ground),
+        "crowded": (partial(_pupil_psf, fwhm_px=(1.7, 2.3)), partial(_crowded, per_mpix=12_000)),
+        "hst": (partial(_pupil_psf, fwhm_px=(2.0, 2.6)), partial(_crowded, per_mpix=4_000)),
+        "cluster": (_double_gaussian_psf, _cluster),
+    }.get(kind, (_seeing_psf, _blank))
+    canvas = Canvas(optics(rng), (side, side))
+    scene(canvas, rng)
     sigma, gain = float(rng.uniform(3, 30)), float(rng.uniform(10, 100))
-    noise = rng.standard_normal((side, side)) * np.sqrt(1 + painter.light / gain)
+    noise = rng.standard_normal((side, side)) * np.sqrt(1 + canvas.light / gain)
     y, x = np.mgrid[:side, :side] / side
     sky = 200 + rng.uniform(-3, 3) * y + rng.uniform(-3, 3) * x * y
-    image = ((painter.light + noise + sky) * sigma).astype(np.float32)
-    return Field(image, sigma, painter.psf, painter.fwhm_px, painter.truth())
+    image = ((canvas.light + noise + sky) * sigma).astype(np.float32)
+    return Field(image, sigma, canvas.psf, canvas.fwhm_px, canvas.truth())
 
 
-class Painter:
+class Canvas:
     """A canvas that knows what each source put on it; light in sky noises."""
 
     def __init__(self, fine: NDArray[np.float64], shape: tuple[int, int]) -> None:
@@ -93,7 +93,7 @@ class Painter:
         cut = slice(SIDE // 2 - half, SIDE // 2 + half + 1)
         self._paste(flux * self._star(*phase)[cut, cut], base, half, (y, x))
 
-    def add_galaxy(self, y: float, x: float, snr: float, form: Form) -> None:
+    def add_galaxy(self, y: float, x: float, snr: float, form: GalaxyShape) -> None:
         """Paint a galaxy of this matched-filter signal-to-noise."""
         base, phase = _split(y, x)
         seen = float(np.clip(np.log10(snr) / 3, 0.4, 1))
@@ -159,7 +159,7 @@ class Painter:
 
 
 @dataclass(frozen=True)
-class Form:
+class GalaxyShape:
     """A galaxy: name of a profile, scale, axis ratio and angle."""
 
     profile: str
@@ -218,7 +218,7 @@ def _axis() -> NDArray[np.float64]:
     return (np.arange(SIDE * FINE) - (SIDE * FINE) // 2) / FINE
 
 
-def _kolmogorov(rng: np.random.Generator) -> NDArray[np.float64]:
+def _seeing_psf(rng: np.random.Generator) -> NDArray[np.float64]:
     # Long exposure: the transfer function is exp(-3.44 (f / f0)^(5/3)).
     fwhm = rng.uniform(3.2, 4.8)
     f = np.hypot(
@@ -228,7 +228,7 @@ def _kolmogorov(rng: np.random.Generator) -> NDArray[np.float64]:
     return np.clip(fft.fftshift(fft.ifft2(otf).real), 0, None)
 
 
-def _pupil(rng: np.random.Generator, fwhm_px: tuple[float, float]) -> NDArray[np.float64]:
+def _pupil_psf(rng: np.random.Generator, fwhm_px: tuple[float, float]) -> NDArray[np.float64]:
     # |FT of the aperture|^2, averaged over a passband, with a little jitter.
     side, total = SIDE * FINE, np.zeros((SIDE * FINE, SIDE * FINE))
     fwhm = rng.uniform(*fwhm_px)
@@ -246,7 +246,7 @@ def _pupil(rng: np.random.Generator, fwhm_px: tuple[float, float]) -> NDArray[np
     return ndimage.gaussian_filter(total, 0.25 * FINE)
 
 
-def _double(rng: np.random.Generator) -> NDArray[np.float64]:
+def _double_gaussian_psf(rng: np.random.Generator) -> NDArray[np.float64]:
     a = _axis()
     turn, fwhm = rng.uniform(0, np.pi), rng.uniform(2.6, 3.6)
     u = a[None, :] * np.cos(turn) + a[:, None] * np.sin(turn)
@@ -257,39 +257,43 @@ def _double(rng: np.random.Generator) -> NDArray[np.float64]:
     return core + 0.09 * wing
 
 
-def _form(rng: np.random.Generator, scale: float) -> Form:
+def _draw_galaxy_shape(rng: np.random.Generator, scale: float) -> GalaxyShape:
     name = str(
         rng.choice(["king", "elson", "einasto", "core", "blobs"], p=[0.15, 0.2, 0.3, 0.25, 0.1])
     )
     shrink = {"king": 0.5, "elson": 0.5}.get(name, 1.0)
-    return Form(
+    return GalaxyShape(
         name, scale * shrink, rng.uniform(0.25, 1), rng.uniform(0, np.pi), int(rng.integers(2**31))
     )
 
 
-def _snr(rng: np.random.Generator, centre: float, dex: float) -> float:
+def _draw_snr(rng: np.random.Generator, centre: float, dex: float) -> float:
     # Log-normal counts with a faint end that rises below the limit.
     return float(min(max(10 ** (np.log10(centre) + dex * rng.standard_normal()), 1.5), 2e4))
 
 
-def _ground(painter: Painter, rng: np.random.Generator) -> None:
-    side = painter.light.shape[0]
+def _ground(canvas: Canvas, rng: np.random.Generator) -> None:
+    side = canvas.light.shape[0]
     for _ in range(int(500e-6 * side**2)):
-        painter.add_star(*rng.uniform(0, side, 2), _snr(rng, 12, 0.9))
+        canvas.add_star(*rng.uniform(0, side, 2), _draw_snr(rng, 12, 0.9))
     for _ in range(int(1600e-6 * side**2)):
         scale = 1.3 * np.exp(0.6 * rng.standard_normal())
-        painter.add_galaxy(
-            *rng.uniform(0, side, 2), _snr(rng, 9, 0.5) * max(1, scale / 2), _form(rng, scale)
+        canvas.add_galaxy(
+            *rng.uniform(0, side, 2),
+            _draw_snr(rng, 9, 0.5) * max(1, scale / 2),
+            _draw_galaxy_shape(rng, scale),
         )
     for _ in range(int(8e-6 * side**2)):
-        painter.add_galaxy(
-            *rng.uniform(0, side, 2), rng.uniform(150, 1500), _form(rng, rng.uniform(4, 12))
+        canvas.add_galaxy(
+            *rng.uniform(0, side, 2),
+            rng.uniform(150, 1500),
+            _draw_galaxy_shape(rng, rng.uniform(4, 12)),
         )
-    _add_pairs(painter, rng, int(150e-6 * side**2))
+    _add_pairs(canvas, rng, int(150e-6 * side**2))
 
 
-def _crowded(painter: Painter, rng: np.random.Generator, per_mpix: int) -> None:
-    side = painter.light.shape[0]
+def _crowded(canvas: Canvas, rng: np.random.Generator, per_mpix: int) -> None:
+    side = canvas.light.shape[0]
     wanted = int(per_mpix * 1e-6 * side**2)
     heart = rng.uniform(0.3, 0.7, 2) * side
     for _ in range(wanted):
@@ -297,50 +301,56 @@ def _crowded(painter: Painter, rng: np.random.Generator, per_mpix: int) -> None:
             y, x = heart + rng.laplace(0, side / 8, 2)
         else:
             y, x = rng.uniform(0, side, 2)
-        painter.add_star(y, x, _snr(rng, 10, 0.75))
+        canvas.add_star(y, x, _draw_snr(rng, 10, 0.75))
     for _ in range(int(150e-6 * side**2)):
-        painter.add_galaxy(
-            *rng.uniform(0, side, 2), _snr(rng, 30, 0.5), _form(rng, rng.uniform(0.8, 5))
+        canvas.add_galaxy(
+            *rng.uniform(0, side, 2),
+            _draw_snr(rng, 30, 0.5),
+            _draw_galaxy_shape(rng, rng.uniform(0.8, 5)),
         )
 
 
-def _cluster(painter: Painter, rng: np.random.Generator) -> None:
-    side = painter.light.shape[0]
+def _cluster(canvas: Canvas, rng: np.random.Generator) -> None:
+    side = canvas.light.shape[0]
     for heart in rng.uniform(0.15, 0.85, (int(2.5e-6 * side**2) + 1, 2)) * side:
-        painter.add_galaxy(
+        canvas.add_galaxy(
             *heart,
             rng.uniform(1500, 5000),
-            Form("elson", rng.uniform(6, 14), rng.uniform(0.6, 1), rng.uniform(0, 3)),
+            GalaxyShape("elson", rng.uniform(6, 14), rng.uniform(0.6, 1), rng.uniform(0, 3)),
         )
         for _ in range(int(rng.integers(120, 260))):
             away, turn = rng.gamma(1.6, 55), rng.uniform(0, 2 * np.pi)
             scale = 1.5 * np.exp(0.7 * rng.standard_normal())
             place = heart + away * np.array([np.sin(turn), np.cos(turn)])
-            painter.add_galaxy(
-                *place, _snr(rng, 30, 0.6) * max(1, scale / 3), _form(rng, min(scale, 12))
+            canvas.add_galaxy(
+                *place,
+                _draw_snr(rng, 30, 0.6) * max(1, scale / 3),
+                _draw_galaxy_shape(rng, min(scale, 12)),
             )
     for _ in range(int(900e-6 * side**2)):
         scale = 1.2 * np.exp(0.5 * rng.standard_normal())
-        painter.add_galaxy(*rng.uniform(0, side, 2), _snr(rng, 9, 0.4), _form(rng, scale))
+        canvas.add_galaxy(
+            *rng.uniform(0, side, 2), _draw_snr(rng, 9, 0.4), _draw_galaxy_shape(rng, scale)
+        )
     for _ in range(int(250e-6 * side**2)):
-        painter.add_star(*rng.uniform(0, side, 2), _snr(rng, 15, 0.9))
-    _add_pairs(painter, rng, int(150e-6 * side**2))
+        canvas.add_star(*rng.uniform(0, side, 2), _draw_snr(rng, 15, 0.9))
+    _add_pairs(canvas, rng, int(150e-6 * side**2))
 
 
-def _add_pairs(painter: Painter, rng: np.random.Generator, count: int) -> None:
-    side = painter.light.shape[0]
+def _add_pairs(canvas: Canvas, rng: np.random.Generator, count: int) -> None:
+    side = canvas.light.shape[0]
     for _ in range(count):
         y, x = rng.uniform(8, side - 8, 2)
-        away, turn = painter.fwhm_px * rng.uniform(0.8, 3), rng.uniform(0, 2 * np.pi)
-        snr = _snr(rng, 30, 0.3)
-        painter.add_star(y, x, snr)
-        painter.add_star(
+        away, turn = canvas.fwhm_px * rng.uniform(0.8, 3), rng.uniform(0, 2 * np.pi)
+        snr = _draw_snr(rng, 30, 0.3)
+        canvas.add_star(y, x, snr)
+        canvas.add_star(
             y + away * np.sin(turn), x + away * np.cos(turn), snr * rng.uniform(0.25, 1)
         )
 
 
-def _nothing(painter: Painter, rng: np.random.Generator) -> None:
+def _blank(canvas: Canvas, rng: np.random.Generator) -> None:
     """Pure noise."""
 
 
-__all__ = ["KINDS", "Field", "Form", "Painter", "simulate"]
+__all__ = ["KINDS", "Canvas", "Field", "GalaxyShape", "simulate"]

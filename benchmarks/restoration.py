@@ -34,7 +34,7 @@ def psnr(image: Floats, truth: Floats) -> float:
     return float(-10 * np.log10(square))
 
 
-def wiener_with(balance: float) -> Restore:
+def make_wiener(balance: float) -> Restore:
     """The filter that knows the kernel; white paper is cut off so that the border does not ring."""
 
     def restore(pair: BlurredPair) -> Floats:
@@ -47,15 +47,15 @@ def wiener_with(balance: float) -> Restore:
 
 def tune_wiener(kind: str) -> Restore:
     """The filter of the best balance on eight images that are not scored."""
-    pairs = _draw(kind, 8, TUNING_SEED)
+    pairs = _draw_pairs(kind, 8, TUNING_SEED)
     tried = {
-        balance: np.mean([psnr(wiener_with(balance)(p), p.truth) for p in pairs])
+        balance: np.mean([psnr(make_wiener(balance)(p), p.truth) for p in pairs])
         for balance in BALANCES
     }
-    return wiener_with(max(tried, key=lambda balance: tried[balance]))
+    return make_wiener(max(tried, key=lambda balance: tried[balance]))
 
 
-def network(name: str) -> Restore:
+def make_network_restore(name: str) -> Restore:
     """What a model makes of the observed image."""
     from fcnpipe.networks import Bundle, load_model
 
@@ -73,7 +73,7 @@ def network(name: str) -> Restore:
     return restore
 
 
-def _draw(kind: str, count: int, seed: int) -> list[BlurredPair]:
+def _draw_pairs(kind: str, count: int, seed: int) -> list[BlurredPair]:
     return [draw_pair(kind, (SIDE, SIDE), seed + k, (NOISE, NOISE)) for k in range(count)]
 
 
@@ -84,14 +84,14 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--seed", type=int, default=800_000)
-    given = parser.parse_args()
+    args = parser.parse_args()
     print("PSNR in dB, mean and standard error; gain over the observed")
-    for kind in given.kinds.split(","):
-        pairs = _draw(kind, given.images, given.seed)
+    for kind in args.kinds.split(","):
+        pairs = _draw_pairs(kind, args.images, args.seed)
         tools: dict[str, Restore] = {"observed": lambda pair: pair.observed}
         tools["wiener, kernel known"] = tune_wiener(kind)
-        if given.model:
-            tools[given.model] = network(given.model)
+        if args.model:
+            tools[args.model] = make_network_restore(args.model)
         scores = {n: np.array([psnr(f(p), p.truth) for p in pairs]) for n, f in tools.items()}
         for name, found in scores.items():
             error, gain = found.std() / np.sqrt(len(found)), (found - scores["observed"]).mean()

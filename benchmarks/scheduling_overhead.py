@@ -36,13 +36,13 @@ EDGE = 64
 """Of a tile, px."""
 
 
-def rest(job: Job, name: str) -> TaskReport:
+def do_nothing(job: Job, name: str) -> TaskReport:
     """Do nothing to a tile."""
     return TaskReport("predict", name, pixels=EDGE * EDGE)
 
 
 @dataclass(frozen=True)
-class Idle:
+class IdleEngine:
     """An engine whose workers are sent everything, and do nothing."""
 
     inner: Engine
@@ -55,14 +55,14 @@ class Idle:
     def run(self, task: Callable[[str], TaskReport], names: Iterable[str]) -> Iterator[TaskReport]:
         """Give a report for each name."""
         job = task.args[0]  # type: ignore[attr-defined]
-        return self.inner.run(partial(rest, job), names)
+        return self.inner.run(partial(do_nothing, job), names)
 
     def close(self) -> None:
         """Close the engine."""
         self.inner.close()
 
 
-def describe(folder: Path, tiles: int, workers: int) -> RunSpec:
+def make_run_spec(folder: Path, tiles: int, workers: int) -> RunSpec:
     """Give the spec of a run over an image of zeros, of which nothing is on disk."""
     side = math.ceil(math.sqrt(tiles)) * EDGE
     shape = (EDGE * math.ceil(tiles * EDGE / side), side)
@@ -85,11 +85,11 @@ def measure(session: Session, stage: Stage) -> tuple[float, float, int]:
     """Give wall and processor seconds of the driver for a stage, and the bytes that it grew by."""
     me = psutil.Process()
     gc.collect()
-    before, begun, busy = me.memory_info().rss, time.perf_counter(), time.process_time()
+    before, started, cpu = me.memory_info().rss, time.perf_counter(), time.process_time()
     run_stage(session, stage, SilentObserver())
-    wall, busy = time.perf_counter() - begun, time.process_time() - busy
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
     gc.collect()
-    return wall, busy, me.memory_info().rss - before
+    return wall, cpu, me.memory_info().rss - before
 
 
 def main() -> None:
@@ -98,24 +98,24 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        spec = describe(Path(folder), args.tiles, args.workers)
-        begun = time.perf_counter()
+        spec = make_run_spec(Path(folder), args.tiles, args.workers)
+        started = time.perf_counter()
         count = len(make_plan(spec).tiles)
-        print(f"{count} tiles planned in {time.perf_counter() - begun:.2f} s")
-        begun = time.perf_counter()
+        print(f"{count} tiles planned in {time.perf_counter() - started:.2f} s")
+        started = time.perf_counter()
         with open_session(spec) as opened:
             assert opened is not None
-            print(f"store and workers ready in {time.perf_counter() - begun:.1f} s")
-            session = replace(opened, engine=Idle(opened.engine))
+            print(f"store and workers ready in {time.perf_counter() - started:.1f} s")
+            session = replace(opened, engine=IdleEngine(opened.engine))
             (stage,) = (stage for stage in list_stages(session.job) if stage.name == "predict")
             few = replace(stage, steps=(replace(stage.steps[0], names=stage.steps[0].names[:500]),))
             measure(session, few)  # connections and caches are there afterwards
-            wall, busy, grown = measure(session, stage)
+            wall, cpu, growth = measure(session, stage)
         print(
-            f"seconds for 1,000 tiles: {1e3 * wall / count:.2f}, of the driver's processor {1e3 * busy / count:.2f}"
+            f"seconds for 1,000 tiles: {1e3 * wall / count:.2f}, of the driver's processor {1e3 * cpu / count:.2f}"
         )
         print(
-            f"driver memory grew by {grown / 2**20:.1f} MiB, {grown / count:.0f} bytes for each tile"
+            f"driver memory grew by {growth / 2**20:.1f} MiB, {growth / count:.0f} bytes for each tile"
         )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.detection_quality import Result, judge
+from benchmarks.detection_quality import Result, score_labels
 from benchmarks.quality_scenes import KINDS, Field, simulate
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Model
@@ -100,7 +100,7 @@ def draw_structured(seed: int, side: int) -> Field:
     return Field(scene.image, float(np.median(scene.noise)), flat, scene.fwhm_px, make_truth(scene))
 
 
-def look(kind: str, seed: int, side: int, model: Model) -> PredictedSky:
+def predict_sky(kind: str, seed: int, side: int, model: Model) -> PredictedSky:
     """Run the network on a sky."""
     import torch
 
@@ -118,7 +118,7 @@ def look(kind: str, seed: int, side: int, model: Model) -> PredictedSky:
     return PredictedSky(kind, field, *(np.ascontiguousarray(m) for m in maps))
 
 
-def penalise(results: dict[str, list[Result]], false_per_mpix: float) -> float:
+def compute_cost(results: dict[str, list[Result]], false_per_mpix: float) -> float:
     """Give the mean B error, and more for each bar missed."""
     cost = max(false_per_mpix - 0.8 * FALSE_PER_MPIX, 0) * 0.05
     for kind, found in results.items():
@@ -144,8 +144,8 @@ def try_options(options: Options) -> Trial:
         if sky.kind == NOISE:
             noise, mpix = noise + int(label.max()), mpix + label.size / 1e6
         else:
-            results.setdefault(sky.kind, []).append(judge(label, sky.field))
-    return penalise(results, noise / mpix), options, noise / mpix, results
+            results.setdefault(sky.kind, []).append(score_labels(label, sky.field))
+    return compute_cost(results, noise / mpix), options, noise / mpix, results
 
 
 def main() -> None:
@@ -154,12 +154,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--seeds", default="11,12")
     parser.add_argument("--side", type=int, default=1024)
-    given = parser.parse_args()
-    model = load_model(given.model)
-    seeds = [int(s) for s in given.seeds.split(",")]
+    args = parser.parse_args()
+    model = load_model(args.model)
+    seeds = [int(s) for s in args.seeds.split(",")]
     kinds = (*KINDS, STRUCTURED)
-    SKIES.extend(look(kind, seed, given.side, model) for seed in seeds for kind in kinds)
-    SKIES.extend(look(NOISE, seed, 2 * given.side, model) for seed in seeds)
+    SKIES.extend(predict_sky(kind, seed, args.side, model) for seed in seeds for kind in kinds)
+    SKIES.extend(predict_sky(NOISE, seed, 2 * args.side, model) for seed in seeds)
     grid = itertools.product(FLOORS, HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS, BROAD)
     with multiprocessing.get_context("fork").Pool() as pool:  # which has the skies already
         tried = list(pool.imap(try_options, (Options(*point) for point in grid)))

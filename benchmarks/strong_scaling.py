@@ -2,7 +2,7 @@
 
     python -m benchmarks.strong_scaling --edge 12288 --rounds 3
 
-Both clusters stay up, one of them idle, and take turns; a first small run loads what workers load once.
+Both start_clusters stay up, one of them idle, and take turns; a first small run loads what workers load once.
 Counted are the steps that are done tile by tile, in rounds in which nothing else took more than 3 % of the
 processors: it would take from two workers, and not from one. Fails below a median speed-up of 1.8, without
 a quiet round, or if the labels of the two differ in one byte.
@@ -37,14 +37,14 @@ from fcnpipe.pipeline.session import Session, open_session
 from fcnpipe.pipeline.tasks import LEDGER
 from fcnpipe.pipeline.workflow import Stage
 
-BAR = 1.8
-QUIET = 0.03
+MIN_SPEED_UP = 1.8
+MAX_FOREIGN_LOAD = 0.03
 COUNTS = (1, 2)
 TILE_STEPS = (*LEDGER, "check_tile")
 """Steps with a task for every tile."""
 
 
-class Clock(Stopwatch):
+class StepTimer(Stopwatch):
     """Remembers for each step how long it took, and the processor seconds of the workers."""
 
     def __init__(self) -> None:
@@ -53,43 +53,43 @@ class Clock(Stopwatch):
         self.foreign = 0.0
         """Part of the processors that other processes took."""
 
-    def sum_tiles(self) -> tuple[float, float]:
+    def sum_tile_steps(self) -> tuple[float, float]:
         """Give the seconds of all steps that are done tile by tile, and the workers' in them."""
         names = [name for name in self.seconds if name in TILE_STEPS]
         return sum(self.seconds[n] for n in names), sum(self.busy[n] for n in names)
 
 
-def read_processors(engine: DaskEngine) -> float:
+def read_worker_cpu_seconds(engine: DaskEngine) -> float:
     """Give the processor seconds of all workers so far."""
     return float(sum(engine._client.run(time.process_time).values()))
 
 
-def read_foreign(engine: DaskEngine) -> float:
+def read_foreign_cpu_seconds(engine: DaskEngine) -> float:
     """Give the processor seconds of all processes so far but this one and its workers."""
     times = psutil.cpu_times()
     idle = times.idle + times.iowait + times.guest + times.guest_nice
-    return float(sum(times) - idle - time.process_time() - read_processors(engine))
+    return float(sum(times) - idle - time.process_time() - read_worker_cpu_seconds(engine))
 
 
-def run_steps(image: Path, out: Path, engine: DaskEngine, options: dict[str, object]) -> Clock:
+def run_steps(image: Path, out: Path, engine: DaskEngine, options: dict[str, object]) -> StepTimer:
     """Make a store on an engine; give the seconds of each step."""
-    watch = Clock()
+    watch = StepTimer()
     spec = make_spec(image=(str(image),), out=str(out), overwrite=True, engine="serial", **options)
     with open_session(spec) as opened:
         assert opened is not None
         session = replace(opened, engine=engine)
-        begun, foreign = time.perf_counter(), read_foreign(engine)
-        for stage in split(session):
-            before = read_processors(engine)
+        started, foreign = time.perf_counter(), read_foreign_cpu_seconds(engine)
+        for stage in split_steps(session):
+            before = read_worker_cpu_seconds(engine)
             run_stage(session, stage, watch)
-            watch.busy[stage.name] = read_processors(engine) - before
-        seconds = (time.perf_counter() - begun) * (os.cpu_count() or 1)
-        watch.foreign = (read_foreign(engine) - foreign) / seconds
+            watch.busy[stage.name] = read_worker_cpu_seconds(engine) - before
+        seconds = (time.perf_counter() - started) * (os.cpu_count() or 1)
+        watch.foreign = (read_foreign_cpu_seconds(engine) - foreign) / seconds
         finish(session)
     return watch
 
 
-def split(session: Session) -> Iterator[Stage]:
+def split_steps(session: Session) -> Iterator[Stage]:
     """Give each step as a stage of its own, under the name of its task."""
     for stage in session.stages:
         for step in stage.steps:
@@ -97,7 +97,7 @@ def split(session: Session) -> Iterator[Stage]:
 
 
 @contextmanager
-def clusters(counts: Sequence[int]) -> Iterator[dict[int, DaskEngine]]:
+def start_clusters(counts: Sequence[int]) -> Iterator[dict[int, DaskEngine]]:
     """Give an engine for each number of workers."""
     needs = WorkerRequirements(networks.worker_environment(), networks.tune_allocator)
     with ExitStack() as closing:
@@ -108,7 +108,7 @@ def clusters(counts: Sequence[int]) -> Iterator[dict[int, DaskEngine]]:
         yield engines
 
 
-def compare(rounds: list[dict[int, Clock]]) -> float:
+def compare(rounds: list[dict[int, StepTimer]]) -> float:
     """Print the median seconds of each step, and give the median speed-up of the tile steps."""
     one, two = COUNTS
     print(f"{'step':16}{'1 worker, s':>14}{'2 workers, s':>14}{'speed-up':>10}")
@@ -118,9 +118,9 @@ def compare(rounds: list[dict[int, Clock]]) -> float:
         print(f"{name:16}{slow:14.2f}{fast:14.2f}{slow / fast:10.2f}{mark}")
     gains = [0.0]
     for clocks in rounds:
-        (slow, alone), (fast, beside) = (clocks[n].sum_tiles() for n in COUNTS)
+        (slow, alone), (fast, beside) = (clocks[n].sum_tile_steps() for n in COUNTS)
         foreign = max(clock.foreign for clock in clocks.values())
-        if foreign <= QUIET:
+        if foreign <= MAX_FOREIGN_LOAD:
             gains.append(slow / fast)
         print(
             f"tile steps: {slow:.1f} s, with two {fast:.1f} s: {slow / fast:.2f}; processors {alone:.1f} s, "
@@ -129,13 +129,13 @@ def compare(rounds: list[dict[int, Clock]]) -> float:
     return statistics.median(gains[1:] or gains)
 
 
-def run_alone(image: Path, out: Path, options: dict[str, object]) -> float:
+def run_serial(image: Path, out: Path, options: dict[str, object]) -> float:
     """Give the seconds of the tile steps of a run in this process."""
     watch = Stopwatch()
     spec = make_spec(image=(str(image),), out=str(out), overwrite=True, engine="serial", **options)
     with open_session(spec) as session:
         assert session is not None
-        for stage in split(session):
+        for stage in split_steps(session):
             run_stage(session, stage, watch)
     return sum(watch.seconds[name] for name in TILE_STEPS)
 
@@ -147,7 +147,7 @@ def measure_limit(small: Path, image: Path, folder: Path, options: dict[str, obj
 
         def run(image: Path, count: int) -> float:
             outs = [folder / f"alone{n}.zarr" for n in range(count)]
-            return max(pool.starmap(run_alone, [(image, o, options) for o in outs], chunksize=1))
+            return max(pool.starmap(run_serial, [(image, o, options) for o in outs], chunksize=1))
 
         run(small, 2)
         return 2 * run(image, 1) / run(image, 2)
@@ -165,18 +165,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tile", type=int, default=2048)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--bar", type=float, default=BAR)
+    parser.add_argument("--bar", type=float, default=MIN_SPEED_UP)
     parser.add_argument("--image", type=Path, default=None, help="in place of a simulated one")
     args = parser.parse_args()
     options = {"model": args.model, "tile": args.tile, "window": min(args.tile, 1024)}
-    with tempfile.TemporaryDirectory() as name, clusters(COUNTS) as engines:
+    with tempfile.TemporaryDirectory() as name, start_clusters(COUNTS) as engines:
         folder = Path(name)
         image, small = args.image or folder / "field.fits", folder / "small.fits"
         write_field(small, 2 * args.tile)
         if args.image is None:
             write_field(image, args.edge)
         outs = {count: folder / f"{count}.zarr" for count in COUNTS}
-        rounds: list[dict[int, Clock]] = []
+        rounds: list[dict[int, StepTimer]] = []
         for count in COUNTS:
             run_steps(small, outs[count], engines[count], options)
         for number in range(args.rounds):

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.membrane_segmentation import Options, Slice, pixel_error, score
+from benchmarks.membrane_segmentation import Options, Slice, mean_rand_error, pixel_error
 from fcnpipe.networks.inference.memory_allocator import tune_allocator
 from fcnpipe.training import loop
 from fcnpipe.training.augmentation import NO_AUGMENTATION, Augmentation, sample_square
@@ -39,7 +39,7 @@ JITTERS_PX = (0.0, 1.0, 2.0, 3.0, 4.0)
 WAVE_PX = 4.0
 """Displaced contours wave on this scale."""
 OPTIONS = Options(share=1.0, thresh=0.05, dynamics=0.25, minarea=40)
-CHANGED = Augmentation(elastic_px=8.0, brightness=0.3, contrast=0.2, noise=0.2, blur_px=0.7)
+AUGMENTED = Augmentation(elastic_px=8.0, brightness=0.3, contrast=0.2, noise=0.2, blur_px=0.7)
 
 Row = dict[str, Any]
 
@@ -72,7 +72,7 @@ def make_trial(folder: Path, steps: int) -> Trial:
     return Trial(recipe, *(read_pairs(spec, part, scaling) for part in (spec.train, spec.choose)))
 
 
-def fit(recipe: Recipe, pairs: list[LabelledImage]) -> torch.nn.Module:
+def train_network(recipe: Recipe, pairs: list[LabelledImage]) -> torch.nn.Module:
     """Train a network on pairs."""
     assert recipe.pairs is not None
     source = LabelledImageSource(recipe, recipe.pairs)
@@ -85,36 +85,36 @@ def fit(recipe: Recipe, pairs: list[LabelledImage]) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def look(network: torch.nn.Module, pairs: list[LabelledImage]) -> list[Slice]:
+def predict_slices(network: torch.nn.Module, pairs: list[LabelledImage]) -> list[Slice]:
     """Run a network on slices."""
     outputs = [torch.sigmoid(network(torch.from_numpy(p.x[None])))[0].numpy() for p in pairs]
     return [Slice(p, *o) for p, o in zip(pairs, outputs, strict=True)]
 
 
-def learn_from_few(trial: Trial, seed: int) -> Iterator[Row]:
+def train_on_few_slices(trial: Trial, seed: int) -> Iterator[Row]:
     """Give the errors for each number of slices, with and without augmentation."""
     order = np.random.default_rng(seed).permutation(len(trial.trained))
     for count in COUNTS:
         trained = [trial.trained[number] for number in order[:count]]
-        for name, augment in (("none", NO_AUGMENTATION), ("all", CHANGED)):
-            network = fit(replace(trial.recipe, augment=augment, seed=seed), trained)
-            slices = look(network, trial.chosen)
+        for name, augment in (("none", NO_AUGMENTATION), ("all", AUGMENTED)):
+            network = train_network(replace(trial.recipe, augment=augment, seed=seed), trained)
+            slices = predict_slices(network, trial.chosen)
             yield {
                 "slices": count,
                 "augmentation": name,
                 "seed": seed,
                 "pixel_error": pixel_error(slices),
-                "rand_error": score(slices, OPTIONS),
+                "rand_error": mean_rand_error(slices, OPTIONS),
             }
 
 
-def learn_from_wrong(trial: Trial, seed: int) -> Iterator[Row]:
+def train_on_wrong_contours(trial: Trial, seed: int) -> Iterator[Row]:
     """Give the agreement with clean contours of the labels, and of what was learned from them."""
     for jitter in JITTERS_PX:
         rng = np.random.default_rng([seed, round(100 * jitter)])
         wrong = [displace(pair, jitter, rng) for pair in trial.trained]
-        network = fit(replace(trial.recipe, augment=CHANGED, seed=seed), wrong)
-        slices = look(network, trial.chosen)
+        network = train_network(replace(trial.recipe, augment=AUGMENTED, seed=seed), wrong)
+        slices = predict_slices(network, trial.chosen)
         labels = [(w.truth, t.truth) for w, t in zip(wrong, trial.trained, strict=True)]
         yield {
             "jitter_px": jitter,
@@ -208,8 +208,8 @@ def make_chart(
 BENCHMARKS: dict[
     str, tuple[Callable[[Trial, int], Iterator[Row]], Callable[[list[Row]], Chart]]
 ] = {
-    "slices": (learn_from_few, chart_slices),
-    "contours": (learn_from_wrong, chart_contours),
+    "slices": (train_on_few_slices, chart_slices),
+    "contours": (train_on_wrong_contours, chart_contours),
 }
 
 
@@ -221,14 +221,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     tune_allocator()
-    learn, chart = BENCHMARKS[given.what]
-    trial = make_trial(given.folder, given.steps)
-    found = (row for seed in range(given.seeds) for row in learn(trial, seed))
-    rows = write(found, given.out / f"{given.what}.csv")
-    print(draw_chart(chart(rows), given.out / f"{given.what}.png"))
+    learn, chart = BENCHMARKS[args.what]
+    trial = make_trial(args.folder, args.steps)
+    found = (row for seed in range(args.seeds) for row in learn(trial, seed))
+    rows = write(found, args.out / f"{args.what}.csv")
+    print(draw_chart(chart(rows), args.out / f"{args.what}.png"))
 
 
 if __name__ == "__main__":
