@@ -1,44 +1,99 @@
-"""Merge trees of tiles: what a tile can decide alone, how tiles join, how verdicts come down.
+r"""Merge tree of basins: which branches stay sources, decided tile by tile and joined over a quad-tree.
 
-What is computed is defined on the whole image, without tiles. ``key(p) = (elevation, -index)`` is a
-strict total order of the pixels. A pixel climbs to its neighbour with the greatest key; all that
-climb to one peak are its *basin*. A *pass* is a pair of adjacent pixels of two basins; its level is
-the key of its lower pixel (then the place of the upper one), so no two passes tie. Passes are taken
-in descending order (Kruskal): at each one that joins two branches, the branch with the lower peak
-*dies*. It stays a source if peak - saddle >= dynamics (an extended branch, of area >= extended, has
-dynamics of its own), its area >= minarea and its flux >= mincont of the footprint's flux; else the
-pixels of its top basin, and all it took before, go where the basin across the pass goes. A
-footprint's highest peak always stays.
+Definition
+----------
+The result is defined on the whole image; tiles do not occur in the definition.
 
-What a part of the image may decide, and why that is never taken back::
+1. *Order.* ``key(p) = (elevation(p), -index(p))`` is a strict total order of the pixels: there are
+   neither ties nor plateaus.
+2. *Basins.* Each foreground pixel climbs to its 8-neighbour with the greatest key, until it reaches
+   a *peak*. The pixels that climb to one peak are its *basin* (watershed by steepest ascent).
+3. *Passes.* A pass is a pair of adjacent pixels in two basins. Its level is the key of its lower
+   pixel, then the position of its upper pixel, so that no two passes are equal. The highest pass
+   between two branches is their *saddle*.
+4. *Merge tree.* At first each basin is a *branch* of its own. Passes are processed in descending
+   order, with union-find, as in Kruskal's algorithm. Where a pass joins two branches, the branch
+   with the lower peak *dies*; the other one goes on (the elder rule of persistent homology).
+5. *Criterion.* A dead branch stays a source if it meets the `Criterion` at its saddle: its dynamics
+   (persistence) peak - saddle, its area, and its flux as a part of the flux of the footprint. Else
+   it is *absorbed*: the basin of its peak, and all basins that this basin has absorbed before,
+   follow the basin on the other side of the pass. The highest peak of a footprint always stays.
 
-        tile 1        seam        tile 2             A  closed: no pixel of it has a foreground
-     .--------------.  |  .--------------.              neighbour outside the box (no *door*)
-     |  A ---e1-- B ===|=== b    C       |           B  open: it has doors, or its peak is outside
-     |  D -e2-'     |  |  |              |              (a *ghost*, named by the first pixel there)
-     '--------------'  |  '--------------'
+::
 
-* All passes of a closed branch are known, for a pass is found by the tile of its lower pixel, which
-  sees all its eight neighbours. So when Kruskal over the *known* passes reaches e1, A is complete:
-  its area and flux at that level are exact, and e1 is truly its highest way out.
-* What is known of B is joined by true passes above e1, so B's true peak is at least the highest
-  peak, or ghost pixel, known in it. If even that bound is above A's peak, A dies at e1, for good.
-  Else nothing is decided: the pass and both nodes go up.
-* An open branch never dies: it may be higher or larger than is known.
-  So the rule is: *of the two that meet, the lower one dies if it is closed, else the pass is kept.*
-* A that dies into an open B must still be counted with B below e1, but not above: it becomes a
-  *tributary* of B with level e1. Sums matter only until they suffice (minarea, extended, mincont),
-  so tributaries that come after that are dropped.
-* A pass whose ends are joined by higher known passes is on no merge tree: dropped for good.
-* Where D goes if it dies at e2 depends on the *basin* across e2, perhaps A, dead already; a kept
-  pass therefore names basins, dead ones too, as long as it needs them.
+    elevation   A                          A, B, C  peaks of three basins
+               / \              C          s        saddle of A and B: B dies here, with dynamics B - s
+              /   \    B       / \         t        saddle of C and the branch of A and B: C dies here,
+             /     \  / \     /   \                 with dynamics C - t. If C is absorbed, its pixels
+            /       s    \   /     \                follow the basin across t: B, or A if B was absorbed
+           /              \ /       \
+          /                t         \     A is the highest peak of the footprint and stays a source
 
-A box therefore passes up: the nodes with doors or ghosts (its perimeter), the few closed ones that
-are higher than all that is known of their open neighbours, and a spanning tree between them.
-If mincont > 0 a verdict waits for the flux of the whole footprint, which comes down with the
-verdicts; meanwhile a death is (flux at death, basin across) in the `PendingBranches` of its box.
+Decisions in a part of the image
+--------------------------------
+::
 
-All is integer or totally ordered: the result does not depend on tiles, fan-in or order of arrival.
+        tile 1        seam        tile 2
+     .--------------.  |  .--------------.        A  *closed*: none of its pixels has a foreground
+     |  A ---e1-- B ===|=== b    C       |           neighbour outside the box (an *exit*)
+     |  D -e2-'     |  |  |              |        B  *open*: it has an exit, or its peak is outside
+     '--------------'  |  '--------------'           (a *ghost*, identified by the first pixel there)
+
+Each box of tiles decides what it can. No decision is ever revised, for these reasons:
+
+* All passes of a closed branch are known: a pass is found by the tile of its lower pixel, which
+  reads all eight neighbours of it. When Kruskal's algorithm over the *known* passes reaches e1, then
+  A is complete: its area and flux above e1 are exact, and e1 is its saddle.
+* The known part of B is joined by passes above e1. The true peak of B is therefore at least as high
+  as the highest peak or ghost pixel known in it. If that is higher than the peak of A, then A dies
+  at e1. Otherwise nothing is decided: the pass and both nodes are passed up.
+* An open branch never dies in the box, because it may be higher or larger than is known.
+
+So the rule is: *of two branches that meet, the lower one dies if it is closed; otherwise the pass is
+kept.* Three consequences for the records:
+
+* A branch A that dies into an open branch B belongs to B below e1, but not above. It becomes a
+  *deferred merge* of B at level e1, which carries the area and flux of A. Once the sums of B suffice
+  for every limit of the criterion, further deferred merges are dropped.
+* A pass between branches that higher known passes have joined already is in no merge tree. It is
+  dropped.
+* D, if it is absorbed at e2, follows the *basin* on the other side of e2, which may be A, dead
+  already. A kept pass therefore names basins, and dead ones stay in the graph as long as a pass
+  names them.
+
+Sweeps over the quad-tree
+-------------------------
+::
+
+             up-sweep                  kept by the box                down-sweep
+
+       empty graph of the image                                     NONE_RESOLVED
+                  ^                                                       v
+            +-----------+                                           +-----------+
+            |   join    |  ---------->  PendingBranches  ---------> |  resolve  |
+            +-----------+                                           +-----------+
+             ^         ^   BranchGraph            ResolvedBranches   v         v
+    +----------+     +----------+                           +----------+     +----------+
+    | separate |     | separate |  -->  PendingBranches  -> | tabulate |     | tabulate |
+    +----------+     +----------+                           +----------+     +----------+
+       tile 1           tile 2                                    v SourceTable    v
+
+A box passes up the nodes with exits or ghosts (these grow with its perimeter), the few closed nodes
+that are higher than all that is known of their open neighbours, and a spanning tree between them. If
+``mincont`` > 0, the decision on a dead branch waits for the flux of the whole footprint, which comes
+down with the resolved branches. Until then the branch is stored in the `PendingBranches` of its box
+as (flux at death, basin on the other side).
+
+All values are integers or totally ordered. The result does not depend on the tiles, the number of
+children or the order of arrival.
+
+References
+----------
+Watershed by steepest ascent: Meyer (1994), Signal Processing 38, 113. Dynamics: Grimaud (1992), Proc.
+SPIE 1769, 292. Persistence and the elder rule: Edelsbrunner, Letscher & Zomorodian (2002), Discrete
+Comput. Geom. 28, 511. Merge trees in parts: Morozov & Weber (2013), Distributed merge trees, PPoPP.
+Contrast ``mincont``: DEBLEND_MINCONT of SExtractor (Bertin & Arnouts 1996), on exact instead of 32
+levels.
 """
 
 from __future__ import annotations
@@ -60,7 +115,7 @@ from fcnpipe.science.source_selection import NO_SOURCE, SourceTable
 
 MILLION = 1_000_000
 
-Int8 = NDArray[np.uint8]
+UInt8 = NDArray[np.uint8]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Key = NDArray[np.uint64]
@@ -75,112 +130,116 @@ def kernel(function: _Function) -> _Function:
 
 
 class Criterion(NamedTuple):
-    """What a dying branch must have to stay a source; all whole numbers."""
+    """Minimum values that a dead branch needs to stay a source; all integers."""
 
     dynamics: int = 0
-    """Least elevation of the peak above the saddle, in units of the elevation map."""
+    """Minimum elevation of the peak above the saddle, in units of the elevation map."""
     minarea: int = 1
-    """Least pixels of the branch."""
+    """Minimum number of pixels of the branch."""
     mincont_ppm: int = 0
-    """Least part of the footprint's flux, in parts per million; 0 needs no flux."""
+    """Minimum fraction of the footprint's flux, in parts per million; 0 needs no flux."""
     flux_limit: int = 1 << 62
-    """No footprint's flux is above this; a tight bound saves memory in fields that percolate."""
+    """Upper limit on the flux of any footprint; a tight one saves memory in fields that percolate."""
     extended: int = 0
-    """Pixels from which a branch is extended; 0 if none is."""
+    """Number of pixels from which a branch is extended; 0 if no branch is."""
     extended_dynamics: int = 0
-    """Dynamics of an extended branch."""
+    """``dynamics`` of an extended branch."""
+
+
+# Nodes and Links are arguments of the kernels below and stay in their file: a cached kernel reads
+# fields by position, and is not compiled again if another file changes.
 
 
 class Nodes(NamedTuple):
-    """Branches of a merge tree, one row each; a dead one is there only if a pass names it."""
+    """Branches of a merge tree, one row each; a dead branch is kept only if a pass names it."""
 
-    top: Key
-    """Key of the peak; of a ghost, key of the outside pixel that it climbs to."""
+    peak_key: Key
+    """Key of the peak; of a ghost, key of the outside pixel to which it climbs."""
     ghost: Flag
     """Whether the peak lies outside the box."""
-    cluster: Int32
-    """Row of the living node that it died into, directly or not; its own if it lives."""
-    goal: Int32
-    """Row of the basin across the pass at which it died; -1 if it lives or is surely a source."""
-    strength: Int64
-    """Flux at death, or -1 if it failed in dynamics or area."""
+    survivor: Int32
+    """Row of the living node into which it died, directly or not; its own row if it lives."""
+    absorber: Int32
+    """Row of the basin across the pass at which it died; -1 if it lives or is certainly a source."""
+    death_flux: Int64
+    """Flux at death, or -1 if its dynamics or area did not suffice."""
     area: Int64
-    """Pixels that are part of it at every level."""
+    """Number of pixels that belong to it at every level."""
     flux: Int64
-    """Flux of these."""
-    total: Int64
-    """Flux of all that is part of it at some level."""
+    """Flux of these pixels."""
+    total_flux: Int64
+    """Flux of all that belongs to it at any level."""
 
 
 class Links(NamedTuple):
-    """Passes between nodes, and tributaries; one row each."""
+    """Passes between nodes, and deferred merges; one row each."""
 
     level: Key
-    """Key of the lower pixel plus 7 minus the direction of the upper one: unique."""
+    """Key of the lower pixel plus 7 minus the direction of the upper pixel: unique."""
     low: Int32
-    """Node of the lower pixel; of a tributary, the node that it runs into."""
+    """Node of the lower pixel; of a deferred merge, the open node that the dead branch merged into."""
     high: Int32
-    """Node of the upper pixel; -1 of a tributary."""
+    """Node of the upper pixel; -1 for a deferred merge."""
     area: Int64
-    """Pixels of a tributary."""
+    """Number of pixels of the dead branch of a deferred merge."""
     flux: Int64
-    """Flux of a tributary."""
+    """Flux of the dead branch of a deferred merge."""
 
 
-class Ring(NamedTuple):
-    """Pixels of a box with foreground neighbours outside of it."""
+class Border(NamedTuple):
+    """Pixels of a box with foreground neighbours outside the box, one row each."""
 
     pixel: Int64
     """Global index y * width + x."""
     node: Int32
     """Node that the pixel belongs to; always a living one."""
-    doors: Int8
+    exits: UInt8
     """Bit d is set if the neighbour in direction d is foreground outside the box."""
 
 
 @dataclass(frozen=True, slots=True)
 class BranchGraph:
-    """What is still open in a box; grows with its perimeter, never with its pixels."""
+    """Branches of a box that are still open; grows with the perimeter of the box, not with its area."""
 
     box: Box
-    """Pixels that it speaks for."""
+    """Pixels that the graph covers."""
     width: int
     """Width of the whole image, px."""
     nodes: Nodes
     """Branches; the living ones come first."""
     links: Links
-    """Passes between them, and tributaries."""
-    ring: Ring
-    """Pixels where the outside may touch."""
+    """Passes between the branches, and deferred merges."""
+    border: Border
+    """Pixels at which branches continue outside the box."""
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give named flat arrays, for ``np.savez``."""
+        """Return named flat arrays, for ``np.savez``."""
         place = np.array([self.box.y0, self.box.x0, self.box.y1, self.box.x1, self.width])
         return {
             "place": place,
-            **_named("nodes", self.nodes),
-            **_named("links", self.links),
-            **_named("ring", self.ring),
+            **_to_named_arrays("nodes", self.nodes),
+            **_to_named_arrays("links", self.links),
+            **_to_named_arrays("border", self.border),
         }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> BranchGraph:
-        """Give the graph back from what `to_arrays` gave."""
+        """Return the graph from the result of `to_arrays`."""
         *corners, width = (int(value) for value in arrays["place"])
         return cls(
             Box(*corners),
             width,
-            _unnamed("nodes", Nodes, arrays),
-            _unnamed("links", Links, arrays),
-            _unnamed("ring", Ring, arrays),
+            _from_named_arrays("nodes", Nodes, arrays),
+            _from_named_arrays("links", Links, arrays),
+            _from_named_arrays("border", Border, arrays),
         )
 
 
 class ResolvedBranches(NamedTuple):
-    """What became of each living node of a graph."""
+    """Final decisions on the living nodes of a graph, one row each."""
 
     source: Int64
-    """Source that its top basin went to: global index of that source's peak."""
+    """Source that the basin of its peak belongs to: global index of the peak of that source."""
     footprint: Int64
     """Global index of the highest peak of its footprint."""
     flux: Int64
@@ -188,73 +247,73 @@ class ResolvedBranches(NamedTuple):
 
 
 NONE_RESOLVED = ResolvedBranches(*(np.zeros(0, np.int64) for _ in ResolvedBranches._fields))
-"""What is above the root: the graph of the whole image has no open node."""
+"""Input of the down-sweep at the root: the graph of the whole image has no open node."""
 
 
 class BranchTable(NamedTuple):
-    """What is known in a box about the branches that it must answer for."""
+    """What a box knows of the branches that it must answer for, one row each."""
 
-    top: Key
+    peak_key: Key
     """As in `Nodes`."""
-    cluster: Int32
+    survivor: Int32
     """As in `Nodes`."""
-    goal: Int32
+    absorber: Int32
     """As in `Nodes`."""
-    strength: Int64
+    death_flux: Int64
     """As in `Nodes`."""
-    total: Int64
-    """As in `Nodes`; the footprint's flux if nothing above has a say."""
-    above: Int32
-    """Its row in the graph that went up; -1 if it is no living node of it."""
+    total_flux: Int64
+    """As in `Nodes`; the flux of the footprint if the footprint is closed."""
+    open_row: Int32
+    """Row of the branch in the graph that was passed up; -1 if it is not a living node of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingBranches:
-    """What a box keeps for the way down."""
+    """What a box keeps between the up-sweep and the down-sweep."""
 
-    fates: BranchTable
-    """Branches."""
+    branches: BranchTable
+    """Branches, with what is decided about them and what is not."""
     rows: Int32
-    """Row of ``fates`` for each thing asked about: segments of a tile, nodes of the children."""
+    """Row in ``branches`` of each item to resolve: segments of a tile, or living nodes of the children."""
     area: Int64
-    """Pixels of each thing asked about (of its own basins)."""
+    """Number of pixels of each item, in its own basins."""
     splits: Int64
-    """Where the children's parts of ``rows`` begin and end; (0, len(rows)) for a tile."""
+    """Limits of the parts of ``rows`` that belong to each child; (0, len(rows)) for a tile."""
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give named flat arrays, for ``np.savez``."""
+        """Return named flat arrays, for ``np.savez``."""
         return {
             "rows": self.rows,
             "area": self.area,
             "splits": self.splits,
-            **_named("fates", self.fates),
+            **_to_named_arrays("branches", self.branches),
         }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> PendingBranches:
-        """Give the settlement back from what `to_arrays` gave."""
+        """Return the record from the result of `to_arrays`."""
         plain = (arrays[name] for name in ("rows", "area", "splits"))
-        return cls(_unnamed("fates", BranchTable, arrays), *plain)
+        return cls(_from_named_arrays("branches", BranchTable, arrays), *plain)
 
 
 def join(
     graphs: Sequence[BranchGraph], criterion: Criterion
 ) -> tuple[BranchGraph, PendingBranches]:
-    """Join the graphs of boxes that fill their hull, in any number, shape and order.
+    """Join the graphs of boxes that partition their hull, in any number, shape and order.
 
     Parameters
     ----------
     graphs : sequence of BranchGraph
         One for each child; the boxes partition their hull.
     criterion : Criterion
-        The same for all.
+        The same for all boxes.
 
     Returns
     -------
     graph : BranchGraph
         What is still open in the hull.
-    settlement : PendingBranches
-        To be kept until the verdicts on ``graph`` come down; see `resolve`.
+    pending : PendingBranches
+        Record to keep until ``graph`` is resolved; see `resolve`.
 
     Raises
     ------
@@ -263,155 +322,173 @@ def join(
     """
     hull = _check_hull([graph.box for graph in graphs])
     width = graphs[0].width
-    nodes, links, ring, living = _stack(graphs)
-    terminal = _resolve_ghosts(nodes, ring)
+    nodes, links, border, living = _concatenate_graphs(graphs)
+    terminal = _resolve_ghosts(nodes, border)
     splits = np.cumsum([0, *(len(rows) for rows in living)])
     rows = np.concatenate(living)
     area = nodes.area[rows]
-    nodes, number = _unite(nodes, terminal)
+    nodes, number = _merge_ghosts(nodes, terminal)
     links = links._replace(low=number[links.low], high=_renumber(number, links.high))
-    ring = _shut_doors(ring._replace(node=number[ring.node]), hull, width)
-    graph, settlement = contract(
-        BranchGraph(hull, width, nodes, links, ring), number[rows], criterion
+    border = _remove_inner_exits(border._replace(node=number[border.node]), hull, width)
+    graph, pending = contract(
+        BranchGraph(hull, width, nodes, links, border), number[rows], criterion
     )
-    return graph, PendingBranches(settlement.fates, settlement.rows, area, splits)
+    return graph, PendingBranches(pending.branches, pending.rows, area, splits)
 
 
 def resolve(
-    settlement: PendingBranches, verdicts: ResolvedBranches, criterion: Criterion
+    pending: PendingBranches, resolved: ResolvedBranches, criterion: Criterion
 ) -> list[ResolvedBranches]:
-    """Pass verdicts down: give those for each child, in the order they were joined.
+    """Resolve the open branches of the children of a box, in the order in which they were joined.
 
     Parameters
     ----------
-    settlement : PendingBranches
-        What `join` (or the tile) kept.
-    verdicts : ResolvedBranches
-        On the living nodes of the graph that went up; `NONE_RESOLVED` at the root.
+    pending : PendingBranches
+        Record that `join` returned.
+    resolved : ResolvedBranches
+        Decisions on the living nodes of the graph that `join` returned; `NONE_RESOLVED` at the root.
     criterion : Criterion
-        The same as on the way up.
+        The same as in the up-sweep.
+
+    Returns
+    -------
+    list of ResolvedBranches
+        One for each child.
     """
-    answers = _answer(settlement, verdicts, criterion)
-    return [take(answers, slice(a, b)) for a, b in pairwise(settlement.splits.tolist())]
+    rows = _resolve_rows(pending, resolved, criterion)
+    return [take_rows(rows, slice(a, b)) for a, b in pairwise(pending.splits.tolist())]
 
 
 def tabulate(
-    settlement: PendingBranches, verdicts: ResolvedBranches, criterion: Criterion
+    pending: PendingBranches, resolved: ResolvedBranches, criterion: Criterion
 ) -> SourceTable:
-    """Give the table from a tile's segments to sources; parameters as in `resolve`."""
-    answer = _answer(settlement, verdicts, criterion)
-    top = settlement.fates.top[settlement.rows]
-    peak = np.where(key_index(top) == answer.source, key_elevation(top), -1)
-    rows = SourceTable(answer.source, answer.footprint, settlement.area, peak)
+    """Return the table from the segments of a tile to sources; parameters as in `resolve`."""
+    rows = _resolve_rows(pending, resolved, criterion)
+    peak_key = pending.branches.peak_key[pending.rows]
+    peak = np.where(key_index(peak_key) == rows.source, key_elevation(peak_key), -1)
+    segments = SourceTable(rows.source, rows.footprint, pending.area, peak)
     background = SourceTable(*np.array([[NO_SOURCE], [NO_SOURCE], [0], [-1]]))
-    return _pile([background, rows])
+    return _concatenate([background, segments])
 
 
 def contract(
     graph: BranchGraph, rows: Int32, criterion: Criterion
 ) -> tuple[BranchGraph, PendingBranches]:
-    """Decide all that can be decided in a box, and give what is left open.
+    """Decide all that can be decided in a box, and return what is still open.
 
     Parameters
     ----------
     graph : BranchGraph
         All nodes and known passes of the box.
     rows : (n,) int32
-        Nodes about which `resolve` will be asked.
+        Nodes that `resolve` or `tabulate` will be asked for.
     criterion : Criterion
 
     Returns
     -------
     graph : BranchGraph
-        Only what is open, with the spanning tree and tributaries that it needs.
-    settlement : PendingBranches
-        Where each of ``rows`` goes, as far as is known.
+        The open nodes only, with the spanning tree and the deferred merges that they need.
+    pending : PendingBranches
+        What is known of the source that each of ``rows`` belongs to.
     """
-    nodes, links = _pile([graph.nodes]), _pile([graph.links])  # copies
-    undecided = nodes.ghost.copy()
-    undecided[graph.ring.node] = True
-    kept = _meet(nodes, links, np.argsort(links.level)[::-1], undecided, _enough(criterion))
-    flux = np.where(undecided, 0, nodes.total[nodes.cluster])
-    end = _follow(nodes.goal, nodes.strength, _threshold(flux, criterion))
-    final = ~undecided | (nodes.goal < 0) | (criterion.mincont_ppm == 0)
-    nodes = nodes._replace(goal=np.where(final, -1, end[nodes.goal]).astype(np.int32))
-    links = take(links, kept)
+    nodes, links = _concatenate([graph.nodes]), _concatenate([graph.links])  # copies
+    is_open = nodes.ghost.copy()
+    is_open[graph.border.node] = True
+    kept = _process_passes(
+        nodes, links, np.argsort(links.level)[::-1], is_open, _kernel_limits(criterion)
+    )
+    # 0 as the flux of an open footprint: only dynamics and area decide for now.
+    flux = np.where(is_open, 0, nodes.total_flux[nodes.survivor])
+    end = _follow_absorbers(nodes.absorber, nodes.death_flux, _minimum_flux(flux, criterion))
+    final = ~is_open | (nodes.absorber < 0) | (criterion.mincont_ppm == 0)
+    nodes = nodes._replace(absorber=np.where(final, -1, end[nodes.absorber]).astype(np.int32))
+    links = take_rows(links, kept)
     links = links._replace(low=end[links.low], high=_renumber(end, links.high))
-    living = undecided & (nodes.cluster == np.arange(len(end)))
-    return _open_part(graph, nodes, links, living), _closed_part(nodes, end[rows], living)
+    living = is_open & (nodes.survivor == np.arange(len(end)))
+    return _open_part(graph, nodes, links, living), _pending_part(nodes, end[rows], living)
 
 
 def _open_part(graph: BranchGraph, nodes: Nodes, links: Links, living: Flag) -> BranchGraph:
-    """Give the living nodes, and of the dead those that passes, or they, name."""
-    named = _reach(np.concatenate([links.low, links.high[links.high >= 0]]), nodes.goal)
-    rows = np.concatenate([np.flatnonzero(living), np.flatnonzero(named & ~living)])
-    number = numbering(rows, len(nodes.top))
-    nodes = take(nodes, rows)
-    nodes = nodes._replace(cluster=number[nodes.cluster], goal=_renumber(number, nodes.goal))
-    links = links._replace(low=number[links.low], high=_renumber(number, links.high))
-    ring = graph.ring._replace(node=number[graph.ring.node])
-    return BranchGraph(graph.box, graph.width, nodes, links, ring)
-
-
-def _closed_part(nodes: Nodes, rows: Int32, living: Flag) -> PendingBranches:
-    """Give the nodes that rows name, those that they may yet go to, and their clusters."""
-    named = _reach(rows, nodes.goal)
-    named[nodes.cluster[named]] = True
-    number = numbering(np.flatnonzero(named), len(named))
-    kept = take(nodes, named)
-    above = numbering(np.flatnonzero(living), len(named))[named]
-    goal = _renumber(number, kept.goal)
-    fates = BranchTable(kept.top, number[kept.cluster], goal, kept.strength, kept.total, above)
-    return PendingBranches(
-        fates, number[rows], np.zeros(len(rows), np.int64), np.array([0, len(rows)])
+    """Return the living nodes, and the dead ones that passes name, directly or through absorbers."""
+    named = _find_reachable(
+        np.concatenate([links.low, links.high[links.high >= 0]]), nodes.absorber
     )
+    rows = np.concatenate([np.flatnonzero(living), np.flatnonzero(named & ~living)])
+    number = invert_index(rows, len(nodes.peak_key))
+    nodes = take_rows(nodes, rows)
+    nodes = nodes._replace(
+        survivor=number[nodes.survivor], absorber=_renumber(number, nodes.absorber)
+    )
+    links = links._replace(low=number[links.low], high=_renumber(number, links.high))
+    border = graph.border._replace(node=number[graph.border.node])
+    return BranchGraph(graph.box, graph.width, nodes, links, border)
 
 
-def _answer(
-    settlement: PendingBranches, verdicts: ResolvedBranches, criterion: Criterion
+def _pending_part(nodes: Nodes, rows: Int32, living: Flag) -> PendingBranches:
+    """Return the nodes that rows name, those that may absorb them, and their survivors."""
+    named = _find_reachable(rows, nodes.absorber)
+    named[nodes.survivor[named]] = True
+    number = invert_index(np.flatnonzero(named), len(named))
+    kept = take_rows(nodes, named)
+    branches = BranchTable(
+        kept.peak_key,
+        number[kept.survivor],
+        _renumber(number, kept.absorber),
+        kept.death_flux,
+        kept.total_flux,
+        invert_index(np.flatnonzero(living), len(named))[named],
+    )
+    no_area, no_splits = np.zeros(len(rows), np.int64), np.array([0, len(rows)])
+    return PendingBranches(branches, number[rows], no_area, no_splits)
+
+
+def _resolve_rows(
+    pending: PendingBranches, resolved: ResolvedBranches, criterion: Criterion
 ) -> ResolvedBranches:
-    fates, own = settlement.fates, key_index(settlement.fates.top)
-    ruled = fates.above >= 0
-    # the appended value is what index -1 meets where nothing above has a say
-    source, footprint, flux = (np.append(column, 0)[fates.above] for column in verdicts)
-    source = np.where(ruled, source, own)
-    footprint = np.where(ruled, footprint, own)[fates.cluster]
-    flux = np.where(ruled, flux, fates.total)[fates.cluster]
-    end = _follow(fates.goal, fates.strength, _threshold(flux, criterion))
-    return take(ResolvedBranches(source[end], footprint, flux), settlement.rows)
+    """Return the final decision on each of the rows of a box."""
+    branches, own = pending.branches, key_index(pending.branches.peak_key)
+    is_open = branches.open_row >= 0
+    # The appended value is what row -1 selects; it is not used.
+    source, footprint, flux = (np.append(column, 0)[branches.open_row] for column in resolved)
+    source = np.where(is_open, source, own)
+    footprint = np.where(is_open, footprint, own)[branches.survivor]
+    flux = np.where(is_open, flux, branches.total_flux)[branches.survivor]
+    end = _follow_absorbers(branches.absorber, branches.death_flux, _minimum_flux(flux, criterion))
+    return take_rows(ResolvedBranches(source[end], footprint, flux), pending.rows)
 
 
-def _threshold(flux: Int64, criterion: Criterion) -> Int64:
-    """Give the least flux that is mincont of ``flux``, rounded up without overflow."""
+def _minimum_flux(flux: Int64, criterion: Criterion) -> Int64:
+    """Compute ``mincont`` of ``flux``, rounded up, without overflow."""
     whole, rest = np.divmod(flux, MILLION)
     return np.asarray(whole * criterion.mincont_ppm - (-rest * criterion.mincont_ppm // MILLION))
 
 
-class _Enough(NamedTuple):
-    """A criterion for the kernels; beyond this area and flux a sum need not be exact."""
+class _Limits(NamedTuple):
+    """A criterion for the kernels; sums need not be exact above the sufficient area and flux."""
 
     dynamics: int
     extended_dynamics: int
     minarea: int
     extended: int
-    area: int
-    flux: int
+    sufficient_area: int
+    sufficient_flux: int
 
 
-def _enough(criterion: Criterion) -> _Enough:
+def _kernel_limits(criterion: Criterion) -> _Limits:
     limit = np.array([criterion.flux_limit], np.int64)
-    return _Enough(
+    return _Limits(
         criterion.dynamics,
         criterion.extended_dynamics if criterion.extended else criterion.dynamics,
         criterion.minarea,
         criterion.extended,
         max(criterion.minarea, criterion.extended),
-        int(_threshold(limit, criterion)[0]),
+        int(_minimum_flux(limit, criterion)[0]),
     )
 
 
 @kernel
-def _find(parent: Int32, i: int) -> int:
+def _find_root(parent: Int32, i: int) -> int:
+    """Return the root of ``i`` in a union-find forest; halves the path."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -419,30 +496,35 @@ def _find(parent: Int32, i: int) -> int:
 
 
 @kernel
-def _meet(nodes: Nodes, links: Links, order: Int64, is_open: Flag, enough: _Enough) -> Flag:
-    """Take the passes in descending order; nodes, links and is_open change in place.
+def _process_passes(
+    nodes: Nodes, links: Links, order: Int64, is_open: Flag, limits: _Limits
+) -> Flag:
+    """Process the passes in descending order: Kruskal's algorithm.
 
-    Gives which links are still needed; is_open becomes whether the footprint is open.
+    Returns which links are still needed. Changes ``nodes``, ``links`` and ``is_open`` in place; at the
+    end ``is_open`` holds whether the footprint of a node is open.
     """
     kept = np.zeros(len(order), np.bool_)
-    branch = nodes.cluster.copy()  # union-find; the root is the highest node of the branch
+    branch = nodes.survivor.copy()  # union-find; the root is the highest node of the branch
     seen_area, seen_flux = nodes.area.copy(), nodes.flux.copy()
     for k in order:
         if links.high[k] >= 0:
-            loser, winner = _find(branch, links.low[k]), _find(branch, links.high[k])
+            loser, winner = _find_root(branch, links.low[k]), _find_root(branch, links.high[k])
             if loser == winner:
                 continue
             across = links.high[k]
-            if nodes.top[loser] > nodes.top[winner]:
+            if nodes.peak_key[loser] > nodes.peak_key[winner]:
                 loser, winner, across = winner, loser, links.low[k]
             branch[loser] = winner
             if is_open[loser]:
                 is_open[winner] = kept[k] = True
                 continue
-            _die(nodes, links, k, loser, across, enough)
-        into = _find(nodes.cluster, links.low[k])
-        if is_open[_find(branch, into)]:
-            kept[k] = seen_area[into] < enough.area or seen_flux[into] < enough.flux
+            _record_death(nodes, links, k, loser, across, limits)
+        into = _find_root(nodes.survivor, links.low[k])
+        if is_open[_find_root(branch, into)]:
+            kept[k] = (
+                seen_area[into] < limits.sufficient_area or seen_flux[into] < limits.sufficient_flux
+            )
         else:
             nodes.area[into] += links.area[k]
             nodes.flux[into] += links.flux[k]
@@ -450,91 +532,101 @@ def _meet(nodes: Nodes, links: Links, order: Int64, is_open: Flag, enough: _Enou
         seen_flux[into] += links.flux[k]
         links.low[k] = into
     for i in range(len(branch)):
-        nodes.cluster[i] = _find(nodes.cluster, i)
-        is_open[i] = is_open[_find(branch, i)]
+        nodes.survivor[i] = _find_root(nodes.survivor, i)
+        is_open[i] = is_open[_find_root(branch, i)]
     return kept
 
 
 @kernel
-def _die(nodes: Nodes, links: Links, k: int, loser: int, across: int, enough: _Enough) -> None:
-    """Judge a closed branch at pass k, which becomes a tributary of the node across."""
-    height = np.int64(nodes.top[loser] >> np.uint64(48)) - np.int64(links.level[k] >> np.uint64(48))
-    least = enough.dynamics if nodes.area[loser] < enough.extended else enough.extended_dynamics
-    passed = height >= least and nodes.area[loser] >= enough.minarea
-    nodes.strength[loser] = nodes.flux[loser] if passed else -1
-    nodes.goal[loser] = across
-    into = _find(nodes.cluster, across)
-    nodes.cluster[loser] = into
-    nodes.total[into] += nodes.total[loser]
+def _record_death(
+    nodes: Nodes, links: Links, k: int, loser: int, across: int, limits: _Limits
+) -> None:
+    """Judge a closed branch that dies at pass k; the pass becomes a deferred merge with the node across."""
+    height = np.int64(nodes.peak_key[loser] >> np.uint64(48)) - np.int64(
+        links.level[k] >> np.uint64(48)
+    )
+    minimum = limits.dynamics if nodes.area[loser] < limits.extended else limits.extended_dynamics
+    passed = height >= minimum and nodes.area[loser] >= limits.minarea
+    nodes.death_flux[loser] = nodes.flux[loser] if passed else -1
+    nodes.absorber[loser] = across
+    into = _find_root(nodes.survivor, across)
+    nodes.survivor[loser] = into
+    nodes.total_flux[into] += nodes.total_flux[loser]
     links.low[k], links.high[k] = into, -1
     links.area[k], links.flux[k] = nodes.area[loser], nodes.flux[loser]
 
 
 @kernel
-def _follow(goal: Int32, strength: Int64, threshold: Int64) -> Int32:
-    """Give the row where each row ends: the first on its way that is alive or strong enough."""
-    end = np.full(len(goal), -1, np.int32)
-    for i in range(len(goal)):
+def _follow_absorbers(absorber: Int32, death_flux: Int64, minimum: Int64) -> Int32:
+    """Return, for each row, the first row on its path of absorbers that lives or has the minimum flux."""
+    end = np.full(len(absorber), -1, np.int32)
+    for i in range(len(absorber)):
         last = i
-        while end[last] < 0 and goal[last] >= 0 and strength[last] < threshold[last]:
-            last = goal[last]
+        while end[last] < 0 and absorber[last] >= 0 and death_flux[last] < minimum[last]:
+            last = absorber[last]
         last = last if end[last] < 0 else end[last]
         end[last] = last
         j = i
         while end[j] < 0:
             end[j] = last
-            j = goal[j]
+            j = absorber[j]
     return end
 
 
-def _stack(graphs: Sequence[BranchGraph]) -> tuple[Nodes, Links, Ring, list[Int64]]:
-    """Put the tables of the children one below the other; also the rows of their living nodes."""
+def _concatenate_graphs(
+    graphs: Sequence[BranchGraph],
+) -> tuple[Nodes, Links, Border, list[Int64]]:
+    """Concatenate the tables of the children; also return the rows of the living nodes of each."""
     parts, living, start = [], [], 0
     for graph in graphs:
-        nodes, links, ring = graph.nodes, graph.links, graph.ring
-        shift = np.arange(start, start + len(nodes.top), dtype=np.int32)
-        nodes = nodes._replace(cluster=nodes.cluster + start, goal=_renumber(shift, nodes.goal))
+        nodes, links, border = graph.nodes, graph.links, graph.border
+        shift = np.arange(start, start + len(nodes.peak_key), dtype=np.int32)
+        nodes = nodes._replace(
+            survivor=nodes.survivor + start, absorber=_renumber(shift, nodes.absorber)
+        )
         links = links._replace(low=links.low + start, high=_renumber(shift, links.high))
-        parts.append((nodes, links, ring._replace(node=ring.node + start)))
-        living.append(start + np.flatnonzero(graph.nodes.cluster == np.arange(len(shift))))
+        parts.append((nodes, links, border._replace(node=border.node + start)))
+        living.append(start + np.flatnonzero(graph.nodes.survivor == np.arange(len(shift))))
         start += len(shift)
-    nodes, links, ring = (_pile(tables) for tables in zip(*parts, strict=True))
-    return nodes, links, ring, living
+    nodes, links, border = (_concatenate(tables) for tables in zip(*parts, strict=True))
+    return nodes, links, border, living
 
 
-def _resolve_ghosts(nodes: Nodes, ring: Ring) -> Int64:
-    """Give the node that each node's pixels climb to, as far as is known: pointer doubling."""
-    terminal = np.arange(len(nodes.top))
+def _resolve_ghosts(nodes: Nodes, border: Border) -> Int64:
+    """Return the node to which the pixels of each node climb, as far as is known, by pointer doubling."""
+    terminal = np.arange(len(nodes.peak_key))
     ghosts = np.flatnonzero(nodes.ghost)
-    tops, first, place = np.unique(nodes.top[ghosts], return_index=True, return_inverse=True)
+    keys, first, place = np.unique(nodes.peak_key[ghosts], return_index=True, return_inverse=True)
     terminal[ghosts] = ghosts[first][place]
-    _, here, there = np.intersect1d(key_index(tops), ring.pixel, return_indices=True)
-    terminal[ghosts[first[here]]] = ring.node[there]
+    _, here, there = np.intersect1d(key_index(keys), border.pixel, return_indices=True)
+    terminal[ghosts[first[here]]] = border.node[there]
     while (terminal[terminal] != terminal).any():
         terminal = terminal[terminal]
     return terminal
 
 
-def _unite(nodes: Nodes, terminal: Int64) -> tuple[Nodes, Int32]:
-    """Add ghosts to the nodes that they stand for; also the new row of each old one."""
+def _merge_ghosts(nodes: Nodes, terminal: Int64) -> tuple[Nodes, Int32]:
+    """Add ghosts to the nodes that they stand for; also return the new row of each old node."""
     sums = [np.zeros_like(nodes.area) for _ in range(3)]
-    for total, column in zip(sums, (nodes.area, nodes.flux, nodes.total), strict=True):
+    for total, column in zip(sums, (nodes.area, nodes.flux, nodes.total_flux), strict=True):
         np.add.at(total, terminal, column)
     rows = np.flatnonzero(terminal == np.arange(len(terminal)))
-    number = numbering(rows, len(terminal))[terminal]
-    nodes = nodes._replace(area=sums[0], flux=sums[1], total=sums[2])
-    nodes = nodes._replace(cluster=number[nodes.cluster], goal=_renumber(number, nodes.goal))
-    return take(nodes, rows), number
+    number = invert_index(rows, len(terminal))[terminal]
+    nodes = nodes._replace(area=sums[0], flux=sums[1], total_flux=sums[2])
+    nodes = nodes._replace(
+        survivor=number[nodes.survivor], absorber=_renumber(number, nodes.absorber)
+    )
+    return take_rows(nodes, rows), number
 
 
-def _shut_doors(ring: Ring, hull: Box, width: int) -> Ring:
-    """Shut the doors that lead into the hull, and drop pixels that have none left."""
-    y, x = np.divmod(ring.pixel, width)
-    doors = ring.doors.copy()
+def _remove_inner_exits(border: Border, hull: Box, width: int) -> Border:
+    """Remove the exits that lead into the hull, and pixels without any other exit."""
+    y, x = np.divmod(border.pixel, width)
+    exits = border.exits.copy()
     for direction, (dy, dx) in enumerate(NEIGHBOURS):
         inside = (y + dy >= hull.y0) & (y + dy < hull.y1) & (x + dx >= hull.x0) & (x + dx < hull.x1)
-        doors[inside] &= 255 ^ (1 << direction)
-    return take(ring._replace(doors=doors), doors > 0)
+        exits[inside] &= 255 ^ (1 << direction)
+    return take_rows(border._replace(exits=exits), exits > 0)
 
 
 def _check_hull(boxes: Sequence[Box]) -> Box:
@@ -544,41 +636,41 @@ def _check_hull(boxes: Sequence[Box]) -> Box:
     return hull
 
 
-def _reach(seeds: Int32, goal: Int32) -> Flag:
-    """Mark the rows that are seeds or can be reached from them."""
-    reached = np.zeros(len(goal), np.bool_)
+def _find_reachable(seeds: Int32, absorber: Int32) -> Flag:
+    """Return which rows are seeds or on the path of absorbers of a seed."""
+    reachable = np.zeros(len(absorber), np.bool_)
     while len(seeds):
-        reached[seeds] = True
-        seeds = goal[seeds]
+        reachable[seeds] = True
+        seeds = absorber[seeds]
         seeds = seeds[seeds >= 0]
-        seeds = np.unique(seeds[~reached[seeds]])
-    return reached
+        seeds = np.unique(seeds[~reachable[seeds]])
+    return reachable
 
 
-def numbering(rows: NDArray[np.integer[Any]], size: int) -> Int32:
-    """Give the place of each of ``size`` rows among ``rows``; -1 if it is not there."""
+def invert_index(rows: NDArray[np.integer[Any]], size: int) -> Int32:
+    """Return the position in ``rows`` of each of the numbers 0 to ``size`` - 1; -1 if it is not in ``rows``."""
     number = np.full(size, -1, np.int32)
     number[rows] = np.arange(len(rows), dtype=np.int32)
     return number
 
 
 def _renumber(number: Int32, rows: Int32) -> Int32:
-    """Give the new numbers of rows, where -1 stays -1."""
+    """Return the new numbers of rows; -1 stays -1."""
     return np.append(number, np.int32(-1))[rows]
 
 
-def _pile(tables: Sequence[_Columns]) -> _Columns:
+def _concatenate(tables: Sequence[_Columns]) -> _Columns:
     return type(tables[0])(*(np.concatenate(column) for column in zip(*tables, strict=True)))
 
 
-def take(table: _Columns, rows: Any) -> _Columns:
-    """Give some rows of a table: an index array, a slice or a mask."""
+def take_rows(table: _Columns, rows: Any) -> _Columns:
+    """Return some rows of a table: an index array, a slice or a mask."""
     return type(table)(*(column[rows] for column in table))
 
 
-def _named(prefix: str, table: Any) -> dict[str, NDArray[Any]]:
+def _to_named_arrays(prefix: str, table: Any) -> dict[str, NDArray[Any]]:
     return {f"{prefix}.{name}": column for name, column in table._asdict().items()}
 
 
-def _unnamed(prefix: str, kind: Any, arrays: dict[str, NDArray[Any]]) -> Any:
+def _from_named_arrays(prefix: str, kind: Any, arrays: dict[str, NDArray[Any]]) -> Any:
     return kind(*(arrays[f"{prefix}.{name}"] for name in kind._fields))

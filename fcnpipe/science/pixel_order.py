@@ -1,4 +1,14 @@
-"""A strict total order of the pixels of an image, and their neighbours in raster order."""
+"""Strict total order of the pixels of an image, and their neighbours in raster order.
+
+::
+
+    bits of a key   63 ... 48    47 ... 3              2 1 0
+                    elevation    2**45 - 1 - index     0; a direction in the level of a pass
+
+Of two pixels the one with the higher elevation has the greater key; at equal elevation, the one that
+comes first in raster order. With this order there are neither ties nor plateaus, and no result depends
+on the order in which tiles are processed.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +18,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 INDEX_BITS = 45
-"""Bits of a global pixel index in a key: images of up to 2**45 pixels."""
+"""Bits of a global pixel index in a key: an image has at most 2**45 pixels."""
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-"""(dy, dx) of the eight neighbours in raster order: direction 0 to 7."""
+"""(dy, dx) of the eight neighbours in raster order: directions 0 to 7."""
 
-_LAST = (1 << INDEX_BITS) - 1
+_LAST_INDEX = (1 << INDEX_BITS) - 1
 
 Int64 = NDArray[np.int64]
 Key = NDArray[np.uint64]
 
 
 def pixel_key(elevation: Any, index: Any) -> Key:
-    """Give the key of pixels: a strict total order, highest first by elevation, then raster order.
+    """Compute the keys of pixels.
 
     Parameters
     ----------
     elevation : array_like of uint16
     index : array_like of int64
         Global index y * width + x, below ``2**INDEX_BITS``.
+
+    Returns
+    -------
+    array of uint64
+        Greater for a higher elevation, then for a lower index.
     """
     high = np.asarray(elevation, np.uint64) << np.uint64(48)
     return np.asarray(
-        high | ((_LAST - np.asarray(index, np.int64)).astype(np.uint64) << np.uint64(3))
+        high | ((_LAST_INDEX - np.asarray(index, np.int64)).astype(np.uint64) << np.uint64(3))
     )
 
 
 def key_index(key: Key) -> Int64:
-    """Give the global index of the pixel with this key."""
-    return _LAST - ((key >> np.uint64(3)) & np.uint64(_LAST)).astype(np.int64)
+    """Return the global index of the pixel with this key."""
+    return _LAST_INDEX - ((key >> np.uint64(3)) & np.uint64(_LAST_INDEX)).astype(np.int64)
 
 
 def key_elevation(key: Key) -> Int64:
-    """Give the elevation of the pixel with this key."""
+    """Return the elevation of the pixel with this key."""
     return (key >> np.uint64(48)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Tables from segments to sources, and the selection of the sources that stay."""
+"""Selection of sources by size and peak over all tiles, and the labels of the selected ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_SOURCE = -1
-"""In a table of source ids: background, or a source that was dropped."""
+"""Source id of the background."""
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -17,55 +17,58 @@ Flag = NDArray[np.bool_]
 
 
 class SourceTable(NamedTuple):
-    """Where each segment of a tile went; row i is segment i, row 0 is background."""
+    """Source of each segment of a tile: row i is segment i, row 0 is the background."""
 
     source: Int64
-    """Source id, or `NO_SOURCE`."""
+    """Source id: global index of the peak of the source, or `NO_SOURCE`."""
     footprint: Int64
     """Global index of the highest peak of the footprint, or `NO_SOURCE`."""
     area: Int64
-    """Pixels of the segment in this tile."""
+    """Number of pixels of the segment in this tile."""
     peak: Int64
-    """Elevation of the source's peak if it lies in this segment, else -1."""
+    """Elevation of the peak of the source if it is in this segment, else -1."""
 
 
 class Selection(NamedTuple):
-    """The sources that stay, in order of id: row i has label i + 1."""
+    """Selected sources in ascending order of id: row i has label i + 1."""
 
     source: Int64
     """Source id: global index of the peak."""
     area: Int64
-    """Pixels."""
+    """Number of pixels."""
     peak: Int64
     """Elevation of the peak."""
     divided: Flag
-    """Whether its footprint holds another source that stays."""
+    """Whether another selected source is in the same footprint."""
 
 
 def select(
     tables: Iterable[SourceTable], minarea: int = 1, minpeak: int = 0, broad: int | None = None
 ) -> Selection:
-    """Give the sources with enough pixels, and a high enough peak if they are small, over all tiles.
-
-    Tables are read one at a time; memory grows with the number of sources only.
+    """Select the sources that have enough pixels and, unless they are large, a high enough peak.
 
     Parameters
     ----------
     tables : iterable of SourceTable
         One for each tile, in any order.
     minarea : int
-        Least pixels of a source.
+        Minimum number of pixels of a source.
     minpeak : int
-        Least elevation of its peak.
+        Minimum elevation of its peak.
     broad : int, optional
-        Pixels from which a source needs no ``minpeak``: what is that large and faint is no noise.
+        Number of pixels from which ``minpeak`` is not required: a faint source that large is not noise.
+
+    Notes
+    -----
+    Tables are read one at a time. Memory grows with the number of sources only.
     """
-    sums, fresh = np.zeros((0, 4), np.int64), [np.zeros((0, 4), np.int64)]
+    sums, added = np.zeros((0, 4), np.int64), [np.zeros((0, 4), np.int64)]
     for table in tables:
-        fresh.append(np.stack(table, axis=1)[table.source != NO_SOURCE])
-        if sum(map(len, fresh)) > len(sums):  # so each row is summed a few times, not once a tile
-            sums, fresh = _sum_rows(np.concatenate([sums, *fresh])), []
-    sums = _sum_rows(np.concatenate([sums, *fresh]))
+        added.append(np.stack(table, axis=1)[table.source != NO_SOURCE])
+        # Sum only when the added rows outnumber the sums: each row is then summed a few times, not once per tile.
+        if sum(map(len, added)) > len(sums):
+            sums, added = _sum_rows(np.concatenate([sums, *added])), []
+    sums = _sum_rows(np.concatenate([sums, *added]))
     stays = (sums[:, 2] >= minarea) & (sums[:, 3] >= minpeak)
     if broad is not None:
         stays |= sums[:, 2] >= max(minarea, broad)
@@ -74,15 +77,15 @@ def select(
     return Selection(source, area, peak, count[place] > 1)
 
 
-def relabel(table: SourceTable, selection: Selection) -> Int32:
-    """Give the label of each segment of a tile: (n + 1,) int32; 0 where no source stays."""
+def label_segments(table: SourceTable, selection: Selection) -> Int32:
+    """Return the label of each segment of a tile, (n + 1,) int32; 0 where its source is not selected."""
     place = np.searchsorted(selection.source, table.source)
     found = np.append(selection.source, NO_SOURCE - 1)[place] == table.source
     return np.where(found, place + 1, 0).astype(np.int32)
 
 
 def _sum_rows(rows: Int64) -> Int64:
-    """Give one row (source, footprint, area, peak) for each source, in order of source."""
+    """Return one row (source, footprint, area, peak) for each source, in ascending order of source."""
     source, first, place = np.unique(rows[:, 0], return_index=True, return_inverse=True)
     sums = np.stack([source, rows[first, 1], np.zeros_like(source), rows[first, 3]], axis=1)
     np.add.at(sums[:, 2], place, rows[:, 2])

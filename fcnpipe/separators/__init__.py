@@ -1,4 +1,4 @@
-"""Separators: from elevation and foreground to sources. A new one is one new file here."""
+"""Separators: divide the foreground of a tile into segments of sources. A new separator is one new file here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a separator is: from maps of a tile to segments, and what its seams leave open."""
+"""Protocol of separators: from the maps of a tile to segments and records that join tiles."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fcnpipe.science.merge_tree import Criterion
 
 
 class Separator(Protocol):
-    """Divides the foreground of a tile; picklable, the same for any tiling."""
+    """Divides the foreground of a tile into segments; picklable, with the same sources for any tiling."""
 
     @property
     def criterion(self) -> Criterion:
-        """What a branch must have to stay a source; the same for tiles and joins."""
+        """Minimum values of a branch that stays a source; the same for tiles and joins."""
         ...
 
     def separate(
@@ -28,16 +28,16 @@ class Separator(Protocol):
         shape: tuple[int, int],
         weights: NDArray[np.int64] | None = None,
     ) -> SeparatedTile:
-        """Give the segments of a core, and what its neighbours must know.
+        """Divide the foreground of a core into segments.
 
         Parameters
         ----------
         elevation : (h, w) uint16
-            Over ``core`` grown by 1 px on each side and clipped to the image.
+            Elevation over ``core`` grown by 1 px on each side and clipped to the image.
         mask : (h, w) bool
-            True is foreground; the same pixels.
+            True where a pixel is foreground; the same box.
         core : Box
-            What the tile answers for.
+            Pixels of the tile.
         shape : (int, int)
             Height and width of the whole image.
         weights : (h, w) int64, optional
@@ -46,6 +46,6 @@ class Separator(Protocol):
         Returns
         -------
         SeparatedTile
-            Its graph is joined by `fcnpipe.science.merge_tree.join`, whatever the separator.
+            Segments, and the records that `fcnpipe.science.merge_tree.join` joins for every separator.
         """
         ...

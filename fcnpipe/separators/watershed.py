@@ -1,4 +1,4 @@
-"""The standard separator: basins of steepest ascent, merged where a branch is too weak."""
+"""Default separator: watershed by steepest ascent, with weak branches merged into their neighbours."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fcnpipe.science.merge_tree import Criterion
 
 @dataclass(frozen=True, slots=True)
 class Watershed:
-    """Basins of the elevation; see `fcnpipe.science.merge_tree` for the rule by which they merge.
+    """Watershed of the elevation; `fcnpipe.science.merge_tree` defines how basins merge.
 
     Attributes
     ----------
     criterion : Criterion
-        What a branch must have to stay a source.
+        Minimum values of a branch that stays a source.
     """
 
     criterion: Criterion
@@ -32,5 +32,5 @@ class Watershed:
         shape: tuple[int, int],
         weights: NDArray[np.int64] | None = None,
     ) -> SeparatedTile:
-        """Give the segments of a core; parameters as in `Separator.separate`."""
+        """Divide the foreground of a core into segments; parameters as in `Separator.separate`."""
         return separate(elevation, mask, core, shape, self.criterion, weights)

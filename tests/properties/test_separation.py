@@ -113,7 +113,7 @@ def test_any_tree_of_tiles_gives_the_definition(case: tuple[Any, ...]) -> None:
     run = TiledSeparation(*maps).run(tree)
     np.testing.assert_array_equal(run.paint("source"), source)
     np.testing.assert_array_equal(run.paint("footprint"), footprint)
-    assert not len(run.graphs[-1].nodes.top)
+    assert not len(run.graphs[-1].nodes.peak_key)
 
 
 @settings(max_examples=25)

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from fcnpipe.core.errors import PlanError
 from fcnpipe.core.geometry import Box
-from fcnpipe.science.basins import DIVIDED, GROUP, separate, separate_whole
+from fcnpipe.science.basins import MAY_BE_SADDLE, UPPER_COMPONENT, separate, separate_whole
 from fcnpipe.science.merge_tree import Criterion
 from fcnpipe.science.pixel_order import NEIGHBOURS, key_index
 from fcnpipe.testing.separation import true_sources
@@ -22,11 +22,11 @@ def test_groups_of_higher_neighbours_are_those_of_scipy(pattern: int) -> None:
     for direction, (dy, dx) in enumerate(NEIGHBOURS):
         square[1 + dy, 1 + dx] = pattern >> direction & 1
     labels, count = ndimage.label(square, np.ones((3, 3)))
-    assert DIVIDED[pattern] == (count > 1)
+    assert MAY_BE_SADDLE[pattern] == (count > 1)
     for direction, (dy, dx) in enumerate(NEIGHBOURS):
         if label := labels[1 + dy, 1 + dx]:
             members = [d for d, (y, x) in enumerate(NEIGHBOURS) if labels[1 + y, 1 + x] == label]
-            assert GROUP[pattern, direction] == min(members)
+            assert UPPER_COMPONENT[pattern, direction] == min(members)
 
 
 def test_every_basin_stays_without_a_criterion() -> None:
@@ -74,15 +74,15 @@ def test_ring_holds_the_pixels_with_foreground_beyond_the_core() -> None:
     graph = separate(
         mask[:3, :4].astype(np.uint16), mask[:3, :4], Box(0, 0, 2, 3), (4, 5), Criterion()
     ).graph
-    assert graph.ring.pixel.tolist() == [1 * 5 + 2]
-    assert graph.ring.doors.tolist() == [1 << 4]
+    assert graph.border.pixel.tolist() == [1 * 5 + 2]
+    assert graph.border.exits.tolist() == [1 << 4]
 
 
 def test_a_path_that_leaves_the_tile_ends_in_a_ghost() -> None:
     ramp = np.arange(1, 6, dtype=np.uint16)[None]
     graph = separate(ramp[:, :4], ramp[:, :4] > 0, Box(0, 0, 1, 3), (1, 5), Criterion()).graph
     assert graph.nodes.ghost.tolist() == [True]
-    assert key_index(graph.nodes.top).tolist() == [3]
+    assert key_index(graph.nodes.peak_key).tolist() == [3]
     assert graph.nodes.area.tolist() == [3]
 
 

@@ -37,14 +37,14 @@ def leaf_graphs(edge: tuple[int, int] = (6, 7)) -> list[BranchGraph]:
 
 @given(st.integers(0, 2**62), st.integers(0, MILLION))
 def test_threshold_is_exact_without_overflow(flux: int, ppm: int) -> None:
-    least = int(merge_tree._threshold(np.array([flux]), Criterion(mincont_ppm=ppm))[0])
+    least = int(merge_tree._minimum_flux(np.array([flux]), Criterion(mincont_ppm=ppm))[0])
     assert least >= Fraction(ppm, MILLION) * flux > least - 1
 
 
 def test_records_survive_a_file() -> None:
     graphs = leaf_graphs()
-    graph, settlement = join(graphs[:2], Criterion(2, 3))
-    for record, kind in ((graph, BranchGraph), (settlement, PendingBranches)):
+    graph, pending = join(graphs[:2], Criterion(2, 3))
+    for record, kind in ((graph, BranchGraph), (pending, PendingBranches)):
         file = io.BytesIO()
         np.savez(file, **record.to_arrays())
         file.seek(0)
@@ -77,7 +77,7 @@ def test_a_footprint_inside_a_tile_does_not_go_up() -> None:
     elevation = np.zeros((8, 8), np.uint16)
     elevation[1:3, 1:3] = 5
     leaf = separate(elevation[:5, :5], elevation[:5, :5] > 0, Box(0, 0, 4, 4), (8, 8), Criterion())
-    assert not any(map(len, (*leaf.graph.nodes, *leaf.graph.links, *leaf.graph.ring)))
+    assert not any(map(len, (*leaf.graph.nodes, *leaf.graph.links, *leaf.graph.border)))
 
 
 def test_pixels_go_to_the_source_they_touch_not_to_the_highest() -> None:

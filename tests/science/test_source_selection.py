@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcnpipe.science.source_selection import NO_SOURCE, SourceTable, relabel, select
+from fcnpipe.science.source_selection import NO_SOURCE, SourceTable, label_segments, select
 
 
 def table(*rows: tuple[int, int, int, int]) -> SourceTable:
@@ -24,7 +24,7 @@ def test_select_adds_over_tiles_and_ranks() -> None:
     assert selection.area.tolist() == [4, 3]
     assert selection.peak.tolist() == [6, 9]
     assert selection.divided.tolist() == [True, True]
-    assert [relabel(t, selection).tolist() for t in tables] == [[0, 2, 1], [0, 1, 0], [0, 0]]
+    assert [label_segments(t, selection).tolist() for t in tables] == [[0, 2, 1], [0, 1, 0], [0, 0]]
 
 
 def test_a_footprint_whose_other_sources_were_dropped_is_not_divided() -> None:
@@ -35,7 +35,7 @@ def test_a_footprint_whose_other_sources_were_dropped_is_not_divided() -> None:
 def test_select_of_nothing_is_empty() -> None:
     selection = select([])
     assert [len(column) for column in selection] == [0, 0, 0, 0]
-    assert relabel(table((3, 3, 8, 9)), selection).tolist() == [0, 0]
+    assert label_segments(table((3, 3, 8, 9)), selection).tolist() == [0, 0]
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8))

@@ -34,7 +34,7 @@ def separate(job: Job, name: str) -> Facts:
         elevation, foreground, core, job.plan.shape, weights
     )
     checksums = job.write_maps(core, {"segments": found.segments})
-    job.store.put_arrays("settlement", name, found.settlement.to_arrays())
+    job.store.put_arrays("settlement", name, found.pending.to_arrays())
     job.store.put_arrays("graph", name, found.graph.to_arrays())
     return {"segments": int(found.segments.max(initial=0)), **checksums}
 
@@ -43,17 +43,17 @@ def join(job: Job, name: str) -> Facts:
     """Join the graphs of up to four child nodes into the graph of their parent."""
     children = _children(job, name)
     graphs = [BranchGraph.from_arrays(job.store.get_arrays("graph", child)) for child in children]
-    graph, settlement = merge_tree.join(graphs, job.criteria.branch)
-    job.store.put_arrays("settlement", name, settlement.to_arrays())
+    graph, pending = merge_tree.join(graphs, job.criteria.branch)
+    job.store.put_arrays("settlement", name, pending.to_arrays())
     job.store.put_arrays("graph", name, graph.to_arrays())
     return {}
 
 
 def settle(job: Job, name: str) -> Facts:
-    """Pass the verdicts on a node down to its children."""
-    settlement = PendingBranches.from_arrays(job.store.get_arrays("settlement", name))
-    verdicts = merge_tree.resolve(settlement, _verdicts(job, name), job.criteria.branch)
-    for child, answer in zip(_children(job, name), verdicts, strict=True):
+    """Pass the resolved branches of a node down to its children."""
+    pending = PendingBranches.from_arrays(job.store.get_arrays("settlement", name))
+    resolved = merge_tree.resolve(pending, _read_resolved(job, name), job.criteria.branch)
+    for child, answer in zip(_children(job, name), resolved, strict=True):
         job.store.put_arrays("verdicts", child, answer._asdict())
     return {}
 
@@ -95,21 +95,21 @@ def _children(job: Job, name: str) -> list[str]:
     return [child.name for child in parse_node_name(name).children(job.plan.tiles.counts)]
 
 
-def _verdicts(job: Job, name: str) -> ResolvedBranches:
-    """Return the verdicts that were passed down to a node; the root has none."""
+def _read_resolved(job: Job, name: str) -> ResolvedBranches:
+    """Return the resolved branches that were passed down to a node; the root has none."""
     if not job.store.has_arrays("verdicts", name):
         return NONE_RESOLVED
     return ResolvedBranches(**job.store.get_arrays("verdicts", name))
 
 
 def _tabulate(job: Job, name: str) -> SourceTable:
-    settlement = PendingBranches.from_arrays(job.store.get_arrays("settlement", name))
-    return merge_tree.tabulate(settlement, _verdicts(job, name), job.criteria.branch)
+    pending = PendingBranches.from_arrays(job.store.get_arrays("settlement", name))
+    return merge_tree.tabulate(pending, _read_resolved(job, name), job.criteria.branch)
 
 
 def _label_table(table: SourceTable, selection: Selection) -> Arrays:
     """Return the label of each segment, and for each label its source and whether it was deblended."""
-    label = source_selection.relabel(table, selection)
+    label = source_selection.label_segments(table, selection)
     present = np.unique(label[label > 0])
     rows = present - 1
     return {
