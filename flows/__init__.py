@@ -1,7 +1,7 @@
-"""Prefect flows: names, retries and artifacts around the stages of :mod:`fcnpipe.pipeline.run`.
+"""Prefect flows around :mod:`fcnpipe.pipeline.run`: one task for each stage, retries, artifacts.
 
-Importing it makes Prefect quiet and keeps it off the network, unless the environment says
-otherwise; so it has to come before Prefect itself.
+Importing this package before Prefect makes Prefect quiet and disables its telemetry, unless the
+environment sets these options otherwise.
 """
 
 import os
@@ -16,10 +16,10 @@ QUIET = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLI_PROMPT": "false",
 }
-"""Settings for a run by hand. A worker has read its own before it comes here."""
+"""Settings for flows that are started as a command. A worker reads its own settings before this import."""
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 with pause_collection():
-    import prefect  # noqa: F401  what is built on it is imported sooner
+    import prefect  # noqa: F401  imported here, so that the pause of the garbage collector covers it

@@ -1,4 +1,4 @@
-"""What a flow shows of a run: its progress, its result, pictures, and the tiles that failed."""
+"""Prefect artifacts of a run: progress, result, run report, pictures, failed tiles."""
 
 from __future__ import annotations
 
@@ -25,15 +25,20 @@ from fcnpipe.reporting.progress import StageTally, describe_failure
 from fcnpipe.stores import open_store
 
 UPDATE_EVERY_SECONDS = 5.0
-"""Least time between two updates of a progress artifact: each is a call to the server."""
-ROWS_SHOWN = 1000
-"""Most rows of a table artifact: what the server keeps does not grow with the image."""
+"""Minimum time between two updates of a progress artifact, each of which is a call to the server."""
+MAX_ROWS = 1000
+"""Maximum number of rows of a table artifact, so that its size does not grow with the image."""
 
 
 class StageArtifact:
-    """Shows one stage as a progress artifact and logs the tiles that fail.
+    """An observer that shows a stage as a progress artifact and logs its failed tiles.
 
-    It is an observer of :mod:`fcnpipe.pipeline.run`. ``failed`` holds one line for each task that failed.
+    Attributes
+    ----------
+    failed : list of str
+        One line for each failed task.
+    tally : StageTally
+        Number of tasks and pixels that are done.
     """
 
     def __init__(self) -> None:
@@ -43,7 +48,7 @@ class StageArtifact:
         self._updated = 0.0
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
-        """Create the artifact."""
+        """Create the progress artifact."""
         self.tally = StageTally(stage, tasks, pixels)
         self._artifact = create_progress_artifact(
             0.0, key=f"stage-{stage}", description=f"{stage}: {tasks} tasks, {pixels} px"
@@ -51,7 +56,7 @@ class StageArtifact:
         self._updated = time.monotonic()
 
     def report(self, report: TaskReport) -> None:
-        """Count a task, and now and then tell the server."""
+        """Count a task, and update the artifact from time to time."""
         self.tally.add(report)
         if report.error:
             self.failed.append(f"{report.name} ({report.stage}: {report.error})")
@@ -60,7 +65,7 @@ class StageArtifact:
             self._update(100.0 * self.tally.done / max(self.tally.tasks, 1))
 
     def end(self, stage: str, seconds: float) -> None:
-        """Complete the artifact and log the stage's summary."""
+        """Complete the artifact and log the summary of the stage."""
         self._update(100.0)
         get_run_logger().info(self.tally.summary(seconds))
 
@@ -70,81 +75,85 @@ class StageArtifact:
 
 
 @dataclass
-class Account:
-    """What is told at the end of a flow run.
+class RunSummary:
+    """The result of a flow run, for its return value and its artifacts.
 
     Attributes
     ----------
     spec : RunSpec
-        The run.
+        Options of the run.
     tiles : int
-        Of the image.
+        Number of tiles of the image.
     stages : list of str
-        One line for each that is through.
+        One line for each completed stage.
     failed : tuple of str
-        Tiles that failed, each with the reason.
-    facts : dict
-        What a finished run gave: ``path``, ``tiles``, ``found`` (it was there already); ``sources``
-        and ``catalogue``, or ``outputs``.
+        Failed tiles, each with the reason.
+    result : dict
+        Result of a finished run: ``path``, ``tiles``, ``found`` (whether a finished store was there
+        already); ``sources`` and ``catalogue``, or ``outputs``.
+    started : float
+        Time of the start, as returned by `time.monotonic`.
+    found : bool
+        Whether there was nothing to do.
     """
 
     spec: RunSpec
     tiles: int = 0
     stages: list[str] = field(default_factory=list)
     failed: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
-    begun: float = field(default_factory=time.monotonic)
+    result: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
     found: bool = True
 
-    def begin(self, plan: Plan) -> None:
-        """Take down that there is something to do."""
+    def set_plan(self, plan: Plan) -> None:
+        """Record that the run has tiles to process."""
         self.found, self.tiles = False, len(plan.tiles)
 
-    def finish(self) -> None:
-        """Take down what the finished store holds."""
+    def read_result(self) -> None:
+        """Read the result from the finished store."""
         store = open_store(self.spec.out)
         self.tiles = len(store.layout.grid)
-        self.facts = {"path": self.spec.out, "tiles": self.tiles, "found": self.found}
+        self.result = {"path": self.spec.out, "tiles": self.tiles, "found": self.found}
         if store.has_sources:
-            self.facts |= {
+            self.result |= {
                 "sources": store.n_sources,
                 "catalogue": locate_catalogue(self.spec.out),
             }
         else:
-            self.facts["outputs"] = [output.name for output in store.layout.maps]
+            self.result["outputs"] = [output.name for output in store.layout.maps]
 
     def publish(self) -> None:
         """Create the artifacts."""
-        create_markdown_artifact(self.markdown(), key="result", description=self.spec.out)
-        show_report(self.spec.out)
+        create_markdown_artifact(self.render_markdown(), key="result", description=self.spec.out)
+        publish_report(self.spec.out)
         if self.failed:
-            rows = [_split(name) for name in self.failed[:ROWS_SHOWN]]
+            rows = [_parse_failure(name) for name in self.failed[:MAX_ROWS]]
             create_table_artifact(rows, key="failed-tiles", description=f"{len(self.failed)} tiles")
-        if self.facts:
-            show_pictures(self.spec.out)
+        if self.result:
+            publish_pictures(self.spec.out)
 
-    def markdown(self) -> str:
-        """Give a table of sources, tiles and paths, the failed tiles, and a line for each stage."""
+    def render_markdown(self) -> str:
+        """Return Markdown with a table of the result, the failed tiles, and a line for each stage."""
         facts: dict[str, Any] = {
             "path": f"{self.spec.out}.partial",
             "tiles": self.tiles,
-            **self.facts,
+            **self.result,
         }
         facts |= {
             "failed tiles": len(self.failed),
-            "seconds": f"{time.monotonic() - self.begun:.1f}",
+            "seconds": f"{time.monotonic() - self.started:.1f}",
         }
         rows = [f"| {name} | {value} |" for name, value in facts.items()]
-        names = [f"- {name}" for name in self.failed[:ROWS_SHOWN]]
+        names = [f"- {name}" for name in self.failed[:MAX_ROWS]]
         return "\n".join(["| | |", "|---|---|", *rows, "", *names, "", "```", *self.stages, "```"])
 
 
-def show_report(out: str) -> None:
-    """Create a Markdown artifact of what the run took, if it came so far that this was written."""
+def publish_report(out: str) -> None:
+    """Create a Markdown artifact of the run report, if the run has written one."""
     try:
         report = read_report(out)
     except (OSError, FcnpipeError) as error:
-        get_run_logger().warning(f"no report of {out}: {error}")
+        get_run_logger().warning(f"no run report of {out}: {error}")
         return
     if report is not None:
         create_markdown_artifact(
@@ -152,25 +161,25 @@ def show_report(out: str) -> None:
         )
 
 
-def show_pictures(out: str) -> None:
-    """Create image artifacts of the result and its sky, as data: URLs.
+def publish_pictures(out: str) -> None:
+    """Create image artifacts of the result and its background, as data: URLs.
 
     Notes
     -----
-    The run has landed: a picture that cannot be drawn is a warning, not a failure.
+    The result is complete by then: a picture that cannot be drawn is a warning, not a failure.
     """
     try:
         store = open_store(out)
-        sky, words = thumbnails.draw_sky_thumbnail(store)
+        sky, description = thumbnails.draw_sky_thumbnail(store)
         preview = thumbnails.draw_result_thumbnail(store)
     except Exception as error:
         get_run_logger().warning(f"no pictures of {out}: {error}")
         return
     create_image_artifact(thumbnails.encode_data_url(preview), key="preview", description=out)
-    create_image_artifact(thumbnails.encode_data_url(sky), key="sky", description=words)
+    create_image_artifact(thumbnails.encode_data_url(sky), key="sky", description=description)
 
 
-def _split(failure: str) -> dict[str, str]:
-    """Give the columns of one line about a tile, ``r000c001 (predict: disk full)``."""
+def _parse_failure(failure: str) -> dict[str, str]:
+    """Return tile and reason of a line such as ``r000c001 (predict: disk full)``."""
     tile, _, reason = failure.partition(" (")
     return {"tile": tile, "reason": reason.removesuffix(")")}

@@ -1,25 +1,35 @@
-"""A flow as a command, for runs by hand."""
+"""Flows as commands: ``python -m flows.segment`` and the like."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from fcnpipe.cli.exit_codes import leave, run_command, stopped_by_signals
 from fcnpipe.core.garbage_collection import freeze_objects
 
+Retries = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Number of retries of a failed stage.")
+]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="s", help="Time limit of a stage; no limit by default.")
+]
+AtOnce = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Number of images processed at the same time.")
+]
 
-def run_by_hand(start: Callable[..., Any], name: str) -> None:
-    """Run a command and leave with the exit codes of ``fcnpipe``.
+
+def run_as_command(start: Callable[..., Any], name: str) -> None:
+    """Run the command of a flow and exit with the codes of ``fcnpipe``.
 
     Parameters
     ----------
     start : callable
-        What ``typer`` makes a command of.
+        Function from which ``typer`` makes the command.
     name : str
-        Of the module.
+        Name of the module.
     """
     freeze_objects()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -1,15 +1,15 @@
-"""What killed runs have left behind, as a Prefect flow to be scheduled.
+"""Removal of leftovers of killed runs, as a Prefect flow for a schedule.
 
 ::
 
-    files   stores that nobody works on any more, what a writer or a lock left, results that
-            only want their name
-    runs    of these flows, Running or Pending on the server and silent: Crashed
+    files   abandoned unfinished stores, temporary files of writers and locks, finished results
+            that only lack their final name
+    runs    flow runs that are Running or Pending on the server without any activity: set to Crashed
 
-Nothing is removed unless ``remove`` is set: a run without it shows what it would do. What a live run
-holds is never touched, nor what is younger than an age, nor what is no work of ours.
+Without ``remove`` a run only lists what it would do. Files of running runs, files younger than a minimum
+age and files of other programs are never touched.
 
-By hand, with or without a server::
+Run the flow from the command line, with or without a Prefect server::
 
     python -m flows.maintain FOLDER... --older-than-days 7 --remove
 """
@@ -46,16 +46,16 @@ from pydantic import Field
 
 from fcnpipe.core.errors import SpecError
 from fcnpipe.survey import cleanup
-from flows.artifacts import ROWS_SHOWN
-from flows.command_line import run_by_hand
+from flows.artifacts import MAX_ROWS
+from flows.command_line import run_as_command
 from flows.temporary_server import temporary_server
 
-NAMES = ("segment", "predict", "survey", "watch", "train", "maintain")
-"""Flows whose runs are looked after."""
+FLOW_NAMES = ("segment", "predict", "survey", "watch", "train", "maintain")
+"""Flows whose runs are checked."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
-LEAST_SILENCE_SECONDS = 600.0
-"""A run that is well may say nothing for three minutes, Prefect's interval between heartbeats."""
-SECONDS_A_DAY = 86400.0
+MIN_SILENT_SECONDS = 600.0
+"""Minimum of ``silent_seconds``: a healthy run is silent for up to 180 s, the interval of heartbeats."""
+SECONDS_PER_DAY = 86400.0
 
 
 @flow(name="maintain", retries=0, persist_result=False)
@@ -63,55 +63,55 @@ def maintain(
     folders: list[str],
     older_than_days: Annotated[float, Field(ge=0)] = 7.0,
     remove: bool = False,
-    silent_seconds: Annotated[float, Field(ge=LEAST_SILENCE_SECONDS)] = 1800.0,
+    silent_seconds: Annotated[float, Field(ge=MIN_SILENT_SECONDS)] = 1800.0,
 ) -> dict[str, int]:
-    """Remove what killed runs have left, and call those Crashed that are Running in name only.
+    """Remove leftovers of killed runs, and set dead flow runs to Crashed.
 
     Parameters
     ----------
     folders : list of str
-        Where stores lie; folders in them are looked into too.
+        Folders with stores; subfolders are searched too.
     older_than_days : float
-        What has changed since is left alone.
+        Minimum age in days; files that have changed since are kept.
     remove : bool
-        Whether to do it; else it is only shown.
+        Whether to remove leftovers; otherwise they are only listed.
     silent_seconds : float
-        A run that gave no sign for so long is dead.
+        Time in seconds without activity after which a flow run counts as dead.
 
     Returns
     -------
     dict
-        How many files and folders were ``found`` and ``cleared``, and how many runs were ``silent``.
+        Number of files and folders that were ``found`` and ``cleared``, and of ``silent`` runs.
 
     Raises
     ------
     InputError
-        If a folder is not there.
+        If a folder does not exist.
     """
     rows = [
-        _treat(leftover, remove)
+        _clean_up(leftover, remove)
         for folder in folders
-        for leftover in cleanup.find_leftovers(folder, older_than_days * SECONDS_A_DAY)
+        for leftover in cleanup.find_leftovers(folder, older_than_days * SECONDS_PER_DAY)
     ]
     silent = crash_silent_runs(silent_seconds, remove)
-    done = "done" if remove else "nothing removed, this is what would be done"
+    mode = "removed" if remove else "nothing removed, run with remove=true to remove them"
     create_table_artifact(
-        [*silent, *rows][:ROWS_SHOWN],
+        [*silent, *rows][:MAX_ROWS],
         key="maintenance",
-        description=f"{len(rows)} leftovers, {len(silent)} silent runs: {done}",
+        description=f"{len(rows)} leftovers, {len(silent)} silent runs: {mode}",
     )
     cleared = sum(row["done"] == "yes" for row in rows)
     return {"found": len(rows), "cleared": cleared, "silent": len(silent)}
 
 
-def _treat(leftover: cleanup.Leftover, remove: bool) -> dict[str, Any]:
-    """Clear a leftover, if that is wanted; give its row."""
+def _clean_up(leftover: cleanup.Leftover, remove: bool) -> dict[str, Any]:
+    """Remove a leftover if ``remove`` is set; return its row."""
     row = asdict(leftover) | {"age_seconds": round(leftover.age_seconds), "done": "no"}
     if not remove or leftover.action == "keep":
         return row
     try:
         cleanup.clean_up(leftover)
-    except OSError as error:  # one that cannot be removed never stops the rest
+    except OSError as error:  # one leftover that cannot be removed must not stop the others
         return row | {"reason": str(error).splitlines()[0]}
     get_run_logger().info(f"{leftover.path}: {leftover.action}")
     return row | {"done": "yes"}
@@ -120,29 +120,29 @@ def _treat(leftover: cleanup.Leftover, remove: bool) -> dict[str, Any]:
 def crash_silent_runs(
     silent_seconds: float, remove: bool, now: datetime | None = None
 ) -> list[dict[str, Any]]:
-    """Set runs to Crashed that gave no sign for so long; only name them without ``remove``."""
+    """Set flow runs without activity to Crashed, or only list them without ``remove``."""
     now, rows = now or datetime.now(UTC), []
     with get_client(sync_client=True) as client:
         for found in _list_open_runs(client):
-            sign = _last_sign(client, found, now)
-            silent = (now - sign).total_seconds()
+            latest = _find_last_activity(client, found, now)
+            silent = (now - latest).total_seconds()
             if silent < silent_seconds:
                 continue
             if remove:
-                message = f"no sign of life since {sign:%Y-%m-%d %H:%M:%S} UTC"
+                message = f"no activity since {latest:%Y-%m-%d %H:%M:%S} UTC"
                 client.set_flow_run_state(found.id, Crashed(message=message))
             rows.append(_describe(found, silent, remove))
     return rows
 
 
 def _list_open_runs(client: SyncPrefectClient) -> list[FlowRun]:
-    """Give the runs of our flows that the server takes for alive, without this one."""
+    """Return the runs of these flows that the server regards as alive, without the current run."""
     kinds = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
     own = flow_run.get_id()
     found: list[FlowRun] = []
     while True:
         page = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=list(NAMES))),
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOW_NAMES))),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=kinds)),
                 id=FlowRunFilterId(not_any_=[UUID(own)]) if own else None,
@@ -155,12 +155,12 @@ def _list_open_runs(client: SyncPrefectClient) -> list[FlowRun]:
             return found
 
 
-def _last_sign(client: SyncPrefectClient, found: FlowRun, now: datetime) -> datetime:
-    """Give when a run was last heard of: its state, those of its tasks, or a heartbeat."""
-    signs = [found.state.timestamp] if found.state else [found.created or now]
+def _find_last_activity(client: SyncPrefectClient, found: FlowRun, now: datetime) -> datetime:
+    """Return the time of the last state of a run or of its tasks, or of its last heartbeat."""
+    times = [found.state.timestamp] if found.state else [found.created or now]
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[found.id]))
     tasks = client.read_task_runs(flow_run_filter=wanted, limit=200)
-    signs += [task.state.timestamp for task in tasks if task.state]
+    times += [task.state.timestamp for task in tasks if task.state]
     beats = client.read_events(
         EventFilter(
             event=EventNameFilter(name=[HEARTBEAT]),
@@ -169,7 +169,7 @@ def _last_sign(client: SyncPrefectClient, found: FlowRun, now: datetime) -> date
         ),
         limit=1,
     )
-    return max([*signs, *(event.occurred for event in beats.events)])
+    return max([*times, *(event.occurred for event in beats.events)])
 
 
 def _describe(found: FlowRun, silent: float, crashed: bool) -> dict[str, Any]:
@@ -184,22 +184,30 @@ def _describe(found: FlowRun, silent: float, crashed: bool) -> dict[str, Any]:
     }
 
 
-# --- by hand --------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 def start(
-    folders: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Where stores lie.")],
-    older_than_days: Annotated[float, typer.Option(min=0, help="Younger ones are left.")] = 7.0,
-    remove: Annotated[bool, typer.Option("--remove", help="Do it; else show it only.")] = False,
+    folders: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Folders with stores.")],
+    older_than_days: Annotated[
+        float, typer.Option(metavar="DAYS", min=0, help="Minimum age of a leftover.")
+    ] = 7.0,
+    remove: Annotated[
+        bool,
+        typer.Option("--remove", metavar="", help="Remove leftovers; otherwise only list them."),
+    ] = False,
     silent_seconds: Annotated[
-        float, typer.Option(help="Without a sign for so long: dead.")
+        float,
+        typer.Option(
+            metavar="s", help="Time without activity after which a flow run counts as dead."
+        ),
     ] = 1800.0,
 ) -> None:
-    """Run the flow once."""
-    if silent_seconds < LEAST_SILENCE_SECONDS:
+    """Run the flow once and print the number of leftovers and of dead flow runs."""
+    if silent_seconds < MIN_SILENT_SECONDS:
         raise SpecError(
-            f"silent_seconds={silent_seconds:g} is below {LEAST_SILENCE_SECONDS:g}: a run that is "
-            "well may be silent for minutes"
+            f"silent_seconds={silent_seconds:g} is below {MIN_SILENT_SECONDS:g}: a healthy run may be "
+            "silent for minutes"
         )
     with temporary_server():
         counts = maintain(folders, older_than_days, remove, silent_seconds)
@@ -207,4 +215,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_by_hand(start, "flows.maintain")
+    run_as_command(start, "flows.maintain")

@@ -1,11 +1,11 @@
-"""What a network gives of an image, stored as it is, as a Prefect flow.
+"""Prediction, the outputs of a network for one image, as a Prefect flow.
 
 ::
 
     background  predict  publish  finish
     '-------- one task run each --------'
 
-Run it by hand, with or without a server::
+Run the flow from the command line, with or without a Prefect server::
 
     python -m flows.predict field.fits field.zarr --model membrane-unet
 """
@@ -13,47 +13,48 @@ Run it by hand, with or without a server::
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from prefect import flow
 
 from fcnpipe.cli.options import complete_spec, with_run_options
 from fcnpipe.core.spec import SOURCE_OPTIONS, RunSpec
-from flows.command_line import run_by_hand
-from flows.stage_tasks import Patience, carry_out, name_run
+from flows.command_line import Retries, Timeout, run_as_command
+from flows.stage_tasks import Patience, name_run, run_stages
 from flows.temporary_server import temporary_server
 
 
 @flow(name="predict", flow_run_name=name_run, retries=0, persist_result=False)
 def predict(spec: RunSpec, patience: Patience = Patience()) -> dict[str, Any]:  # noqa: B008  frozen
-    """Store what a network gives of an image: restored images, components, probabilities.
+    """Store the outputs of a network for an image: restored images, components, probabilities.
 
     Parameters
     ----------
     spec : RunSpec
-        The run; what it says of sources is ignored.
+        Image, output and options, as on the command line; options of sources are ignored.
     patience : Patience
-        Retries and time limit of a stage.
+        Retries and time limit of each stage, and the concurrency limit.
 
     Returns
     -------
     dict
-        What the run gave: ``path``, ``outputs``, ...
+        Result of the run: ``path``, ``outputs``, ``tiles``, and ``found``, whether a finished store was
+        there already.
 
     Raises
     ------
     FcnpipeError
-        As the flow `segment`.
+        For the reasons of the flow `segment`.
     """
-    return carry_out(spec.without_sources(), "predict", patience)
+    return run_stages(spec.without_sources(), "predict", patience)
 
 
 @partial(with_run_options, left_out=SOURCE_OPTIONS)
 def start(
     options: dict[str, Any],
-    retries: Annotated[int, typer.Option(min=0, help="Times that a stage is tried again.")] = 1,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that a stage may take.")] = None,
+    retries: Retries = 1,
+    timeout: Timeout = None,
 ) -> None:
     """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
     spec = complete_spec(options, "python -m flows.predict IMAGE... OUT.zarr --model MODEL")
@@ -64,4 +65,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_by_hand(start, "flows.predict")
+    run_as_command(start, "flows.predict")

@@ -1,30 +1,30 @@
-"""One image through the pipeline as a Prefect flow.
+"""Segmentation of one image as a Prefect flow.
 
 ::
 
     background  predict  separate  merge  select  label  measure  publish  finish
     '-------------- one task run each, whatever the size of the image --------------'
 
-Prefect schedules, retries and records stages; the tiles run on the engine that the spec names. What
-is done is known from the store's ledger, never from Prefect's cache: a retry, or the same flow
-started again, does what is left.
+Prefect schedules, retries and records the stages. The tiles run on the engine of the spec. The ledger of
+the store, not Prefect's cache, records the tiles that are done: a retry, or the same flow started again,
+does the rest.
 
-Run it by hand, with or without a server::
+Run the flow from the command line, with or without a Prefect server::
 
     python -m flows.segment field.fits field.zarr --engine dask --workers 8
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from prefect import flow
 
 from fcnpipe.cli.options import complete_spec, with_run_options
 from fcnpipe.core.spec import RunSpec
-from flows.command_line import run_by_hand
-from flows.stage_tasks import Patience, carry_out, name_run
+from flows.command_line import Retries, Timeout, run_as_command
+from flows.stage_tasks import Patience, name_run, run_stages
 from flows.temporary_server import temporary_server
 
 
@@ -35,34 +35,35 @@ def segment(spec: RunSpec, patience: Patience = Patience()) -> dict[str, Any]:  
     Parameters
     ----------
     spec : RunSpec
-        The run: image, output and options, as on the command line.
+        Image, output and options, as on the command line.
     patience : Patience
-        Retries and time limit of a stage.
+        Retries and time limit of each stage, and the concurrency limit.
 
     Returns
     -------
     dict
-        What the run gave: ``path``, ``catalogue``, ``sources``, ...
+        Result of the run: ``path``, ``catalogue``, ``sources``, ``tiles``, and ``found``, whether a finished
+        store was there already.
 
     Raises
     ------
     TilesFailed
-        If tiles have failed; the run is then Failed, its message names them, and the same flow
-        again re-does only these.
+        If tiles have failed. The state of the run is then Failed, its message names the tiles, and the same
+        flow started again repeats only these.
     FcnpipeError
-        If what was given is wrong; no stage is then tried twice.
+        If an option or an input is wrong. Stages are then not retried.
     """
-    return carry_out(spec, "segment", patience)
+    return run_stages(spec, "segment", patience)
 
 
-# --- by hand --------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 @with_run_options
 def start(
     options: dict[str, Any],
-    retries: Annotated[int, typer.Option(min=0, help="Times that a stage is tried again.")] = 1,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that a stage may take.")] = None,
+    retries: Retries = 1,
+    timeout: Timeout = None,
 ) -> None:
     """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
     spec = complete_spec(options, "python -m flows.segment IMAGE... OUT.zarr")
@@ -73,4 +74,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_by_hand(start, "flows.segment")
+    run_as_command(start, "flows.segment")

@@ -1,4 +1,4 @@
-"""A run of :mod:`fcnpipe.pipeline.run` as Prefect tasks, one for each stage, and what is told of it."""
+"""The stages of a run as Prefect tasks, with retries, time limits and concurrency limits."""
 
 from __future__ import annotations
 
@@ -22,93 +22,95 @@ from fcnpipe.core.spec import RunSpec
 from fcnpipe.pipeline import remote_output, run
 from fcnpipe.pipeline.memory import FLOW_BYTES, SERVER_BYTES
 from fcnpipe.pipeline.plan import Command
-from flows.artifacts import Account, StageArtifact
+from flows.artifacts import RunSummary, StageArtifact
 
 
 class Patience(BaseModel):
-    """How often, and for how long, a stage is tried, and what a run waits for."""
+    """Retries and time limit of the stages of a run, and its concurrency limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    retries: int = Field(1, ge=0, description="Times that a stage is tried again.")
-    retry_delay_seconds: float = Field(10.0, ge=0, description="Pause before it is tried again.")
-    timeout_seconds: float | None = Field(None, gt=0, description="Longest time for a stage.")
+    retries: int = Field(1, ge=0, description="Number of retries of a failed stage.")
+    retry_delay_seconds: float = Field(10.0, ge=0, description="Pause in seconds before a retry.")
+    timeout_seconds: float | None = Field(
+        None, gt=0, description="Time limit of a stage in seconds; none by default."
+    )
     limit: str | None = Field(
         None,
-        description="Concurrency limit of Prefect; a run holds one of its slots while it works.",
+        description="Name of a Prefect concurrency limit; the run occupies one of its slots.",
     )
 
 
 def name_run() -> str:
-    """Give a flow run the name of its image."""
+    """Return the name of the image as the name of the flow run."""
     spec = flow_run.parameters["spec"]
     image = spec["image"] if isinstance(spec, Mapping) else spec.image
     return Path(image if isinstance(image, str) else image[0]).stem
 
 
-def carry_out(spec: RunSpec, command: Command, patience: Patience) -> dict[str, Any]:
-    """Run all stages, each as a task, and tell of it in artifacts.
+def run_stages(spec: RunSpec, command: Command, patience: Patience) -> dict[str, Any]:
+    """Run all stages of an image, each as a task, and create the artifacts of the run.
 
     Returns
     -------
     dict
-        What the run gave; see `Account.facts`.
+        Result of the run; see `RunSummary.result`.
 
     Raises
     ------
     FcnpipeError
-        As :func:`fcnpipe.run.segment`.
+        For the reasons of :func:`fcnpipe.segment`.
     """
-    account = Account(spec)
+    summary = RunSummary(spec)
     try:
-        with slot(patience.limit), remote_output.delivered(spec, command) as local:
+        with hold_slot(patience.limit), remote_output.local_output(spec, command) as local:
             if local is not None:
-                _carry_out(local, command, patience, account)
-        account.finish()
+                _run_stages(local, command, patience, summary)
+        summary.read_result()
     except TilesFailed as error:
-        account.failed = error.names
+        summary.failed = error.names
         raise
     finally:
-        account.publish()
-    return account.facts
+        summary.publish()
+    return summary.result
 
 
-def _carry_out(spec: RunSpec, command: Command, patience: Patience, account: Account) -> None:
+def _run_stages(spec: RunSpec, command: Command, patience: Patience, summary: RunSummary) -> None:
     with run.open_session(spec, command, host_bytes=host_bytes()) as session:
         if session is None:
             return
-        account.begin(session.job.plan)
+        summary.set_plan(session.job.plan)
         for stage in session.stages:
-            call = _stage_call(session, stage, account, patience.retries)
+            call = _make_call(session, stage, summary, patience.retries)
             perform(stage.name, call, patience)
         perform("finish", lambda: run.finish(session), patience)
 
 
 @contextmanager
-def slot(limit: str | None) -> Iterator[None]:
-    """Wait for a slot of a concurrency limit of Prefect, and hold it; without a limit, go on.
+def hold_slot(limit: str | None) -> Iterator[None]:
+    """Wait for a slot of a Prefect concurrency limit and hold it; without a limit, do nothing.
 
     Raises
     ------
     SpecError
-        If there is no such limit: Prefect would let any number of runs pass.
+        If Prefect has no such limit; it would then not limit the runs at all.
     """
     with ExitStack() as held:
         if limit is not None:
-            # A server that is away for a while is no reason to give up what works.
+            # A server that is unavailable for a while must not end a run that works.
             taken = concurrency(limit, strict=True, raise_on_lease_renewal_failure=False)
             try:
                 held.enter_context(taken)
             except ConcurrencySlotAcquisitionError:
                 raise SpecError(
-                    f"Prefect has no concurrency limit {limit!r}: make it with "
+                    f"Prefect has no concurrency limit {limit!r}: create it with "
                     f"'prefect gcl create {limit} --limit 1', or leave patience.limit out"
                 ) from None
         yield
 
 
 def host_bytes() -> int:
-    """Give what Prefect takes in this process, its server with it if that was imported."""
+    """Return the memory of Prefect in this process, and of its server if that was imported."""
     return FLOW_BYTES + SERVER_BYTES * ("prefect.server.api.server" in sys.modules)
 
 
@@ -117,7 +119,7 @@ def perform(name: str, call: Callable[[], Any], patience: Patience) -> None:
 
     Notes
     -----
-    The task takes no parameters, so Prefect has nothing to copy, hash or store.
+    The task has no parameters, so that Prefect has nothing to copy, hash or store.
     """
     made: Task[[], Any] = task(
         call,
@@ -125,7 +127,7 @@ def perform(name: str, call: Callable[[], Any], patience: Patience) -> None:
         task_run_name=name,
         retries=patience.retries,
         retry_delay_seconds=patience.retry_delay_seconds,
-        retry_condition_fn=may_help,
+        retry_condition_fn=may_succeed,
         timeout_seconds=patience.timeout_seconds,
         cache_policy=NO_CACHE,
         persist_result=False,
@@ -133,8 +135,8 @@ def perform(name: str, call: Callable[[], Any], patience: Patience) -> None:
     made()
 
 
-def may_help(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: not where what was given is wrong."""
+def may_succeed(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a retry may succeed: not if an option or an input is wrong."""
     try:
         state.result()
     except TilesFailed:
@@ -146,23 +148,23 @@ def may_help(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool
     return False
 
 
-def _stage_call(
-    session: run.Session, stage: run.Stage, account: Account, retries: int
+def _make_call(
+    session: run.Session, stage: run.Stage, summary: RunSummary, retries: int
 ) -> Callable[[], Any]:
     def call() -> State[None]:
-        """Run what is left of a stage; failed tiles are tried again before the run goes on."""
+        """Run the remaining tasks of a stage; its failed tiles are retried before the next stage."""
         artifact = StageArtifact()
         run.run_stage(session, stage, artifact)
         if artifact.failed and task_run.run_count <= retries:
             raise TilesFailed(artifact.failed)
-        account.stages.append(artifact.tally.summary(artifact.tally.seconds))
-        return Completed(message=_say(artifact))
+        summary.stages.append(artifact.tally.summary(artifact.tally.seconds))
+        return Completed(message=_describe_failures(artifact))
 
     return call
 
 
-def _say(artifact: StageArtifact) -> str | None:
-    """Give the message of a stage that went on without some tiles."""
+def _describe_failures(artifact: StageArtifact) -> str | None:
+    """Return the message of a stage that completed without some tiles."""
     if not artifact.failed:
         return None
     return (

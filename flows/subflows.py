@@ -1,8 +1,8 @@
-"""Many images, each a subflow in a process of its own, so many at a time.
+"""Several images at the same time, each as a subflow in a separate process.
 
-A process for each image, because an image that takes the memory, or brings a library down, then
-takes no other along; because what one has taken is given back; and because it can be stopped. They
-are forked from one clean process that has everything imported: 0.1 s each instead of 5.
+An image that exhausts the memory or crashes a library then does not affect the others, its memory is
+returned to the system, and it can be stopped. The processes are forked from one process that has imported
+everything, which takes 0.1 s each instead of 5 s.
 """
 
 from __future__ import annotations
@@ -36,26 +36,27 @@ from flows.stage_tasks import Patience
 
 FLOWS = {"segment": segment, "predict": predict}
 GRACE_SECONDS = 20.0
-"""Between the request to stop and the end by force; whatever was done is kept either way."""
+"""Time between SIGTERM and SIGKILL; completed tiles are kept in either case."""
 
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(["flows.subflows"])
+_FORK_SERVER = multiprocessing.get_context("forkserver")
+_FORK_SERVER.set_forkserver_preload(["flows.subflows"])
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is the same for all images.
+class BatchOptions:
+    """Options that all images share.
 
     Attributes
     ----------
     command : str
         ``segment`` or ``predict``.
     at_once : int
-        Images at the same time.
+        Number of images processed at the same time.
     patience : Patience
-        Retries and time limit of a stage.
+        Retries and time limit of each stage, and the concurrency limit.
     since : str, optional
-        What the same run has finished since then (UTC) is not begun again, even with ``overwrite``.
+        Time (UTC) of the start of the batch. An image that was finished after it is not processed again,
+        even with ``overwrite``.
     """
 
     command: Command = "segment"
@@ -64,80 +65,79 @@ class Order:
     since: str | None = None
 
 
-def run_each(entries: Sequence[SurveyImage], order: Order) -> Iterator[SurveyRow]:
-    """Run a subflow for each image; give a row for each as it ends, whatever its end.
+def run_subflows(entries: Sequence[SurveyImage], batch: BatchOptions) -> Iterator[SurveyRow]:
+    """Run a subflow for each image, and yield a row for each as it ends, successful or not.
 
     Notes
     -----
-    Leaving the iterator early, by an exception too, stops what is running.
+    Closing the iterator early, also by an exception, stops the running subflows.
     """
-    waiting, running = deque(entries), dict[Any, _Running]()
+    waiting, running = deque(entries), dict[Any, _RunningImage]()
     context = _dump_context()
     try:
         while waiting or running:
-            while waiting and len(running) < order.at_once:
-                begun = _start(waiting.popleft(), order, context)
-                running[begun.receiver] = begun
+            while waiting and len(running) < batch.at_once:
+                started = _start(waiting.popleft(), batch, context)
+                running[started.receiver] = started
             for receiver in connection.wait(list(running)):
                 yield running.pop(receiver).finish()
     finally:
         _stop(list(running.values()))
 
 
-def share_machine(spec: RunSpec, at_once: int) -> RunSpec:
-    """Give a spec its part of this machine's cores, if it runs here and does not say itself."""
+def divide_cores(spec: RunSpec, at_once: int) -> RunSpec:
+    """Return a spec with its share of this machine's cores, unless it names workers or a cluster."""
     if at_once == 1 or spec.scheduler or spec.cluster or spec.workers:
         return spec
     return spec.model_copy(update={"workers": max(count_cores() // at_once, 1)})
 
 
-# --- this side ------------------------------------------------------------------------------------
+# --- the flow's process -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Running:
-    """An image at work."""
+class _RunningImage:
+    """An image that is being processed."""
 
     entry: SurveyImage
     process: Any
     receiver: Any
-    begun: float
+    started: float
 
     def finish(self) -> SurveyRow:
-        """Take what the process says; if it died without a word, say how."""
+        """Return the row that the process has sent; if it ended without one, a row that states how."""
         try:
             row: SurveyRow | None = self.receiver.recv()
         except EOFError:
             row = None
         self.receiver.close()
-        # It may not end by itself: a tile that hangs is abandoned in a thread that nothing stops.
+        # The process may not end by itself: a task that hangs stays in a thread that cannot be stopped.
         self.process.join(GRACE_SECONDS)
         self.process.kill()
         self.process.join()
-        return row or self._lost(_say_end(self.process.exitcode))
-
-    def _lost(self, reason: str) -> SurveyRow:
-        seconds = time.monotonic() - self.begun
+        if row is not None:
+            return row
+        seconds, reason = time.monotonic() - self.started, _describe_exit(self.process.exitcode)
         return SurveyRow(self.entry.name, self.entry.out, "failed", seconds=seconds, error=reason)
 
 
-def _start(entry: SurveyImage, order: Order, context: bytes) -> _Running:
-    receiver, sender = _FORKING.Pipe(duplex=False)
-    process = _FORKING.Process(target=_work, args=(sender, entry, order, context))
+def _start(entry: SurveyImage, batch: BatchOptions, context: bytes) -> _RunningImage:
+    receiver, sender = _FORK_SERVER.Pipe(duplex=False)
+    process = _FORK_SERVER.Process(target=_process_image, args=(sender, entry, batch, context))
     process.start()
     sender.close()
-    return _Running(entry, process, receiver, time.monotonic())
+    return _RunningImage(entry, process, receiver, time.monotonic())
 
 
-def _say_end(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"its process ended with code {code}"
     name = signal.Signals(-code).name
     hint = "; out of memory?" if -code == signal.SIGKILL else ""
-    return f"its process was ended by {name}{hint}"
+    return f"its process was killed by {name}{hint}"
 
 
-def _stop(running: list[_Running]) -> None:
+def _stop(running: list[_RunningImage]) -> None:
     for one in running:
         one.process.terminate()
     end = time.monotonic() + GRACE_SECONDS
@@ -148,11 +148,11 @@ def _stop(running: list[_Running]) -> None:
 
 
 def _dump_context() -> bytes:
-    """Give what a process needs to run subflows of this flow run.
+    """Return the context that a process needs to run subflows of this flow run.
 
     Notes
     -----
-    With the address of the server, which may be a temporary one that only this process knows.
+    It contains the address of the server, which may be a temporary one that only this process knows.
     """
     with get_client(sync_client=True) as client:
         url = str(client.api_url)
@@ -161,39 +161,41 @@ def _dump_context() -> bytes:
     return dumped
 
 
-# --- the other side -------------------------------------------------------------------------------
+# --- the image's process -------------------------------------------------------------------------
 
 
-def _work(sender: Any, entry: SurveyImage, order: Order, context: bytes) -> None:
+def _process_image(sender: Any, entry: SurveyImage, batch: BatchOptions, context: bytes) -> None:
     """Run the subflow of one image and send its row."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    begun = time.monotonic()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    started = time.monotonic()
     with hydrated_context(cloudpickle.loads(context)):
-        facts = _run_flow(entry, order)
-    sender.send(SurveyRow(entry.name, entry.out, seconds=time.monotonic() - begun, **facts))
+        outcome = _run_flow(entry, batch)
+    sender.send(SurveyRow(entry.name, entry.out, seconds=time.monotonic() - started, **outcome))
     sender.close()
 
 
-def _run_flow(entry: SurveyImage, order: Order) -> dict[str, Any]:
+def _run_flow(entry: SurveyImage, batch: BatchOptions) -> dict[str, Any]:
     try:
-        spec = _keep_finished(share_machine(entry.spec, order.at_once), order)
+        spec = _keep_finished(divide_cores(entry.spec, batch.at_once), batch)
     except FcnpipeError as error:
-        return _explain(error)
-    state: State[Any] = FLOWS[order.command](spec, order.patience, return_state=True)
+        return _describe_error(error)
+    state: State[Any] = FLOWS[batch.command](spec, batch.patience, return_state=True)
     result = state.result(raise_on_failure=False)
-    return _explain(result) if isinstance(result, BaseException) else _describe(result)
+    return (
+        _describe_error(result) if isinstance(result, BaseException) else _describe_result(result)
+    )
 
 
-def _keep_finished(spec: RunSpec, order: Order) -> RunSpec:
-    """Take ``overwrite`` from the spec of an image that has landed since the work was begun."""
-    asked = spec.without_sources() if order.command == "predict" else spec
-    if not spec.overwrite or order.since is None:
+def _keep_finished(spec: RunSpec, batch: BatchOptions) -> RunSpec:
+    """Return a spec without ``overwrite`` if its image was finished since the start of the batch."""
+    wanted = spec.without_sources() if batch.command == "predict" else spec
+    if not spec.overwrite or batch.since is None:
         return spec
-    landed = remote_output.was_finished(asked, order.command, order.since)
-    return spec.model_copy(update={"overwrite": not landed})
+    finished = remote_output.was_finished(wanted, batch.command, batch.since)
+    return spec.model_copy(update={"overwrite": not finished})
 
 
-def _explain(error: BaseException) -> dict[str, Any]:
+def _describe_error(error: BaseException) -> dict[str, Any]:
     failed = len(error.names) if isinstance(error, TilesFailed) else 0
     reason = (str(error) or type(error).__name__).splitlines()[0]
     known = isinstance(error, FcnpipeError)
@@ -204,16 +206,16 @@ def _explain(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _describe(facts: dict[str, Any]) -> dict[str, Any]:
+def _describe_result(result: dict[str, Any]) -> dict[str, Any]:
     return {
-        "status": "found" if facts["found"] else "done",
-        "tiles": facts["tiles"],
-        "sources": facts.get("sources", -1),
-        "catalogue": facts.get("catalogue", ""),
+        "status": "found" if result["found"] else "done",
+        "tiles": result["tiles"],
+        "sources": result.get("sources", -1),
+        "catalogue": result.get("catalogue", ""),
     }
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

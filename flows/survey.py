@@ -1,15 +1,16 @@
-r"""Many images as one Prefect flow: one bad image never fails the rest.
+r"""Segmentation of many images as a Prefect flow, in which a bad image does not affect the others.
 
 ::
 
     survey --- segment (subflow) --- field1
-           \-- segment (subflow) --- field2     so many at once
+           \-- segment (subflow) --- field2     up to at_once at the same time
 
-The run is Failed if an image has failed, and its message names them; all others have landed. Run it
-again: finished images are known by the run key of their stores, and only what is left is done; with
-``overwrite`` too, where a mark beside the table says since when, until all have landed.
+If images have failed, the state of the run is Failed and its message names them; all other images are
+finished. The same flow started again processes only the rest: the run keys of their stores identify the
+finished images. With ``overwrite``, a file next to the table records the start of the survey until all
+images are finished, so that a restart does not repeat an image.
 
-By hand, with or without a server::
+Run the flow from the command line, with or without a Prefect server::
 
     python -m flows.survey 'night/*.fits' OUT --at-once 4 --model none
     python -m flows.survey survey.yaml OUT
@@ -36,10 +37,10 @@ from fcnpipe.core.errors import ImagesFailed, SpecError, StoreError
 from fcnpipe.pipeline.plan import Command
 from fcnpipe.survey import image_list
 from fcnpipe.survey.image_list import SurveyImage, SurveyRow
-from flows.artifacts import ROWS_SHOWN
-from flows.command_line import run_by_hand
+from flows.artifacts import MAX_ROWS
+from flows.command_line import AtOnce, Retries, run_as_command
 from flows.stage_tasks import Patience
-from flows.subflows import Order, run_each
+from flows.subflows import BatchOptions, run_subflows
 from flows.temporary_server import temporary_server
 
 Images = str | list[str | dict[str, Any]]
@@ -56,129 +57,139 @@ def segment_survey(
     table: str | None = None,
     column: str = "image",
 ) -> list[dict[str, Any]]:
-    """Find the sources of many images, or store what a network gives of each.
+    """Find the sources of many images, or store the outputs of a network for each.
 
     Parameters
     ----------
     images : str or list
         Paths, URLs, globs, tables, YAML files, or mappings of options; see `fcnpipe.survey.image_list`.
     folder : str
-        Where the stores go.
+        Folder or URL for the stores.
     options : dict, optional
-        Of all images, as on the command line; an image's own win.
+        Options of all images, as on the command line; options of an image take precedence.
     at_once : int
-        Images at the same time. Workers on this machine are shared out among them.
+        Number of images processed at the same time. They share the cores of this machine.
     command : str
         ``segment`` or ``predict``.
     patience : Patience
-        Retries and time limit of a stage.
+        Retries and time limit of each stage, and the concurrency limit.
     table : str, optional
-        File with one row an image: parquet, ECSV or CSV by its suffix; FOLDER/survey.ecsv.
+        File for a table with one row for each image: parquet, ECSV or CSV by its suffix;
+        FOLDER/survey.ecsv by default.
     column : str
-        Of a table of images.
+        Column with the images, if ``images`` is a table.
 
     Returns
     -------
     list of dict
-        A row for each image, in order.
+        A row for each image, in the order of the images.
 
     Raises
     ------
     ImagesFailed
-        If images have failed; all others have landed.
+        If images have failed; all others are finished.
     SpecError
-        If what was given cannot be read.
+        If the list of images cannot be read, or an option is wrong.
     """
     table = table or f"{folder.rstrip('/')}/survey.ecsv"
     image_list.check_table_path(table)
     entries = image_list.list_images(images, folder, options, column)
-    prepare_folder(folder)
+    create_folder(folder)
     since = (
         image_list.mark_started(table) if any(e.options.get("overwrite") for e in entries) else None
     )
-    rows = run_all(entries, Order(command, at_once, patience, since), table)
-    refuse_failed(rows)
+    rows = run_images(entries, BatchOptions(command, at_once, patience, since), table)
+    raise_for_failed(rows)
     if since is not None:
         image_list.mark_finished(table)
     return [image_list.as_dict(row) for row in rows]
 
 
-def prepare_folder(folder: str) -> None:
-    """Make the folder of the stores, if it is on this machine.
+def create_folder(folder: str) -> None:
+    """Create the folder of the stores, unless it is a URL.
 
     Raises
     ------
     StoreError
-        If it cannot be made.
+        If it cannot be created.
     """
     try:
         if "://" not in folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot make {folder}: {error.strerror}; choose another") from None
+        raise StoreError(f"cannot create {folder}: {error.strerror}; choose another") from None
 
 
-def run_all(entries: list[SurveyImage], order: Order, table: str) -> list[SurveyRow]:
-    """Run all images; write the table and show it, however this ends."""
+def run_images(entries: list[SurveyImage], batch: BatchOptions, table: str) -> list[SurveyRow]:
+    """Run all images; write and publish the table even if the flow is interrupted."""
     log, ended = get_run_logger(), dict[str, SurveyRow]()
     progress: Any = create_progress_artifact(0.0, key="images", description=f"{len(entries)}")
     try:
-        for row in run_each(entries, order):
+        for row in run_subflows(entries, batch):
             ended[row.out] = row
             log.info(f"{row.image}: {row.status} in {row.seconds:.1f} s {row.error}".rstrip())
             update_progress_artifact(progress, 100.0 * len(ended) / len(entries))
     finally:
         rows = [ended.get(e.out, SurveyRow(e.name, e.out, "left")) for e in entries]
         image_list.write_table(rows, table)
-        show_rows(rows, table)
+        publish_table(rows, table)
     return rows
 
 
-def show_rows(rows: list[SurveyRow], table: str) -> None:
-    """Create the summary artifact; what has failed comes first."""
+def publish_table(rows: list[SurveyRow], table: str) -> None:
+    """Create a table artifact, with the failed images first."""
     counts = Counter(row.status for row in rows)
-    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    order = sorted(rows, key=lambda row: row.status != "failed")[:ROWS_SHOWN]
+    summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    order = sorted(rows, key=lambda row: row.status != "failed")[:MAX_ROWS]
     create_table_artifact(
         [image_list.as_dict(replace(row, seconds=round(row.seconds, 1))) for row in order],
         key="survey",
-        description=f"{len(rows)} images: {told}; all rows in {table}",
+        description=f"{len(rows)} images: {summary}; all rows in {table}",
     )
 
 
-def refuse_failed(rows: list[SurveyRow]) -> None:
-    """Name the images that have failed.
+def raise_for_failed(rows: list[SurveyRow]) -> None:
+    """Raise an error that names the failed images, if there are any.
 
     Raises
     ------
     ImagesFailed
-        If there are any.
+        If images have failed.
     """
     failed = [f"{row.image} ({row.error})" for row in rows if row.status == "failed"]
     if failed:
         raise ImagesFailed(failed, len(rows))
 
 
-# --- by hand --------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 @with_run_options
 def start(
     options: dict[str, Any],
-    at_once: Annotated[int, typer.Option(min=1, help="Images at the same time.")] = 1,
-    command: Annotated[str, typer.Option(help="segment or predict.")] = "segment",
+    at_once: AtOnce = 1,
+    command: Annotated[
+        str, typer.Option(metavar="COMMAND", help="Command for each image: segment or predict.")
+    ] = "segment",
     table: Annotated[
-        str | None, typer.Option(metavar="FILE", help="One row an image: .parquet, .ecsv or .csv.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="File for a table with one row for each image, .parquet, .ecsv or .csv; "
+            "FOLDER/survey.ecsv by default.",
+        ),
     ] = None,
-    column: Annotated[str, typer.Option(help="Column of a table with the images.")] = "image",
-    retries: Annotated[int, typer.Option(min=0, help="Times that a stage is tried again.")] = 1,
+    column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column with the images, if IMAGE is a table.")
+    ] = "image",
+    retries: Retries = 1,
 ) -> None:
-    """Run the flow for IMAGE... (files, globs, tables, YAML files) into the folder OUT."""
+    """Run the flow for the images IMAGE... (files, globs, tables, YAML files); OUT is a folder for the stores."""
     images, folder = list(options.pop("image", ())), options.pop("out", None)
     if not folder:
         raise SpecError("IMAGE or FOLDER not given: python -m flows.survey IMAGE... FOLDER")
     if command not in ("segment", "predict"):
-        raise SpecError(f"command={command!r}: it is segment or predict")
+        raise SpecError(f"command={command!r} is unknown: use segment or predict")
     patience = Patience(retries=retries)
     with temporary_server():
         rows = segment_survey(images, folder, options, at_once, command, patience, table, column)
@@ -187,4 +198,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_by_hand(start, "flows.survey")
+    run_as_command(start, "flows.survey")

@@ -1,7 +1,7 @@
-"""A Prefect server of its own for a run by hand, where none is named.
+"""A temporary Prefect server in a separate process, for flows started as a command.
 
-Prefect starts one by itself, but imports all of the server into the flow's process to do so: two
-seconds of a core and 80 MiB.
+Prefect would start a temporary server itself, but imports the whole server into the flow's process for
+that, which takes 2 s of CPU time and 80 MiB.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from prefect.settings import (
 )
 
 APPLICATION = Path(__file__).with_name("temporary_server_process.py")
-LEAN = {
+SERVER_SETTINGS = {
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_UI_ENABLED": "0",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "0",
 }
-"""As Prefect starts its own; and without types of blocks, of which our flows use none."""
-PAUSE_SECONDS = 0.05
+"""Settings of Prefect's own temporary server, without the block types, which these flows do not use."""
+POLL_SECONDS = 0.05
 STOP_SECONDS = 5.0
 
 
 @contextmanager
 def temporary_server() -> Iterator[None]:
-    """Serve Prefect's API from a process of its own, if no server is named and none forbids it.
+    """Run a Prefect server in a separate process, unless PREFECT_API_URL names one.
 
     Notes
     -----
-    Where it does not come up Prefect starts its own, and says what is wrong.
+    No server is started where the settings of Prefect forbid temporary servers. If the server does not
+    start, Prefect starts its own and reports errors.
     """
     if PREFECT_API_URL.value() or not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         yield
@@ -52,7 +53,7 @@ def temporary_server() -> Iterator[None]:
     server = _launch(port)
     try:
         url = f"http://127.0.0.1:{port}/api"
-        with temporary_settings({PREFECT_API_URL: url} if _await(server, port) else {}):
+        with temporary_settings({PREFECT_API_URL: url} if _wait_until_ready(server, port) else {}):
             yield
     finally:
         _stop(server)
@@ -66,29 +67,33 @@ def _find_port() -> int:
 
 
 def _launch(port: int) -> subprocess.Popen[bytes]:
-    """Start the server with Ctrl-C blocked, which a terminal sends to every process of a command.
+    """Start the server with SIGINT blocked, since a terminal sends Ctrl-C to every process of a command.
 
-    Without it a flow could not say that it was interrupted, and would try to for five minutes.
+    If the server ended at Ctrl-C, the flow could not report its interruption and would retry for five
+    minutes.
     """
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(
             [sys.executable, "-P", str(APPLICATION), str(port)],
-            env={**os.environ, **settings, **LEAN},
+            env={**os.environ, **settings, **SERVER_SETTINGS},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _await(server: subprocess.Popen[bytes], port: int) -> bool:
-    """Give whether the server has come up, once that is known."""
-    latest = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
-    while server.poll() is None and time.monotonic() < latest:
-        with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port)) as asked:
-            asked.request("GET", "/api/health")
-            return asked.getresponse().status == 200
-        time.sleep(PAUSE_SECONDS)
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the server answers, and return whether it does."""
+    deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    while server.poll() is None and time.monotonic() < deadline:
+        with (
+            suppress(OSError, HTTPException),
+            closing(HTTPConnection("127.0.0.1", port)) as connection,
+        ):
+            connection.request("GET", "/api/health")
+            return connection.getresponse().status == 200
+        time.sleep(POLL_SECONDS)
     return False
 
 

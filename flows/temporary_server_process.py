@@ -1,11 +1,11 @@
-"""The process of a temporary server: Prefect's application, run by its path and not imported.
+"""The process of the temporary Prefect server, started by the path of this file.
 
 ::
 
     python -P flows/temporary_server_process.py PORT
 
-It starts without the garbage collector, which would look through all that is imported, and made of
-the tables of a new database, again and again: a fifth of the time.
+The garbage collector is off during the start: repeated collections over the imported modules and the
+models of the new database would take a fifth of the time.
 """
 
 import gc
@@ -18,17 +18,17 @@ APPLICATION = "prefect.server.api.server:create_app"
 
 
 class Server(uvicorn.Server):
-    """A server that collects garbage once it has started, and leaves out what it began with."""
+    """A server that starts the garbage collector after its own start, without the objects made until then."""
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Start the application, which makes its database if there is none."""
+        """Start the application, which creates its database if there is none."""
         await super().startup(sockets)
         gc.freeze()
         gc.enable()
 
 
 def main(port: int) -> None:
-    """Serve on the loopback interface until a signal comes."""
+    """Serve on the loopback interface until a signal arrives."""
     gc.disable()
     config = uvicorn.Config(
         APPLICATION, factory=True, lifespan="on", host="127.0.0.1", port=port, log_level="error"

@@ -1,14 +1,14 @@
-"""A training as a Prefect flow.
+"""Training of a network as a Prefect flow.
 
 ::
 
     train  pack
     '---------' one task run each
 
-The checkpoints in the folder are what is done: a retry, or the same flow started again, goes on from
+The checkpoints in the folder record the progress: a retry, or the same flow started again, resumes from
 the last one, with the same steps on the same examples.
 
-Run it by hand, with or without a server::
+Run the flow from the command line, with or without a Prefect server::
 
     python -m flows.train recipe.yaml folder
 """
@@ -27,38 +27,38 @@ from prefect.artifacts import update_progress_artifact as update
 
 from fcnpipe.training import loop, model_packaging
 from flows.artifacts import UPDATE_EVERY_SECONDS
-from flows.command_line import run_by_hand
-from flows.stage_tasks import Patience, perform, slot
+from flows.command_line import Retries, run_as_command
+from flows.stage_tasks import Patience, hold_slot, perform
 from flows.temporary_server import temporary_server
 
 
 @flow(name="train", flow_run_name="{folder}", retries=0, persist_result=False)
 def train(recipe: str, folder: str, patience: Patience = Patience()) -> str:  # noqa: B008  frozen
-    """Train a network into a model file.
+    """Train a network and save a model file.
 
     Parameters
     ----------
     recipe : str
-        YAML file: what to train on what.
+        YAML file with the network, the training data and the schedule.
     folder : str
-        Checkpoints, log and result.
+        Folder for checkpoints, log and model file.
     patience : Patience
-        Retries and time limit of the training.
+        Retries and time limit of the training, and the concurrency limit.
 
     Returns
     -------
     str
-        The model file.
+        Path of the model file.
     """
-    given, out = loop.load_recipe(Path(recipe)), Path(folder)
-    with slot(patience.limit):
-        perform("train", lambda: _train(given, out), patience)
+    settings, out = loop.load_recipe(Path(recipe)), Path(folder)
+    with hold_slot(patience.limit):
+        perform("train", lambda: _train(settings, out), patience)
         perform("pack", lambda: _pack(out), patience)
-    return str(out / f"{given.name}.safetensors")
+    return str(out / f"{settings.name}.safetensors")
 
 
 def _train(recipe: loop.Recipe, out: Path) -> None:
-    loop.train(recipe, out, report=_show_steps())
+    loop.train(recipe, out, report=_make_step_report())
     get_run_logger().info("trained: %s", (out / "log.csv").read_text().splitlines()[-1])
 
 
@@ -67,24 +67,28 @@ def _pack(out: Path) -> None:
     create_markdown_artifact(f"`{path}`\n\n![](log.png)", key="model", description=str(path))
 
 
-def _show_steps() -> Callable[[int, int], None]:
-    """Give a function to be told of each step, which now and then tells the server."""
-    artifact: Any = create_progress_artifact(0.0, key="steps", description="steps of the training")
-    told = time.monotonic()
+def _make_step_report() -> Callable[[int, int], None]:
+    """Return a function that receives each step and updates a progress artifact from time to time."""
+    artifact: Any = create_progress_artifact(0.0, key="steps", description="training steps")
+    updated = time.monotonic()
 
     def report(done: int, end: int) -> None:
-        nonlocal told  # each update is a call to the server
-        if done == end or time.monotonic() - told >= UPDATE_EVERY_SECONDS:
+        nonlocal updated  # each update is a call to the server
+        if done == end or time.monotonic() - updated >= UPDATE_EVERY_SECONDS:
             update(artifact, 100.0 * done / end)
-            told = time.monotonic()
+            updated = time.monotonic()
 
     return report
 
 
 def start(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="What to train on what.")],
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Checkpoints, log and result.")],
-    retries: Annotated[int, typer.Option(min=0, help="Times that it goes on by itself.")] = 1,
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE.yaml", help="Network, training data and schedule.")
+    ],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder for checkpoints, log and model file.")
+    ],
+    retries: Retries = 1,
 ) -> None:
     """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
     with temporary_server():
@@ -92,4 +96,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_by_hand(start, "flows.train")
+    run_as_command(start, "flows.train")

@@ -1,17 +1,17 @@
-r"""New images in a folder or a bucket, each once, as a Prefect flow to be scheduled.
+r"""Segmentation of new images in a folder or a bucket, each once, as a Prefect flow for a schedule.
 
 ::
 
-    look -- wait -- look again --+-- changed, or shorter than it says: left alone
-                                 +-- content known: noted as a copy
+    list -- wait -- list again --+-- changed, or shorter than its header states: skipped
+                                 +-- known content: recorded as a copy
                                  \-- new content: segment (subflow)
 
-A file is known by the digest of its content: a second run does nothing, a copy under another name is
-noted, a file that was replaced is done again, into the same store. A file that fails is tried again
-by the next runs, so many times; what had landed when a run was killed is not made again. One run at a
-time works on a state file; another is refused.
+The digest of its content identifies a file. A second run does nothing, a copy under another name is
+recorded, and a replaced file is processed again into the same store. The next runs retry a file that has
+failed, up to a number of attempts. Images that were finished when a run was killed are not processed
+again. A lock on the state file admits one run at a time.
 
-By hand, with or without a server::
+Run the flow from the command line, with or without a Prefect server::
 
     python -m flows.watch INCOMING OUT --settle 60 --model none
 """
@@ -36,23 +36,27 @@ from fcnpipe.remote import is_remote
 from fcnpipe.survey import incoming_files
 from fcnpipe.survey.image_list import SurveyRow, list_images, safe_stem, short_digest
 from fcnpipe.survey.incoming_files import FileRegistry, FileStamp
-from flows.artifacts import ROWS_SHOWN
-from flows.command_line import run_by_hand
+from flows.artifacts import MAX_ROWS
+from flows.command_line import AtOnce, run_as_command
 from flows.stage_tasks import Patience
-from flows.subflows import Order, run_each
-from flows.survey import prepare_folder, refuse_failed
+from flows.subflows import BatchOptions, run_subflows
+from flows.survey import create_folder, raise_for_failed
 from flows.temporary_server import temporary_server
 
 
 class Look(BaseModel):
-    """How a place is looked at."""
+    """Files to look for, and when they count as complete."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    settle_seconds: float = Field(60.0, ge=0, description="A file must stay as it is for so long.")
-    patterns: tuple[str, ...] = Field(incoming_files.PATTERNS, description="Names to look for.")
-    recursive: bool = Field(False, description="Whether to look into folders too.")
-    attempts: int = Field(3, ge=1, description="Times that a file is tried, in as many runs.")
+    settle_seconds: float = Field(
+        60.0, ge=0, description="Seconds for which a file must not change."
+    )
+    patterns: tuple[str, ...] = Field(
+        incoming_files.PATTERNS, description="Patterns of file names."
+    )
+    recursive: bool = Field(False, description="Whether to search subfolders.")
+    attempts: int = Field(3, ge=1, description="Maximum number of runs that try a file.")
 
 
 @flow(name="watch", flow_run_name="{source}", retries=0, persist_result=False)
@@ -66,178 +70,189 @@ def watch(
     patience: Patience = Patience(),  # noqa: B008  frozen
     state: str | None = None,
 ) -> dict[str, int]:
-    """Find the sources of the images that are new.
+    """Find the sources of new images.
 
     Parameters
     ----------
     source : str
-        Folder or URL (``s3://bucket/prefix``) to look into.
+        Folder or URL (``s3://bucket/prefix``) with the images.
     folder : str
-        Where the stores go, named as the files.
+        Folder or URL for the stores, which are named after the files.
     options : dict, optional
-        Of all images, as on the command line.
+        Options of all images, as on the command line.
     look : Look
-        What to look for, and when a file has arrived.
+        Files to look for, and when they count as complete.
     at_once : int
-        Images at the same time.
+        Number of images processed at the same time.
     command : str
         ``segment`` or ``predict``.
     patience : Patience
-        Retries and time limit of a stage.
+        Retries and time limit of each stage, and the concurrency limit.
     state : str, optional
-        File of what is known; in FOLDER, named after the source.
+        File that records the known files; by default a file in FOLDER named after the source.
 
     Returns
     -------
     dict
-        How many files were ``done``, ``failed``, a ``copy``, left alone as ``incomplete``.
+        Number of files by status: ``done``, ``failed``, ``copy``, ``incomplete`` (skipped).
 
     Raises
     ------
     ImagesFailed
-        If images have failed; all others have landed.
+        If images have failed; all others are finished.
     StoreError
-        If another run is at work on the same state.
+        If another run uses the same state file.
     """
-    path = _place_state(source, folder, state)
-    prepare_folder(folder)
+    path = _locate_state(source, folder, state)
+    create_folder(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with incoming_files.exclusive_lock(path.with_name(f"{path.name}.lock")):
-        book = Book(path, incoming_files.load_registry(path))
-        _enter_arrivals(book, source, look)
-        rows = book.work(options or {}, folder, Order(command, at_once, patience, since=""))
-    book.show(source)
-    refuse_failed(rows)
-    return dict(book.counts)
+        this_run = WatchRun(path, incoming_files.load_registry(path))
+        _register_arrivals(this_run, source, look)
+        batch = BatchOptions(command, at_once, patience, since="")
+        rows = this_run.process(options or {}, folder, batch)
+    this_run.publish(source)
+    raise_for_failed(rows)
+    return dict(this_run.counts)
 
 
-def _enter_arrivals(book: Book, source: str, look: Look) -> None:
-    """Look, wait, look again, and take down what has stayed as it was."""
+def _register_arrivals(this_run: WatchRun, source: str, look: Look) -> None:
+    """Register the files that do not change for ``settle_seconds``."""
     found = incoming_files.list_files(source, look.patterns, look.recursive)
-    if not incoming_files.select_pending_files(found, book.log, look.attempts):
+    if not incoming_files.select_pending_files(found, this_run.registry, look.attempts):
         return
     time.sleep(look.settle_seconds)
     again = incoming_files.list_files(source, look.patterns, look.recursive)
     settled = {name: stamp for name, stamp in again.items() if found.get(name) == stamp}
-    book.note_changing(again.keys() - settled.keys())
-    book.enter_all(settled, incoming_files.select_pending_files(settled, book.log, look.attempts))
+    this_run.add_changing(again.keys() - settled.keys())
+    pending = incoming_files.select_pending_files(settled, this_run.registry, look.attempts)
+    this_run.register(settled, pending)
 
 
 @dataclass
-class Book:
-    """What is known, and what this run has to say.
+class WatchRun:
+    """The registry of known files, and the files and rows of one run of the flow.
 
     Attributes
     ----------
     path : Path
-        Where it is kept.
-    log : dict
-        What is known of each file.
-    told : list of dict
-        A row for each file that this run had to do with.
-    waiting : list of str
-        Files to be done.
+        File of the registry.
+    registry : dict
+        State of each known file.
+    rows : list of dict
+        A row for each file that this run has processed or skipped.
+    pending : list of str
+        Files to be processed.
     """
 
     path: Path
-    log: FileRegistry
+    registry: FileRegistry
 
     def __post_init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
-        self.waiting: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+        self.pending: list[str] = []
 
     @property
     def counts(self) -> Counter[str]:
-        """How many files had which end."""
-        return Counter(row["status"] for row in self.told)
+        """Number of files by status."""
+        return Counter(row["status"] for row in self.rows)
 
-    def note_changing(self, paths: Any) -> None:
-        """Tell of files that are on their way."""
+    def add_changing(self, paths: Any) -> None:
+        """Add rows for files that are still changing."""
         for path in sorted(paths):
-            self._tell(path, "incomplete", reason="still changing")
+            self._add_row(path, "incomplete", reason="still changing")
 
-    def enter_all(self, found: dict[str, FileStamp], paths: list[str]) -> None:
-        """Take down what is settled: left alone, a copy, known after all, or to be done."""
+    def register(self, found: dict[str, FileStamp], paths: list[str]) -> None:
+        """Register files that do not change: incomplete, copies, already known, or to be processed."""
         for path in paths:
             try:
-                self._enter(path, found[path])
-            except OSError as error:  # gone, or cannot be read: one bad file never stops the rest
-                self._tell(path, "incomplete", reason=str(error).splitlines()[0])
-        incoming_files.save_registry(self.path, self.log)
+                self._register_file(path, found[path])
+            except OSError as error:  # one file that cannot be read must not stop the others
+                self._add_row(path, "incomplete", reason=str(error).splitlines()[0])
+        incoming_files.save_registry(self.path, self.registry)
 
-    def _enter(self, path: str, stamp: FileStamp) -> None:
+    def _register_file(self, path: str, stamp: FileStamp) -> None:
         missing = incoming_files.describe_missing(path, stamp.size)
         if missing:
-            self._tell(path, "incomplete", reason=missing)
+            self._add_row(path, "incomplete", reason=missing)
             return
-        known = self.log[path] = incoming_files.register_file(path, stamp, self.log)
+        known = self.registry[path] = incoming_files.register_file(path, stamp, self.registry)
         if known.status == "copy":
-            self._tell(path, "copy", known.out)
+            self._add_row(path, "copy", known.out)
         elif known.status != "done":
-            self.waiting.append(path)
+            self.pending.append(path)
 
-    def work(self, options: dict[str, Any], folder: str, order: Order) -> list[SurveyRow]:
-        """Do what waits; each is taken down before it is begun and after it has ended."""
-        given = [self._describe(path) for path in self.waiting]
-        entries = list_images(given, folder, options) if given else []
+    def process(self, options: dict[str, Any], folder: str, batch: BatchOptions) -> list[SurveyRow]:
+        """Process the pending files; the registry is saved before and after each."""
+        images = [self._image_options(path) for path in self.pending]
+        entries = list_images(images, folder, options) if images else []
         for entry in entries:
-            known = self.log[entry.name]
-            self.log[entry.name] = replace(known, status="begun", attempts=known.attempts + 1)
+            known = self.registry[entry.name]
+            self.registry[entry.name] = replace(known, status="begun", attempts=known.attempts + 1)
         if entries:
-            incoming_files.save_registry(self.path, self.log)
-        return [self._take_down(row) for row in run_each(entries, order)] if entries else []
+            incoming_files.save_registry(self.path, self.registry)
+        return [self._record(row) for row in run_subflows(entries, batch)] if entries else []
 
-    def _describe(self, path: str) -> dict[str, Any]:
-        known = self.log[path]
+    def _image_options(self, path: str) -> dict[str, Any]:
+        known = self.registry[path]
         return {
             "image": [path],
             "out": known.out,
             **({"overwrite": True} if known.replaced else {}),
         }
 
-    def _take_down(self, row: SurveyRow) -> SurveyRow:
+    def _record(self, row: SurveyRow) -> SurveyRow:
         status = "failed" if row.status == "failed" else "done"
-        known = self.log[row.image]
-        kept = known.replaced and status == "failed"
-        self.log[row.image] = replace(known, status=status, error=row.error, replaced=kept)
-        incoming_files.save_registry(self.path, self.log)
-        self._tell(row.image, status, row.out, row.error)
+        known = self.registry[row.image]
+        replaced = known.replaced and status == "failed"
+        self.registry[row.image] = replace(known, status=status, error=row.error, replaced=replaced)
+        incoming_files.save_registry(self.path, self.registry)
+        self._add_row(row.image, status, row.out, row.error)
         return row
 
-    def _tell(self, path: str, status: str, out: str = "", reason: str = "") -> None:
+    def _add_row(self, path: str, status: str, out: str = "", reason: str = "") -> None:
         get_run_logger().info(f"{path}: {status} {reason}".rstrip())
-        self.told.append({"image": path, "status": status, "out": out, "reason": reason})
+        self.rows.append({"image": path, "status": status, "out": out, "reason": reason})
 
-    def show(self, source: str) -> None:
-        """Create the summary artifact, if there is something to tell."""
-        if self.told:
+    def publish(self, source: str) -> None:
+        """Create a table artifact, if there are rows."""
+        if self.rows:
             counts = ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))
-            text = f"{source}: {counts}; {len(self.log)} known"
-            create_table_artifact(self.told[:ROWS_SHOWN], key="arrivals", description=text)
+            text = f"{source}: {counts}; {len(self.registry)} known"
+            create_table_artifact(self.rows[:MAX_ROWS], key="arrivals", description=text)
 
 
-def _place_state(source: str, folder: str, state: str | None) -> Path:
+def _locate_state(source: str, folder: str, state: str | None) -> Path:
     if state is None and is_remote(folder):
-        raise SpecError(f"state not given: {folder} is remote, name a local file for what is known")
+        raise SpecError(f"state not given: {folder} is remote, use a local file as state")
     name = f"watch-{safe_stem(source)[:40]}-{short_digest(source)}.json"
     return Path(state) if state else Path(folder) / name
 
 
-# --- by hand --------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 @with_run_options
 def start(
     options: dict[str, Any],
     settle: Annotated[
-        float, typer.Option(min=0, help="Seconds that a file must stay as it is.")
+        float, typer.Option(metavar="s", min=0, help="Time for which a file must not change.")
     ] = 60.0,
-    recursive: Annotated[bool, typer.Option(help="Look into folders too.")] = False,
-    attempts: Annotated[int, typer.Option(min=1, help="Times that a file is tried.")] = 3,
-    at_once: Annotated[int, typer.Option(min=1, help="Images at the same time.")] = 1,
-    state: Annotated[str | None, typer.Option(help="File of what is known.")] = None,
+    recursive: Annotated[
+        bool, typer.Option(metavar="", show_default=False, help="Search subfolders too.")
+    ] = False,
+    attempts: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Maximum number of runs that try a file.")
+    ] = 3,
+    at_once: AtOnce = 1,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="File that records the known files; a file in FOLDER by default."
+        ),
+    ] = None,
 ) -> None:
-    """Run the flow once, for the new images of the folder or URL IMAGE into the folder OUT."""
+    """Run the flow once for the new images in IMAGE, a folder or URL; OUT is a folder for the stores."""
     images, folder = options.pop("image", ()), options.pop("out", None)
     if len(images) != 1 or not folder:
         raise SpecError("SOURCE and FOLDER not given: python -m flows.watch SOURCE FOLDER")
@@ -245,9 +260,9 @@ def start(
     with temporary_server():
         counts = watch(images[0], folder, options, look, at_once, state=state)
     if not options.get("quiet"):
-        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        typer.echo(f"{images[0]}: {told or 'nothing new'}")
+        summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        typer.echo(f"{images[0]}: {summary or 'nothing new'}")
 
 
 if __name__ == "__main__":
-    run_by_hand(start, "flows.watch")
+    run_as_command(start, "flows.watch")

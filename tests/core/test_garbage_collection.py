@@ -59,13 +59,13 @@ def test_the_collector_is_restored_after_a_failed_import() -> None:
 
 START = """
 import gc, sys
-from flows.command_line import run_by_hand
+from flows.command_line import run_as_command
 
 def start() -> None:
     print(gc.isenabled(), "prefect" in sys.modules, gc.get_freeze_count())
 
 start()
-run_by_hand(start, "run")
+run_as_command(start, "run")
 """
 
 

@@ -7,11 +7,11 @@ from typing import Any
 from fcnpipe.survey.image_list import SurveyImage
 from flows import subflows
 
-WORK = subflows._work
+WORK = subflows._process_image
 
 
-def work(sender: Any, entry: SurveyImage, order: subflows.Order, context: bytes) -> None:
+def work(sender: Any, entry: SurveyImage, batch: subflows.BatchOptions, context: bytes) -> None:
     """Die if the image is called poison, as the kernel lets a process die that takes the memory."""
     if "poison" in entry.name:
         os.kill(os.getpid(), signal.SIGKILL)
-    WORK(sender, entry, order, context)
+    WORK(sender, entry, batch, context)

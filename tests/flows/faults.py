@@ -27,13 +27,13 @@ def server_killed(case: Case, server: processes.Server) -> str:
     try:
         case.wait_for_moment(run)
         server.process.kill()
-        case.go_on()
+        case.let_task_continue()
         server.restart()
         code, said = run.finish()
     finally:
         run.end()
     assert (code, said) == (0, "")
-    return "goes on when the server is there again, exit 0"
+    return "continues when the server has restarted, exit 0"
 
 
 def worker_killed(case: Case, server: processes.Server) -> str:
@@ -53,12 +53,12 @@ def worker_killed(case: Case, server: processes.Server) -> str:
         processes.wait_until((case.folder / "reached").exists, "the moment has come")
         flow = int((case.folder / "reached").read_text())
         worker.kill_alone()
-        case.go_on()
+        case.let_task_continue()
         processes.wait_until(lambda: not runs(flow), "the flow run has ended with its worker")
     done = list_marks(partial_path(case.out))
     segment(RunSpec(**spec, quiet=True))
     assert done.items() <= list_marks(case.out).items(), "it has begun once more"
-    return "ends with its worker; the same run again does the rest"
+    return "ends with its worker; the same run again resumes it"
 
 
 def list_marks(store: Path) -> dict[str, int]:

@@ -9,7 +9,7 @@ pytest.importorskip("prefect")
 from tests.flows import processes
 from tests.flows.faults import list_faults
 from tests.flows.records import MARKS
-from tests.integration.faults import Case, befall, run_undisturbed
+from tests.integration.faults import Case, run_with_fault, run_without_fault
 from tests.integration.scenes import write_field
 
 pytestmark = MARKS
@@ -22,7 +22,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return run_undisturbed(tmp_path_factory.mktemp("run"), field)
+    return run_without_fault(tmp_path_factory.mktemp("run"), field)
 
 
 @pytest.mark.parametrize("who", ["server", "worker"])
@@ -35,6 +35,6 @@ def test_a_process_of_prefect_is_killed(
 ) -> None:
     case = Case(tmp_path, field, "middle")
     fault = list_faults(server)[f"SIGKILL of the Prefect {who}"]
-    said, different = befall(fault, case, undisturbed)
+    said, different = run_with_fault(fault, case, undisturbed)
     assert said
     assert different == []

@@ -35,8 +35,8 @@ from fcnpipe.pipeline.memory import FLOW_BYTES
 from fcnpipe.pipeline.plan import make_plan
 from fcnpipe.stores import ZarrStore, open_store
 from flows import segment as flow
-from flows.artifacts import Account
-from flows.command_line import run_by_hand
+from flows.artifacts import RunSummary
+from flows.command_line import run_as_command
 from flows.predict import predict
 from flows.stage_tasks import Patience
 from tests.conftest import Bucket
@@ -219,7 +219,7 @@ def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
 def test_a_stage_is_tried_again(
     script: Script, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Account, "finish", lambda account: None)
+    monkeypatch.setattr(RunSummary, "read_result", lambda summary: None)
     state = start(spec)
     _, tasks = runs_of(state)
     assert state.is_completed()
@@ -252,7 +252,7 @@ def test_failed_tiles_are_exit_code_3(
     arguments = ["flows.segment", *spec.image, spec.out, "--retries", "0"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as leave:
-        run_by_hand(flow.start, "flows.segment")
+        run_as_command(flow.start, "flows.segment")
     assert leave.value.code == 3
     assert "r000c001" in capsys.readouterr().err
 

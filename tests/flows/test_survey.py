@@ -43,7 +43,7 @@ def statuses(table: Path) -> dict[str, str]:
 def test_bad_images_are_named_and_the_rest_lands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subflows, "_work", casualties.work)
+    monkeypatch.setattr(subflows, "_process_image", casualties.work)
     for seed, name in enumerate(("one", "two", "cut", "poison")):
         write_stars(tmp_path / f"{name}.fits", seed)
     whole = (tmp_path / "cut.fits").read_bytes()
@@ -89,7 +89,7 @@ def test_a_survey_that_overwrites_begins_no_image_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Started again before all has landed it goes on; after that it begins anew."""
-    monkeypatch.setattr(subflows, "_work", casualties.work)
+    monkeypatch.setattr(subflows, "_process_image", casualties.work)
     for seed, name in enumerate(("one", "two", "poison")):
         write_stars(tmp_path / f"{name}.fits", seed, side=64)
     images, out = [{"image": f"{tmp_path}/*.fits", "overwrite": True}], tmp_path / "out"
@@ -131,10 +131,10 @@ def test_what_cannot_be_read_at_all_fails_at_once(tmp_path: Path) -> None:
 
 
 def test_workers_on_this_machine_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subflows, "cores", lambda: 8)
+    monkeypatch.setattr(subflows, "count_cores", lambda: 8)
     spec = RunSpec(image=("a",), out="b")
-    assert subflows.share_machine(spec, 3).workers == 2
-    assert subflows.share_machine(spec, 99).workers == 1
-    assert subflows.share_machine(spec, 1) == spec
+    assert subflows.divide_cores(spec, 3).workers == 2
+    assert subflows.divide_cores(spec, 99).workers == 1
+    assert subflows.divide_cores(spec, 1) == spec
     elsewhere = spec.model_copy(update={"scheduler": "tcp://127.0.0.1:8786"})
-    assert subflows.share_machine(elsewhere, 3) == elsewhere
+    assert subflows.divide_cores(elsewhere, 3) == elsewhere

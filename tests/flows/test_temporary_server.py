@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RUN = """
 import re, os, signal, sys, time
 from pathlib import Path
-from flows.command_line import run_by_hand
+from flows.command_line import run_as_command
 from flows.temporary_server import temporary_server
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -49,7 +49,7 @@ def start() -> None:
         print(server.pid, int(blocked, 16) == 1 << signal.SIGINT - 1)
         end()
 
-run_by_hand(start, "run")
+run_as_command(start, "run")
 """
 CALL = """
 from prefect import flow
