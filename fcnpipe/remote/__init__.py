@@ -1,14 +1,14 @@
-"""Objects behind URLs: https, S3, GCS and whatever else fsspec knows, read by range and put whole.
+"""Objects behind URLs (https, S3, GCS and other protocols of fsspec): range reads, listings and uploads.
 
 ::
 
-    url --> connect --> fetch ranges --> every answer is held against the object's stamp
+    url --> connect --> fetch ranges --> compare the version of every answer with that of the object
                           ^   |
-                          +---+  what may pass (lost connection, 5xx) is tried again, with pauses
+                          +---+  transient errors (lost connection, 5xx) are retried, with pauses
 
-No connection is kept in a record: fsspec holds one for each process and server, so that everything
-here is safe to pickle and to fork. Credentials come from the environment and from config files; a URL
-that carries one is refused.
+No record holds a connection: fsspec keeps one for each process and server, so that everything here is
+safe to pickle and to fork. Credentials come from the environment and from config files; a URL that
+carries one is refused.
 """
 
 from __future__ import annotations

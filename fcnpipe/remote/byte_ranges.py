@@ -1,4 +1,4 @@
-"""Ranges of bytes of one object, fetched side by side, each answer held against the stamp.
+"""Concurrent reads of byte ranges of one object, each answer checked against the object's version.
 
 ::
 
@@ -24,24 +24,24 @@ from fcnpipe.remote.file_systems import connect, protocols
 from fcnpipe.remote.retries import retry
 
 MAX_REQUESTS = 16
-"""Requests at the same time."""
+"""Maximum number of concurrent requests."""
 PART_BYTES = 8 << 20
-"""Largest range of one request: several are faster than one, and less is lost with one."""
+"""Maximum range of one request: several are faster than one, and a failed one costs less."""
 GAP_BYTES = 64 << 10
-"""Bytes that nobody wants and that are read all the same, to save a request."""
+"""Largest gap between two rows, in bytes, that is read along to save a request."""
 
 Range = tuple[int, int]
-"""First byte, and the first one after the last."""
+"""First byte, and the one after the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectVersion:
-    """What tells an object from a later one of the same name.
+    """Version of an object, which differs from that of a later object of the same name.
 
     Attributes
     ----------
     size_bytes : int
-        Its length.
+        Size of the object.
     etag, modified : str
         ``ETag`` (S3, https) or generation (GCS), and ``Last-Modified``; empty if unknown.
     """
@@ -58,7 +58,7 @@ class ObjectVersion:
 
     @property
     def identifies_content(self) -> bool:
-        """Whether no other content has this stamp, as the server promises."""
+        """Whether the server guarantees that no other content has this version (a strong ETag)."""
         return bool(self.etag) and not self.etag.startswith("W/")
 
 
@@ -69,43 +69,43 @@ class _Response:
 
 
 def fetch_version(url: str) -> ObjectVersion:
-    """Ask for the stamp of an object.
+    """Return the version of an object.
 
     Raises
     ------
     RemoteError
-        If it is missing, closed to us, or its server cannot be reached or knows no ranges.
+        If it is missing or access is denied, or if its server is unreachable or does not support byte ranges.
     """
     version: ObjectVersion = asyn.sync(asyn.get_loop(), fetch_version_async, url)
     return version
 
 
 async def fetch_version_async(url: str) -> ObjectVersion:
-    """Do as `fetch_version` does, for those that wait for several."""
+    """Return the version of an object; the asynchronous form of `fetch_version`."""
     system, name = connect(url)
     return (await retry(url, partial(_request, system, name, (0, 1)))).version
 
 
 def read(url: str, version: ObjectVersion, start: int, stop: int) -> bytes:
-    """Give the bytes from ``start`` to ``stop`` of the object that had this stamp.
+    """Read the bytes from ``start`` to ``stop`` of an object in the given version.
 
     Raises
     ------
     Changed
-        If it is another object by now.
+        If the object has another version by now.
     RemoteError
         As for `fetch_version`.
     """
-    cuts = range(start, stop, PART_BYTES)
+    starts = range(start, stop, PART_BYTES)
     return b"".join(
-        fetch_ranges(url, version, [(cut, min(cut + PART_BYTES, stop)) for cut in cuts])
+        fetch_ranges(url, version, [(first, min(first + PART_BYTES, stop)) for first in starts])
     )
 
 
 def read_rows(
     url: str, version: ObjectVersion, start: int, row_bytes: int, step_bytes: int, count: int
 ) -> NDArray[np.uint8]:
-    """Give rows of bytes that lie ``step_bytes`` apart, (count, row_bytes); none of more than asked.
+    """Read rows of bytes that start ``step_bytes`` apart, (count, row_bytes) uint8.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def read_rows(
 
 
 def fetch_ranges(url: str, version: ObjectVersion, ranges: Sequence[Range]) -> list[bytes]:
-    """Give the bytes of ranges, in their order, fetched side by side."""
+    """Read ranges of bytes concurrently; returns them in their order."""
     system, name = connect(url)
     found: list[bytes] = asyn.sync(asyn.get_loop(), _fetch_all, url, system, name, version, ranges)
     return found
@@ -137,7 +137,7 @@ async def _fetch_all(
         async with free:
             answer = await retry(url, partial(_request, system, name, wanted))
         if answer.version != version:
-            raise Changed(f"{url} changed while it was read: leave inputs alone during a run")
+            raise Changed(f"{url} changed while it was read: do not change inputs during a run")
         return answer.data
 
     tasks = [asyncio.ensure_future(fetch_one(wanted)) for wanted in ranges]
@@ -149,25 +149,23 @@ async def _fetch_all(
 
 
 async def _request(system: Any, name: str, wanted: Range) -> _Response:
-    ask = next(
-        (ask for kind, ask in _PROTOCOLS.items() if kind in protocols(system)), _get_from_any
-    )
-    answer = await ask(system, name, wanted)
+    get = next((get for kind, get in _GETTERS.items() if kind in protocols(system)), _get_from_any)
+    answer = await get(system, name, wanted)
     stop = min(wanted[1], answer.version.size_bytes)
     if len(answer.data) != stop - wanted[0]:
-        raise EOFError(f"{len(answer.data)} bytes came instead of {stop - wanted[0]}")
+        raise EOFError(f"received {len(answer.data)} bytes instead of {stop - wanted[0]}")
     return answer
 
 
-def _header(wanted: Range) -> str:
+def _range_header(wanted: Range) -> str:
     return f"bytes={wanted[0]}-{wanted[1] - 1}"
 
 
-def _total(content_range: str | None, name: str) -> int:
-    """Give the length of an object from 'bytes 0-99/1234'."""
+def _object_size(content_range: str | None, name: str) -> int:
+    """Return the size of an object from a Content-Range such as 'bytes 0-99/1234'."""
     length = (content_range or "").rpartition("/")[2]
     if not length.isdecimal():
-        raise RemoteError(f"{name}: its server knows no ranges of bytes; copy the file here")
+        raise RemoteError(f"{name}: its server does not support byte ranges; copy the file here")
     return int(length)
 
 
@@ -175,19 +173,21 @@ async def _get_from_s3(system: Any, name: str, wanted: Range) -> _Response:
     bucket, key, version = system.split_path(name)
     which = {"VersionId": version} if version else {}
     answer = await system._call_s3(
-        "get_object", Bucket=bucket, Key=key, Range=_header(wanted), **which
+        "get_object", Bucket=bucket, Key=key, Range=_range_header(wanted), **which
     )
     try:
         data = await answer["Body"].read()
     finally:
         answer["Body"].close()
-    size = _total(answer.get("ContentRange"), f"s3://{name}")
+    size = _object_size(answer.get("ContentRange"), f"s3://{name}")
     return _Response(data, ObjectVersion(size, answer["ETag"], answer["LastModified"].isoformat()))
 
 
 async def _get_from_gcs(system: Any, name: str, wanted: Range) -> _Response:
-    headers, data = await system._call("GET", system.url(name), headers={"Range": _header(wanted)})
-    size = _total(headers.get("Content-Range"), f"gs://{name}")
+    headers, data = await system._call(
+        "GET", system.url(name), headers={"Range": _range_header(wanted)}
+    )
+    size = _object_size(headers.get("Content-Range"), f"gs://{name}")
     etag = headers.get("X-Goog-Generation") or headers.get("ETag", "")
     return _Response(data, ObjectVersion(size, etag, headers.get("Last-Modified", "")))
 
@@ -196,7 +196,7 @@ async def _get_from_web(system: Any, name: str, wanted: Range) -> _Response:
     options = dict(system.kwargs)
     headers = {
         **options.pop("headers", {}),
-        "Range": _header(wanted),
+        "Range": _range_header(wanted),
         "Accept-Encoding": "identity",
     }
     session = await system.set_session()
@@ -206,10 +206,10 @@ async def _get_from_web(system: Any, name: str, wanted: Range) -> _Response:
         if answer.status in (401, 403):
             raise PermissionError(f"{answer.status} {answer.reason}")
         answer.raise_for_status()
-        size = _total(answer.headers.get("Content-Range"), name)
+        size = _object_size(answer.headers.get("Content-Range"), name)
         data = await answer.read()
-    told = (answer.headers.get(key, "") for key in ("ETag", "Last-Modified"))
-    return _Response(data, ObjectVersion(size, *told))
+    etag, modified = (answer.headers.get(key, "") for key in ("ETag", "Last-Modified"))
+    return _Response(data, ObjectVersion(size, etag, modified))
 
 
 async def _get_from_any(system: Any, name: str, wanted: Range) -> _Response:
@@ -224,4 +224,4 @@ async def _get_from_any(system: Any, name: str, wanted: Range) -> _Response:
     return _Response(data, ObjectVersion(int(about["size"]), str(etag), str(modified)))
 
 
-_PROTOCOLS = {"s3": _get_from_s3, "gs": _get_from_gcs, "https": _get_from_web}
+_GETTERS = {"s3": _get_from_s3, "gs": _get_from_gcs, "https": _get_from_web}

@@ -1,4 +1,4 @@
-"""The file system behind a URL."""
+"""fsspec file systems of URLs, and their options."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ _PACKAGES = {
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """Give the file system of a URL, one for each process and server, and the name in it.
+    """Return the file system of a URL (one for each process and server) and the object's name in it.
 
     Raises
     ------
     RemoteError
-        If no package is installed that knows the protocol.
+        If the package for the protocol is not installed.
     """
     try:
         system, name = fsspec.core.url_to_fs(url, **storage_options(url))
     except (ImportError, ValueError) as error:
-        raise RemoteError(_missing_package(url, url.partition("://")[0], error)) from None
+        raise RemoteError(_describe_missing_package(url, url.partition("://")[0], error)) from None
     return system, str(name)
 
 
 def protocols(system: Any) -> tuple[str, ...]:
-    """Give the names of what a file system speaks."""
+    """Return the names of the protocols of a file system."""
     return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def storage_options(url: str) -> dict[str, Any]:
-    """Give what fsspec is told, over and above its own config files."""
-    options: dict[str, Any] = {"use_listings_cache": False}  # an old listing hides a new object
+    """Return options for fsspec, in addition to those of its config files."""
+    options: dict[str, Any] = {"use_listings_cache": False}  # a cached listing hides new objects
     if url.startswith(WEB_SCHEMES):
-        options["client_kwargs"] = {"trust_env": True}  # proxies, and credentials of ~/.netrc
+        options["client_kwargs"] = {"trust_env": True}  # use proxies, and credentials in ~/.netrc
     return options
 
 
-def _missing_package(url: str, protocol: str, error: Exception) -> str:
+def _describe_missing_package(url: str, protocol: str, error: Exception) -> str:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     package = _PACKAGES.get(protocol)
-    mend = f"pip install {package}, or 'fcnpipe[remote]'" if package else "or copy it here"
-    return f"{url} cannot be reached: {reason}; {mend}"
+    fix = f"pip install {package}, or 'fcnpipe[remote]'" if package else "or copy it here"
+    return f"{url} cannot be reached: {reason}; {fix}"

@@ -1,4 +1,4 @@
-"""Many objects under one prefix: which there are, and what tells them from later ones."""
+"""Listings of the objects below a URL, with their versions."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from fcnpipe.remote.file_systems import connect
 from fcnpipe.remote.retries import retry
 
 
-def list_objects(place: str) -> dict[str, ObjectVersion]:
-    """Give all objects below a URL or folder, by their path below it, in order.
+def list_objects(url: str) -> dict[str, ObjectVersion]:
+    """Return the versions of all objects below a URL or folder, by their relative path, in order.
 
     Raises
     ------
     RemoteError
-        If the server does not answer, or knows no lists (https).
+        If the server does not answer, or cannot list objects (https).
     """
-    return {name: _parse_version(about) for name, about in find_objects(place).items()}
+    return {name: _parse_version(about) for name, about in find_objects(url).items()}
 
 
-def find_objects(place: str, deep: bool = True) -> dict[str, dict[str, Any]]:
-    """Give what a file system says of all objects below a URL or folder, by their path, in order.
+def find_objects(url: str, deep: bool = True) -> dict[str, dict[str, Any]]:
+    """Return fsspec's description of all objects below a URL or folder, by their relative path, in order.
 
     Parameters
     ----------
-    place : str
+    url : str
         URL or folder.
     deep : bool
-        Whether to look into folders too.
+        Whether to include folders within folders.
 
     Raises
     ------
     RemoteError
         As `list_objects`.
     """
-    system, root = connect(place.rstrip("/"))
+    system, root = connect(url.rstrip("/"))
     find = _find if deep else _list_files
-    found = asyn.sync(asyn.get_loop(), retry, place, partial(find, system, root))
+    found = asyn.sync(asyn.get_loop(), retry, url, partial(find, system, root))
     return {name.removeprefix(root).lstrip("/"): found[name] for name in sorted(found)}
 
 
-def list_folder(place: str) -> tuple[dict[str, ObjectVersion], list[str]]:
-    """Give the objects right below a URL by their names, and the names of the folders there.
+def list_folder(url: str) -> tuple[dict[str, ObjectVersion], list[str]]:
+    """Return the versions of the objects directly below a URL, by name, and the names of the folders there.
 
     Raises
     ------
     RemoteError
         If the server does not answer.
     """
-    system, root = connect(place.rstrip("/"))
-    found = asyn.sync(asyn.get_loop(), retry, place, partial(_list, system, root))
+    system, root = connect(url.rstrip("/"))
+    found = asyn.sync(asyn.get_loop(), retry, url, partial(_list, system, root))
     named = {about["name"].rstrip("/").rpartition("/")[2]: about for about in found}
     objects = {name: _parse_version(a) for name, a in named.items() if a["type"] == "file"}
     return objects, [name for name, about in named.items() if about["type"] == "directory"]
@@ -72,7 +72,7 @@ async def _list(system: Any, root: str) -> list[dict[str, Any]]:
 
 
 def match_objects(pattern: str) -> list[str]:
-    """Give the URLs, in order, that a glob stands for.
+    """Return the URLs that match a glob pattern, in order.
 
     Raises
     ------
@@ -88,9 +88,9 @@ async def _glob(system: Any, name: str) -> list[str]:
     return list(await system._glob(name) if system.async_impl else system.glob(name))
 
 
-def fetch_versions(place: str, names: Iterable[str]) -> dict[str, ObjectVersion]:
-    """Give those of some objects below a URL that are there; asks for each one."""
-    urls = {name: f"{place.rstrip('/')}/{name}" for name in sorted(names)}
+def fetch_versions(url: str, names: Iterable[str]) -> dict[str, ObjectVersion]:
+    """Return the versions of those of the named objects below a URL that exist, with one request for each."""
+    urls = {name: f"{url.rstrip('/')}/{name}" for name in sorted(names)}
     found = asyn.sync(asyn.get_loop(), _fetch_versions, list(urls.values()))
     return {name: version for name, version in zip(urls, found, strict=True) if version is not None}
 
@@ -98,14 +98,14 @@ def fetch_versions(place: str, names: Iterable[str]) -> dict[str, ObjectVersion]
 async def _fetch_versions(urls: list[str]) -> list[ObjectVersion | None]:
     free = asyncio.Semaphore(MAX_REQUESTS)
 
-    async def look_at(url: str) -> ObjectVersion | None:
+    async def fetch(url: str) -> ObjectVersion | None:
         async with free:
             try:
                 return await fetch_version_async(url)
             except Missing:
                 return None
 
-    return await asyncio.gather(*map(look_at, urls))
+    return await asyncio.gather(*map(fetch, urls))
 
 
 async def _find(system: Any, root: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trying again what may pass: lost connections, servers that are busy or fail."""
+"""Retries after transient errors: lost connections, busy or failing servers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fcnpipe.remote.errors import is_transient, to_remote_error
 _T = TypeVar("_T")
 
 PAUSES_SECONDS = (0.3, 1.0, 3.0, 9.0)
-"""Time between tries, a half more or less, so that many workers do not come back as one."""
+"""Pauses between tries; each varies at random by 50 %, so that workers do not retry in step."""
 
 
 async def retry(url: str, call: Callable[[], Awaitable[_T]]) -> _T:
-    """Give what a call gives, in one of its tries.
+    """Return the result of a call, retried after transient errors.
 
     Raises
     ------
     RemoteError
-        If it fails for good, or every time.
+        If the error is permanent, or if all tries fail.
     """
     for pause in PAUSES_SECONDS:
         try:

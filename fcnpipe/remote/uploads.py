@@ -1,4 +1,4 @@
-"""Objects put behind URLs, each whole or not at all, and taken away again."""
+"""Atomic uploads of objects and files to URLs, and their removal."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fcnpipe.remote.file_systems import connect, protocols
 from fcnpipe.remote.retries import retry
 
 MAX_UPLOADS = 8
-"""Files on their way at the same time."""
+"""Maximum number of concurrent file uploads."""
 PART_BYTES = 16 << 20
-"""Of a large file, one part at a time: of each file on its way this is held, or twice as much."""
+"""Size of a part of a multipart upload; each concurrent upload holds one or two parts in memory."""
 
 
 def get(url: str) -> bytes | None:
-    """Give the content of a small object; None if there is none.
+    """Return the content of a small object; None if it does not exist.
 
     Raises
     ------
     RemoteError
-        If the server does not give it.
+        If the server does not return it.
     """
     try:
         version = fetch_version(url)
@@ -37,24 +37,24 @@ def get(url: str) -> bytes | None:
 
 
 def put(url: str, data: bytes) -> None:
-    """Put a small object, in the place of any that is there.
+    """Write a small object, replacing an existing one.
 
     Raises
     ------
     RemoteError
-        If the server does not take it.
+        If the server does not accept it.
     """
     system, name = connect(url)
     asyn.sync(asyn.get_loop(), retry, url, partial(system._pipe_file, name, data))
 
 
 def put_new(url: str, data: bytes) -> bool:
-    """Put a small object where there is none; give whether there was none.
+    """Write a small object unless it exists; return whether it was written.
 
     Notes
     -----
-    The server decides (``If-None-Match``), so that of two that come at once one is told no. An answer
-    that was lost on the way reads as no.
+    The server decides (``If-None-Match``), so that of two concurrent calls only one succeeds. If the
+    answer is lost on the way, the retry returns False.
     """
     system, name = connect(url)
 
@@ -69,32 +69,33 @@ def put_new(url: str, data: bytes) -> bool:
     return made
 
 
-def put_files(place: str, files: Iterable[tuple[str, Path]], landed: Callable[[str], None]) -> None:
-    """Put files below a URL, some at a time.
+def put_files(url: str, files: Iterable[tuple[str, Path]], landed: Callable[[str], None]) -> None:
+    """Upload files below a URL, several at a time.
 
     Parameters
     ----------
-    place : str
-        URL.
+    url : str
+        Parent of the files.
     files : iterable of (str, Path)
         Name below the URL, and the file.
     landed : callable
-        Is told each name when the server has it.
+        Called with each name when the server has the file.
 
     Raises
     ------
     RemoteError
-        If the server does not take one; others may have landed.
+        If the server does not accept a file; others may have been written.
     """
-    asyn.sync(asyn.get_loop(), _put_files, place.rstrip("/"), iter(files), landed)
+    asyn.sync(asyn.get_loop(), _put_files, url.rstrip("/"), iter(files), landed)
 
 
-async def _put_files(place: str, files: Any, landed: Callable[[str], None]) -> None:
+async def _put_files(parent: str, files: Any, landed: Callable[[str], None]) -> None:
     async def work() -> None:
-        for name, path in files:  # one iterator for all: each takes the next
-            url = f"{place}/{name}"
+        for name, path in files:  # shared iterator: each worker takes the next file
+            url = f"{parent}/{name}"
             system, target = connect(url)
-            await retry(url, partial(system._put_file, str(path), target, **_in_parts(system)))
+            options = _multipart_options(system)
+            await retry(url, partial(system._put_file, str(path), target, **options))
             landed(name)
 
     workers = [asyncio.ensure_future(work()) for _ in range(MAX_UPLOADS)]
@@ -105,15 +106,15 @@ async def _put_files(place: str, files: Any, landed: Callable[[str], None]) -> N
             worker.cancel()
 
 
-def _in_parts(system: Any) -> dict[str, int]:
-    """Give what keeps the memory of an upload small; by default it is 500 MB a file on S3."""
+def _multipart_options(system: Any) -> dict[str, int]:
+    """Return options that limit the memory of an upload; the default of s3fs is 500 MB per file."""
     if "s3" in protocols(system):
         return {"chunksize": PART_BYTES, "max_concurrency": 1}
     return {"chunksize": PART_BYTES} if "gs" in protocols(system) else {}
 
 
 def remove(urls: Iterable[str]) -> None:
-    """Take objects away; none that is not there."""
+    """Delete objects; missing ones are ignored."""
     for url in urls:
         system, name = connect(url)
         asyn.sync(asyn.get_loop(), retry, url, partial(_remove, system, name))

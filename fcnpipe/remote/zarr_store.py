@@ -1,4 +1,4 @@
-"""A zarr store behind a URL, read with patience."""
+"""Read-only zarr store behind a URL, with retries after transient errors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fcnpipe.remote.retries import retry
 
 
 def open_zarr_store(url: str) -> RetryingStore:
-    """Give a read-only store for zarr.
+    """Return a read-only store for zarr.
 
     Raises
     ------
     RemoteError
-        If no package is installed that knows the protocol.
+        If the package for the protocol is not installed.
     """
     connect(url)
     return RetryingStore(
@@ -29,24 +29,24 @@ def open_zarr_store(url: str) -> RetryingStore:
 
 
 class RetryingStore(WrapperStore[FsspecStore]):
-    """A store that asks again where the answer may be another one soon."""
+    """A store that retries requests after transient errors."""
 
     @property
     def url(self) -> str:
-        """Where it is, for messages."""
+        """URL of the store, for messages."""
         return f"{self._store.fs.unstrip_protocol(self._store.path)}"
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Give an object, or a range of it; None if there is none."""
+        """Return an object, or a range of it; None if it does not exist."""
         url = f"{self.url}/{key}"
         return await retry(url, partial(self._store.get, key, prototype, byte_range))
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Give ranges of objects."""
+        """Return ranges of objects."""
         wanted = [self.get(key, prototype, cut) for key, cut in key_ranges]
         return await asyncio.gather(*wanted)
 
@@ -57,11 +57,11 @@ class RetryingStore(WrapperStore[FsspecStore]):
             yield request[0], await self.get(*request)
 
     async def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Return whether an object exists."""
         return await retry(f"{self.url}/{key}", partial(self._store.exists, key))
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Give the names below a prefix."""
+        """Yield the names directly below a prefix."""
         for name in await retry(f"{self.url}/{prefix}", partial(self._names, prefix)):
             yield name
 

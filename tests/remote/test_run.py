@@ -117,7 +117,7 @@ def test_a_server_that_goes_away_costs_no_pixel(
     bucket.traffic.clear()
     bucket.traffic.fault = lambda *_: "403" if len(bucket.traffic.requests) > 60 else ""
     place, out = f"{bucket.url}/inputs", tmp_path / "out.zarr"
-    with pytest.raises(TilesFailed, match="not open to us"):
+    with pytest.raises(TilesFailed, match="is denied"):
         segment(place, out, engine="serial")
     bucket.traffic.clear()
     found = segment(place, out)
