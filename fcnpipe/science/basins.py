@@ -241,6 +241,9 @@ def _are_adjacent(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= 1
 
 
+# The kernels below keep the values of these tables and of NEIGHBOURS in their cache. That is safe,
+# because they never change: stored levels and exits contain directions.
+
 UPPER_COMPONENT = _component_table()
 """(256, 8) uint8: pattern of higher neighbours, direction -> first direction in the same component."""
 MAY_BE_SADDLE = np.array(

@@ -1,1 +1,1 @@
-"""The shared suites that every plug-in must pass."""
+"""Test suites that every plug-in must pass, and small inputs and stores for tests."""

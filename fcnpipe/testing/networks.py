@@ -1,4 +1,4 @@
-"""The suite that every network must pass, the matched filter among them."""
+"""Tests that every network must pass, including the matched filter."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fcnpipe.core.geometry import Box, TileGrid, round_up
 from fcnpipe.networks.base import Maps, Model, Predictor, parse_header
 
 TOLERANCE = 2e-5
-"""Largest difference in float32 between windows and the whole."""
+"""Maximum difference in float32 between windows and the whole image."""
 
 
 def starry(bands: int, shape: tuple[int, int], seed: int = 0) -> NDArray[np.float32]:
-    """Give white noise with some bright pixels, (bands, h, w) float32 S/N."""
+    """Return white noise with some bright pixels, (bands, h, w) float32 S/N."""
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(bands, *shape))
     return (image + 50 * (rng.random(image.shape) > 0.99)).astype(np.float32)
 
 
 def pad_to_stride(image: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
-    """Repeat the last row and column up to a multiple of the stride: the canonical canvas."""
+    """Repeat the last row and column up to a multiple of the stride, as in the canvas of an image."""
     pads = [(0, round_up(size, stride) - size) for size in image.shape[1:]]
     return np.pad(image, [(0, 0), *pads], mode="edge")
 
@@ -33,7 +33,7 @@ def pad_to_stride(image: NDArray[np.float32], stride: int) -> NDArray[np.float32
 def predict_in_windows(
     predictor: Predictor, canvas: NDArray[np.float32], edge: int, halo: int
 ) -> Maps:
-    """Give the maps of a canvas put together from windows of core ``edge`` px."""
+    """Return the maps of a canvas, assembled from windows with cores of ``edge`` px."""
     height, width = canvas.shape[1:]
     frame = Box(0, 0, height, width)
     probability, elevation = [], np.empty((height, width), np.float32)
@@ -50,7 +50,7 @@ def predict_in_windows(
 
 
 def difference(first: Maps, second: Maps) -> float:
-    """Give the largest difference of two maps."""
+    """Return the maximum absolute difference of two maps."""
     return max(
         float(np.abs(first.probability - second.probability).max()),
         float(np.abs(first.elevation - second.elevation).max()),
@@ -58,20 +58,23 @@ def difference(first: Maps, second: Maps) -> float:
 
 
 class NetworkTests:
-    """Subclass and give a ``model`` fixture, best of a small network: the suite takes seconds."""
+    """Tests of the contract of `fcnpipe.networks.base.Model`.
+
+    A subclass defines a fixture ``model``. With a small network the tests take seconds.
+    """
 
     @pytest.fixture
     def predictor(self, model: Model) -> Predictor:
-        """Give the model at work on one thread of the CPU."""
+        """Return a predictor on one thread of the CPU."""
         return model.predictor(device="cpu", threads=1)
 
     @pytest.fixture
     def bands(self, model: Model) -> int:
-        """Give a number of channels that the model takes."""
+        """Return a number of channels that the model accepts."""
         return model.header.channels or 1
 
     def test_the_header_says_what_the_model_says(self, model: Model) -> None:
-        """Header and model agree, and the header survives JSON."""
+        """Header and model agree, and the header is the same after a round trip through JSON."""
         header = model.header
         assert parse_header(header.model_dump_json(), "memory") == header
         assert (model.halo, model.stride, model.classes) == (
@@ -87,7 +90,7 @@ class NetworkTests:
         assert model.bytes_per_pixel > 0
 
     def test_it_can_be_sent_to_a_worker(self, model: Model) -> None:
-        """A model is a small record, not its weights."""
+        """A pickled model is a small record without its weights."""
         copy = pickle.loads(pickle.dumps(model))
         assert copy.digest == model.digest
         assert len(pickle.dumps(model)) < 10_000
@@ -95,7 +98,7 @@ class NetworkTests:
     def test_maps_are_float32_between_0_and_1(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
-        """Shapes, types and ranges are those of `Maps`."""
+        """Maps have the shapes, dtypes and ranges of `Maps`."""
         edge = round_up(24, model.stride)
         maps = predictor(starry(bands, (edge, 2 * edge)))
         assert maps.elevation.shape == (edge, 2 * edge)
@@ -107,7 +110,7 @@ class NetworkTests:
     def test_each_output_is_given_by_itself(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
-        """Outputs are float32, one for each of the header, and obey ``keep``."""
+        """Outputs are float32, one for each output of the header, and cropped to ``keep``."""
         edge = round_up(24, model.stride)
         image, keep = starry(bands, (edge, 2 * edge)), Box(3, 5, 20, 21)
         outputs = predictor.outputs(image)
@@ -119,7 +122,7 @@ class NetworkTests:
     def test_the_same_window_gives_the_same_bits_in_any_thread(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
-        """Bits depend on the window alone."""
+        """The bits of the maps depend on the window only."""
         image = starry(bands, (round_up(40, model.stride),) * 2)
         first = predictor(image)
         with ThreadPoolExecutor(2) as pool:
@@ -129,7 +132,7 @@ class NetworkTests:
         assert difference(first, fresh(image)) == 0
 
     def test_the_input_is_left_alone(self, model: Model, predictor: Predictor, bands: int) -> None:
-        """A predictor does not write into the image."""
+        """A predictor does not write to its input."""
         image = starry(bands, (round_up(16, model.stride),) * 2)
         before = image.copy()
         predictor(image)
@@ -138,7 +141,7 @@ class NetworkTests:
     def test_pixels_beyond_the_reach_do_not_matter(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
-        """Changes beyond the reach leave every bit as it was."""
+        """Changes of the input beyond the reach change no bit."""
         reach, stride = model.header.reach, model.stride
         size = round_up(2 * reach.furthest + 8, stride)
         image = starry(bands, (round_up(8, stride), size))
@@ -152,7 +155,7 @@ class NetworkTests:
     def test_shifts_by_the_stride_commute(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
-        """Away from the border, a shifted image has shifted maps."""
+        """Away from the border, the maps of a shifted image are shifted maps."""
         halo, stride = model.halo, model.stride
         edge = 2 * halo + 4 * stride
         image = starry(bands, (edge + stride, edge + stride))
@@ -164,7 +167,7 @@ class NetworkTests:
         assert difference(first, second) <= TOLERANCE
 
     def test_windows_equal_the_whole(self, model: Model, predictor: Predictor, bands: int) -> None:
-        """Windows with the halo give what one pass over the image gives."""
+        """Windows with a halo have the same maps as the whole image in one pass."""
         edge = model.halo + 2 * model.stride
         canvas = starry(bands, (2 * edge, 2 * edge))
         tiled = predict_in_windows(predictor, canvas, edge, model.halo)
@@ -173,7 +176,7 @@ class NetworkTests:
     def test_every_size_gives_the_crop_of_its_canvas(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
-        """Sizes from 1 to 3 strides + 1, padded to the stride, in windows."""
+        """Images of 1 to 3 * stride + 1 px, padded to the stride, have the same maps in windows."""
         stride = model.stride
         for size in range(1, 3 * stride + 2):
             image = starry(bands, (size, 2 * size), seed=size)
@@ -186,8 +189,8 @@ class NetworkTests:
     def test_a_window_out_of_step_is_refused(
         self, model: Model, predictor: Predictor, bands: int
     ) -> None:
-        """A window that is no multiple of the stride would shift the grid."""
+        """A window that is not a multiple of the stride is refused, as it would shift the grid."""
         if model.stride == 1:
-            pytest.skip("any size is in step")
+            pytest.skip("every size is a multiple of a stride of 1")
         with pytest.raises(ModelError, match="multiple of stride"):
             predictor(starry(bands, (model.stride, 2 * model.stride + 1)))

@@ -1,4 +1,4 @@
-"""A small finished run made by hand, for the tests of whatever reads a store."""
+"""Stores of a small run with known labels and catalogue, for tests of code that reads stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PEAKS = [(3, 4), (63, 64), (64, 10), (149, 199)]
 
 
 def make_labels(shape: tuple[int, int] = LAYOUT.shape) -> NDArray[np.int32]:
-    """Squares of 11 px around the peaks; the second one lies on four tiles."""
+    """Return squares of 11 px around the peaks, (h, w) int32; the second square is on four tiles."""
     labels = np.zeros(shape, np.int32)
     for label, (y, x) in enumerate(PEAKS, 1):
         labels[max(y - 5, 0) : y + 6, max(x - 5, 0) : x + 6] = label
@@ -27,7 +27,7 @@ def make_labels(shape: tuple[int, int] = LAYOUT.shape) -> NDArray[np.int32]:
 
 
 def make_catalogue() -> Columns:
-    """Label, source_id and area of the squares."""
+    """Return label, source_id and area of the squares."""
     ids = np.array([y * LAYOUT.shape[1] + x for y, x in PEAKS], np.uint64)
     area = np.bincount(make_labels().ravel())[1:]
     return {
@@ -40,7 +40,7 @@ def make_catalogue() -> Columns:
 def take_up(
     out: Path, identity: RunIdentity = IDENTITY, overwrite: bool = False
 ) -> tuple[State, ZarrStore]:
-    """Create, resume or find the store of the run, as a run does."""
+    """Create, resume or open the store of the run, as a run does."""
     state = prepare_output(out, identity, overwrite)
     if state == "fresh":
         return state, ZarrStore.create(out, LAYOUT, identity, {"title": "test"}, overwrite)
@@ -48,7 +48,7 @@ def take_up(
 
 
 def do_tile(store: ZarrStore, tile: Tile, stages: tuple[str, ...] = LAYOUT.stages) -> None:
-    """Write all maps of one tile and mark its stages."""
+    """Write all maps of a tile and mark its stages as done."""
     labels = make_labels()[tile.core.slices]
     if "predict" in stages:
         store.write_tile("probability", tile.core, (labels[None] * 60).astype(np.uint8))
@@ -62,7 +62,7 @@ def do_tile(store: ZarrStore, tile: Tile, stages: tuple[str, ...] = LAYOUT.stage
 
 
 def end_run(store: ZarrStore) -> ZarrStore:
-    """Write what is not by tile, and publish."""
+    """Write everything that is not stored by tile, and publish the store."""
     store.write_mesh("sky", np.zeros(LAYOUT.mesh_shape, np.float32))
     store.write_tiles({"status": (np.ones(LAYOUT.grid.counts, np.uint8), {})})
     store.write_sources([make_catalogue()], 4)
@@ -81,11 +81,11 @@ CARDS = (
     "CDELT2  =                0.001",
     "OBJECT  = 'test field'",
 )
-"""A tangential projection of 3.6 arcsec a pixel."""
+"""FITS cards of a tangential projection with pixels of 3.6 arcsec."""
 
 
 def make_rich_catalogue() -> Columns:
-    """The small catalogue with the columns that exports and cutouts look at."""
+    """Return the small catalogue with the columns that exports and cutouts read."""
     y, x = np.array(PEAKS, float).T
     ys, xs = zip(*(np.nonzero(make_labels() == label) for label in range(1, 5)), strict=True)
     ends = {
@@ -113,7 +113,7 @@ PIXELS = {"units": "pix"}
 
 
 def make_rich_store(out: Path, **changes: Any) -> ZarrStore:
-    """Finish the small run with a WCS and `make_rich_catalogue`; ``changes`` go to the layout."""
+    """Write the store of a finished run with a WCS and `make_rich_catalogue`; ``changes`` apply to the layout."""
     layout = replace(LAYOUT, **{"cards": CARDS, "unit": "adu", **changes})
     store = ZarrStore.create(out, layout, IDENTITY)
     for tile in layout.grid:
@@ -124,7 +124,7 @@ def make_rich_store(out: Path, **changes: Any) -> ZarrStore:
 
 
 def make_science(bands: int = 1) -> ScienceReader:
-    """Give a reader of a science image: the squares on noise, one corner without data."""
+    """Return a reader of a science image: the squares on noise, with one corner without data."""
     image = np.random.default_rng(2).normal(size=(bands, *LAYOUT.shape)).astype(np.float32)
     image += 20 * make_labels()
     image[:, -10:, :10] = np.nan
