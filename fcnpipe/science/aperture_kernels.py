@@ -1,4 +1,8 @@
-"""Compiled kernels of the aperture measurements."""
+"""Compiled kernels of Kron fluxes, half-light radii and windowed positions.
+
+All kernels that call each other are in this file, with the records that they build: numba recompiles
+a cached kernel when its own file changes, but not when only another file does.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,31 @@ from numpy.typing import NDArray
 from fcnpipe.core.records import PixelFlag, SourceFlag
 
 KRON_SCALE = 2.5
-"""The Kron aperture is this many Kron radii (SExtractor: PHOT_AUTOPARAMS)."""
+"""Size of the Kron aperture in Kron radii (PHOT_AUTOPARAMS of SExtractor)."""
 
 KRON_MIN_RADIUS = 1.4
-"""Least Kron radius, in units of the semi-axes."""
+"""Minimum Kron radius, in units of the semi-axes."""
 
 KRON_EXTENT = 6.0
-"""The Kron radius is measured inside this many semi-axes; beyond it, it means nothing."""
+"""Size, in semi-axes, of the ellipse in which the Kron radius is measured; a larger radius is invalid."""
 
 NEIGHBOUR_FRACTION = 0.1
-"""Share of an aperture that others or bad pixels may take before the source is flagged."""
+"""Fraction of an aperture above which neighbours' and bad pixels set the flag NEIGHBOURS."""
 
+NOT_COVERED = -1
+"""Returned in place of flag bits where the region does not cover an aperture."""
+
+_INCOMPLETE = int(SourceFlag.APERTURE_INCOMPLETE)
+_CROWDED = int(SourceFlag.NEIGHBOURS)
 _BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
-_USABLE, _MIRRORED, _LOST, _DEFECTIVE = 0, 1, 2, 4
-_UNUSABLE = -1
-_HALF_DIAGONAL = 0.70710678118654757
-_CIRCLE = (1.0, 0.0, 1.0)
+_UNUSABLE = -1  # owner of a bad pixel
+_USABLE, _MIRRORED, _LOST, _DEFECTIVE = 0, 1, 2, 4  # states of a pixel in an aperture
+_HALF_DIAGONAL = 0.70710678118654757  # of a pixel, px
+_CIRCLE = (1.0, 0.0, 1.0)  # quadratic form
 
 
 class Field(NamedTuple):
-    """A region: flux, noise, and whose each pixel is (a label, 0 for nobody's, -1 if unusable)."""
+    """Maps of a region. ``owner`` is the label of each pixel, 0 for background, -1 if it is unusable."""
 
     image: NDArray[np.float32]
     noise: NDArray[np.float32]
@@ -39,24 +48,20 @@ class Field(NamedTuple):
     x0: int
 
 
-class Rules(NamedTuple):
-    """Settings of the measurement: the largest semi-axis, px."""
-
-    cap: float
-
-
 class Scratch(NamedTuple):
-    """Work space as large as the largest box: repaired pixels, and their order by distance."""
+    """Work arrays for the largest box: repaired pixels, and pixels sorted by `_sort_by_ring`."""
 
-    value: NDArray[np.float64]
-    ring: NDArray[np.int64]
-    number: NDArray[np.int64]
-    disc: NDArray[np.float64]
-    inside: NDArray[np.float64]
-    wave: NDArray[np.float64]
+    repaired: NDArray[np.float64]
+    ring_start: NDArray[np.int64]
+    ring_index: NDArray[np.int64]
+    by_ring: NDArray[np.float64]
+    cumulative: NDArray[np.float64]
+    row: NDArray[np.float64]
 
 
 class _Source(NamedTuple):
+    """Label, centroid, semi-axes, orientation and quadratic form of a source's ellipse."""
+
     label: int
     x: float
     y: float
@@ -71,7 +76,7 @@ class _Source(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def fill_owners(labels, flags, image, noise, owner):  # type: ignore[no-untyped-def]
-    """Say whose each pixel is, and which cannot be used."""
+    """Fill ``owner`` with the labels, or ``_UNUSABLE`` where a pixel is flagged or not finite."""
     for y in range(owner.shape[0]):
         for x in range(owner.shape[1]):
             good = np.isfinite(image[y, x]) and np.isfinite(noise[y, x])
@@ -80,8 +85,8 @@ def fill_owners(labels, flags, image, noise, owner):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def measure_all_sources(field, rules, scratch, sources, results):  # type: ignore[no-untyped-def]
-    """Measure all sources; fill their rows of values and flag bits."""
+def measure_all_sources(field, cap, scratch, sources, results):  # type: ignore[no-untyped-def]
+    """Measure all sources: fill their rows of values and their flag bits."""
     labels, shapes, boxes = sources
     values, bits = results
     for i in range(len(labels)):
@@ -91,25 +96,25 @@ def measure_all_sources(field, rules, scratch, sources, results):  # type: ignor
             np.cos(angle), np.sin(angle), shapes[i, 5], shapes[i, 6], shapes[i, 7],
         )  # fmt: skip
         box = (boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3])
-        bits[i] = _measure_source(field, rules, scratch, source, box, values[i])
+        bits[i] = _measure_source(field, cap, scratch, source, box, values[i])
 
 
 @njit(cache=True, nogil=True)
-def _measure_source(field, rules, scratch, source, limits, out):  # type: ignore[no-untyped-def]
-    """Fill one row of results; give its flag bits, or that the region is too small."""
+def _measure_source(field, cap, scratch, source, limits, out):  # type: ignore[no-untyped-def]
+    """Fill a row of results; return its flag bits, or ``NOT_COVERED``."""
     out[0], out[1] = source.x, source.y
-    centre, wide = (source.x, source.y), min(KRON_EXTENT, rules.cap / source.a)
-    box = _box_around(centre, _ellipse_extent(source, wide), limits)
+    centre, scale = (source.x, source.y), min(KRON_EXTENT, cap / source.a)
+    box = _box_around(centre, _ellipse_extent(source, scale), limits)
     if not _covers(field, box):
         return np.int32(NOT_COVERED)
-    kron = _kron_radius(field, scratch, source, box, wide)
+    kron = _kron_radius(field, scratch, source, box, scale)
     out[2] = kron
     if not np.isfinite(kron):
         return np.int32(_INCOMPLETE)
-    scale = min(KRON_SCALE * kron, rules.cap / source.a)
+    scale = min(KRON_SCALE * kron, cap / source.a)
     radius = scale * source.a
     disc = _box_around(centre, (radius, radius), limits)
-    if not _covers(field, disc):  # it holds the ellipse, too
+    if not _covers(field, disc):  # the disc contains the ellipse
         return np.int32(NOT_COVERED)
     box = _box_around(centre, _ellipse_extent(source, scale), limits)
     out[3], out[4], bits = _ellipse_flux(field, source, box, scale)
@@ -118,23 +123,19 @@ def _measure_source(field, rules, scratch, source, limits, out):  # type: ignore
     half = _enclosing_radius(field, scratch, source, disc, (radius, 0.5 * out[3]))
     out[5] = half
     if np.isfinite(half):
-        room = 4 * _window_sigma(half) + source.a + 1
-        box = _box_around(centre, (room, room), limits)
+        sigma = max(half, 0.5) * 2 / 2.35
+        reach = 4 * sigma + source.a + 1
+        box = _box_around(centre, (reach, reach), limits)
         if not _covers(field, box):
             return np.int32(NOT_COVERED)
         _copy_repaired(field, scratch, source, box, box)
-        out[0], out[1] = _windowed_position(scratch, source, box, _window_sigma(half))
+        out[0], out[1] = _windowed_position(scratch, source, box, sigma)
     return bits
-
-
-_INCOMPLETE = int(SourceFlag.APERTURE_INCOMPLETE)
-_CROWDED = int(SourceFlag.NEIGHBOURS)
-NOT_COVERED = -1
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _box_around(centre, extent, limits):  # type: ignore[no-untyped-def]
-    """Give the pixels (y0, x0, y1, x1) that a figure of this half-extent (x, y) touches."""
+    """Return the box (y0, x0, y1, x1) of the pixels that a shape of half-extent (x, y) touches."""
     x0 = max(int(np.floor(centre[0] - extent[0] + 0.5)), limits[1])
     x1 = min(int(np.floor(centre[0] + extent[0] + 0.5)) + 1, limits[3])
     y0 = max(int(np.floor(centre[1] - extent[1] + 0.5)), limits[0])
@@ -144,14 +145,14 @@ def _box_around(centre, extent, limits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _covers(field, box):  # type: ignore[no-untyped-def]
-    """Say whether a box lies in the region."""
+    """Return whether a region contains a box."""
     y1, x1 = field.y0 + field.image.shape[0], field.x0 + field.image.shape[1]
     return box[0] >= field.y0 and box[1] >= field.x0 and box[2] <= y1 and box[3] <= x1
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _ellipse_extent(source, scale):  # type: ignore[no-untyped-def]
-    """Give the half width and half height of the source's ellipse."""
+    """Return the half-width and half-height of the source's ellipse times ``scale``."""
     a, b = source.a * scale, source.b * scale
     width = np.sqrt((a * source.cosine) ** 2 + (b * source.sine) ** 2)
     height = np.sqrt((a * source.sine) ** 2 + (b * source.cosine) ** 2)
@@ -160,29 +161,29 @@ def _ellipse_extent(source, scale):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _chord(form, dy, limit, margin):  # type: ignore[no-untyped-def]
-    """Give the least and greatest dx (px, widened by ``margin``) where a form is below a limit.
+    """Return the ends of the chord that a row cuts from an ellipse, widened by ``margin`` px.
 
-    ``form`` (xx, xy, yy) stands for xx dx^2 + xy dx dy + yy dy^2, positive definite; a row that
-    it does not reach gives an empty span.
+    The ellipse is xx dx^2 + xy dx dy + yy dy^2 <= limit, for a positive definite ``form`` (xx, xy, yy).
+    The chord is empty, (1, 0), if the row misses the ellipse.
     """
     xx, xy, yy = form
     middle = -0.5 * xy * dy / xx
-    room = middle * middle - (yy * dy * dy - limit) / xx
-    if room < 0:
+    square = middle * middle - (yy * dy * dy - limit) / xx
+    if square < 0:
         return 1.0, 0.0
-    half = np.sqrt(room) + margin
+    half = np.sqrt(square) + margin
     return middle - half, middle + half
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _chord_pixels(chord, x, low, high):  # type: ignore[no-untyped-def]
-    """Give the pixels [first, end) of a row that a span about x touches."""
+    """Return the range [first, end) of the pixel centres on a chord about x, clipped to [low, high)."""
     return max(int(np.ceil(chord[0] + x)), low), min(int(np.floor(chord[1] + x)) + 1, high)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _pixel_state(field, label, y, x):  # type: ignore[no-untyped-def]
-    """Say whether a pixel can be used as it is: 0, or why not."""
+    """Return ``_USABLE`` for a pixel of the source or of the background, else why it is not usable."""
     owner = field.owner[y - field.y0, x - field.x0]
     if owner == 0 or owner == label:
         return _USABLE
@@ -191,10 +192,10 @@ def _pixel_state(field, label, y, x):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _find_replacement(field, source, place, box):  # type: ignore[no-untyped-def]
-    """Give where to read a pixel, and its state.
+    """Return the row and column at which to read a pixel, and its state.
 
-    Neighbours' and bad pixels are read at their mirror about the centroid, or lost if it is no
-    better or outside the box.
+    A neighbour's or bad pixel is replaced by its mirror image about the centroid's pixel. It is lost
+    if that one is not usable or is outside the box.
     """
     y, x = place
     state = _pixel_state(field, source.label, y, x)
@@ -209,17 +210,17 @@ def _find_replacement(field, source, place, box):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def _copy_repaired(field, scratch, source, box, part):  # type: ignore[no-untyped-def]
-    """Copy a part of a box; neighbours' and bad pixels are replaced by their mirror in the box."""
+    """Copy a part of a box into ``scratch.repaired``, with neighbours' and bad pixels replaced."""
     for y in range(part[0], part[2]):
-        value = scratch.value[y - box[0], part[1] - box[1] : part[3] - box[1]]
+        value = scratch.repaired[y - box[0], part[1] - box[1] : part[3] - box[1]]
         _copy_repaired_row(field, source, (y, part[1]), box, value)
 
 
 @njit(cache=True, nogil=True)
 def _copy_repaired_row(field, source, place, box, value):  # type: ignore[no-untyped-def]
-    """Fill ``value`` with a row of pixels from a place on, mended; 0 where one is lost.
+    """Copy the pixels of a row that start at ``place`` into ``value``, repaired; 0 where one is lost.
 
-    Most rows have no pixel to be mended: to look first, and then copy, takes half as long.
+    Most rows need no repair: a check before the copy halves the time.
     """
     y, x0 = place
     row, start = y - field.y0, x0 - field.x0
@@ -240,7 +241,7 @@ def _copy_repaired_row(field, source, place, box, value):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped-def]
-    """Give the first moment of the elliptical radius, in semi-axes; NaN beyond ``KRON_EXTENT``."""
+    """Return the first moment of the elliptical radius, in semi-axes; NaN above ``KRON_EXTENT``."""
     y0, x0, y1, x1 = box
     form, limit = (source.cxx, source.cxy, source.cyy), scale * scale
     moment, total = 0.0, 0.0
@@ -248,7 +249,7 @@ def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped
         dy = y - source.y
         first, end = _chord_pixels(_chord(form, dy, limit, 1.0), source.x, x0, x1)
         n = max(end - first, 0)
-        mass, radius = scratch.wave[:n], scratch.inside[:n]
+        mass, radius = scratch.row[:n], scratch.cumulative[:n]
         _copy_repaired_row(field, source, (y, first), box, mass)
         for k in range(n):
             dx = first + k - source.x
@@ -264,26 +265,26 @@ def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped
 
 
 class _Ellipse(NamedTuple):
-    """An ellipse about the origin, cut by rows and columns.
+    """An ellipse about the origin, by its intersections with rows and columns.
 
-    A row at y cuts it at ``lean y -+ wide sqrt(1 - (y / height)**2)``, a column at x at
-    ``tilt x -+ tall sqrt(1 - (x / width)**2)``.
+    A row at y meets it at x = row_middle y -+ row_half sqrt(1 - (y / half_height)^2), a column at x
+    at y = column_middle x -+ column_half sqrt(1 - (x / half_width)^2).
     """
 
-    width: float
-    height: float
-    lean: float
-    wide: float
-    tilt: float
-    tall: float
+    half_width: float
+    half_height: float
+    row_middle: float
+    row_half: float
+    column_middle: float
+    column_half: float
 
 
 @njit(cache=True, nogil=True)
 def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
-    """Give flux, error and flag bits of the source's ellipse times ``scale``.
+    """Return the flux, error and flag bits of the source's ellipse times ``scale``.
 
-    A row of pixels cuts a strip from the ellipse; the share of a pixel is what lies in the strip to
-    the left of its right side, less what lies to the left of its left side.
+    A row of pixels cuts a strip from the ellipse. The overlap of a pixel with the ellipse is the area
+    of the strip to the left of the pixel's right side minus that to the left of its left side.
     """
     y0, x0, y1, x1 = box
     ellipse = _make_ellipse(source, scale)
@@ -319,12 +320,12 @@ def _ellipse_flux(field, source, box, scale):  # type: ignore[no-untyped-def]
 
 
 _MIN_FRACTION = 1e-11
-"""Share of a pixel below which it is a rounding error of a strip's areas."""
+"""Overlap of a pixel below which it is a rounding error of the strip's areas."""
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _make_ellipse(source, scale):  # type: ignore[no-untyped-def]
-    """Give the source's ellipse times ``scale``, about its centroid."""
+    """Return the source's ellipse times ``scale``, relative to the centroid."""
     width, height = _ellipse_extent(source, scale)
     xx, xy, yy = source.cxx, 0.5 * source.cxy, source.cyy
     return _Ellipse(width, height, -xy / xx, scale / np.sqrt(xx), -xy / yy, scale / np.sqrt(yy))
@@ -332,8 +333,8 @@ def _make_ellipse(source, scale):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _make_strip(ellipse, y):  # type: ignore[no-untyped-def]
-    """Give where the strip [y, y + 1) of an ellipse begins and ends, and `_half_area` there."""
-    low, high = max(y, -ellipse.height), min(y + 1, ellipse.height)
+    """Return the first and last y of an ellipse in the strip [y, y + 1), and `_half_area` at both."""
+    low, high = max(y, -ellipse.half_height), min(y + 1, ellipse.half_height)
     if high <= low:
         return low, low, 0.0, 0.0
     return low, high, _half_area(ellipse, low), _half_area(ellipse, high)
@@ -341,26 +342,27 @@ def _make_strip(ellipse, y):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _half_area(ellipse, y):  # type: ignore[no-untyped-def]
-    """Give half the ellipse's area between rows 0 and y; negative below 0."""
-    v = y / ellipse.height
-    return 0.5 * ellipse.wide * (y * np.sqrt(max(1 - v * v, 0.0)) + ellipse.height * np.arcsin(v))
+    """Return half of the ellipse's area between the rows at 0 and y; negative for negative y."""
+    height = ellipse.half_height
+    v = y / height
+    return 0.5 * ellipse.row_half * (y * np.sqrt(max(1 - v * v, 0.0)) + height * np.arcsin(v))
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _strip_pixels(ellipse, strip, x, x0, x1):  # type: ignore[no-untyped-def]
-    """Give the pixels [first, end) of a row that a strip touches, and those that it fills, [low, high)."""
-    height, lean, wide = ellipse.height, ellipse.lean, ellipse.wide
+    """Return the pixels [first, end) that a strip about x touches, and those, [low, high), that it fills."""
+    height, middle, half = ellipse.half_height, ellipse.row_middle, ellipse.row_half
     v, w = strip[0] / height, strip[1] / height
-    half0, half1 = wide * np.sqrt(max(1 - v * v, 0.0)), wide * np.sqrt(max(1 - w * w, 0.0))
-    middle0, middle1 = lean * strip[0] + x + 0.5, lean * strip[1] + x + 0.5
-    least, max_rings = min(middle0 - half0, middle1 - half1), max(middle0 + half0, middle1 + half1)
-    # Where it is widest it may be between the two rows.
-    extreme = lean * height * height / ellipse.width
+    half0, half1 = half * np.sqrt(max(1 - v * v, 0.0)), half * np.sqrt(max(1 - w * w, 0.0))
+    middle0, middle1 = middle * strip[0] + x + 0.5, middle * strip[1] + x + 0.5
+    left, right = min(middle0 - half0, middle1 - half1), max(middle0 + half0, middle1 + half1)
+    # The leftmost and rightmost points of the ellipse may be between the two rows.
+    extreme = middle * height * height / ellipse.half_width
     if strip[0] < extreme < strip[1]:
-        max_rings = x + 0.5 + ellipse.width
+        right = x + 0.5 + ellipse.half_width
     if strip[0] < -extreme < strip[1]:
-        least = x + 0.5 - ellipse.width
-    first, end = max(int(np.floor(least)), x0), min(int(np.floor(max_rings)) + 1, x1)
+        left = x + 0.5 - ellipse.half_width
+    first, end = max(int(np.floor(left)), x0), min(int(np.floor(right)) + 1, x1)
     low = max(int(np.ceil(max(middle0 - half0, middle1 - half1))), first)
     high = min(int(np.floor(min(middle0 + half0, middle1 + half1))), end)
     return first, end, low, max(high, low)
@@ -368,24 +370,30 @@ def _strip_pixels(ellipse, strip, x, x0, x1):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _area_left(ellipse, strip, x):  # type: ignore[no-untyped-def]
-    """Give the area of a strip of an ellipse to the left of x.
+    """Return the area of a strip of an ellipse to the left of x.
 
-    The column at x meets the ellipse between two rows. Between them the area ends at x; beyond them
-    it is the whole of the ellipse or nothing, as the tip there is on the left of x or not.
+    The column at x is inside the ellipse from ``start`` to ``stop``, where the area ends at x. Beyond,
+    the chord of a row counts in full if the lowest or highest point is left of x, else not at all::
+
+        high        |  .--.      nothing
+        stop       .|'    .'
+                 .' |   .'       up to x
+        start   (  .|.'
+        low      '--|            full chords
     """
     low, high, at_low, at_high = strip
-    u = x / ellipse.width
+    u = x / ellipse.half_width
     if u <= -1:
         return 0.0
     if u >= 1:
         return 2 * (at_high - at_low)
-    half = ellipse.tall * np.sqrt(1 - u * u)
-    start = min(max(ellipse.tilt * x - half, low), high)
-    stop = min(max(ellipse.tilt * x + half, low), high)
+    half = ellipse.column_half * np.sqrt(1 - u * u)
+    start = min(max(ellipse.column_middle * x - half, low), high)
+    stop = min(max(ellipse.column_middle * x + half, low), high)
     at_start = at_low if start == low else at_high if start == high else _half_area(ellipse, start)
     at_stop = at_high if stop == high else at_low if stop == low else _half_area(ellipse, stop)
-    area = (stop - start) * (x - 0.5 * ellipse.lean * (start + stop)) + at_stop - at_start
-    tip = ellipse.lean * ellipse.height
+    area = (stop - start) * (x - 0.5 * ellipse.row_middle * (start + stop)) + at_stop - at_start
+    tip = ellipse.row_middle * ellipse.half_height
     if -tip < x:
         area += 2 * (at_start - at_low)
     if tip < x:
@@ -395,17 +403,17 @@ def _area_left(ellipse, strip, x):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _overlap(ellipse, y, x):  # type: ignore[no-untyped-def]
-    """Give the share inside an ellipse of the pixel whose centre is at (y, x)."""
+    """Return the area inside an ellipse of the pixel with its centre at (y, x)."""
     strip = _make_strip(ellipse, y - 0.5)
     return _area_left(ellipse, strip, x + 0.5) - _area_left(ellipse, strip, x - 0.5)
 
 
 @njit(cache=True, nogil=True)
 def _enclosing_radius(field, scratch, source, box, goal):  # type: ignore[no-untyped-def]
-    """Give the radius of the circle that holds a flux; NaN if none below a limit does.
+    """Return the radius of the circle that encloses a flux; NaN if it is above a limit.
 
-    Light is concentrated: most circles are found among the pixels near the centre, so these are
-    tried first.
+    Light is concentrated, so most circles are found among the pixels near the centroid. The search
+    starts with these and doubles the radius of the part until it succeeds or the box is complete.
     """
     limit, target = goal
     if not np.isfinite(target) or target == 0:
@@ -424,11 +432,11 @@ def _enclosing_radius(field, scratch, source, box, goal):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def _search_radius(scratch, goal):  # type: ignore[no-untyped-def]
-    """Give the radius of the circle that holds a flux, and whether the rings sufficed to tell."""
+    """Return the radius of the circle that encloses a flux, and whether the rings suffice to know it."""
     rings, limit, target = goal
     sign = 1.0 if target > 0 else -1.0
     k = 1
-    while k < rings and sign * (scratch.inside[k] - target) < 0:
+    while k < rings and sign * (scratch.cumulative[k] - target) < 0:
         k += 1
     if k < rings:
         radius = _newton_radius(scratch, goal, k)
@@ -454,15 +462,15 @@ def _search_radius(scratch, goal):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _newton_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
-    """Give the radius of the circle that holds a flux, near ring k, by Newton's method.
+    """Return the radius of the circle that encloses a flux, near ring k, by Newton's method.
 
-    The flux grows with the radius by what lies along the circle. Gives 0 where Newton's steps run
-    away (little light, noise), the circle is small, or the rings do not suffice.
+    The slope is the flux along the circle. The result is 0 where the steps diverge (faint or noisy
+    sources), the circle is small, or the rings do not suffice.
     """
     rings, limit, target = goal
-    inner, outer = scratch.inside[k - 1], scratch.inside[k]
-    share = (target - inner) / (outer - inner)
-    start = np.sqrt((k - 1) ** 2 + share * (2 * k - 1))
+    inner, outer = scratch.cumulative[k - 1], scratch.cumulative[k]
+    fraction = (target - inner) / (outer - inner)
+    start = np.sqrt((k - 1) ** 2 + fraction * (2 * k - 1))  # linear in the area within the ring
     radius = start
     for _ in range(12):
         if not _MIN_NEWTON_RADIUS <= radius <= min(limit, rings - 2) or abs(radius - start) > 1:
@@ -478,17 +486,17 @@ def _newton_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
 
 
 _MIN_NEWTON_RADIUS = 1.5
-"""Radius, px, from which a circle crosses a pixel above that pixel's lower edge; see `_circle_overlap`."""
+"""Radius, px, above which each crossed pixel is above y = 0 in the frame of `_circle_overlap`."""
 
 
 @njit(cache=True, nogil=True)
 def _circle_flux_and_slope(scratch, radius):  # type: ignore[no-untyped-def]
-    """Give the flux in a circle about the centroid, and how fast it grows with the radius."""
+    """Return the flux in a circle about the centroid, and its derivative by the radius."""
     first = max(int(np.floor(radius - _HALF_DIAGONAL - 1e-6)), 0)
     last = int(radius + _HALF_DIAGONAL) + 1
-    flux, along, disc = scratch.inside[first], 0.0, scratch.disc
+    flux, along, disc = scratch.cumulative[first], 0.0, scratch.by_ring
     inner, outer = (radius - _HALF_DIAGONAL) ** 2, (radius + _HALF_DIAGONAL) ** 2
-    for k in range(scratch.ring[first], scratch.ring[last]):
+    for k in range(scratch.ring_start[first], scratch.ring_start[last]):
         dy, dx = abs(disc[k, 0]), abs(disc[k, 1])
         distance2 = dx * dx + dy * dy
         if distance2 <= inner:
@@ -502,11 +510,11 @@ def _circle_flux_and_slope(scratch, radius):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _circle_overlap(dx, dy, radius):  # type: ignore[no-untyped-def]
-    """Give the area of a pixel inside a circle about the origin, and the angle of its arc there.
+    """Return the area of a pixel inside a circle about the origin, and the angle of the arc in it.
 
-    The pixel's centre is (dx, dy), 0 <= dx <= dy: the circle's upper half, y(x), crosses it. Below
-    the circle lie the columns |x| < ``near``, where it is above the pixel, in full, and those up to
-    ``far``, where it falls below, in part.
+    The pixel's centre is (dx, dy), 0 <= dx <= dy, so the upper half of the circle crosses it. Columns
+    |x| < ``near`` are inside in full: there the circle is above the pixel. Those from ``near`` to
+    ``far``, where the circle reaches the pixel's lower edge, are inside in part.
     """
     r2, low, high = radius * radius, dy - 0.5, dy + 0.5
     if radius <= low:
@@ -517,15 +525,15 @@ def _circle_overlap(dx, dy, radius):  # type: ignore[no-untyped-def]
     area = max(min(right, near) - max(left, -near), 0.0)
     part, angle = _area_below_arc(max(left, near), min(right, far), r2, low)
     if left < -near:
-        margin, turn = _area_below_arc(max(-right, near), min(-left, far), r2, low)
-        part += margin
-        angle += turn
+        part2, angle2 = _area_below_arc(max(-right, near), min(-left, far), r2, low)
+        part += part2
+        angle += angle2
     return area + part, angle
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _area_below_arc(start, end, r2, low):  # type: ignore[no-untyped-def]
-    """Give the area between y = low and a circle for x in [start, end], and the angle of the arc."""
+    """Return the area between y = low and a circle for x in [start, end], and the angle of the arc."""
     if end <= start:
         return 0.0, 0.0
     y0, y1 = np.sqrt(max(r2 - start * start, 0.0)), np.sqrt(max(r2 - end * end, 0.0))
@@ -535,7 +543,7 @@ def _area_below_arc(start, end, r2, low):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _false_position(scratch, goal, bracket):  # type: ignore[no-untyped-def]
-    """Narrow a bracket by false position, the stale end halved (Illinois), to 1e-7 px."""
+    """Return the enclosing radius in a bracket, to 1e-7 px, by the Illinois variant of false position."""
     rings, sign, target = goal
     low, f_low, high, f_high = bracket
     last = 0
@@ -558,13 +566,14 @@ def _false_position(scratch, goal, bracket):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _sort_by_ring(scratch, source, box, part, max_rings):  # type: ignore[no-untyped-def]
-    """Sort the pixels of a part of a box by distance from the centroid; give the number of rings.
+    """Sort the pixels of a part of a box by distance from the centroid; return the number of rings.
 
-    ``disc[ring[k]:ring[k + 1]]`` are the pixels (dy, dx, value) with k <= distance < k + 1;
-    ``inside[k]`` is the flux of those nearer. There are at most ``max_rings`` rings.
+    ``by_ring[ring_start[k]:ring_start[k + 1]]`` are the pixels (dy, dx, value) with k <= distance <
+    k + 1; ``cumulative[k]`` is the flux of those nearer. There are at most ``max_rings`` rings.
     """
     y0, x0, y1, x1 = part
-    ring, inside, disc, number = scratch.ring, scratch.inside, scratch.disc, scratch.number
+    ring, inside = scratch.ring_start, scratch.cumulative
+    disc, number = scratch.by_ring, scratch.ring_index
     rings = min(int(np.sqrt((y1 - y0) ** 2 + (x1 - x0) ** 2)) + 2, max_rings)
     ring[: rings + 2] = 0
     inside[: rings + 1] = 0.0
@@ -573,7 +582,7 @@ def _sort_by_ring(scratch, source, box, part, max_rings):  # type: ignore[no-unt
         numbers = number[(y - y0) * width : (y - y0 + 1) * width]
         for j in range(width):
             numbers[j] = int(np.sqrt((x0 + j - source.x) ** 2 + (y - source.y) ** 2))
-        values = scratch.value[y - box[0], x0 - box[1] : x1 - box[1]]
+        values = scratch.repaired[y - box[0], x0 - box[1] : x1 - box[1]]
         for j in range(width):
             k = numbers[j]
             if k < rings:
@@ -590,43 +599,37 @@ def _sort_by_ring(scratch, source, box, part, max_rings):  # type: ignore[no-unt
             if k < rings:
                 to = ring[k + 1]
                 disc[to, 0], disc[to, 1] = y - source.y, x - source.x
-                disc[to, 2] = scratch.value[y - box[0], x - box[1]]
+                disc[to, 2] = scratch.repaired[y - box[0], x - box[1]]
                 ring[k + 1] = to + 1
     return rings
 
 
 @njit(cache=True, nogil=True)
 def _circle_flux(scratch, rings, radius):  # type: ignore[no-untyped-def]
-    """Give the flux in a circle about the centroid: whole rings, then pixels its edge may cross."""
+    """Return the flux in a circle about the centroid: complete rings, and pixels that it may cross."""
     if radius <= 0:
         return 0.0
     circle = _Ellipse(radius, radius, 0.0, radius, 0.0, radius)
     first = min(max(int(np.floor(radius - _HALF_DIAGONAL - 1e-6)), 0), rings)
     last = min(int(radius + _HALF_DIAGONAL) + 1, rings)
-    flux, disc = scratch.inside[first], scratch.disc
-    for k in range(scratch.ring[first], scratch.ring[last]):
+    flux, disc = scratch.cumulative[first], scratch.by_ring
+    for k in range(scratch.ring_start[first], scratch.ring_start[last]):
         flux += _overlap(circle, disc[k, 0], disc[k, 1]) * disc[k, 2]
     return flux
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def _window_sigma(half):  # type: ignore[no-untyped-def]
-    """Give sigma of the window of a source with this half-light radius."""
-    return max(half, 0.5) * 2 / 2.35
-
-
 @njit(cache=True, nogil=True)
 def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-def]
-    """Give the centroid in a window that moves with it; the isophotal one if that runs away.
+    """Return the centroid in a Gaussian window centred on it; the isophotal one if the steps diverge.
 
-    SExtractor moves the window by twice the shift until it rests. Newton's step comes to rest at
-    the same place in half as many; it is taken where the shift falls in every direction.
+    SExtractor moves the window by twice the centroid's shift until it converges. Newton's method has
+    the same limit and takes half as many steps; it is used where the shift decreases in all directions.
     """
     x, y = source.x, source.y
     for _ in range(16):
         dx, dy, xx, xy, yy = _window_shift(scratch, box, (x, y), 4 * sigma, sigma)
         step_x, step_y = 2 * dx, 2 * dy
-        # The shift falls by 1 - (spread of the light in the window) / sigma^2 a pixel.
+        # The shift decreases by 1 - (covariance of the windowed light) / sigma^2 per pixel.
         xx, xy, yy = 1 - xx, -xy, 1 - yy
         det = xx * yy - xy * xy
         if xx > _MIN_SLOPE and yy > _MIN_SLOPE and det > _MIN_SLOPE * _MIN_SLOPE:
@@ -642,48 +645,49 @@ def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-
 
 
 _MIN_SLOPE = 0.2
+"""Minimum decrease of the shift per pixel for a step of Newton's method."""
 
 
 @njit(cache=True, nogil=True)
 def _window_shift(scratch, box, centre, radius, sigma):  # type: ignore[no-untyped-def]
-    """Give how far the window's centroid lies from its centre, and the spread of what is in it.
+    """Return the centroid of the windowed light from the window's centre, and its covariance.
 
-    (x, y, xx, xy, yy), px and squares of sigma; NaN without flux.
+    These are (x, y) in px and (xx, xy, yy) in units of sigma^2; NaN if the flux is not positive.
     """
     y0, x0, y1, x1 = _box_around(centre, (radius, radius), box)
     x, y = centre
-    wave, slope = scratch.wave, -0.5 / (sigma * sigma)
+    gauss, slope = scratch.row, -0.5 / (sigma * sigma)
     outer, inner = radius + 0.5, max(radius - 0.5, 0.0)
     for u in range(x0, x1):
-        wave[u - x0] = np.exp((u - x) * (u - x) * slope)
+        gauss[u - x0] = np.exp((u - x) * (u - x) * slope)
     total, mx, my, xx, xy, yy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for v in range(y0, y1):
-        dy, pixels = v - y, scratch.value[v - box[0]]
+        dy, pixels = v - y, scratch.repaired[v - box[0]]
         first, end = _chord_pixels(_chord(_CIRCLE, dy, outer * outer, 0.0), x, x0, x1)
         low, high = _chord_pixels(_chord(_CIRCLE, dy, inner * inner, 0.0), x, first, end)
         if low >= high:
             low, high = end, end
-        row, across, wide = 0.0, 0.0, 0.0
+        m0, m1, m2 = 0.0, 0.0, 0.0
         for u in range(low, high):
-            mass, dx = wave[u - x0] * pixels[u - box[1]], u - x
-            row += mass
-            across += mass * dx
-            wide += mass * dx * dx
-        # The window is 3e-4 at its edge: a straight one is exact enough.
+            mass, dx = gauss[u - x0] * pixels[u - box[1]], u - x
+            m0 += mass
+            m1 += mass * dx
+            m2 += mass * dx * dx
+        # The window is 3e-4 at its edge, where a linear taper is as good as exact overlaps.
         for start, stop in ((first, low), (high, end)):
             for u in range(start, stop):
                 dx = u - x
-                mass = wave[u - x0] * pixels[u - box[1]] * (outer - np.sqrt(dx * dx + dy * dy))
-                row += mass
-                across += mass * dx
-                wide += mass * dx * dx
+                mass = gauss[u - x0] * pixels[u - box[1]] * (outer - np.sqrt(dx * dx + dy * dy))
+                m0 += mass
+                m1 += mass * dx
+                m2 += mass * dx * dx
         factor = np.exp(dy * dy * slope)
-        total += factor * row
-        mx += factor * across
-        my += factor * row * dy
-        xx += factor * wide
-        xy += factor * across * dy
-        yy += factor * row * dy * dy
+        total += factor * m0
+        mx += factor * m1
+        my += factor * m0 * dy
+        xx += factor * m2
+        xy += factor * m1 * dy
+        yy += factor * m0 * dy * dy
     if total <= 0:
         return np.nan, np.nan, np.nan, np.nan, np.nan
     dx, dy, square = mx / total, my / total, sigma * sigma

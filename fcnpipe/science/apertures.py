@@ -1,4 +1,9 @@
-"""Kron fluxes, half-light radii and windowed positions of sources."""
+"""Aperture columns of sources: Kron flux, half-light radius and windowed position.
+
+The measurement of a source reads only the pixels of its own box, in a fixed order, so it does not
+depend on the tiling or on how far the region extends beyond the box. The definitions are those of
+photutils 3 (``SourceCatalog``); the windowed position is that of SExtractor.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,6 @@ from fcnpipe.science.aperture_kernels import (
     KRON_SCALE,
     NOT_COVERED,
     Field,
-    Rules,
     Scratch,
     fill_owners,
     measure_all_sources,
@@ -23,27 +27,27 @@ from fcnpipe.science.moments import Columns
 from fcnpipe.science.regions import Region
 
 RADIUS_CAP = 512.0
-"""Largest aperture semi-axis that is measured, px."""
+"""Maximum semi-axis of a measured aperture, px."""
 
 
 def aperture_boxes(
     columns: Mapping[str, NDArray[Any]], shape: tuple[int, int], cap: float = RADIUS_CAP
 ) -> NDArray[np.int64]:
-    """Give what each source's apertures may look at: the region a caller must read.
+    """Compute the box of pixels that the apertures of each source may need.
 
     Parameters
     ----------
     columns : mapping
-        Columns as ``measure_isophotes`` gives them.
+        Columns of ``measure_isophotes``.
     shape : (int, int)
         Height and width of the image.
     cap : float
-        Largest semi-axis measured, px.
+        Maximum semi-axis of an aperture, px.
 
     Returns
     -------
     (n, 4) int64
-        Boxes y0, x0, y1, x1, half-open, clipped at the image; never empty.
+        Boxes y0, x0, y1, x1, half-open and clipped at the image; never empty.
     """
     reach = np.minimum(columns["semimajor_axis"] * (KRON_SCALE * KRON_EXTENT), cap)
     reach = np.ceil(reach).astype(np.int64) + 2
@@ -57,37 +61,37 @@ def aperture_boxes(
 def measure_apertures(
     columns: Mapping[str, NDArray[Any]], region: Region, cap: float = RADIUS_CAP
 ) -> Columns:
-    """Measure Kron flux, half-light radius and windowed position of sources inside one region.
+    """Measure the Kron flux, half-light radius and windowed position of sources inside one region.
 
     Parameters
     ----------
     columns : mapping
-        Columns as ``measure_isophotes`` gives them, of sources whose ``aperture_boxes`` lie in the region.
+        Columns of ``measure_isophotes``, for sources whose ``aperture_boxes`` are inside the region.
     region : Region
-        Pixels; how far they reach beyond the sources' boxes changes nothing.
+        Pixels. Those outside the sources' boxes have no influence.
     cap : float
-        Largest semi-axis measured, px: the one given to ``aperture_boxes``.
+        Maximum semi-axis of an aperture, px; the same as for ``aperture_boxes``.
 
     Returns
     -------
     dict of (n,) arrays
         ``kron_radius`` (in semi-axes), ``kron_flux``, ``kron_flux_err``, ``half_light_radius``
         (px), ``x_winpos``, ``y_winpos`` (px; the centroid where the iteration fails) and ``flags``
-        with the aperture's bits added. NaN is a value that could not be measured.
+        with the aperture bits of `SourceFlag` added. NaN is a value that could not be measured.
 
     Raises
     ------
     ValueError
-        If a source's box sticks out of the region.
+        If the box of a source extends beyond the region.
 
     Notes
     -----
-    As photutils with ``kron_params=(2.5, 1.4, 0.0)`` and ``aperture_mask_method='correct'``: a
-    pixel of a neighbour is replaced by the one mirrored about the centroid, or by 0 if that is no
-    better. Bad pixels are replaced in the same way (photutils leaves them out), so a star with a
-    bad column keeps its flux. Overlaps of pixels with ellipses are exact. The windowed position
-    iterates a Gaussian window with sigma = half-light radius * 2 / 2.35 (SExtractor's XWIN_IMAGE)
-    over the same repaired pixels.
+    The definitions are those of photutils with ``kron_params=(2.5, 1.4, 0.0)`` and
+    ``aperture_mask_method='correct'``: a neighbour's pixel is replaced by its mirror image about the
+    centroid, or by 0 if that pixel cannot be used either. Bad pixels are replaced in the same way
+    (photutils leaves them out), so a star with a bad column keeps its flux. Overlaps of pixels with
+    ellipses and circles are exact. The windowed position iterates a Gaussian window with sigma =
+    half-light radius * 2 / 2.35 (XWIN_IMAGE of SExtractor) over the same repaired pixels.
     """
     _check_region(region, aperture_boxes(columns, region.shape, cap))
     return measure_covered_apertures(columns, region, cap)[0]
@@ -96,17 +100,18 @@ def measure_apertures(
 def measure_covered_apertures(
     columns: Mapping[str, NDArray[Any]], region: Region, cap: float = RADIUS_CAP
 ) -> tuple[Columns, NDArray[np.bool_]]:
-    """Measure as `measure_apertures` does, where the region turns out to be large enough.
+    """Measure the sources whose apertures the region covers.
 
     Few apertures grow as large as ``aperture_boxes`` must allow, so a region much smaller than
-    those boxes serves nearly all sources.
+    those boxes suffices for nearly all sources. Parameters are those of `measure_apertures`, except
+    that the boxes may extend beyond the region.
 
     Returns
     -------
     dict of (n,) arrays
-        As `measure_apertures` gives it; meaningless where not measured.
+        Columns as in `measure_apertures`; not valid for sources that were not measured.
     (n,) bool
-        Whether the source was measured; if not, it needs a larger region.
+        Whether each source was measured. The others need a larger region.
     """
     boxes = aperture_boxes(columns, region.shape, cap)
     n = len(boxes)
@@ -116,7 +121,7 @@ def measure_covered_apertures(
     labels = np.asarray(columns["label"], np.int32)
     measure_all_sources(
         _make_field(region),
-        Rules(cap),
+        cap,
         _allocate_scratch(edge),
         (labels, shapes, boxes),
         (values, bits),
@@ -127,8 +132,16 @@ def measure_covered_apertures(
     return measured, done
 
 
-_ELLIPSE_COLUMNS = ("x_centroid", "y_centroid", "semimajor_axis", "semiminor_axis", "orientation",
-          "ellipse_cxx", "ellipse_cxy", "ellipse_cyy")  # fmt: skip
+_ELLIPSE_COLUMNS = (
+    "x_centroid",
+    "y_centroid",
+    "semimajor_axis",
+    "semiminor_axis",
+    "orientation",
+    "ellipse_cxx",
+    "ellipse_cxy",
+    "ellipse_cyy",
+)
 _APERTURE_COLUMNS = (
     "x_winpos",
     "y_winpos",
@@ -143,14 +156,14 @@ def _check_region(region: Region, boxes: NDArray[np.int64]) -> None:
     for name in ("image", "noise", "labels", "flags"):
         if getattr(region, name).shape != region.box.shape:
             raise ValueError(
-                f"{name} has shape {getattr(region, name).shape}, its box {region.box.shape}"
+                f"{name} has shape {getattr(region, name).shape}, but its box has {region.box.shape}"
             )
     if not len(boxes):
         return
     hull = Box(*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
     if not region.box.contains(hull):
         raise ValueError(
-            f"region {region.box} does not hold the apertures' {hull}: read aperture_boxes' hull"
+            f"region {region.box} does not contain the apertures' {hull}: read the hull of aperture_boxes"
         )
 
 
@@ -176,4 +189,4 @@ def _allocate_scratch(edge: int) -> Scratch:
 
 
 LAST_KERNEL: Any = measure_all_sources
-"""Of those of a run, the one that is called last."""
+"""The compiled function that is the last one a run calls."""

@@ -1,8 +1,8 @@
-"""Rows of many tiles become one table, in order of label, with sky positions.
+"""Columns of the catalogue, and assembly of the rows of all tiles into one table.
 
-``COLUMNS`` is the only place where a column gets its name, type, unit and meaning; the store,
-parquet and every export read it from here.  Names follow photutils 3 (`SourceCatalog`), 0-based
-pixels, degrees.
+``COLUMNS`` is the only place that defines the name, type, unit and meaning of a column; the store,
+parquet and every export read it from here. Names follow photutils 3 (`SourceCatalog`). Positions are
+0-based pixels, angles are in degrees.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fcnpipe.core.records import SourceFlag
 from fcnpipe.science.wcs import pixel_to_icrs
 
 GROUP_BYTES = 64 * 2**20
-"""Columns that are brought in order together may take this much memory."""
+"""Maximum memory of the columns that are assembled together."""
 FLUX_UNIT = "image"
-"""Stands in ``Column.unit`` for the unit of the image's pixels (``BUNIT``)."""
+"""Placeholder in ``Column.unit`` for the unit of the image's pixels (``BUNIT``)."""
 
 Rows = Mapping[str, NDArray[Any]]
 """Rows of some sources: arrays of one length by column name, ``label`` among them."""
@@ -30,20 +30,20 @@ Rows = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What a column of the catalogue is.
+    """Definition of a column of the catalogue.
 
     Attributes
     ----------
     name : str
-        Its name, as in photutils 3 where that has one.
+        Name; that of photutils 3 where photutils has the quantity.
     dtype : str
-        NumPy type it is stored in. Floats use NaN for "not measured".
+        NumPy type in the store. NaN in a column of floats means "not measured".
     unit : str
-        Unit as astropy writes it; ``FLUX_UNIT`` for that of the image; empty if none.
+        Unit in astropy's notation, or ``FLUX_UNIT`` for that of the image; empty if there is none.
     ucd : str
         IVOA Unified Content Descriptor (1.3), or empty.
     description : str
-        One line for users.
+        Description for users, of one line.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Column:
     description: str
 
     def with_unit(self, flux: str) -> Column:
-        """Give the column with the image's own unit in place of ``FLUX_UNIT``."""
+        """Return the column with ``FLUX_UNIT`` replaced by the unit of the image."""
         unit = flux if self.unit == FLUX_UNIT else self.unit
         return Column(self.name, self.dtype, unit, self.ucd, self.description)
 
@@ -102,13 +102,13 @@ COLUMNS = (
     Column("ellipse_cyy", "float64", "pix-2", "src.morph.param", "y^2 coefficient of the ellipse"),
     Column("fwhm", "float64", "pix", "phys.angSize",
            "FWHM of the Gaussian of the same second moments"),
-    Column("min_value", "float64", FLUX_UNIT, "phot.count;stat.min", "least value above the sky"),
+    Column("min_value", "float64", FLUX_UNIT, "phot.count;stat.min", "minimum value above the sky"),
     Column("max_value", "float64", FLUX_UNIT, "phot.count;stat.max",
-           "greatest value above the sky"),
-    Column("min_value_xindex", "int32", "pix", "", "column of the least value"),
-    Column("min_value_yindex", "int32", "pix", "", "row of the least value"),
-    Column("max_value_xindex", "int32", "pix", "", "column of the greatest value"),
-    Column("max_value_yindex", "int32", "pix", "", "row of the greatest value"),
+           "maximum value above the sky"),
+    Column("min_value_xindex", "int32", "pix", "", "column of the minimum value"),
+    Column("min_value_yindex", "int32", "pix", "", "row of the minimum value"),
+    Column("max_value_xindex", "int32", "pix", "", "column of the maximum value"),
+    Column("max_value_yindex", "int32", "pix", "", "row of the maximum value"),
     Column("segment_flux", "float64", FLUX_UNIT, "phot.count",
            "flux above the sky in the source's pixels"),
     Column("segment_flux_err", "float64", FLUX_UNIT, "stat.error;phot.count",
@@ -120,19 +120,19 @@ COLUMNS = (
            "flux in the ellipse of 2.5 Kron radii"),
     Column("kron_flux_err", "float64", FLUX_UNIT, "stat.error;phot.count", "error of kron_flux"),
     Column("half_light_radius", "float64", "pix", "phys.angSize",
-           "radius of the circle that holds half of kron_flux"),
+           "radius of the circle that contains half of kron_flux"),
     Column("probability", "float64", "", "stat.probability",
            "mean probability of being a source, over its pixels"),
     Column("class", "int16", "", "src.class",
            "most probable class: its index in the probability image; -1 if none"),
-    Column("elevation", "uint16", "", "", "greatest elevation, 65535 = 1"),
-    Column("saturated_pixels", "int64", "", "meta.number", "pixels that are saturated"),
+    Column("elevation", "uint16", "", "", "maximum elevation, 65535 = 1"),
+    Column("saturated_pixels", "int64", "", "meta.number", "number of saturated pixels"),
     Column("beside_bad_pixels", "int64", "", "meta.number",
-           "pixels with a bad one among their 8 neighbours"),
+           "number of pixels with a bad pixel among their 8 neighbours"),
     Column("flags", "int32", "", "meta.code.qual",
            "sum of " + ", ".join(f"{int(f)} {f.name}" for f in SourceFlag)),
 )  # fmt: skip
-"""Columns of every catalogue, in order."""
+"""Columns of every catalogue, in their order."""
 
 MAGNITUDES = (
     Column(
@@ -140,18 +140,18 @@ MAGNITUDES = (
     ),
     Column("mag_err", "float64", "mag", "stat.error;phot.mag", "error of mag"),
 )
-"""Columns that a zero point adds."""
+"""Additional columns of catalogues with a magnitude zero point."""
 
 
 def list_columns(flux_unit: str = "", *, magnitudes: bool = False) -> tuple[Column, ...]:
-    """Give the columns of one run's catalogue.
+    """Return the columns of the catalogue of a run.
 
     Parameters
     ----------
     flux_unit : str
         Unit of the image (``BUNIT``); empty if unknown.
     magnitudes : bool
-        Whether a zero point is known.
+        Whether to add the columns of a magnitude zero point.
 
     Examples
     --------
@@ -162,28 +162,27 @@ def list_columns(flux_unit: str = "", *, magnitudes: bool = False) -> tuple[Colu
 
 
 def complete_rows(
-    part: Rows, cards: Sequence[str], width: int, zero_point: float | None = None
+    measured: Rows, cards: Sequence[str], width: int, zero_point: float | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Add what needs the header to measured rows: ids, sky positions, magnitudes.
+    """Add ids, sky positions and magnitudes to measured rows.
 
     Parameters
     ----------
-    part : mapping
-        Columns as ``measure.finish`` and ``measure.measure_apertures`` give them; apertures may be
-        missing (NaN).
+    measured : mapping
+        Columns of ``measure_isophotes`` and ``measure_apertures``. Missing aperture columns become NaN.
     cards : sequence of str
         FITS header cards with the WCS; empty if none.
     width : int
         Width of the image in pixels.
     zero_point : float, optional
-        Magnitude of one unit of flux.
+        Magnitude of one unit of flux; without it, there are no magnitudes.
 
     Returns
     -------
     dict
-        One array for each column of ``list_columns``, in order and of the column's type.
+        One array for each column of ``list_columns``, in its order and of the column's type.
     """
-    rows = dict(part)
+    rows = dict(measured)
     n = len(rows["label"])
     rows["source_id"] = rows["y_peak"].astype(np.uint64) * np.uint64(width) + rows["x_peak"].astype(
         np.uint64
@@ -209,7 +208,7 @@ def complete_rows(
 def to_magnitudes(
     flux: NDArray[np.float64], error: NDArray[np.float64], zero_point: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give magnitudes and their errors; NaN where the flux is not positive.
+    """Compute magnitudes and their errors; NaN where the flux is not positive.
 
     Examples
     --------
@@ -217,15 +216,15 @@ def to_magnitudes(
     >>> mag.tolist(), round(err[0].item(), 5)
     ([20.0, nan], 0.01086)
     """
-    # In scalars: numpy's vector logarithm may round the last bit by a row's place in the array.
-    lit = np.array(
+    # A loop over scalars: the last bit of NumPy's logarithm may depend on the position in the array.
+    mag = np.array(
         [zero_point - 2.5 * math.log10(f) if f > 0 else math.nan for f in flux.tolist()], np.float64
     )
     ratio = np.divide(error, flux, out=np.full(len(flux), np.nan), where=flux > 0)
-    return lit, ratio * (2.5 / math.log(10))
+    return mag, ratio * (2.5 / math.log(10))
 
 
-# --- many parts, one table ---
+# --- assembly ---
 
 
 def assemble(
@@ -233,59 +232,66 @@ def assemble(
     count: int,
     columns: Sequence[Column] = COLUMNS,
 ) -> Iterator[tuple[Column, NDArray[Any]]]:
-    """Bring the rows of many tiles in order of label, column by column.
+    """Assemble the rows of all tiles in order of label, column by column.
 
     Parameters
     ----------
     read : callable
-        Given column names, gives the parts with (at least) these columns, in any order; it is
-        called once for each few columns, so that no more than ``GROUP_BYTES`` (or one column)
-        and one part are ever held.
+        Function of column names that returns the parts, in any order, with at least these columns.
+        It is called once for each group of columns. Memory holds at most one part, and one group of
+        ``GROUP_BYTES`` or of a single column.
     count : int
-        Number of sources: labels are 1 to ``count``.
+        Number of sources. Labels are 1 to ``count``.
     columns : sequence of Column
-        Columns wanted.
+        Columns to assemble.
 
     Yields
     ------
     Column, (count,) array
-        The column and its values, row k - 1 for label k.
+        The column and its values; row k - 1 is that of label k.
 
     Raises
     ------
     VerificationError
-        If a label is missing, comes twice, or lies outside 1 to ``count``.
+        If a label is missing, occurs twice, or is outside 1 to ``count``.
     """
     check_labels((part["label"] for part in read(("label",))), count)
-    for some in _group(columns, count):
-        values = {column.name: np.empty(count, column.dtype) for column in some}
+    for group in _group_columns(columns, count):
+        values = {column.name: np.empty(count, column.dtype) for column in group}
         for part in read(("label", *values)):
             rows = np.asarray(part["label"], np.int64) - 1
             for name, column_values in values.items():
                 column_values[rows] = part[name]
-        yield from ((column, values[column.name]) for column in some)
+        yield from ((column, values[column.name]) for column in group)
 
 
-def _group(columns: Sequence[Column], count: int) -> Iterator[Sequence[Column]]:
-    """Give as many columns at a time as may be in memory together, one at least."""
+def _group_columns(columns: Sequence[Column], count: int) -> Iterator[Sequence[Column]]:
+    """Yield groups of columns that fit ``GROUP_BYTES``, of one column at least."""
     step = max(GROUP_BYTES // (8 * max(count, 1)), 1)
     return (columns[i : i + step] for i in range(0, len(columns), step))
 
 
 def check_labels(parts: Iterable[NDArray[Any]], count: int) -> None:
-    """Prove that every label from 1 to ``count`` comes exactly once.
+    """Check that every label from 1 to ``count`` occurs exactly once.
+
+    Parameters
+    ----------
+    parts : iterable of (n,) int
+        Labels of each part, in any order.
+    count : int
+        Number of sources.
 
     Raises
     ------
     VerificationError
-        Naming the first label that does not.
+        If a label does not; the message names the first one.
     """
     times = np.zeros(count, np.uint8)
     for labels in parts:
         rows = np.sort(np.asarray(labels, np.int64) - 1)
         outside = rows[(rows < 0) | (rows >= count)]
         if len(outside):
-            raise _catalogue_error(f"a row for label {outside[0] + 1}, beyond the {count} labels")
+            raise _catalogue_error(f"a row for label {outside[0] + 1}, outside 1 to {count}")
         again = np.concatenate([rows[times[rows] > 0], rows[1:][np.diff(rows) == 0]])
         if len(again):
             raise _catalogue_error(f"two rows for label {again[0] + 1}")

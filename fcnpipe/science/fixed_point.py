@@ -1,4 +1,9 @@
-"""Fixed-point integers of fluxes and variances."""
+"""Rounding of fluxes and variances to fixed-point integers.
+
+Sums of integers do not depend on their order, so the sums of a source are the same for every tiling.
+The kernels take their limits as arguments: numba does not recompile a cached kernel when a constant
+of another file changes.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +20,19 @@ _BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
 
 
 def quantise_flux(flux: NDArray[np.floating[Any]], unit: float) -> NDArray[np.int64]:
-    """Give fluxes in fixed point: the nearest whole number of units, within ``FLUX_LIMIT``.
+    """Round fluxes to whole numbers of a unit, clipped to +-``FLUX_LIMIT``.
 
     Parameters
     ----------
     flux : array of float
         Flux above the sky; NaN becomes 0.
     unit : float
-        Value of one count, best a power of two.
+        Value of one count, preferably a power of two.
+
+    Returns
+    -------
+    array of int64
+        Counts, in the shape of ``flux``.
 
     Examples
     --------
@@ -33,7 +43,7 @@ def quantise_flux(flux: NDArray[np.floating[Any]], unit: float) -> NDArray[np.in
 
 
 def quantise_variance(variance: NDArray[np.floating[Any]], unit: float) -> NDArray[np.int64]:
-    """Give variances in fixed point, within [0, ``VARIANCE_LIMIT``]; NaN becomes 0."""
+    """Round variances to whole numbers of a unit, clipped to [0, ``VARIANCE_LIMIT``]; NaN becomes 0."""
     return _quantise(variance, unit, (0, VARIANCE_LIMIT))
 
 
@@ -53,18 +63,26 @@ def quantise_labelled(
     units: tuple[float, float],
     gain: float | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give flux and variance in fixed point where there is a label, and 0 elsewhere.
+    """Round the flux and the variance of labelled pixels to fixed point.
 
     Parameters
     ----------
     maps : (h, w) int32 and (h, w) uint8
-        Labels, and bits of `PixelFlag`; a bad pixel counts for nothing.
-    flux, noise : (h, w) float32
-        Above the sky, and the sky's, in image units.
+        Labels, and `PixelFlag` bits.
+    flux : (h, w) float32
+        Flux above the sky, in image units.
+    noise : (h, w) float32
+        Standard deviation of the sky, in image units.
     units : (float, float)
         Value of one count of flux and of variance.
     gain : float, optional
-        Electrons per image unit: adds the sources' own noise to the variance.
+        Electrons per image unit. With it, the photon noise of the sources, ``max(flux, 0) / gain``,
+        is added to the variance.
+
+    Returns
+    -------
+    flux, variance : (h, w) int64
+        Counts; 0 where a pixel has no label or is bad (without data, or masked).
     """
     labels, flags = maps
     counts = np.zeros((2, *labels.shape), np.int64)
@@ -91,7 +109,7 @@ def _round_labelled(maps, flux, noise, scales, limits, gain, counts):  # type: i
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _nearest(value, scale, low, high):  # type: ignore[no-untyped-def]
-    """Give the whole number nearest to ``value * scale``, within limits; 0 for NaN."""
+    """Return the integer nearest to ``value * scale``, clipped to limits; 0 for NaN."""
     count = np.float64(value) * scale
     if np.isnan(count):
         return np.int64(0)
@@ -100,6 +118,6 @@ def _nearest(value, scale, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _round(values, scale, limits, counts):  # type: ignore[no-untyped-def]
-    """Round in one pass: NumPy's five, with their float64 copies, take longer than the sums."""
+    """Round in one pass: NumPy needs five, with float64 copies, which takes longer than the sums."""
     for i in range(len(values)):
         counts[i] = _nearest(values[i], scale, limits[0], limits[1])

@@ -1,4 +1,4 @@
-"""Regions: the pixels around sources that apertures are measured on."""
+"""Regions of an image: the pixels around sources on which apertures are measured."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fcnpipe.core.geometry import Box
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Pixels around sources, from which apertures are measured.
+    """Pixels around sources, on which apertures are measured.
 
     Attributes
     ----------
     image : (h, w) float32
-        Flux above the sky; NaN where there is none.
+        Flux above the sky; NaN where a pixel has no data.
     noise : (h, w) float32
-        Standard deviation of a pixel, same unit.
+        Standard deviation of each pixel, in the unit of ``image``.
     labels : (h, w) int32
         Label of each pixel; 0 is background.
     flags : (h, w) uint8
         `PixelFlag` bits.
     box : Box
-        Where the region lies in the image.
+        Position of the region in the image.
     shape : (int, int)
         Height and width of the image.
     """
@@ -39,14 +39,14 @@ class Region:
     shape: tuple[int, int]
 
     def cut(self, box: Box) -> Region:
-        """Give the part inside a box; the same memory."""
+        """Return the part inside a box, as a view."""
         part, place = self.box.clip(box), self.box.clip(box).within(self.box)
         maps = (self.image[place], self.noise[place], self.labels[place], self.flags[place])
         return Region(*maps, part, self.shape)
 
 
 def join_regions(parts: Sequence[Region], box: Box) -> Region:
-    """Put together the region of a box from parts that cover it."""
+    """Assemble the region of a box from parts that cover it."""
     image, noise = np.empty(box.shape, np.float32), np.empty(box.shape, np.float32)
     labels, flags = np.empty(box.shape, np.int32), np.empty(box.shape, np.uint8)
     whole = Region(image, noise, labels, flags, box, parts[0].shape)

@@ -1,10 +1,10 @@
-"""How good a label image is, against the truth of a simulated scene.
+"""Scores of a label image against the truth of a simulated scene.
 
-The measures of Haigh et al. 2021 (A&A 645, A107), completeness and purity by signal-to-noise, and
-the recall of close pairs by separation. Where it departs from Haigh et al.: a source is looked for
-at the brightest pixel of its own light, not of the sum, so that a faint neighbour is not sought on
-its bright companion; and pixels that only the sum of several sources lifts above the truth's
-threshold, which belong to nobody, are left out of the area errors.
+The scores are those of Haigh et al. 2021 (A&A 645, A107), completeness and purity by signal-to-noise,
+and the recall of close pairs by separation. There are two differences from Haigh et al. The position
+of a source is the brightest pixel of its own light, and not of the summed light, so that a faint
+source is not searched for on a bright neighbour. Pixels that only the sum of several sources lifts
+above the threshold of the truth have no owner and do not enter the area errors.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ Indices = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 
 PAIR_EDGES = (0.75, 1.0, 1.5, 2.0, 3.0)
+"""Edges of the bins of a pair's separation, in FWHM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is true about an image.
+    """True sources of an image.
 
     Parameters
     ----------
     label : (h, w) int
         Owner of each pixel: row + 1 of the arrays below, 0 for the sky.
     unclear : (h, w) bool
-        Pixels left out of the area errors.
+        Pixels without a clear owner, which do not enter the area errors.
     peak : (n, 2) int
-        Pixel (y, x) where each source is brightest in its own light.
+        Pixel (y, x) at which the light of each source alone is brightest.
     brightness : (n,) float
-        Own light at that pixel.
+        Light of the source alone at that pixel.
     centre : (n, 2) float
         True centre (y, x), px.
     snr : (n,) float
-        Signal-to-noise of a matched filter.
+        Signal-to-noise in a matched filter.
     flux : (n,) float
         Total flux.
     """
@@ -61,18 +62,18 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The measures of Haigh et al. 2021; all but the first three are better when low."""
+    """Scores of Haigh et al. 2021: the first three are best at 1, the errors at 0."""
 
     f_score: float
-    """2 PR / (P + R); 1 when there is nothing and nothing was found."""
+    """2 PR / (P + R); 1 if there are neither sources nor segments."""
     precision: float
-    """Fraction of the segments that are named by a source; 1 when there is none."""
+    """Fraction of the segments that are matched to a source; 1 if there are no segments."""
     recall: float
-    """Fraction of the sources that name a segment; 1 when there is none."""
+    """Fraction of the sources that are matched to a segment; 1 if there are no sources."""
     under_merging: float
-    """How much of the true sources is missing from the segments."""
+    """Area of the true sources that their segments miss; see :func:`measure_merging`."""
     over_merging: float
-    """How much of the segments reaches beyond the true sources."""
+    """Area of the segments beyond their true sources; see :func:`measure_merging`."""
     area_error: float
     """sqrt(over_merging**2 + under_merging**2)."""
     a_error: float
@@ -87,14 +88,14 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class DetectionScores:
-    """How well sources above a signal-to-noise are detected; see :func:`score_detection`."""
+    """Scores of the detection of sources above a signal-to-noise; see :func:`score_detection`."""
 
     f_score: float
-    """2 PR / (P + R); 1 when there is nothing and nothing was found."""
+    """2 PR / (P + R); 1 if there are neither sources nor segments."""
     precision: float
-    """Fraction of the counted segments that are named by a source; 1 when there is none."""
+    """Fraction of the counted segments that are matched to a source; 1 if there are no segments."""
     recall: float
-    """Fraction of the counted sources that name a segment; 1 when there is none."""
+    """Fraction of the counted sources that are matched to a segment; 1 if there are no sources."""
     sources: int
     """Number of true sources at or above the limit."""
     segments: int
@@ -102,42 +103,59 @@ class DetectionScores:
 
 
 def match(label: Labels, truth: Truth) -> Indices:
-    """The segment that each source names, one to one, brightest source first.
+    """Match sources to segments one to one, the brightest source first.
 
     Parameters
     ----------
-    label
-        (h, w) int, 0 is background.
-    truth
+    label : (h, w) int
+        Label image; 0 is background.
+    truth : Truth
         The truth of the same image.
 
     Returns
     -------
-    ndarray
-        (n,) int64, label of the segment at the source's brightest pixel; 0 where that is background
-        or the segment is already named by a brighter source.
+    (n,) int64
+        Label of the segment at the source's brightest pixel; 0 where that pixel is background, or
+        where the segment is matched to a brighter source.
 
     Raises
     ------
     SpecError
-        When the label image and the truth differ in shape.
+        If the label image and the truth differ in shape.
     """
     if label.shape != truth.label.shape:
         raise SpecError(
-            f"label image of {label.shape} px against a truth of {truth.label.shape} px: "
-            "give both of the same image"
+            f"the label image has {label.shape} px, but the truth has {truth.label.shape} px: "
+            "choose two files of the same image"
         )
-    named = label[truth.peak[:, 0], truth.peak[:, 1]].astype(np.int64)
+    at_peak = label[truth.peak[:, 0], truth.peak[:, 1]].astype(np.int64)
     order = np.lexsort((np.arange(len(truth)), -truth.brightness))
-    _, first = np.unique(named[order], return_index=True)
+    _, first = np.unique(at_peak[order], return_index=True)
     matched = np.zeros(len(truth), np.int64)
-    winners = order[first]
-    matched[winners] = named[winners]
+    brightest = order[first]
+    matched[brightest] = at_peak[brightest]
     return matched
 
 
 def score(label: Labels, truth: Truth) -> Scores:
-    """The measures of Haigh et al. 2021 of a label image, see :class:`Scores`."""
+    """Compute the scores of Haigh et al. 2021 of a label image.
+
+    Parameters
+    ----------
+    label : (h, w) int
+        Label image; 0 is background.
+    truth : Truth
+        The truth of the same image.
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    SpecError
+        If the label image and the truth differ in shape.
+    """
     hits = int(np.count_nonzero(match(label, truth)))
     segments = int(np.count_nonzero(np.bincount(label.ravel().astype(np.int64))[1:]))
     precision = hits / segments if segments else 1.0
@@ -167,27 +185,32 @@ def score_detection(label: Labels, truth: Truth, min_snr: float) -> DetectionSco
 
     Parameters
     ----------
-    label
-        (h, w) int, 0 is background.
-    truth
+    label : (h, w) int
+        Label image; 0 is background.
+    truth : Truth
         The truth of the same image.
-    min_snr
-        Signal-to-noise from which a true source counts.
+    min_snr : float
+        Minimum signal-to-noise of a true source that counts.
 
     Returns
     -------
     DetectionScores
 
+    Raises
+    ------
+    SpecError
+        If the label image and the truth differ in shape.
+
     Notes
     -----
-    The sources at or above the limit are matched as by :func:`match`, as if there were no others. A
-    segment that they leave and that holds the brightest pixel of a fainter source counts neither as a hit
-    nor as false; any other segment that they leave is false.
+    The sources at or above the limit are matched by :func:`match`, as if there were no others. Of the
+    segments without a match, those that contain the brightest pixel of a fainter source are ignored, and
+    all others are false detections.
     """
     bright = truth.snr >= min_snr
-    hits = np.unique(match(label, _select(truth, bright)))
+    hits = np.unique(match(label, _select_sources(truth, bright)))
     hits = hits[hits > 0]
-    faint = match(label, _select(truth, ~bright))
+    faint = match(label, _select_sources(truth, ~bright))
     ignored = np.setdiff1d(faint[faint > 0], hits)
     segments = np.count_nonzero(np.bincount(label.ravel().astype(np.int64))[1:]) - len(ignored)
     sources = int(np.count_nonzero(bright))
@@ -201,19 +224,33 @@ def score_detection(label: Labels, truth: Truth, min_snr: float) -> DetectionSco
     return DetectionScores(f_score, precision, recall, sources, int(segments))
 
 
-def _select(truth: Truth, rows: Bools) -> Truth:
+def _select_sources(truth: Truth, rows: Bools) -> Truth:
     names = ("peak", "brightness", "centre", "snr", "flux")
     return replace(truth, **{name: getattr(truth, name)[rows] for name in names})
 
 
 def measure_merging(found: Labels, true: Labels) -> tuple[float, float]:
-    """Under-merging and over-merging error of two label images of the same pixels, each in [0, 1).
+    """Compute the under-merging and over-merging errors of two label images of the same pixels.
 
-    For each segment (the background too) the true label that it overlaps most::
+    Parameters
+    ----------
+    found, true : array of int
+        Labels of the same pixels; 0 is background.
+
+    Returns
+    -------
+    under, over : float
+        Errors in [0, 1).
+
+    Notes
+    -----
+    For each segment, the background included, let A_true be the area of the true label that it
+    overlaps most, and A_overlap the area of the overlap::
 
         under = sum (A_true - A_overlap) A_overlap / A_true / N_pixels
 
-    and over-merging with the roles swapped. Of equal overlaps the lower label counts.
+    Over-merging is the same with the roles of the two images exchanged. Of equal overlaps, that with
+    the lower label counts.
     """
     if found.size == 0:
         return 0.0, 0.0
@@ -224,54 +261,87 @@ def measure_merging(found: Labels, true: Labels) -> tuple[float, float]:
     segment, source = codes // len(columns), codes % len(columns)
     area_found = np.bincount(segment, overlap, len(rows))
     area_true = np.bincount(source, overlap, len(columns))
-    under = _spill(segment, overlap, area_true[source])
-    over = _spill(source, overlap, area_found[segment])
+    under = _sum_area_errors(segment, overlap, area_true[source])
+    over = _sum_area_errors(source, overlap, area_found[segment])
     return under / found.size, over / found.size
 
 
-def _spill(group: Indices, overlap: Indices, area: Doubles) -> float:
+def _sum_area_errors(group: Indices, overlap: Indices, area: Doubles) -> float:
+    """Sum the weighted area errors over the largest overlap of each group."""
     order = np.lexsort((np.arange(len(group)), -overlap, group))
     best = order[np.r_[True, np.diff(group[order]) > 0]]
     return float(np.sum((area[best] - overlap[best]) * overlap[best] / area[best]))
 
 
 def completeness(matched: Indices, truth: Truth, edges: ArrayLike) -> tuple[Doubles, Indices]:
-    """Fraction of the sources found and their number, by signal-to-noise bin.
+    """Compute the fraction of the sources that are found, and their number, by signal-to-noise.
 
     Parameters
     ----------
-    matched
-        (n,) as :func:`match` gives it.
-    truth
-        The truth.
-    edges
-        (k + 1,) edges of the bins, half-open.
+    matched : (n,) int64
+        Result of :func:`match`.
+    truth : Truth
+        The truth of the same image.
+    edges : (k + 1,) array_like
+        Edges of the half-open bins of signal-to-noise.
 
     Returns
     -------
-    fraction, number
-        (k,) float64, NaN for an empty bin, and (k,) int64.
+    fraction : (k,) float64
+        Fraction of the sources that are matched; NaN for an empty bin.
+    number : (k,) int64
+        Number of sources.
     """
-    return _fractions(matched > 0, truth.snr, edges)
+    return _fraction_by_bin(matched > 0, truth.snr, edges)
 
 
 def purity(
     label: Labels, matched: Indices, snr: ArrayLike, edges: ArrayLike
 ) -> tuple[Doubles, Indices]:
-    """Fraction of the segments that are sources and their number, by signal-to-noise bin.
+    """Compute the fraction of the segments that are sources, and their number, by signal-to-noise.
 
-    ``snr`` holds the measured signal-to-noise of each label from 1 on; labels without pixels do not
-    count. The rest is as in :func:`completeness`.
+    Parameters
+    ----------
+    label : (h, w) int
+        Label image; 0 is background.
+    matched : (n,) int64
+        Result of :func:`match`.
+    snr : (m,) array_like
+        Measured signal-to-noise of the labels 1 to m. Labels without pixels do not count.
+    edges : (k + 1,) array_like
+        Edges of the half-open bins of signal-to-noise.
+
+    Returns
+    -------
+    fraction : (k,) float64
+        Fraction of the segments that are matched; NaN for an empty bin.
+    number : (k,) int64
+        Number of segments.
     """
     values = np.asarray(snr, np.float64)
     area = np.bincount(label.ravel().astype(np.int64), minlength=len(values) + 1)[1:]
-    real = np.zeros(len(values), np.bool_)
-    real[matched[matched > 0] - 1] = True
-    return _fractions(real[area > 0], values[area > 0], edges)
+    is_source = np.zeros(len(values), np.bool_)
+    is_source[matched[matched > 0] - 1] = True
+    return _fraction_by_bin(is_source[area > 0], values[area > 0], edges)
 
 
 def measure_snr(image: ArrayLike, noise: ArrayLike, label: Labels) -> Doubles:
-    """Signal-to-noise of each label from 1 on, (n,): summed sky-free image over summed noise."""
+    """Compute the signal-to-noise of each label: its summed flux over the noise of the sum.
+
+    Parameters
+    ----------
+    image : (h, w) array_like
+        Flux above the sky; NaN counts as 0.
+    noise : (h, w) array_like or float
+        Standard deviation of each pixel.
+    label : (h, w) int
+        Label image; 0 is background.
+
+    Returns
+    -------
+    (n,) float64
+        Signal-to-noise of the labels 1 to n.
+    """
     flat = label.ravel().astype(np.int64)
     signal = np.bincount(flat, np.nan_to_num(np.asarray(image, np.float64)).ravel())
     variance = np.bincount(flat, np.broadcast_to(np.square(noise), label.shape).ravel())
@@ -279,10 +349,29 @@ def measure_snr(image: ArrayLike, noise: ArrayLike, label: Labels) -> Doubles:
 
 
 def list_pairs(
-    truth: Truth, fwhm_px: float, least_snr: float = 10.0, greatest_ratio: float = 4.0
+    truth: Truth, fwhm_px: float, min_snr: float = 10.0, max_flux_ratio: float = 4.0
 ) -> tuple[Indices, Doubles]:
-    """Rows (m, 2) int64 and separations in FWHM (m,) float64 of the true pairs below 3 FWHM."""
-    bright = np.flatnonzero(truth.snr >= least_snr)
+    """List the close pairs of true sources, with a separation below 3 FWHM.
+
+    Parameters
+    ----------
+    truth : Truth
+        The truth.
+    fwhm_px : float
+        FWHM of the point spread function, px.
+    min_snr : float
+        Minimum signal-to-noise of both sources.
+    max_flux_ratio : float
+        Maximum ratio of the brighter to the fainter flux.
+
+    Returns
+    -------
+    pairs : (m, 2) int64
+        Rows of the two sources of each pair.
+    separation : (m,) float64
+        Distance of the centres, in FWHM.
+    """
+    bright = np.flatnonzero(truth.snr >= min_snr)
     if len(bright) < 2:
         return np.zeros((0, 2), np.int64), np.zeros(0)
     near = cKDTree(truth.centre[bright]).query_pairs(
@@ -290,24 +379,41 @@ def list_pairs(
     )
     pairs = bright[near.reshape(-1, 2)]
     flux = truth.flux[pairs]
-    pairs = pairs[flux.max(axis=1) <= greatest_ratio * flux.min(axis=1)]
-    apart = np.hypot(*(truth.centre[pairs[:, 0]] - truth.centre[pairs[:, 1]]).T) / fwhm_px
-    return pairs.astype(np.int64), np.asarray(apart, np.float64)
+    pairs = pairs[flux.max(axis=1) <= max_flux_ratio * flux.min(axis=1)]
+    separation = np.hypot(*(truth.centre[pairs[:, 0]] - truth.centre[pairs[:, 1]]).T) / fwhm_px
+    return pairs.astype(np.int64), np.asarray(separation, np.float64)
 
 
 def pair_recall(
     matched: Indices, truth: Truth, fwhm_px: float, edges: ArrayLike = PAIR_EDGES
 ) -> tuple[Doubles, Indices]:
-    """Fraction of the close pairs found as two and their number, by separation in FWHM.
+    """Compute the fraction of the close pairs that are found as two sources, by separation.
 
-    The pairs are those of :func:`list_pairs`; the bins are half-open; NaN for an empty one.
+    Parameters
+    ----------
+    matched : (n,) int64
+        Result of :func:`match`.
+    truth : Truth
+        The truth of the same image.
+    fwhm_px : float
+        FWHM of the point spread function, px.
+    edges : (k + 1,) array_like
+        Edges of the half-open bins of separation, in FWHM.
+
+    Returns
+    -------
+    fraction : (k,) float64
+        Fraction of the pairs of :func:`list_pairs` of which both sources are matched; NaN for an
+        empty bin.
+    number : (k,) int64
+        Number of pairs.
     """
-    pairs, apart = list_pairs(truth, fwhm_px)
+    pairs, separation = list_pairs(truth, fwhm_px)
     both = (matched[pairs[:, 0]] > 0) & (matched[pairs[:, 1]] > 0)
-    return _fractions(both, apart, edges)
+    return _fraction_by_bin(both, separation, edges)
 
 
-def _fractions(hit: Bools, value: Doubles, edges: ArrayLike) -> tuple[Doubles, Indices]:
+def _fraction_by_bin(hit: Bools, value: Doubles, edges: ArrayLike) -> tuple[Doubles, Indices]:
     limits = np.asarray(edges, np.float64)
     place = np.searchsorted(limits, value, side="right") - 1
     inside = (place >= 0) & (place < len(limits) - 1)

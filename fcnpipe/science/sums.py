@@ -1,4 +1,15 @@
-"""Exact sums over the pixels of each source."""
+"""Exact sums over the pixels of each source: flux, variance, moments, extent and flags.
+
+::
+
+    tile  --accumulate-->  Sums --+
+    tile  --accumulate-->  Sums --+--combine-->  Sums of complete sources
+    tile  --accumulate-->  Sums --+
+
+All sums are integers, of 128 bits where 64 could overflow, in the frame of each source's anchor, its
+peak pixel. The anchor belongs to the source and not to the tile, so the sums are the same numbers for
+every tiling and every order of the tiles.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +25,17 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import PixelFlag
 
 FLUX_LIMIT = 2**40
-"""Greatest magnitude of a fixed-point flux; products with squared distances then fit 128 bits."""
+"""Maximum magnitude of a fixed-point flux, for which products with squared distances fit 128 bits."""
 
 VARIANCE_LIMIT = 2**52
-"""Greatest fixed-point variance."""
+"""Maximum of a fixed-point variance."""
 
-# NumPy scalars: numba would compile each kernel anew for each literal.
+# NumPy scalars, because numba compiles a kernel once more for each literal argument.
 FLUX, VARIANCE, MASS, MASS_Y, MASS_X, MASS_YY, MASS_XY, MASS_XX = np.arange(8)
+"""Indices along the second axis of ``Sums.exact``."""
+
 _ZERO = np.int64(0)
-_MAX_RUN = 64  # pixels of a run whose products with squared offsets still fit 64 bits
+_MAX_RUN = 64  # px; sums of value times squared offset within a run of this length fit 64 bits
 _BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
 _SATURATED = int(PixelFlag.SATURATED)
 _ONE = np.uint64(1)
@@ -32,25 +45,25 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """The maps of one tile's core that sums are taken over.
+    """Maps of a tile's core, over which the sums are taken.
 
     Attributes
     ----------
     labels : (h, w) int32
         Label of each pixel; 0 is background.
     value : (h, w) int64
-        Flux above the sky in fixed point, at most ``FLUX_LIMIT`` in magnitude.
+        Fixed-point flux above the sky, at most ``FLUX_LIMIT`` in magnitude.
     variance : (h, w) int64
-        Variance of a pixel in fixed point, in [0, ``VARIANCE_LIMIT``].
+        Fixed-point variance of each pixel, in [0, ``VARIANCE_LIMIT``].
     probability : (c, h, w) uint8
         Probability of each output of the model, times 255.
     elevation : (h, w) uint16
-        Elevation that was separated on.
+        Elevation on which the sources were separated; 65535 stands for 1.
     flags : (h', w') uint8
-        `PixelFlag` bits of the core **with 1 px more on each side**, clipped at the image, so that
-        bad neighbours across a seam are seen.
+        `PixelFlag` bits of the core **and a margin of 1 px**, clipped at the image. The margin holds
+        the neighbours across the seams.
     core : Box
-        Where the maps lie in the image.
+        Position of the maps in the image; ``flags`` excepted.
     shape : (int, int)
         Height and width of the image.
     """
@@ -71,37 +84,39 @@ class Pixels:
 
     @property
     def flags_box(self) -> Box:
-        """Where ``flags`` must lie: the core with 1 px more, clipped at the image."""
+        """The box of ``flags``: the core and a margin of 1 px, clipped at the image."""
         return self.core.grow(1).clip(self.frame)
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Exact sums over the pixels of sources, one row for each label, labels rising.
+    """Exact sums over the pixels of sources: one row for each label, in ascending order.
 
     Attributes
     ----------
     label : (n,) int32
-        Label, 1 or more.
+        Label, at least 1.
     anchor : (n, 2) int64
-        Pixel (y, x) of the source's peak: origin of the moments.
+        Pixel (y, x) of the source's peak, the origin of the moments.
     area : (n,) int64
         Number of pixels.
     box : (n, 4) int64
         Bounding box y0, x0, y1, x1, half-open.
     exact : (n, 8, 2) uint64
-        128-bit two's complement (low, high) of: flux, variance, and with m = max(value, 0) and
-        y, x from the anchor: m, m y, m x, m y y, m x y, m x x.
+        Sums of 8 quantities as 128-bit two's complement (low, high): flux, variance, m, m y, m x,
+        m y y, m x y and m x x, where m = max(value, 0) and (y, x) is measured from the anchor.
     highest, lowest : (n, 2) int64
-        Greatest and least value and its global pixel index; of equal ones the lowest index.
+        Maximum and minimum value, each with its global pixel index; of equal values the lowest index.
     probability : (n, c) int64
         Sum of the uint8 probabilities of each output.
     elevation : (n,) int64
-        Greatest elevation.
+        Maximum elevation.
     flags : (n,) uint8
         Union of the pixels' `PixelFlag` bits.
-    beside_bad, saturated : (n,) int64
-        Pixels of the source that have a bad one among their 8 neighbours; that are saturated.
+    beside_bad : (n,) int64
+        Number of pixels of the source with a bad pixel among themselves and their 8 neighbours.
+    saturated : (n,) int64
+        Number of saturated pixels of the source.
     border : (n,) bool
         Whether the source touches the border of the image.
     """
@@ -124,55 +139,56 @@ class Sums:
         return len(self.label)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the sums as plain arrays, for ``numpy.savez``."""
+        """Return the sums as a dict of arrays, for ``numpy.savez``."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Sums:
-        """Rebuild sums from what ``to_arrays`` gave (an open npz file will do)."""
+        """Build sums from the arrays of ``to_arrays``, or from an open npz file that holds them."""
         return cls(
             **{field.name: np.ascontiguousarray(arrays[field.name]) for field in fields(cls)}
         )
 
     def take(self, rows: NDArray[Any]) -> Sums:
-        """Give the sums of some rows, by boolean mask or index."""
+        """Return the rows that a boolean mask or an array of indices selects."""
         return Sums(**{name: array[rows] for name, array in self.to_arrays().items()})
 
 
 def accumulate(
-    pixels: Pixels, anchors: NDArray[np.int64], names: NDArray[np.int32] | None = None
+    pixels: Pixels, anchors: NDArray[np.int64], labels: NDArray[np.int32] | None = None
 ) -> Sums:
-    """Sum over the pixels that each source has in one tile.
+    """Sum over the pixels of each source in one tile.
 
     Parameters
     ----------
     pixels : Pixels
         Maps of the tile.
     anchors : (n, 2) int64
-        Peak pixel (y, x) of each named source; it may lie in another tile.
-    names : (n,) int32, optional
-        Labels that the rows of ``anchors`` belong to, rising; 1 to n if not given.
+        Peak pixel (y, x) of each source; it may be in another tile.
+    labels : (n,) int32, optional
+        Labels of the rows of ``anchors``, in ascending order; by default 1 to n.
 
     Returns
     -------
     Sums
-        One row for each label that has a pixel here.
+        One row for each label that has pixels in the tile.
 
     Raises
     ------
     ValueError
-        If shapes do not agree, a label has no anchor, or a value exceeds the fixed point's range.
+        If shapes do not agree, a label has no anchor, or a value exceeds the fixed-point range.
 
     Notes
     -----
-    A horizontal run of one label is summed in 64 bits about its own start and then moved to the
-    anchor's frame in 128 bits: no rounding anywhere, so neither the tiling nor the order can show.
+    A horizontal run of one label is summed in 64 bits about its own first pixel. These sums are then
+    shifted to the anchor's frame in 128 bits. Nothing is rounded, so the result does not depend on the
+    tiling or on the order of the tiles.
     """
     anchors = np.ascontiguousarray(anchors, dtype=np.int64).reshape(-1, 2)
     known = (
         np.arange(1, len(anchors) + 1, dtype=np.int32)
-        if names is None
-        else np.asarray(names, dtype=np.int32)
+        if labels is None
+        else np.asarray(labels, dtype=np.int32)
     )
     _check_pixels(pixels, known, anchors)
     sums = _empty_sums(known, anchors, len(pixels.probability))
@@ -187,17 +203,17 @@ def accumulate(
 
 
 _ERRORS = {
-    1: "a label of the map has no anchor: name every label that the tile holds",
+    1: "a label of the map has no anchor: pass the anchors of all labels in the tile",
     2: f"a fixed-point flux exceeds {FLUX_LIMIT} in magnitude: use quantise_flux",
     3: f"a fixed-point variance is outside [0, {VARIANCE_LIMIT}]: use quantise_variance",
 }
 
 
-def _check_pixels(pixels: Pixels, names: NDArray[np.int32], anchors: NDArray[np.int64]) -> None:
+def _check_pixels(pixels: Pixels, labels: NDArray[np.int32], anchors: NDArray[np.int64]) -> None:
     for name in ("labels", "value", "variance", "elevation"):
         if getattr(pixels, name).shape != pixels.core.shape:
             raise ValueError(
-                f"{name} has shape {getattr(pixels, name).shape}, the core {pixels.core.shape}"
+                f"{name} has shape {getattr(pixels, name).shape}, but the core has {pixels.core.shape}"
             )
     if pixels.probability.ndim != 3 or pixels.probability.shape[1:] != pixels.core.shape:
         raise ValueError(
@@ -206,16 +222,18 @@ def _check_pixels(pixels: Pixels, names: NDArray[np.int32], anchors: NDArray[np.
     if pixels.flags.shape != pixels.flags_box.shape:
         raise ValueError(
             f"flags has shape {pixels.flags.shape}, not {pixels.flags_box.shape}: "
-            "give the core with 1 px more, clipped at the image"
+            "pass the core and a margin of 1 px, clipped at the image"
         )
-    if len(names) != len(anchors) or (len(names) > 1 and np.any(np.diff(names) <= 0)):
-        raise ValueError(f"{len(names)} names for {len(anchors)} anchors: give as many, rising")
+    if len(labels) != len(anchors) or (len(labels) > 1 and np.any(np.diff(labels) <= 0)):
+        raise ValueError(
+            f"{len(labels)} labels for {len(anchors)} anchors: pass one label for each anchor, in ascending order"
+        )
 
 
-def _empty_sums(names: NDArray[np.int32], anchors: NDArray[np.int64], outputs: int) -> Sums:
-    n, far = len(names), np.iinfo(np.int64).max
+def _empty_sums(labels: NDArray[np.int32], anchors: NDArray[np.int64], outputs: int) -> Sums:
+    n, far = len(labels), np.iinfo(np.int64).max
     return Sums(
-        label=names,
+        label=labels,
         anchor=anchors,
         area=np.zeros(n, np.int64),
         box=np.tile(np.array([far, far, -1, -1], np.int64), (n, 1)),
@@ -232,6 +250,7 @@ def _empty_sums(names: NDArray[np.int32], anchors: NDArray[np.int64], outputs: i
 
 
 def _drop_absent(sums: Sums, shape: tuple[int, int]) -> Sums:
+    """Drop the labels without pixels, and find which sources touch the border of the image."""
     found = sums.take(sums.area > 0)
     low, high = found.box[:, :2], found.box[:, 2:]
     np.logical_or((low == 0).any(axis=1), (high == shape).any(axis=1), out=found.border)
@@ -239,12 +258,17 @@ def _drop_absent(sums: Sums, shape: tuple[int, int]) -> Sums:
 
 
 def combine(parts: Sequence[Sums]) -> Sums:
-    """Add up the sums of several tiles; the order of ``parts`` does not matter.
+    """Add the sums of several tiles, in any order.
 
     Parameters
     ----------
     parts : sequence of Sums
-        Sums of tiles that share no pixel.
+        Sums of disjoint tiles.
+
+    Returns
+    -------
+    Sums
+        One row for each label of the parts.
 
     Raises
     ------
@@ -252,7 +276,7 @@ def combine(parts: Sequence[Sums]) -> Sums:
         If there is no part, or two parts have different anchors for one label.
     """
     if not parts:
-        raise ValueError("no sums to combine: give at least one part")
+        raise ValueError("no sums to combine: pass at least one part")
     columns = [part.to_arrays() for part in parts]
     joined = Sums(**{name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
     rows = joined.take(np.argsort(joined.label, kind="stable"))
@@ -260,13 +284,12 @@ def combine(parts: Sequence[Sums]) -> Sums:
     if np.any(
         np.repeat(rows.anchor[first], np.diff(first, append=len(rows)), axis=0) != rows.anchor
     ):
-        raise ValueError(
-            "two parts have different anchors for one label: they are of different images"
-        )
+        raise ValueError("two parts have different anchors for one label: pass sums of one image")
     return _sum_groups(rows, first)
 
 
 def _sum_groups(rows: Sums, first: NDArray[np.intp]) -> Sums:
+    """Add the rows of each label to its first row; ``first`` are the indices of these."""
     total = rows.take(first)
     if len(first) == len(rows):
         return total
@@ -330,10 +353,10 @@ def _pack_rows(sums: Sums) -> _Rows:
 
 @njit(cache=True, nogil=True)
 def _accumulate(maps, rows):  # type: ignore[no-untyped-def]
+    """Add all pixels of a tile; return 0 or a key of ``_ERRORS``."""
     height, width = maps.labels.shape
-    above = np.zeros(
-        width, np.int64
-    )  # row of the sums that was last met in a column: saves the search
+    # The row of the sums that a column had last: often the right one, which saves a search.
+    above = np.zeros(width, np.int64)
     for i in range(height):
         j = _ZERO
         while j < width:
@@ -360,20 +383,21 @@ def _accumulate(maps, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _find_row(names, label):  # type: ignore[no-untyped-def]
-    low, high = 0, len(names)
+def _find_row(labels, label):  # type: ignore[no-untyped-def]
+    """Return the index of a label by binary search; -1 if it is missing."""
+    low, high = 0, len(labels)
     while low < high:
         middle = (low + high) >> 1
-        if names[middle] < label:
+        if labels[middle] < label:
             low = middle + 1
         else:
             high = middle
-    return low if low < len(names) and names[low] == label else -1
+    return low if low < len(labels) and labels[low] == label else -1
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _add_run(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
-    """Add one run of at most ``_MAX_RUN`` pixels of one label; give 0 or the fault's number."""
+    """Add a run of at most ``_MAX_RUN`` pixels of one label; return 0 or a key of ``_ERRORS``."""
     start, stop = run
     flux, variance, m0, m1, m2, top = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
     high, low = np.int64(-FLUX_LIMIT - 1), np.int64(FLUX_LIMIT + 1)
@@ -409,7 +433,7 @@ def _add_run(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _update_extremes(rows, row, high, low):  # type: ignore[no-untyped-def]
-    """Take over a greatest and a least (value, global index); of equal values the lowest index."""
+    """Update the maximum and minimum (value, global index); of equal values keep the lowest index."""
     highest, lowest = rows.highest, rows.lowest
     if high[0] > highest[row, 0] or (high[0] == highest[row, 0] and high[1] < highest[row, 1]):
         highest[row, 0], highest[row, 1] = high
@@ -438,7 +462,7 @@ def _update_extent(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _union_flags(flags, rows, columns):  # type: ignore[no-untyped-def]
-    """Give the union of the flags in a range of rows and columns, clipped at the array."""
+    """Return the union of the flags in a range of rows and columns, clipped at the array."""
     union = np.uint8(0)
     for y in range(max(rows[0], 0), min(rows[1], flags.shape[0])):
         for x in range(max(columns[0], 0), min(columns[1], flags.shape[1])):
@@ -460,7 +484,13 @@ def _update_flags(maps, rows, row, i, run):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _add_moments(exact, row, offset, sums):  # type: ignore[no-untyped-def]
-    """Move the sums m, m i, m i i of a run to the anchor's frame, x = dx + i, and add them."""
+    """Add a run's sums of m, m i and m i i, shifted to the anchor's frame.
+
+    The run's first pixel is at ``offset`` (dy, dx) from the anchor, and its pixel i at (dy, dx + i)::
+
+        sum m x   = dx m0 + m1
+        sum m x x = dx dx m0 + 2 dx m1 + m2
+    """
     dy, dx = offset
     m0, m1, m2 = sums
     _add_int64(exact, row, MASS, m0)
@@ -477,13 +507,13 @@ def _add_moments(exact, row, offset, sums):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _add_int64(exact, row, k, value):  # type: ignore[no-untyped-def]
-    """Add a signed 64-bit number."""
+    """Add a signed 64-bit integer."""
     _add_int128(exact, row, k, np.uint64(value), np.uint64(value >> 63))
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _add_int128(exact, row, k, low, high):  # type: ignore[no-untyped-def]
-    """Add a 128-bit number given as two limbs."""
+    """Add a 128-bit integer of two 64-bit limbs."""
     total = exact[row, k, 0] + low
     exact[row, k, 0] = total
     exact[row, k, 1] += high
@@ -493,7 +523,7 @@ def _add_int128(exact, row, k, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _add_product(exact, row, k, factor, value):  # type: ignore[no-untyped-def]
-    """Add ``factor * value``, ``value`` not negative: schoolbook product of 32-bit halves."""
+    """Add ``factor * value``, with ``value`` >= 0, by long multiplication of 32-bit halves."""
     a, b = np.uint64(abs(factor)), np.uint64(value)
     a0, a1, b0, b1 = a & _LOW, a >> _HALF, b & _LOW, b >> _HALF
     p00, p01, p10 = a0 * b0, a0 * b1, a1 * b0
@@ -510,6 +540,7 @@ def _add_product(exact, row, k, factor, value):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _add_rows(rows, group, is_first, total):  # type: ignore[no-untyped-def]
+    """Add each row to the total of its group, except the first row, which the total contains."""
     for i in range(len(group)):
         if is_first[i]:
             continue
@@ -537,10 +568,10 @@ def _add_counts(rows, i, total, g):  # type: ignore[no-untyped-def]
 
 
 def int128_to_float(wide: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Give 128-bit integers, (..., 2) uint64 as (low, high), as float64."""
+    """Convert 128-bit integers, (..., 2) uint64 as (low, high), to float64."""
     low, high = wide[..., 0], wide[..., 1]
     negative = high >> np.uint64(63) == 1
-    # Of a negative number the limbs alone would round to nothing (-5 is 2^64 - 5 - 2^64).
+    # Negate first: the limbs of a small negative number cancel in float64 (-5 is 2^64 - 5 - 2^64).
     size_low = np.where(negative, ~low + _ONE, low)
     size_high = np.where(negative, ~high + (low == 0), high)
     size = size_high.astype(np.float64) * 2.0**64 + size_low.astype(np.float64)

@@ -13,27 +13,35 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 from numpy.typing import NDArray
 
-TYPE_LENGTH = 8
-"""Characters of an axis type such as RA---TAN, without the name of a distortion."""
+AXIS_TYPE_LENGTH = 8
+"""Length of an axis type such as RA---TAN, without the name of a distortion."""
 
 
 def read_wcs(cards: Sequence[str]) -> WCS | None:
-    """Give the celestial coordinates that header cards describe, or None if they describe none.
+    """Read the celestial WCS of header cards.
 
     Parameters
     ----------
     cards : sequence of str
-        FITS header cards of 80 characters (shorter ones are padded); SIP and TPV distortions are
-        followed.
+        FITS header cards of 80 characters; shorter ones are padded. SIP and TPV distortions are
+        included.
+
+    Returns
+    -------
+    WCS or None
+        None if the cards have no celestial axes, or if astropy cannot use them: an invalid WCS costs
+        the sky positions, but not the catalogue. `describe_wcs_error` returns the reason.
     """
     try:
         return _parse_cards(cards)
-    except Exception:  # a broken WCS costs the sky positions, never the catalogue
+    except Exception:
         return None
 
 
 def describe_wcs_error(cards: Sequence[str]) -> str:
-    """Say why the positions that header cards promise cannot be given; empty if they can, or none are.
+    """Return why sky positions cannot be computed from celestial header cards.
+
+    The result is empty if they can be computed, or if the cards have no celestial axes.
 
     Examples
     --------
@@ -53,7 +61,7 @@ def _parse_cards(cards: Sequence[str]) -> WCS | None:
     if not cards:
         return None
     with warnings.catch_warnings():
-        # astropy mends old cards and says so: not the concern of who wants a catalogue.
+        # astropy repairs outdated cards and warns about each of them.
         warnings.simplefilter("ignore")
         header = fits.Header.fromstring("\n".join(cards), sep="\n")
         wcs = WCS(_append_sip(header), relax=True)
@@ -61,9 +69,9 @@ def _parse_cards(cards: Sequence[str]) -> WCS | None:
 
 
 def _append_sip(header: fits.Header) -> fits.Header:
-    """Complete axis types: astropy follows SIP without its name too, but tells the terminal."""
+    """Append -SIP to the axis types of a SIP distortion: without it, astropy prints to the terminal."""
     for name in ("CTYPE1", "CTYPE2"):
-        if "A_ORDER" in header and len(kind := str(header.get(name, ""))) == TYPE_LENGTH:
+        if "A_ORDER" in header and len(kind := str(header.get(name, ""))) == AXIS_TYPE_LENGTH:
             header[name] = f"{kind}-SIP"
     return header
 
@@ -71,7 +79,7 @@ def _append_sip(header: fits.Header) -> fits.Header:
 def pixel_to_icrs(
     x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], cards: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give right ascension and declination (ICRS, degrees) of pixel positions.
+    """Compute the right ascension and declination (ICRS, degrees) of pixel positions.
 
     Parameters
     ----------
@@ -83,7 +91,7 @@ def pixel_to_icrs(
     Returns
     -------
     ra, dec : (n,) float64
-        Degrees, ra in [0, 360); NaN where there is no WCS, or the projection has no sky there.
+        Degrees, ra in [0, 360); NaN without a WCS, and where the projection is not defined.
     """
     blank = np.full(len(x), np.nan)
     wcs = read_wcs(cards)
@@ -93,7 +101,7 @@ def pixel_to_icrs(
         warnings.simplefilter("ignore")
         try:
             return _to_icrs(wcs, np.asarray(x, np.float64), np.asarray(y, np.float64))
-        except Exception:  # such as the frame of a planet, which has no place on the sky
+        except Exception:  # for example the frame of a planet, which cannot be converted to ICRS
             return blank, blank.copy()
 
 

@@ -1,4 +1,4 @@
-"""Tiling is invisible to the sums, and the region that is read is invisible to the apertures."""
+"""Sums do not depend on the tiling, and apertures do not depend on the region that is read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARGINS = st.sampled_from([0, 1, 30])
 
 
 def scene(shape: tuple[int, int], seed: int, sources: int) -> Pixels:
-    """Random blobs of labels over values that use the whole fixed-point range."""
+    """Return random blobs of labels over values of the whole fixed-point range."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(shape, np.int32)
     for label in range(1, sources + 1):
@@ -59,7 +59,7 @@ def scene(shape: tuple[int, int], seed: int, sources: int) -> Pixels:
 
 
 def peaks(pixels: Pixels, sources: int) -> np.ndarray:
-    """Some pixel for each label; (0, 0) for those that have none."""
+    """Return a pixel of each label; (0, 0) for labels without pixels."""
     anchors = np.zeros((sources, 2), np.int64)
     for label in range(1, sources + 1):
         where = np.argwhere(pixels.labels == label)
@@ -69,7 +69,7 @@ def peaks(pixels: Pixels, sources: int) -> np.ndarray:
 
 
 def cut(pixels: Pixels, core: Box) -> Pixels:
-    """What the task of one tile reads."""
+    """Return the maps that the task of one tile reads."""
     inner, around = core.slices, core.grow(1).clip(pixels.frame)
     return Pixels(
         pixels.labels[inner],
@@ -95,7 +95,7 @@ def same(a: Sums, b: Sums) -> bool:
     sources=st.integers(0, 12),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_sums_and_columns_do_not_see_the_tiling(shape, edge, sources, seed):
+def test_sums_and_columns_do_not_depend_on_the_tiling(shape, edge, sources, seed):
     pixels = scene(shape, seed, sources)
     anchors = peaks(pixels, sources)
     whole = accumulate(pixels, anchors)
@@ -126,9 +126,9 @@ def test_sums_may_be_added_in_any_grouping(cuts, seed):
 
 @SLOW
 @given(shape=st.tuples(st.integers(1, 12), st.integers(1, 90)), seed=st.integers(0, 2**32 - 1))
-def test_sums_are_those_of_whole_numbers_without_end(shape, seed):
+def test_sums_equal_those_of_unbounded_integers(shape, seed):
     pixels = scene(shape, seed, 3)
-    # An anchor far away is the hardest case: the products pass 64 bits.
+    # Products with a distant anchor exceed 64 bits.
     anchors = np.array([[0, 0], [2**20, 2**19], [-(2**20), 2**20]], np.int64)
     sums = accumulate(pixels, anchors)
     for row, label in enumerate(sums.label):
@@ -152,19 +152,19 @@ def test_sums_are_those_of_whole_numbers_without_end(shape, seed):
                 m * dx * dx,
             )
             expected = [a + b for a, b in zip(expected, terms, strict=True)]
-        assert [whole_number(sums.exact[row, k]) for k in range(8)] == expected
+        assert [to_int(sums.exact[row, k]) for k in range(8)] == expected
         np.testing.assert_allclose(
             int128_to_float(sums.exact[row]), [float(v) for v in expected], rtol=1e-15
         )
 
 
-def whole_number(wide: np.ndarray) -> int:
+def to_int(wide: np.ndarray) -> int:
     value = int(wide[0]) + (int(wide[1]) << 64)
     return value - (1 << 128) if value >> 127 else value
 
 
-def test_sums_that_pass_64_bits_carry():
-    """A bright source of a million pixels: 2^40 in each, far from its anchor."""
+def test_sums_beyond_64_bits_are_exact():
+    """A source of a million pixels of 2^40 each, far from its anchor."""
     shape = (1000, 1000)
     full = np.full(shape, FLUX_LIMIT, np.int64)
     ones = np.ones(shape, np.int32)
@@ -174,14 +174,14 @@ def test_sums_that_pass_64_bits_carry():
     )  # fmt: skip
     sums = accumulate(pixels, np.array([[-(2**20), 2**20]], np.int64))
     ys, xs = range(2**20, 2**20 + 1000), range(-(2**20), -(2**20) + 1000)
-    assert whole_number(sums.exact[0, 0]) == FLUX_LIMIT * 10**6
-    assert whole_number(sums.exact[0, 6]) == FLUX_LIMIT * sum(ys) * sum(xs)
-    assert whole_number(sums.exact[0, 7]) == FLUX_LIMIT * 1000 * sum(x * x for x in xs)
+    assert to_int(sums.exact[0, 0]) == FLUX_LIMIT * 10**6
+    assert to_int(sums.exact[0, 6]) == FLUX_LIMIT * sum(ys) * sum(xs)
+    assert to_int(sums.exact[0, 7]) == FLUX_LIMIT * 1000 * sum(x * x for x in xs)
 
 
 @pytest.fixture(scope="module")
 def field() -> tuple[dict[str, np.ndarray], Region]:
-    """Overlapping sources, some at the border, some over bad pixels, with noise."""
+    """Return overlapping sources with noise, some at the border, some over bad pixels."""
     rng = np.random.default_rng(11)
     shape = (260, 280)
     y, x = np.mgrid[: shape[0], : shape[1]]
@@ -190,7 +190,7 @@ def field() -> tuple[dict[str, np.ndarray], Region]:
     for label in range(1, 31):
         cy, cx = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
         radii = rng.uniform(1, 6, 2)
-        # Wings wide enough that the Kron radius is above its least value.
+        # Wings so wide that the Kron radius is above its minimum.
         blob = (
             rng.uniform(20, 400)
             / (1 + ((y - cy) / radii[0]) ** 2 + ((x - cx) / radii[1]) ** 2) ** 2
@@ -214,7 +214,7 @@ def field() -> tuple[dict[str, np.ndarray], Region]:
 
 @SLOW
 @given(data=st.data(), row=st.integers(0, 25), cap=st.sampled_from([512.0, 12.0, 4.0]))
-def test_apertures_do_not_see_the_region(field, data, row, cap):
+def test_apertures_do_not_depend_on_the_region(field, data, row, cap):
     columns, whole = field
     one = {name: values[row % len(values)][None] for name, values in columns.items()}
     box = Box(*aperture_boxes(one, whole.shape, cap)[0].tolist())
@@ -235,7 +235,7 @@ def crop(region: Region, box: Box) -> Region:
     return dataclasses.replace(region, box=box, **cuts)
 
 
-def test_a_region_that_is_too_small_is_refused(field):
+def test_a_region_that_is_too_small_raises(field):
     columns, whole = field
-    with pytest.raises(ValueError, match="does not hold"):
+    with pytest.raises(ValueError, match="does not contain"):
         measure_apertures(columns, crop(whole, Box(0, 0, 60, 60)))

@@ -1,4 +1,4 @@
-"""A crowded scene and its columns, measured by us and by photutils."""
+"""A crowded scene and its columns, measured by fcnpipe and by photutils."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlaps of pixels with circles and ellipses against photutils."""
+"""Overlaps of pixels with circles and ellipses, compared with photutils."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ def test_circle_overlap_is_exact(radius, shift):
         -9.5 - shift[0], 9.5 - shift[0], -9.5 - shift[1], 9.5 - shift[1], 19, 19, radius, 1, 1
     )
     circle = kernels._Ellipse(radius, radius, 0.0, radius, 0.0, radius)
-    np.testing.assert_allclose(shares(circle, shift), expected, atol=1e-12)
+    np.testing.assert_allclose(overlaps(circle, shift), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("radius", [1.5, 1.77, 2.5, 7.3])
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (0.31, -0.47), (0.5, 0.5), (-0.02, 0.23)])
-def test_crossed_pixels_and_how_they_fill_are_exact(radius, shift):
-    def whole(r):
+def test_crossed_pixels_and_their_arcs_are_exact(radius, shift):
+    def all_overlaps(r):
         edges = (-9.5 - shift[0], 9.5 - shift[0], -9.5 - shift[1], 9.5 - shift[1])
         return circular_overlap_grid(*edges, 19, 19, r, 1, 1)
 
     span, step = np.arange(-9, 10), 1e-6
-    expected, grown = whole(radius), (whole(radius + step) - whole(radius - step)) / (2 * step)
+    expected, grown = (
+        all_overlaps(radius),
+        (all_overlaps(radius + step) - all_overlaps(radius - step)) / (2 * step),
+    )
     crossed = 0
     for i, j in np.ndindex(19, 19):
         dy, dx = abs(span[i] - shift[1]), abs(span[j] - shift[0])
@@ -46,14 +49,14 @@ def test_crossed_pixels_and_how_they_fill_are_exact(radius, shift):
 def test_ellipse_overlap_is_exact(axes, angle):
     ellipse = kernels._make_ellipse(make_source(axes, angle), 1.0)
     expected = elliptical_overlap_grid(-9.6, 9.4, -9.2, 9.8, 19, 19, *axes, angle, 1, 1)
-    np.testing.assert_allclose(shares(ellipse, (0.1, -0.3)), expected, atol=1e-11)
+    np.testing.assert_allclose(overlaps(ellipse, (0.1, -0.3)), expected, atol=1e-11)
 
 
 @given(
     st.floats(0.3, 30), st.floats(0.05, 1), st.floats(0, 2 * np.pi), st.floats(-0.5, 0.5),
     st.floats(0.5, 2),
 )  # fmt: skip
-def test_a_strip_touches_and_fills_the_pixels_that_it_says(a, ratio, angle, shift, scale):
+def test_a_strip_touches_and_fills_the_reported_pixels(a, ratio, angle, shift, scale):
     ellipse = kernels._make_ellipse(make_source((a, a * ratio), angle), scale)
     edge = int(a * scale) + 3
     for y in range(-edge, edge + 1):
@@ -62,11 +65,11 @@ def test_a_strip_touches_and_fills_the_pixels_that_it_says(a, ratio, angle, shif
             continue
         first, end, low, high = kernels._strip_pixels(ellipse, strip, shift, -edge, edge + 1)
         for x in range(-edge, edge + 1):
-            share = kernels._overlap(ellipse, y + shift, x - shift)
+            overlap = kernels._overlap(ellipse, y + shift, x - shift)
             if not first <= x < end:
-                assert abs(share) < 1e-9
+                assert abs(overlap) < 1e-9
             elif low <= x < high:
-                assert share == pytest.approx(strip[1] - strip[0], abs=1e-9)
+                assert overlap == pytest.approx(strip[1] - strip[0], abs=1e-9)
 
 
 def make_source(axes: tuple[float, float], angle: float) -> kernels._Source:
@@ -75,7 +78,7 @@ def make_source(axes: tuple[float, float], angle: float) -> kernels._Source:
     return kernels._Source(1, 0.0, 0.0, a, b, c, s, *form)
 
 
-def shares(ellipse: kernels._Ellipse, shift: tuple[float, float]) -> np.ndarray:
+def overlaps(ellipse: kernels._Ellipse, shift: tuple[float, float]) -> np.ndarray:
     span = np.arange(-9, 10)
     return np.array(
         [[kernels._overlap(ellipse, y - shift[1], x - shift[0]) for x in span] for y in span]

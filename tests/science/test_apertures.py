@@ -1,4 +1,4 @@
-"""Aperture columns against photutils and sep, and single hard cases."""
+"""Aperture columns: comparison with photutils and sep, and special cases."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_half_light_radius_is_the_flux_radius_of_photutils(scene):
     np.testing.assert_allclose(columns["half_light_radius"], expected, rtol=1e-6)
 
 
-def test_windowed_position_is_that_of_photutils_nearly(scene):
-    """It differs by 2 / 2.35 against the exact FWHM, and by where the neighbours are mirrored."""
+def test_windowed_position_is_close_to_that_of_photutils(scene):
+    """The factor 2 / 2.35 stands for the exact FWHM, and neighbours are mirrored about another point."""
     *_, columns, peer = scene
     off = np.hypot(
         columns["x_winpos"] - peer.x_centroid_win, columns["y_winpos"] - peer.y_centroid_win
@@ -41,7 +41,7 @@ def test_windowed_position_is_that_of_photutils_nearly(scene):
     assert np.quantile(off, 0.9) < 0.02
 
 
-def test_windowed_position_is_that_of_sep_for_lone_sources():
+def test_windowed_position_of_isolated_sources_is_that_of_sep():
     image, labels = np.zeros(SHAPE), np.zeros(SHAPE, np.int32)
     for k, (y, x) in enumerate([(60.3, 60.8), (60.0, 230.4), (200.7, 90.2), (210.5, 240.5)], 1):
         source = make_gaussian((y, x), (2.0 + 0.3 * k, 2.0), 0.4 * k, 4000)
@@ -70,7 +70,7 @@ def test_bad_column_through_a_star_is_mirrored():
     assert columns["flags"][0] & expected == expected
 
 
-def test_bad_pixels_everywhere_else_abort_nothing():
+def test_source_among_bad_pixels_only_is_measured():
     image, labels = label_above(make_gaussian((100, 90), (2, 2), 0.0, 5000))
     flags = (labels == 0).astype(np.uint8)
     image[flags > 0] = np.nan

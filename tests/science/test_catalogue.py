@@ -1,4 +1,4 @@
-"""Columns of the catalogue, and rows in any order that become one table."""
+"""Columns of the catalogue, and the assembly of rows in any order into one table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.science.header_cards import make_cards
 
 
 def measured_rows(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """What measure gives, filled with the label itself."""
+    """Return measured columns, each filled with the label."""
     left_out = {"source_id", "ra", "dec", "half_light_radius"}
     rows = {c.name: labels.astype(np.float64) for c in COLUMNS if c.name not in left_out}
     return rows | {"label": labels.astype(np.int32)}
@@ -44,32 +44,32 @@ def test_complete_rows_have_every_column_in_order():
 def test_assemble_orders_the_rows_of_all_parts():
     order = np.random.default_rng(0).permutation(np.arange(1, 101))
     parts = [complete_rows(measured_rows(part), (), 1000) for part in np.split(order, [7, 7, 60])]
-    asked = []
+    requests = []
 
     def read(names):
-        asked.append(names)
+        requests.append(names)
         return ({name: part[name] for name in names} for part in parts)
 
     table = {column.name: values for column, values in assemble(read, 100)}
     assert table["label"].tolist() == list(range(1, 101))
     np.testing.assert_array_equal(table["segment_flux"], np.arange(1.0, 101.0))
     assert table["source_id"].dtype == np.uint64
-    assert asked[0] == ("label",)
-    assert len(asked) == 2  # 100 rows of all columns fit into one group
+    assert requests[0] == ("label",)
+    assert len(requests) == 2  # 100 rows of all columns fit into one group
 
 
 def test_assemble_holds_few_columns_of_a_large_catalogue(monkeypatch):
     monkeypatch.setattr(catalogue, "GROUP_BYTES", 3 * 8 * 5)
-    asked = []
+    requests = []
 
     def read(names):
-        asked.append(names)
+        requests.append(names)
         part = complete_rows(measured_rows(np.arange(1, 6)), (), 1000)
         return [{name: part[name] for name in names}]
 
     names = [column.name for column, _ in assemble(read, 5)]
     assert names == [column.name for column in catalogue.COLUMNS]
-    assert max(map(len, asked)) == 4
+    assert max(map(len, requests)) == 4
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_assemble_holds_few_columns_of_a_large_catalogue(monkeypatch):
         ([[1, 2], [4]], "no row for label 3 of 4"),
         ([[1, 2], [2, 3, 4]], "two rows for label 2"),
         ([[1, 2, 3, 4, 4]], "two rows for label 4"),
-        ([[1, 2, 3, 4, 5]], "label 5, beyond the 4 labels"),
-        ([[0, 1, 2, 3]], "label 0, beyond"),
+        ([[1, 2, 3, 4, 5]], "label 5, outside 1 to 4"),
+        ([[0, 1, 2, 3]], "label 0, outside"),
     ],
 )
-def test_labels_that_do_not_fit_are_named(labels, message):
+def test_missing_repeated_and_foreign_labels_are_named(labels, message):
     def read(names):
         return ({"label": np.array(part)} for part in labels)
 

@@ -1,4 +1,4 @@
-"""Fixed-point maps of labelled pixels."""
+"""Fixed-point rounding of labelled pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from fcnpipe.science.fixed_point import quantise_flux, quantise_labelled, quantise_variance
 
 
-def test_labelled_pixels_are_quantised_as_arrays_are():
+def test_labelled_pixels_are_rounded_as_arrays_are():
     rng = np.random.default_rng(4)
     labels = rng.integers(0, 3, (40, 30)).astype(np.int32)
     flags = np.where(rng.random(labels.shape) < 0.1, 1, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Isophotal columns against photutils, and single hard cases."""
+"""Isophotal columns: comparison with photutils, and special cases."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_saturated_pixels_are_counted_and_flagged():
     assert columns["flags"].tolist() == [int(SourceFlag.SATURATED)]
 
 
-def test_class_is_the_most_probable_of_those_after_the_first():
+def test_class_is_the_most_probable_output_after_the_first():
     image, labels = label_above(make_gaussian((100, 90), (2, 2), 0.0, 5000))
     pixels = make_pixels(image, labels, np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
     maps = np.zeros((3, *SHAPE), np.uint8)

@@ -18,8 +18,8 @@ from tests.science.simulated_sources import (
 )
 
 
-def test_bad_neighbour_is_seen_across_the_seam():
-    """The bad pixel lies in the next tile; only the pixel of halo in flags shows it."""
+def test_bad_neighbour_across_a_seam_is_counted():
+    """The bad pixel is in the next tile; only the margin of ``flags`` holds it."""
     image, labels = label_above(make_gaussian((100, 90), (2, 2), 0.0, 5000))
     edge = int(np.nonzero(labels.any(axis=0))[0].max()) + 1
     flags = np.zeros(SHAPE, np.uint8)
@@ -39,7 +39,7 @@ def test_bad_neighbour_is_seen_across_the_seam():
     )
     sums = accumulate(tile, np.array([[100, 90]]))
     assert sums.beside_bad[0] > 0
-    with pytest.raises(ValueError, match="1 px more"):
+    with pytest.raises(ValueError, match="margin of 1 px"):
         accumulate(dataclasses.replace(tile, flags=flags[:, :edge]), np.array([[100, 90]]))
 
 
@@ -56,7 +56,7 @@ def test_labels_without_an_anchor_and_values_out_of_range_are_refused():
         accumulate(dataclasses.replace(pixels, variance=-pixels.variance), np.zeros((1, 2)))
 
 
-def test_sums_survive_npz(tmp_path):
+def test_sums_are_unchanged_by_npz(tmp_path):
     image, labels = make_crowd(count=6)
     pixels = make_pixels(image, labels, np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
     sums = accumulate(pixels, np.zeros((labels.max(), 2)))

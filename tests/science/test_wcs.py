@@ -76,7 +76,7 @@ def test_distortions_are_followed():
         np.testing.assert_allclose([ra[1], dec[1]], [plain[0][1], plain[1][1]], atol=1e-9)
 
 
-def test_sip_without_its_name_is_followed_in_silence(capsys):
+def test_sip_without_its_name_is_followed_and_prints_nothing(capsys):
     named = {"A_ORDER": 2, "A_2_0": 1e-5, "B_ORDER": 2, "B_0_2": 1e-5}
     plain = make_cards(**named)
     with_name = make_cards(CTYPE1="RA---TAN-SIP", CTYPE2="DEC--TAN-SIP", **named)
@@ -94,13 +94,13 @@ def test_sip_without_its_name_is_followed_in_silence(capsys):
         ({"CTYPE1": "HPLN-TAN", "CTYPE2": "HPLT-TAN"}, "determine celestial frame"),
     ],
 )
-def test_why_there_are_no_positions(changes, reason):
-    said = describe_wcs_error(make_cards(**changes))
-    assert reason in said
-    assert bool(said) == bool(reason)
+def test_wcs_errors_are_described(changes, reason):
+    message = describe_wcs_error(make_cards(**changes))
+    assert reason in message
+    assert bool(message) == bool(reason)
 
 
-def test_planes_of_a_cube_have_a_sky():
+def test_planes_of_a_cube_have_sky_coordinates():
     cube = make_cards(
         NAXIS=3, NAXIS3=4, CTYPE3="FREQ", CRVAL3=1e9, CDELT3=1e6, CRPIX3=1.0, CD3_3=1e6
     )
@@ -115,20 +115,20 @@ def test_planes_of_a_cube_have_a_sky():
         make_cards(CTYPE1="RA---XYZ", CTYPE2="DEC--XYZ"),
     ],
 )
-def test_no_usable_wcs_gives_nan_and_no_warning(header):
+def test_coordinates_are_nan_without_a_usable_wcs(header):
     ra, dec = pixel_to_icrs(X, Y, header)
     assert np.isnan(ra).all()
     assert np.isnan(dec).all()
 
 
-def test_wcs_is_none_without_a_sky():
+def test_wcs_is_none_without_celestial_axes():
     assert read_wcs(()) is None
     assert read_wcs(("CTYPE1  = 'LINEAR  '",)) is None
     assert read_wcs(make_cards()) is not None
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real images are not here")
-def test_real_headers_have_a_sky():
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real images are missing")
+def test_real_headers_have_sky_coordinates():
     for path in sorted(DATA.glob("*.fits")):
         header = first_cards(path)
         ra, dec = pixel_to_icrs(np.array([10.0]), np.array([10.0]), header)
