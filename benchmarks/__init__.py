@@ -1,1 +1,1 @@
-"""Measurements: ratios in one run, ours beside a peer or a limit, interleaved; see each module."""
+"""Benchmarks of speed, memory and quality; each compares with a peer tool or a limit, interleaved in one run."""

@@ -1,4 +1,7 @@
-"""``make bench``: each benchmark once, small, so that none rots; see the modules for real measurements."""
+"""Run every benchmark once at a small size, so that none breaks unnoticed: ``make bench``.
+
+The figures of so small runs have no meaning; each module describes how to take real measurements.
+"""
 
 import subprocess
 import sys
@@ -39,6 +42,7 @@ SMALL = (
 )
 
 if __name__ == "__main__":
-    for command in SMALL:  # in a process of its own each: what they start imports their main module
+    # Each benchmark runs in a process of its own, because its child processes import the main module.
+    for command in SMALL:
         print(f"== {command[0]}", flush=True)
         subprocess.run([sys.executable, "-m", *command], check=True)

@@ -1,10 +1,10 @@
-"""How well bulge and disk are told apart: the network beside a least-squares fit of two profiles.
+"""Accuracy and speed of bulge-disk decomposition: network against least-squares fit of two profiles.
 
     python -m benchmarks.bulge_disk [MODEL] [--stamps 500] [--seed 900000]
 
-Both see the same stamps (fcnpipe.simulation.galaxies); the fit knows the PSF, the two Sersic indices
-and the noise, the network knows none of them. Prints bias and scatter (1.48 MAD) of the bulge's
-part of the light by signal-to-noise, and the time that a stamp takes.
+Both measure the same stamps (fcnpipe.simulation.galaxies). The fit knows the PSF, the two Sersic
+indices and the noise; the network knows none of them. Prints bias and scatter (1.48 MAD) of the
+bulge-to-total flux ratio by signal-to-noise ratio, and the time for a stamp.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Doubles = NDArray[np.float64]
 Measure = Callable[[Stamp], float]
 
 STARTS = (0.1, 0.5, 0.9)
-"""Bulge-to-total that the fits begin with."""
+"""Initial values of the bulge-to-total ratio in the fits."""
 STEP = 1e-3
-"""Relative step of the derivatives: stamps are float32."""
+"""Relative step of the numerical derivatives, because stamps are float32."""
 SNR_EDGES = (15, 40, 100, 300)
 
 
 def fit(stamp: Stamp) -> float:
-    """Bulge-to-total of the best of three least-squares fits, begun from the stamp's moments."""
+    """Return the bulge-to-total ratio of the best of three least-squares fits that start at the stamp's moments."""
     fits = [
         optimize.least_squares(
             lambda values: _residuals(values, stamp),
@@ -53,7 +53,10 @@ def _residuals(values: Doubles, stamp: Stamp) -> Doubles:
 
 
 def _make_galaxy(values: Doubles) -> Galaxy:
-    """The galaxy of ten unbounded numbers: centre, then log flux, log radius, logit q, angle twice."""
+    """Return the galaxy of ten unbounded numbers.
+
+    They are the centre, then twice log flux, log radius, logit of the axis ratio, and angle.
+    """
     y, x = np.clip(values[:2], -SIDE / 4, SIDE / 4)
     parts = [
         SersicComponent(
@@ -82,15 +85,15 @@ def _initial_values(image: NDArray[np.float32], part: float) -> Doubles:
 
 
 def measure_errors(measure: Measure, stamps: list[Stamp]) -> tuple[Doubles, float]:
-    """Errors of bulge-to-total, one a stamp, and seconds a stamp."""
-    begun = time.perf_counter()
+    """Return the error of the bulge-to-total ratio of each stamp, and the seconds for a stamp."""
+    started = time.perf_counter()
     found = np.array([measure(stamp) for stamp in stamps])
-    seconds = (time.perf_counter() - begun) / len(stamps)
+    seconds = (time.perf_counter() - started) / len(stamps)
     return found - np.array([stamp.bulge_to_total for stamp in stamps]), seconds
 
 
 def make_network_measure(name: str) -> Measure:
-    """The measurement that a model makes: its bulge's light over that of both."""
+    """Return the measurement of a model: the flux of its bulge over that of both components."""
     from fcnpipe.networks import Bundle, load_model
 
     bundle = load_model(name)
@@ -121,7 +124,9 @@ def main() -> None:
     tools = {"least squares": fit}
     if args.model:
         tools = {args.model: make_network_measure(args.model), **tools}
-    print("tool, then bias and scatter of B/T for S/N", *SNR_EDGES, "and all, ms a stamp")
+    print("bias and scatter of the bulge-to-total ratio by S/N, and time for a stamp")
+    heads = [f"S/N {low}-{high}" for low, high in itertools.pairwise(SNR_EDGES)]
+    print("tool".ljust(20), *(f"{head:12} |" for head in (*heads, "all")), "ms/stamp")
     snr = np.array([stamp.snr for stamp in stamps])
     for tool, measure in tools.items():
         error, seconds = measure_errors(measure, stamps)

@@ -1,11 +1,12 @@
-"""How well sources are found and separated, beside SEP at its best: one table.
+"""Quality of detection and separation of sources, compared with SEP at its best settings.
 
     python -m benchmarks.detection_quality [MODEL] [--side 1536] [--seed 31] [--kinds ground,hst,crowded,cluster]
 
-The skies are those of quality_scenes.py, of another kind than the training's. SEP is tuned for
-each kind on another seed over the grid below, once for the B error and once for F; the model runs
-with the defaults of its header. Measures: Haigh et al. 2021 (fcnpipe/science/scores.py); pairs: both
-found of those with S/N >= 10 and a flux ratio <= 4, at 0.75-1, 1-1.5, 1.5-2 and 2-3 FWHM.
+The skies are those of quality_scenes.py, which differ from those of the training. SEP is tuned for
+each kind on another seed over the grid below, once for the B error and once for the F score. The
+model runs with the defaults of its header. The scores are those of Haigh et al. (2021), see
+fcnpipe/science/scores.py. Pairs: fraction of the pairs with S/N >= 10 and a flux ratio <= 4 of
+which both sources are found, at separations of 0.75-1, 1-1.5, 1.5-2 and 2-3 FWHM.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ Labels = NDArray[np.int32]
 
 TUNING_SEED, TUNING_SIDE = 11, 768
 MESHES, WIDTHS, CONTRASTS = (32, 128), (0.7, 1.0, 1.4), (1e-5, 2e-4)
-THRESHOLDS = (0.5, 0.65, 0.8, 1.0, 1.3)  # from 1 up for PSFs that are barely sampled
+THRESHOLDS = (0.5, 0.65, 0.8, 1.0, 1.3)  # 1 and above suit barely sampled PSFs
 SNR_EDGES = (3, 5, 10, 30, 1e6)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Of SEP: mesh in px, kernel width in FWHM, threshold in raw noises, deblending contrast."""
+    """SEP settings: mesh in px, kernel width in FWHM, threshold in raw noises, deblending contrast."""
 
     mesh: int
     width: float
@@ -55,7 +56,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Result:
-    """Scores of one tool on one field."""
+    """Scores of a tool on a field."""
 
     scores: Scores
     pairs: NDArray[np.float64]
@@ -63,7 +64,7 @@ class Result:
 
 
 def run_sep(field: Field, setting: Setting) -> Labels:
-    """The segmentation map of SEP."""
+    """Return the segmentation map of SEP."""
     sep.set_extract_pixstack(5_000_000)
     sep.set_sub_object_limit(1_000_000)
     image = np.ascontiguousarray(field.image, np.float32)
@@ -82,7 +83,7 @@ def run_sep(field: Field, setting: Setting) -> Labels:
 
 
 def run_model(field: Field, model: Model) -> Labels:
-    """The label image of a model with the defaults of its header, as the pipeline makes it."""
+    """Return the label image of a model with the defaults of its header, as the pipeline computes it."""
     shape = field.image.shape
     found = estimate_background(field.image, ~np.isfinite(field.image))
     flags = flag_pixels(field.image)
@@ -106,7 +107,7 @@ def run_model(field: Field, model: Model) -> Labels:
 
 
 def score_labels(label: Labels, field: Field) -> Result:
-    """Scores of a label image."""
+    """Score a label image."""
     matched = match(label, field.truth)
     pairs, _ = pair_recall(matched, field.truth, field.fwhm_px)
     complete, _ = completeness(matched, field.truth, SNR_EDGES)
@@ -114,7 +115,7 @@ def score_labels(label: Labels, field: Field) -> Result:
 
 
 def tune_sep(kind: str) -> tuple[Setting, Setting]:
-    """SEP's best settings for a kind, by B error and by F, on a seed of its own."""
+    """Return SEP's best settings for a kind, by B error and by F score, on a seed that is not scored."""
     field = simulate(kind, TUNING_SEED, TUNING_SIDE)
     grid = [Setting(*g) for g in itertools.product(MESHES, WIDTHS, THRESHOLDS, CONTRASTS)]
     scores = [score(run_sep(field, setting), field.truth) for setting in grid]
@@ -124,7 +125,7 @@ def tune_sep(kind: str) -> tuple[Setting, Setting]:
 
 
 def compare(kind: str, model: Model, seed: int, side: int) -> Iterator[tuple[str, Result]]:
-    """Name and result of each tool on one field."""
+    """Yield name and result of each tool on a field."""
     field = simulate(kind, seed, side)
     for name, setting in zip(("SEP, best B", "SEP, best F"), tune_sep(kind), strict=True):
         yield name, score_labels(run_sep(field, setting), field)
@@ -132,13 +133,13 @@ def compare(kind: str, model: Model, seed: int, side: int) -> Iterator[tuple[str
 
 
 def measure_false_sources(model: Model, seed: int, side: int = 2048, skies: int = 4) -> float:
-    """Sources found per Mpix of pure noise."""
+    """Return the number of sources found per Mpix of pure noise."""
     found = [run_model(simulate("blank", seed + k, side), model).max() for k in range(skies)]
     return float(sum(found) / (skies * side**2 / 1e6))
 
 
 def print_row(kind: str, name: str, result: Result) -> None:
-    """One line of the table."""
+    """Print a row of the table."""
     s = result.scores
     numbers = (s.f_score, s.precision, s.recall, s.under_merging, s.over_merging, s.b_error)
     lists = (" ".join(f"{v:.2f}" for v in part) for part in (result.pairs, result.complete))
@@ -164,7 +165,8 @@ def main() -> None:
     args = parser.parse_args()
     model = load_model(args.model)
     print(
-        "| sky | tool | F | precision | recall | UM | OM | B | pairs | complete at S/N 3-5-10-30- |"
+        "| sky | tool | F score | precision | recall | under-merging | over-merging | B error | pairs "
+        "| completeness at S/N 3-5-10-30- |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for kind in args.kinds.split(","):

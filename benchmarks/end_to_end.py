@@ -1,10 +1,10 @@
-"""The whole job against a bare forward pass of its network, and against MONAI's sliding window.
+"""End-to-end throughput: the whole job against a bare forward pass of its network and MONAI's sliding window.
 
     python -m benchmarks.end_to_end --edge 16384 --rounds 3
 
-Prints Mpix/s of each, interleaved, the median ratio, and the peak resident memory of every process
-of the whole job. The bare forward pass runs the same network over the same windows (core + halo, one
-process of one thread per core, the same tuned allocator) and throws its answer away.
+Prints Mpix/s of each, interleaved, the median ratios, and the peak resident memory of every process
+of the whole job. The bare forward pass runs the same network over the same windows (core + halo,
+one single-threaded process per core, the same tuned allocator) and discards the outputs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ from fcnpipe.pipeline.run import segment
 from fcnpipe.reporting.observers import SilentObserver
 
 Window = tuple[tuple[int, int], Box]
-"""Height and width with its halo, and its core in those pixels."""
+"""Shape of a window with its halo, and its core in the pixels of that window."""
 
 SCENE_SIDE = 1024
+"""Side of a simulated scene, px."""
 SCENE_COUNT = 8
+"""Number of scenes that the field repeats."""
 
 
 def write_field(path: Path, edge: int) -> None:
-    """Write a square image that repeats a few simulated scenes, turned and mirrored, band by band."""
+    """Write a square image of a few simulated scenes that are repeated, rotated and mirrored, row by row."""
     from fcnpipe.simulation.scenes import draw
 
     kinds = ("ground", "crowded", "cluster", "sparse")
@@ -66,21 +68,21 @@ def write_field(path: Path, edge: int) -> None:
 
 
 class Stopwatch(SilentObserver):
-    """Remembers how long each stage took."""
+    """Records the seconds of each stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def end(self, stage: str, seconds: float) -> None:
-        """Note the stage's seconds."""
+        """Record the seconds of a stage."""
         self.seconds[stage] = seconds
 
 
 def run_whole(image: Path, out: Path, options: dict[str, object]) -> tuple[float, dict[int, int]]:
-    """Run the whole job; give seconds and the peak resident bytes of each process."""
+    """Run the whole job; return its seconds and the peak resident bytes of each process."""
     peaks: dict[int, int] = {}
     over = threading.Event()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark of earlier rounds
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark of earlier rounds
     watch = threading.Thread(target=_record_peaks, args=(peaks, over))
     watch.start()
     started = time.perf_counter()
@@ -97,7 +99,7 @@ def run_whole(image: Path, out: Path, options: dict[str, object]) -> tuple[float
 
 
 def _record_peaks(peaks: dict[int, int], over: threading.Event) -> None:
-    # The kernel keeps each process's high-water mark: to look once a second takes next to nothing.
+    # The kernel keeps the high-water mark of each process, so reading it once a second suffices.
     me = psutil.Process()
     while not over.wait(1):
         for process in [me, *me.children(recursive=True)]:
@@ -108,7 +110,7 @@ def _record_peaks(peaks: dict[int, int], over: threading.Event) -> None:
 
 
 def run_bare(network: tuple[str, str], windows: list[Window], processes: int) -> float:
-    """Seconds for the bare forward pass of a (model, precision) over windows, on all processes."""
+    """Return the seconds of the bare forward pass of a (model, precision) over windows, with all processes."""
     os.environ.update(networks.worker_environment())
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes, _load_predictor, network) as pool:
@@ -139,7 +141,7 @@ def _noise(shape: tuple[int, int]) -> np.ndarray:
 
 
 def run_monai(model: str, edge: int, roi: int) -> float:
-    """Seconds of MONAI's sliding window (float32, its default overlap of 0.25) over a square."""
+    """Return the seconds of MONAI's sliding window (float32, default overlap of 0.25) over a square image."""
     import torch
     from monai.inferers import sliding_window_inference
 
@@ -153,25 +155,37 @@ def run_monai(model: str, edge: int, roi: int) -> float:
 
 
 def list_windows(plan: Plan) -> list[Window]:
-    """Give what the plan shows to the network, window by window."""
+    """Return the windows that the plan feeds to the network."""
     reads = [(w.core, w.core.grow(plan.halo).clip(plan.canvas)) for w in plan.windows]
     return [(read.shape, core.relative_to(read)) for core, read in reads]
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edge", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="default")
     parser.add_argument("--engine", default="threads")
-    parser.add_argument("--precision", default="auto", help="of the whole job")
-    parser.add_argument("--bare-precision", default="", help="of the bare pass; as the whole job's")
+    parser.add_argument("--precision", default="auto", help="precision of the whole job")
+    parser.add_argument(
+        "--bare-precision",
+        default="",
+        help="precision of the bare pass; default: that of the whole job",
+    )
     parser.add_argument("--window", type=int, default=1024)
-    parser.add_argument("--bare-part", type=int, default=1, help="bare pass on every n-th window")
-    parser.add_argument("--monai-edge", type=int, default=None, help="0: not at all")
+    parser.add_argument(
+        "--bare-part", type=int, default=1, help="run the bare pass on every n-th window"
+    )
+    parser.add_argument(
+        "--monai-edge", type=int, default=None, help="side of MONAI's image, px; 0: skip"
+    )
     parser.add_argument("--monai-roi", type=int, default=512)
     parser.add_argument("--folder", default=None)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     folder = Path(args.folder or tempfile.mkdtemp())
     image, out = folder / f"field{args.edge}.fits", folder / "field.zarr"
     if not image.exists():
@@ -189,23 +203,26 @@ def main() -> None:
         bare = run_bare((args.model, bare_precision), windows, cores) / part
         seconds, peaks = run_whole(image, out, options)
         ratios.append(seconds / bare)
-        line = f"round {number}: bare {mpix / bare:.2f} Mpix/s, whole {mpix / seconds:.2f} Mpix/s, x {ratios[-1]:.2f}"
+        line = (
+            f"round {number}: bare pass {mpix / bare:.2f} Mpix/s, whole job {mpix / seconds:.2f} Mpix/s, "
+            f"time ratio {ratios[-1]:.2f}"
+        )
         if monai_edge:
             process = multiprocessing.get_context("spawn").Pool(1)
             peer = process.apply(run_monai, (args.model, monai_edge, args.monai_roi))
             process.terminate()
             rate = monai_edge**2 / 1e6 / peer
             peers.append(mpix / seconds / rate)
-            line += f", MONAI network alone {rate:.2f} Mpix/s, ours x {peers[-1]:.2f}"
+            line += f", MONAI (network only) {rate:.2f} Mpix/s, speed-up {peers[-1]:.2f}"
         print(line)
         print(
             "  peak memory:",
             ", ".join(f"{v / 2**30:.2f}" for v in sorted(peaks.values())[::-1]),
             "GiB",
         )
-    print(f"whole / bare: median {statistics.median(ratios):.2f}")
+    print(f"time of whole job / bare pass: median {statistics.median(ratios):.2f}")
     if peers:
-        print(f"ours / MONAI: median {statistics.median(peers):.2f}")
+        print(f"throughput of whole job / MONAI: median {statistics.median(peers):.2f}")
     shutil.rmtree(out, ignore_errors=True)
 
 

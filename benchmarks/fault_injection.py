@@ -1,10 +1,10 @@
-"""Whatever befalls a run, at three moments: what it says, and whether the bytes are the same after all.
+"""Fault injection at three moments of a run: message of the run, and whether its bytes are the same in the end.
 
-Each line is real processes: a run, the fault, the same run again, and every file compared with those of a
-run that nothing befell (but for the seconds that a tile took). The moments are the first stage, the
-network, and the last stage that works tile by tile.
+Each fault is tried with real processes: a run, the fault, the same run again, and a comparison of
+every file with those of an undisturbed run (except for the seconds of each tile). The moments are
+the first stage, the network, and the last stage that works tile by tile.
 
-    python -m benchmarks.fault_injection                      # all of it, a quarter of an hour on two cores
+    python -m benchmarks.fault_injection                      # all faults, a quarter of an hour on two cores
     python -m benchmarks.fault_injection --only disk --moments middle,late
 """
 
@@ -27,19 +27,21 @@ SHAPE = (500, 600)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="Faults whose name has this in it.")
-    parser.add_argument("--moments", default=",".join(MOMENTS), help=f"Of {','.join(MOMENTS)}.")
+    parser.add_argument("--only", default="", help="Faults whose name contains this text.")
+    parser.add_argument(
+        "--moments", default=",".join(MOMENTS), help=f"Some of {','.join(MOMENTS)}."
+    )
     options = parser.parse_args()
     moments = options.moments.split(",")
     if unknown := set(moments) - MOMENTS.keys():
-        parser.error(f"no moments {sorted(unknown)}: give some of {','.join(MOMENTS)}")
+        parser.error(f"unknown moments {sorted(unknown)}: use some of {','.join(MOMENTS)}")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         faults = list_faults(options.only, Path(folder), stack)
         run_all(Path(folder), faults, moments)
 
 
 def list_faults(only: str, folder: Path, stack: ExitStack) -> dict[str, Fault]:
-    """Give the faults that are asked for; start a Prefect server if one of them wants it."""
+    """Return the faults whose name contains the text; start a Prefect server if one of them needs it."""
     found = {name: fault for name, fault in FAULTS.items() if only in name}
     if any(only in name for name in prefect_faults.NAMES):
         server = stack.enter_context(processes.server(folder / "prefect"))
@@ -51,7 +53,7 @@ def list_faults(only: str, folder: Path, stack: ExitStack) -> dict[str, Fault]:
 def run_all(folder: Path, faults: dict[str, Fault], moments: list[str]) -> None:
     field = write_field(folder / "field.fits", SHAPE)
     undisturbed = run_without_fault(folder, field)
-    print(f"| fault | the run | {' | '.join(moments)} |\n|---|---|{'---|' * len(moments)}")
+    print(f"| fault | outcome | {' | '.join(moments)} |\n|---|---|{'---|' * len(moments)}")
     for number, (name, fault) in enumerate(faults.items()):
         outcomes: list[str] = []
         cells = []

@@ -1,11 +1,11 @@
-"""What Prefect and Dask cost: the flow on one Dask worker over the serial engine, as commands.
+"""Overhead of Prefect and Dask: the flow with one Dask worker against the serial engine, as commands.
 
     python -m benchmarks.flow_overhead --edge 10000 --rounds 3 --cores 1
 
-Both are whole commands, from the start of the interpreter to its end, in turns, and may use the same
-cores. The flow has no server, so it starts a temporary one, and a cluster of one worker. The database is
-there, as after any first run; with --fresh it is made anew each time. Fails if the median excess is above
-5 % + 15 s, or if the labels differ in one byte.
+Both are complete commands, from the start of the interpreter to its end, take turns, and may use
+the same cores. No server is configured, so the flow starts a temporary one, and a cluster of one
+worker. The database exists already, as after a first run; with --fresh each run creates a new one.
+Fails if the median overhead exceeds 5 % + 15 s, or if the labels differ in any byte.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ QUIET = {
 
 
 def time_command(module: str, *arguments: str, home: Path) -> float:
-    """Run a module as a command; give its seconds."""
+    """Run a module as a command and return its seconds."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # each would compile our modules anew
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each command compiles our modules
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", module, *arguments, "--overwrite", "--quiet"],
@@ -49,9 +49,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edge", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cores", type=int, default=1, help="that each command may use")
-    parser.add_argument("--fresh", action="store_true", help="make the database anew each time")
-    parser.add_argument("--image", type=Path, default=None, help="in place of a simulated one")
+    parser.add_argument(
+        "--cores", type=int, default=1, help="number of cores that each command may use"
+    )
+    parser.add_argument("--fresh", action="store_true", help="create a new database for each run")
+    parser.add_argument(
+        "--image", type=Path, default=None, help="image to use instead of a simulated one"
+    )
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # children inherit it
     with tempfile.TemporaryDirectory() as name:
@@ -78,7 +82,9 @@ def main() -> int:
         same = read_labels(serial) == read_labels(flow)
     excess = statistics.median(whole - plain for plain, whole in rounds)
     allowed = ALLOWED_SECONDS + ALLOWED_FRACTION * statistics.median(plain for plain, _ in rounds)
-    print(f"median {excess:+.1f} s of {allowed:.1f} s; labels {'equal' if same else 'DIFFER'}")
+    print(
+        f"median overhead {excess:+.1f} s, allowed {allowed:.1f} s; labels {'equal' if same else 'DIFFER'}"
+    )
     return int(excess > allowed or not same)
 
 

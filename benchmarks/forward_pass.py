@@ -1,10 +1,10 @@
-"""The forward pass of one thread: ways to run the same network, interleaved.
+"""Speed of a forward pass with one thread: several ways to run the same network, interleaved.
 
     python -m benchmarks.forward_pass --core 1024 --rounds 5 [--bare] [--inductor] [--openvino]
 
-Prints for each the median seconds of a window, its spread, Mpix/s of core, and the ratio to the
-first of its kind. ``--bare`` leaves the allocator as the system has it; ``--openvino`` needs it
-installed.
+Prints for each way the median seconds for a window, the spread, Mpix/s of core, and the speed-up
+over the first way of its group. With ``--bare`` the memory allocator keeps its system settings.
+``--openvino`` requires the package openvino.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Run = Callable[[], object]
 
 
 def make_runs(size: int, options: argparse.Namespace) -> dict[str, Run]:
-    """Give the ways to run, the predictor's own first."""
+    """Return ways to run the network in float32, the predictor's own way first."""
     import torch
 
     from fcnpipe.networks.architectures.unet import UNet
@@ -52,7 +52,7 @@ def make_runs(size: int, options: argparse.Namespace) -> dict[str, Run]:
 
 
 def make_openvino(network: Any, image: Any) -> Run:
-    """Compile for one thread in float32."""
+    """Compile the network with OpenVINO for one thread in float32."""
     import openvino
 
     model = openvino.convert_model(network, example_input=image, input=list(image.shape))
@@ -63,7 +63,7 @@ def make_openvino(network: Any, image: Any) -> Run:
 
 
 def make_other_steps(size: int) -> dict[str, Run]:
-    """Give what a predictor does besides the network, and the matched filter."""
+    """Return the steps of a predictor other than the network, and the matched filter."""
     import torch
 
     from fcnpipe.networks.base import Scaling
@@ -76,12 +76,12 @@ def make_other_steps(size: int) -> dict[str, Run]:
     return {
         "asinh": lambda: scale_input(snr, Scaling()),
         "sigmoid of 3": lambda: torch.sigmoid(logits),
-        "model none, all of it": lambda: matched(snr),
+        "model none, complete": lambda: matched(snr),
     }
 
 
 def make_precisions(size: int) -> dict[str, Run]:
-    """Give the default model's predictor in each arithmetic that this machine has."""
+    """Return the default model's predictor in each precision that this machine supports."""
     from fcnpipe.core.errors import SpecError
     from fcnpipe.networks import load_model
 
@@ -90,14 +90,14 @@ def make_precisions(size: int) -> dict[str, Run]:
     for precision in ("fp32", "bf16", "int8"):
         try:
             predictor = model.predictor("cpu", precision, threads=1)
-        except SpecError:  # no int8 here
+        except SpecError:  # the CPU has no int8 instructions
             continue
         runs[f"predictor, {precision}"] = lambda predictor=predictor: predictor(snr)
     return runs
 
 
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Time each once a round, after one round that is not counted."""
+    """Time each way once in each round, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
@@ -108,7 +108,7 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def report(seconds: dict[str, list[float]], core: int) -> None:
-    """Print one line each."""
+    """Print a line for each way."""
     first = statistics.median(next(iter(seconds.values())))
     for name, values in seconds.items():
         median = statistics.median(values)
@@ -121,7 +121,7 @@ def report(seconds: dict[str, list[float]], core: int) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--core", type=int, default=1024)
     parser.add_argument("--halo", type=int, default=56)

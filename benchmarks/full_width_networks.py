@@ -1,17 +1,17 @@
-"""Networks at their published width: the reach that NaNs show, and tiles against the whole in float64.
+"""Networks at their published width: reach measured with NaNs, and tiles against the whole image in float64.
 
     OMP_NUM_THREADS=2 python -m benchmarks.full_width_networks fcn [--no-probe]
 
-The tests do this for narrow networks of the same geometry; FCN-8s has 134 million weights, 1.1 GB in
-float64. Weights are random. Prints the figures below and leaves with 1 if one of them is not as it
-must be.
+The tests check narrow networks of the same geometry; FCN-8s has 134 million weights, 1.1 GB in
+float64. Weights are random. Prints the figures below and exits with status 1 if one of them is
+wrong.
 
 ==========  ======================================================================================
 parameters  number of weights
-reach       read off the graph, and what NaNs show, all phases of the stride
-tiles       largest difference from the whole with the least halo: at most 1e-12
-short       the same with a halo one stride shorter: must be seen
-origin      the same for a window that begins one pixel off the stride: must be seen
+reach       computed from the graph, and measured with NaNs at all phases of the stride
+tiles       maximum difference from the whole image with the minimum halo: at most 1e-12
+short       the same with a halo that is one stride shorter: the difference must be visible
+origin      the same for a window that starts one pixel off the stride: it must be visible
 ==========  ======================================================================================
 """
 
@@ -33,11 +33,14 @@ from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import TOLERANCE, probe, tiling_error
 
 MIN_VISIBLE = 1e-6
-"""Least difference, of logits of order 1, that counts as seen."""
+"""Minimum visible difference, of logits of order 1."""
 
 
 def offset_error(module: nn.Module, bands: int, reach: Reach) -> float:
-    """Compare a window that begins one pixel off with the whole, beyond the reach of its edges."""
+    """Return the difference between a strip and a window of it that starts one pixel off the stride.
+
+    Pixels within the reach of the window's edges are not compared.
+    """
     stride, length = reach.stride_x, 2 * reach.halo + 2 * reach.stride_x
     strip = torch.randn(1, bands, stride, length + stride, dtype=torch.float64)
     with torch.no_grad():
@@ -58,7 +61,7 @@ def check(name: str, with_probe: bool, report: Callable[[str, Any, bool], None])
     report("reach, graph", reach, True)
     if with_probe:
         seen = probe(module, bands, reach)
-        # Values that are sent where the maxima were: a NaN is always the greatest.
+        # Unpooling sends values to the positions of the maxima, and a NaN is always the maximum.
         report("reach, NaNs", seen, seen == reach or name.startswith("segnet"))
     precise = architecture(name)().eval().double()
     del module
@@ -72,7 +75,7 @@ def check(name: str, with_probe: bool, report: Callable[[str, Any, bool], None])
 
 
 def main() -> int:
-    """Print, and tell whether all is well."""
+    """Print the figures; return 1 if one of them is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=list_architectures(), nargs="?", default="fcn")
     parser.add_argument("--no-probe", action="store_true")

@@ -1,13 +1,14 @@
-"""Loss comparison on one task: discs under noise, learnt from contours that were drawn carelessly.
+"""Comparison of losses on one task: noisy images of discs, learned from inaccurate contours.
 
     OMP_NUM_THREADS=1 python -m benchmarks.loss_comparison --steps 400 --seeds 3 --out FOLDER
 
-The same small U-Net, from the same weights, on the same images, with each loss. Labels have each
-contour moved by a smooth random offset of up to 4 px; scores are against the true discs: IoU, Dice
-and pixel error of the prediction cut at one half, its area over the true one, and the threshold at
-which its IoU would be the best, with that IoU: means and standard deviations over the seeds. The first
-format_row scores the labels themselves. FOLDER gets losses.csv, a format_row for each loss and seed, and
-losses.png, the IoU against the threshold.
+The same small U-Net is trained with each loss, from the same weights and on the same images. The
+contour of each label is displaced by a smooth random offset of up to 4 px. Scores are computed
+against the true discs: IoU, Dice and pixel error of the prediction thresholded at 0.5, its area
+relative to the true one, and the threshold of maximum IoU with that IoU. The table lists means and
+standard deviations over the seeds; its first line scores the labels themselves. FOLDER receives
+losses.csv, with a line for each loss and seed, and losses.png, the IoU as a function of the
+threshold.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Images = NDArray[np.float32]
 
 
 def draw_images(count: int, seed: list[int]) -> tuple[Images, Images, Images]:
-    """Give noisy images, careless labels and the truth, (count, 1, side, side) each."""
+    """Draw noisy images, inaccurate labels and the truth, (count, 1, side, side) each."""
     rng = np.random.default_rng(seed)
     pairs = np.stack([draw_discs(rng) for _ in range(count)])
     truth, label = pairs[:, 0, None], pairs[:, 1, None]
@@ -50,7 +51,7 @@ def draw_images(count: int, seed: list[int]) -> tuple[Images, Images, Images]:
 
 
 def draw_discs(rng: np.random.Generator) -> Images:
-    """Give the true discs and the careless ones, one or two of them."""
+    """Draw one or two discs, true and with displaced contours, (2, side, side)."""
     y, x = np.mgrid[:SIDE, :SIDE]
     pair = np.zeros((2, SIDE, SIDE), np.float32)
     for _ in range(int(rng.integers(1, 3))):
@@ -62,7 +63,7 @@ def draw_discs(rng: np.random.Generator) -> Images:
 
 
 def draw_contour_offset(rng: np.random.Generator, angle: NDArray[Any]) -> NDArray[Any]:
-    """Give a smooth offset at each angle, of mean 0, at most JITTER_PX either way."""
+    """Draw a smooth offset for each angle, of mean 0 and at most JITTER_PX in either direction."""
     orders = np.arange(4)
     heights, phases = rng.normal(size=4) / (1 + orders), rng.uniform(0, 2 * np.pi, 4)
 
@@ -71,13 +72,13 @@ def draw_contour_offset(rng: np.random.Generator, angle: NDArray[Any]) -> NDArra
             sum(a * np.cos(k * at + p) for k, a, p in zip(orders, heights, phases, strict=True))
         )
 
-    # Of the greatest offset of this contour, anything from 0 to 4 px.
+    # The maximum offset of a contour is uniform between 0 and 4 px.
     greatest = np.abs(wave(np.linspace(0, 2 * np.pi, 181))).max()
     return rng.uniform(0, JITTER_PX) * wave(angle) / greatest
 
 
 def train(terms: dict[str, float], seed: int, options: argparse.Namespace) -> UNet:
-    """Give the network after the steps."""
+    """Train a network and return it."""
     torch.manual_seed(seed)
     network, loss = UNet(1, 1, base=8, depth=2), make_loss(terms)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate)
@@ -92,7 +93,7 @@ def train(terms: dict[str, float], seed: int, options: argparse.Namespace) -> UN
 
 
 def predict(network: UNet, image: Images) -> Images:
-    """Give the probability."""
+    """Return the predicted probability."""
     with torch.inference_mode():
         parts = [network(torch.from_numpy(i[None])).sigmoid().numpy() for i in image]
     return np.concatenate(parts)
@@ -100,31 +101,31 @@ def predict(network: UNet, image: Images) -> Images:
 
 @dataclass(frozen=True)
 class Score:
-    """How a network does on clean contours."""
+    """Scores of a network on clean contours."""
 
     loss: str
     seed: int
     iou: float
-    """Cut at one half, as the three that follow."""
+    """IoU at threshold 0.5, which also applies to dice, pixel_error and area."""
     dice: float
     pixel_error: float
     area: float
-    """Over the true one."""
+    """Relative to the true area."""
     level: float
-    """Threshold of the best IoU."""
+    """Threshold of maximum IoU."""
     best: float
-    """That IoU."""
+    """Maximum IoU."""
 
 
 def compute_iou_curve(probability: Images, truth: Images) -> NDArray[np.float64]:
-    """Give the IoU at each of the LEVELS."""
+    """Compute the IoU at each of the LEVELS."""
     there = truth > 0.5
     found = (probability > level for level in LEVELS)
     return np.array([(f & there).sum() / (f | there).sum() for f in found])
 
 
 def score_prediction(name: str, seed: int, probability: Images, truth: Images) -> Score:
-    """Score the probability of a network."""
+    """Score the predicted probability of a network."""
     found, there = probability > 0.5, truth > 0.5
     iou = float((found & there).sum() / (found | there).sum())
     error, area = float((found != there).mean()), float(found.sum() / there.sum())
@@ -134,7 +135,7 @@ def score_prediction(name: str, seed: int, probability: Images, truth: Images) -
 
 
 def format_row(name: str, scores: list[Score], seconds: float) -> str:
-    """Give one format_row of the table: mean and standard deviation over the seeds."""
+    """Format a line of the table: means and standard deviations over the seeds."""
     numbers = np.array([astuple(s)[2:] for s in scores])
     means, spreads = numbers.mean(axis=0), numbers.std(axis=0, ddof=len(scores) > 1)
     cells = (f"{mean:.4f} ±{spread:.4f}" for mean, spread in zip(means, spreads, strict=True))
@@ -144,7 +145,7 @@ def format_row(name: str, scores: list[Score], seconds: float) -> str:
 def compare(
     options: argparse.Namespace, report: Callable[[str], None]
 ) -> tuple[list[Score], dict[str, NDArray[np.float64]]]:
-    """Train with each loss, report a format_row each; give the scores, and the mean IoU at each level."""
+    """Train with each loss and report a line for each; return the scores, and the mean IoU at each level."""
     image, label, truth = draw_images(options.tests, [977])
     names = ("IoU", "Dice", "pixel error", "area", "best level", "its IoU")
     report("  ".join(["loss    ", *(f"{name:14s}" for name in names), "    s"]))
@@ -161,14 +162,14 @@ def compare(
 
 
 def write(scores: list[Score], curves: dict[str, NDArray[np.float64]], folder: Path) -> Path:
-    """Write table and picture."""
+    """Write the scores as CSV and the IoU curves as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "losses.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([f.name for f in fields(Score)])
         writer.writerows(astuple(s) for s in scores)
     lines = {name: list(zip(LEVELS, curve, strict=True)) for name, curve in curves.items()}
-    title, y_label = "Discs learned from careless contours", "IoU with clean contours"
+    title, y_label = "Discs learned from inaccurate contours", "IoU with clean contours"
     return draw_chart(
         Chart(title, "threshold of the probability", y_label, lines), folder / "losses.png"
     )

@@ -1,11 +1,12 @@
-"""Cells of electron micrographs, told apart by a model and by our own separator.
+"""Segmentation of cells in electron micrographs: a model and fcnpipe's separation against blur and threshold.
 
     python -m benchmarks.membrane_segmentation MODEL FOLDER [--choose 16-19] [--train 12-15]
 
-FOLDER has image/N.png and label/N.png of the ISBI 2012 challenge. Tunes the separation options on
-training slices and, beside that, on the held-out ones themselves, and prints for the held-out slices
-the pixel error and the adapted Rand error: the truth is the 4-connected components of the cells, and
-pixels on its membranes do not count. The baseline is a blur and a threshold, tuned in the same way.
+FOLDER contains image/N.png and label/N.png of the ISBI 2012 challenge. The separation options are
+tuned on training slices and, for comparison, on the held-out slices themselves. Prints the pixel
+error and the adapted Rand error of the held-out slices. The truth is the 4-connected components of
+the cells; pixels on its membranes are not counted. The baseline is a blur and a threshold, tuned in
+the same way.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ BLURS, GREYS = (1.0, 1.5, 2.0, 3.0), (-0.6, -0.4, -0.2, 0.0, 0.2)
 
 @dataclass(frozen=True)
 class Options:
-    """A point of the grid."""
+    """Separation options: a point of the grid."""
 
     share: float
-    """Of the source probability in the elevation; the rest is the relief's."""
+    """Share of the source probability in the elevation; the rest is that of the relief."""
     thresh: float
     dynamics: float
     minarea: int
@@ -63,7 +64,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice, and what the network says of it."""
+    """A slice and the outputs of the network."""
 
     pair: LabelledImage
     source: NDArray[np.float32]
@@ -71,11 +72,11 @@ class Slice:
 
     @property
     def truth(self) -> Labels:
-        """Number of each cell, 0 on membranes."""
+        """Number of each cell; 0 on membranes."""
         return label_cells(self.pair.truth)
 
     def separate(self, options: Options) -> Labels:
-        """Give the cells."""
+        """Return the label image of the cells."""
         elevation = options.share * self.source + (1 - options.share) * self.relief
         mask = quantise_probability(self.source) >= quantise_threshold(
             options.thresh, PROBABILITY_MAX
@@ -86,7 +87,7 @@ class Slice:
 
 
 def label_cells(cells: NDArray[np.int32]) -> Labels:
-    """Give the 4-connected components."""
+    """Return the 4-connected components."""
     return label_components(cells > 0, connectivity=1)
 
 
@@ -104,29 +105,29 @@ def predict_slices(model: Model, pairs: list[LabelledImage]) -> list[Slice]:
 
 
 def rand_error(truth: Labels, found: Labels) -> float:
-    """Give 1 - F of pairs of pixels, not counting the truth's membranes."""
+    """Return the adapted Rand error, 1 - F of pairs of pixels, without the truth's membranes."""
     return float(adapted_rand_error(truth, found, ignore_labels=(0,))[0])
 
 
 def pixel_error(slices: Iterable[Slice]) -> float:
-    """Give the part of the pixels on the wrong side of 0.5."""
+    """Return the fraction of pixels on the wrong side of 0.5."""
     return float(np.mean([((s.source >= 0.5) != (s.pair.truth > 0)).mean() for s in slices]))
 
 
 def mean_rand_error(slices: list[Slice], options: Options) -> float:
-    """Give the mean adapted Rand error."""
+    """Return the mean adapted Rand error."""
     return float(np.mean([rand_error(s.truth, s.separate(options)) for s in slices]))
 
 
 def list_options() -> list[Options]:
-    """Give the grid."""
+    """Return all points of the grid."""
     return [Options(*p) for p in itertools.product(SHARES, THRESHOLDS, DYNAMICS, AREAS)]
 
 
 def tune(slices: list[Slice]) -> Options:
-    """Give the options of the least mean adapted Rand error.
+    """Return the options of minimum mean adapted Rand error.
 
-    Neighbours on the grid count as well, so that a lucky point does not win.
+    The errors are smoothed over the grid, so that a point that is good by chance is not selected.
     """
     grid = list_options()
     truths = [s.truth for s in slices]
@@ -144,12 +145,12 @@ def tune(slices: list[Slice]) -> Options:
 
 
 def blur_and_threshold(pairs: list[LabelledImage], sigma: float, grey: float) -> list[Labels]:
-    """Give the cells of the baseline: brighter than a level after a blur."""
+    """Return the cells of the baseline: pixels that are brighter than a threshold after a blur."""
     return [label_cells((gaussian_filter(p.x[0], sigma) > grey).astype(np.int32)) for p in pairs]
 
 
 def score_baseline(pairs: list[LabelledImage], sigma: float, grey: float) -> tuple[float, float]:
-    """Give pixel error and mean adapted Rand error of the baseline."""
+    """Return pixel error and mean adapted Rand error of the baseline."""
     found = blur_and_threshold(pairs, sigma, grey)
     pixels = [((f > 0) != (p.truth > 0)).mean() for f, p in zip(found, pairs, strict=True)]
     rands = [rand_error(label_cells(p.truth), f) for f, p in zip(found, pairs, strict=True)]
@@ -157,19 +158,19 @@ def score_baseline(pairs: list[LabelledImage], sigma: float, grey: float) -> tup
 
 
 def tune_baseline(pairs: list[LabelledImage]) -> tuple[float, float]:
-    """Give blur and level of the least mean adapted Rand error."""
+    """Return blur and threshold of minimum mean adapted Rand error."""
     key: Callable[[tuple[float, float]], float] = lambda p: score_baseline(pairs, *p)[1]  # noqa: E731
     return min(itertools.product(BLURS, GREYS), key=key)
 
 
 def read_slices(folder: Path, numbers: str, model: Model) -> list[LabelledImage]:
-    """Read slices as the model sees them."""
+    """Read slices with the scaling of the model."""
     spec = PairsSpec(str(folder / "image"), str(folder / "label"), train=numbers, choose="100000")
     return read_pairs(spec, numbers, model.header.scaling if model else measure_scaling(spec))
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the errors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)

@@ -1,10 +1,11 @@
-"""What the plan says a process takes, against what it measured: real runs, each a command of its own.
+"""Projected against measured memory of real runs, each a command of its own.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --only threads
 
-Prints the high-water mark (VmHWM) of the processes of every run, of its workers the greatest, and what the
-plan projected. Fails if one measured more than that, or less than 1 / 1.3 of it.
+Prints, for each run, the high-water mark (VmHWM) of its process and the maximum of its workers,
+together with the plan's projection. Fails if a process needs more than projected, or less than 1 /
+1.3 of it.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ from fcnpipe.pipeline.memory import FLOW_BYTES, SERVER_BYTES
 from fcnpipe.pipeline.plan import Plan, make_plan
 
 MAX_RATIO = 1.3
+"""Maximum ratio of projected to measured memory."""
 POLL_SECONDS = 0.05
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run: edge of its image, px, its options, how often that is given as a band, and how it is start.
+    """A run: edge of its image in px, its options, number of bands (the image repeated), and how it is started.
 
-    A flow is start as a command, which starts a server beside it, or called from Python.
+    A flow is started as a command, which starts a Prefect server as well, or called from Python.
     """
 
     edge: int
@@ -50,10 +52,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Say what it is."""
-        told = " ".join(f"{key}={value}" for key, value in self.options.items() if key != "cluster")
+        """Description of the run."""
+        options = " ".join(
+            f"{key}={value}" for key, value in self.options.items() if key != "cluster"
+        )
         bands = f" x {self.bands} bands" * (self.bands > 1)
-        return f"{self.edge} px {self.start}{bands} {told}"
+        return f"{self.edge} px {self.start}{bands} {options}"
 
 
 LOCAL = {"cluster_class": "distributed.LocalCluster"}
@@ -101,11 +105,11 @@ SMALL_CASES = (
     Case(1024, {**NONE, "tile": 512, "window": 512}),
     Case(1024, {"engine": "threads", "workers": 2, "window": 256, "tile": 512}),
 )
-"""A small form of it."""
+"""Cases of ``--few``."""
 
 
 def run_case(case: Case, folder: Path) -> tuple[Plan, list[int]]:
-    """Run a case as a command; give its plan, and the peak of its process and of each worker's."""
+    """Run a case as a command; return its plan and the peak memory of its process and of each worker."""
     image, options = folder / f"{case.edge}.fits", folder / "options.yaml"
     if not image.exists():
         write_field(image, case.edge)
@@ -115,7 +119,8 @@ def run_case(case: Case, folder: Path) -> tuple[Plan, list[int]]:
         asked[name] = str(write_map(folder / f"{name}{case.edge}.fits", case.edge))
     options.write_text(json.dumps(asked))  # which is YAML too
     host_bytes = FLOW_BYTES * (case.start != "") + SERVER_BYTES * (case.start == "flow called")
-    plan = make_plan(make_spec(**asked), host_bytes=host_bytes)  # before kernels are compiled
+    # Plan first: the plan includes the compilation of kernels while they are not there.
+    plan = make_plan(make_spec(**asked), host_bytes=host_bytes)
     return plan, measure_peaks([sys.executable, *COMMANDS[case.start], str(options)])
 
 
@@ -131,7 +136,7 @@ COMMANDS = {
 
 
 def write_map(path: Path, edge: int) -> Path:
-    """Write weights between 0 and 1, or a mask of one pixel in a hundred."""
+    """Write weights between 0 and 1, or a mask with 1 % of the pixels set."""
     drawn = np.random.default_rng(2).random((edge, edge), np.float32)
     bad = (drawn < 0.01).astype(np.uint8)
     fits.writeto(path, drawn if path.name.startswith("weight") else bad, overwrite=True)
@@ -139,7 +144,7 @@ def write_map(path: Path, edge: int) -> Path:
 
 
 def measure_peaks(command: list[str]) -> list[int]:
-    """Run a command; give the peak resident bytes of its process, then of those it started."""
+    """Run a command; return the peak resident bytes of its process, then of each process that it starts."""
     running = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     first, peaks = psutil.Process(running.pid), {running.pid: 0}
     while running.poll() is None:
@@ -153,11 +158,11 @@ def measure_peaks(command: list[str]) -> list[int]:
 
 
 MIN_PEAK_BYTES = 64 * MIB
-"""What Python starts to look after its shared memory takes less, and has no part in the work."""
+"""Processes below this are ignored: Python starts them to track its shared memory."""
 
 
 def read_peak(pid: int) -> int:
-    """Give the most bytes that a process has had in memory; 0 if it is gone."""
+    """Return the peak resident bytes of a process; 0 if it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM"):
@@ -166,7 +171,7 @@ def read_peak(pid: int) -> int:
 
 
 def compare(plan: Plan, peaks: list[int]) -> Iterator[tuple[str, int, int]]:
-    """Give each kind of process, what was projected of it, and what the greatest measured."""
+    """Yield each kind of process with its projected bytes and the maximum of its measured bytes."""
     if plan.driver_bytes:
         yield "driver", plan.driver_bytes, peaks[0]
         yield "worker", plan.memory_bytes, max(peaks[1:])
@@ -176,10 +181,11 @@ def compare(plan: Plan, peaks: list[int]) -> Iterator[tuple[str, int, int]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--few", action="store_true", help="a small form of it")
-    parser.add_argument("--only", default="", help="cases that have this in their name")
+    parser.add_argument("--few", action="store_true", help="two small runs only")
+    parser.add_argument("--only", default="", help="runs whose name contains this text")
     args = parser.parse_args()
     wrong = 0
+    print(f"{'run':60} {'process':8}{'plan':>7} /{'peak':>6} MiB = ratio", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for case in SMALL_CASES if args.few else CASES:
             if args.only not in case.name:
@@ -192,7 +198,7 @@ def main() -> int:
                     + "  WRONG" * (not 1 <= ratio <= MAX_RATIO),
                     flush=True,
                 )
-    print(f"{wrong} of them exceeded, or projected at more than {MAX_RATIO} times what was taken")
+    print(f"{wrong} processes needed more than projected, or less than 1 / {MAX_RATIO} of it")
     return int(wrong > 0)
 
 

@@ -1,9 +1,9 @@
-"""Ciresan's network at every pixel: patch by patch against the dense form, interleaved.
+"""Speed of Ciresan's network at every pixel: patch-wise against dense inference, interleaved.
 
     python -m benchmarks.patchwise_inference --patches 64 --edge 256 --rounds 3
 
-Prints for each the median seconds of a pixel and its spread, the ratio of the two, and the ratio of
-their multiplications. Both give the same logits; the largest difference is printed too.
+Prints the median time for a pixel and its spread for both, and the ratios of time and of
+multiplications. Both compute the same logits; the maximum difference is printed too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Run = Callable[[], Any]
 
 
 def make_runs(options: argparse.Namespace) -> dict[str, tuple[Run, int]]:
-    """Give the two ways to run, and how many pixels each labels."""
+    """Return the two ways of inference and the number of pixels that each labels."""
     import torch
 
     from fcnpipe.networks.architectures.ciresan import PATCH_SIDE, Ciresan, CiresanPatch
@@ -36,7 +36,7 @@ def make_runs(options: argparse.Namespace) -> dict[str, tuple[Run, int]]:
 
 
 def count_operations(maps: int) -> tuple[int, int]:
-    """Give the multiplications of a pixel, by its patch and in a large image."""
+    """Return the number of multiplications for a pixel, of a patch and of a large image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,7 +49,7 @@ def count_operations(maps: int) -> tuple[int, int]:
 
 
 def measure(runs: dict[str, tuple[Run, int]], rounds: int) -> dict[str, list[float]]:
-    """Time each once a round, after one round that is not counted; seconds of a pixel."""
+    """Time each way once in each round, after one warm-up round; return seconds for a pixel."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, (run, pixels) in runs.items():
@@ -60,7 +60,7 @@ def measure(runs: dict[str, tuple[Run, int]], rounds: int) -> dict[str, list[flo
 
 
 def report(seconds: dict[str, list[float]]) -> float:
-    """Print one line each; gives how many times faster the last is than the first."""
+    """Print a line for each way; return the speed-up of the last over the first."""
     medians = [statistics.median(values) for values in seconds.values()]
     for (name, values), median in zip(seconds.items(), medians, strict=True):
         spread = (max(values) - min(values)) / median
@@ -69,11 +69,11 @@ def report(seconds: dict[str, list[float]]) -> float:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--patches", type=int, default=64, help="patches in a batch")
+    parser.add_argument("--patches", type=int, default=64, help="number of patches in a batch")
     parser.add_argument("--edge", type=int, default=256, help="side of the dense output, px")
-    parser.add_argument("--maps", type=int, default=48)
+    parser.add_argument("--maps", type=int, default=48, help="feature maps of a layer")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
@@ -88,7 +88,7 @@ def main() -> None:
         runs = make_runs(options)
         slow, fast = (run() for run, _ in runs.values())
         pixels = min(len(slow), len(fast))
-        print(f"largest difference: {float((slow[:pixels] - fast[:pixels]).abs().max()):.1e}")
+        print(f"maximum difference: {float((slow[:pixels] - fast[:pixels]).abs().max()):.1e}")
         faster = report(measure(runs, options.rounds))
     patch, dense = count_operations(options.maps)
     print(f"speed-up: x{faster:.0f} in time, x{patch / dense:.0f} in multiplications")

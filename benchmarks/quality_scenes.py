@@ -1,9 +1,9 @@
-"""Skies of another kind than those the default model is trained on.
+"""Simulated skies for the quality benchmarks, of other kinds than the training scenes.
 
-Nothing is shared with fcnpipe.training: other profiles (exponential with a Gaussian core, King,
-Elson, Einasto, irregular blobs), other PSFs (Kolmogorov, the Fourier transform of an obscured
-pupil with struts, two elliptical Gaussians), other counts (broken and log-normal) and other
-layouts, drawn in real space.
+Nothing is shared with fcnpipe.simulation. The profiles (exponential with a Gaussian core, King,
+Elson, Einasto, irregular blobs), the PSFs (Kolmogorov, the Fourier transform of an obscured pupil
+with struts, two elliptical Gaussians), the number counts (broken and log-normal) and the layouts
+differ, and everything is drawn in real space.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from fcnpipe.science.scores import Truth
 Floats = NDArray[np.float32]
 
 KINDS = ("ground", "crowded", "cluster", "hst")
-"""Their order is part of the seeds."""
+"""Kinds of sky; their order is part of the seeds."""
 FINE = 5
+"""Number of fine cells in a pixel along each axis."""
 SIDE = 121
+"""Side of a PSF stamp, px."""
 FAINT = 0.02
+"""Level at which the stamp of a star ends, in sky noises."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """An image with its truth."""
+    """An image with its ground truth."""
 
     image: Floats
     """(h, w) float32, counts."""
@@ -39,11 +42,11 @@ class Field:
     fwhm_px: float
     """FWHM of the PSF with its pixel, px."""
     truth: Truth
-    """At 0.7 sky noises."""
+    """Ground truth at a threshold of 0.7 sky noises."""
 
 
 def simulate(kind: str, seed: int, side: int = 1536) -> Field:
-    """A field of one of KINDS, (side, side) px; ``blank`` is pure noise."""
+    """Simulate a field of one of KINDS, (side, side) px; kind ``blank`` is pure noise."""
     rng = np.random.default_rng([seed, KINDS.index(kind) if kind in KINDS else 9, 4242])
     optics, scene = {
         "ground": (_seeing_psf, _ground),
@@ -62,7 +65,7 @@ def simulate(kind: str, seed: int, side: int = 1536) -> Field:
 
 
 class Canvas:
-    """A canvas that knows what each source put on it; light in sky noises."""
+    """Canvas that records the contribution of each source; light is in sky noises."""
 
     def __init__(self, fine: NDArray[np.float64], shape: tuple[int, int]) -> None:
         self.fine = fine / fine.sum()
@@ -86,7 +89,7 @@ class Canvas:
         return self._bank[j, i]
 
     def add_star(self, y: float, x: float, snr: float) -> None:
-        """Paint a star of this matched-filter signal-to-noise."""
+        """Add a star of this matched-filter signal-to-noise ratio."""
         flux = snr * np.sqrt(self.area)
         base, phase = _split(y, x)
         half = int(np.clip(np.searchsorted(-self.reach, -FAINT / flux), 4, SIDE // 2))
@@ -94,7 +97,7 @@ class Canvas:
         self._paste(flux * self._star(*phase)[cut, cut], base, half, (y, x))
 
     def add_galaxy(self, y: float, x: float, snr: float, form: GalaxyShape) -> None:
-        """Paint a galaxy of this matched-filter signal-to-noise."""
+        """Add a galaxy of this matched-filter signal-to-noise ratio."""
         base, phase = _split(y, x)
         seen = float(np.clip(np.log10(snr) / 3, 0.4, 1))
         half = int(min(form.reach_px * seen, 260)) + SIDE // 10
@@ -142,7 +145,7 @@ class Canvas:
         self.owner[box][leads] = len(self.rows)
 
     def truth(self, sigma: float = 0.7) -> Truth:
-        """The truth at a threshold in sky noises: only sources that own a pixel are in it."""
+        """Return the truth at a threshold in sky noises; it contains only sources that own a pixel."""
         owner = np.where(self.first > sigma, self.owner, 0)
         kept, label = np.unique(np.r_[0, owner.ravel()], return_inverse=True)
         label = label[1:].reshape(owner.shape).astype(np.int32)
@@ -160,7 +163,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class GalaxyShape:
-    """A galaxy: name of a profile, scale, axis ratio and angle."""
+    """Shape of a galaxy: name of a profile, scale, axis ratio and angle."""
 
     profile: str
     scale_px: float
@@ -176,7 +179,7 @@ class GalaxyShape:
         ] * self.scale_px + 4
 
     def draw(self, half: int, offset: tuple[float, float]) -> NDArray[np.float64]:
-        """Unconvolved image of side 2 half + 1, oversampled where the profile is steep."""
+        """Return the image before convolution, of side 2 half + 1, oversampled where the profile is steep."""
         fine = 5 if self.scale_px < 2 else 3 if self.scale_px < 6 else 1
         axis = (np.arange((2 * half + 1) * fine) + 0.5) / fine - half - 0.5
         y, x = axis[:, None] - offset[0], axis[None, :] - offset[1]
@@ -219,7 +222,7 @@ def _axis() -> NDArray[np.float64]:
 
 
 def _seeing_psf(rng: np.random.Generator) -> NDArray[np.float64]:
-    # Long exposure: the transfer function is exp(-3.44 (f / f0)^(5/3)).
+    # The transfer function of a long exposure is exp(-3.44 (f / f0)^(5/3)).
     fwhm = rng.uniform(3.2, 4.8)
     f = np.hypot(
         fft.fftfreq(SIDE * FINE, 1 / FINE)[:, None], fft.fftfreq(SIDE * FINE, 1 / FINE)[None, :]
@@ -229,7 +232,7 @@ def _seeing_psf(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _pupil_psf(rng: np.random.Generator, fwhm_px: tuple[float, float]) -> NDArray[np.float64]:
-    # |FT of the aperture|^2, averaged over a passband, with a little jitter.
+    # |Fourier transform of the aperture|^2, averaged over a passband, with a little jitter.
     side, total = SIDE * FINE, np.zeros((SIDE * FINE, SIDE * FINE))
     fwhm = rng.uniform(*fwhm_px)
     y, x = np.mgrid[:side, :side] - side // 2
@@ -268,7 +271,7 @@ def _draw_galaxy_shape(rng: np.random.Generator, scale: float) -> GalaxyShape:
 
 
 def _draw_snr(rng: np.random.Generator, centre: float, dex: float) -> float:
-    # Log-normal counts with a faint end that rises below the limit.
+    # Log-normal counts whose faint end rises below the detection limit.
     return float(min(max(10 ** (np.log10(centre) + dex * rng.standard_normal()), 1.5), 2e4))
 
 
@@ -350,7 +353,7 @@ def _add_pairs(canvas: Canvas, rng: np.random.Generator, count: int) -> None:
 
 
 def _blank(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Pure noise."""
+    """Add nothing: pure noise."""
 
 
 __all__ = ["KINDS", "Canvas", "Field", "GalaxyShape", "simulate"]

@@ -1,10 +1,10 @@
-"""How well blurred, noisy images are restored: the network beside a Wiener filter that knows the blur.
+"""Restoration of blurred, noisy images: network against a Wiener filter that knows the blur.
 
     python -m benchmarks.restoration [MODEL] [--kinds text,stars] [--images 40] [--seed 800000]
 
-The network knows neither the kernel nor the noise (7/255, the most that it was trained for). The
-Wiener filter (skimage.restoration.wiener) is given the true kernel, and the balance that suits it best
-on other images. Prints the PSNR in dB, image by image against the truth, away from the border.
+The network knows neither the kernel nor the noise (7/255, the maximum in its training). The Wiener
+filter (skimage.restoration.wiener) receives the true kernel, and its balance is tuned on other
+images. Prints the mean PSNR of the images against the truth, in dB, without the border.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ TUNING_SEED = 700_000
 
 
 def psnr(image: Floats, truth: Floats) -> float:
-    """Peak signal-to-noise, dB, of images whose white is 1; the border is left out."""
+    """Return the peak signal-to-noise ratio, dB, of an image whose white is 1, without the border."""
     inner = (slice(KERNEL_SIDE, -KERNEL_SIDE),) * 2
     square = float(np.mean((np.clip(image, 0, 1)[inner] - truth[inner]) ** 2))
     return float(-10 * np.log10(square))
 
 
 def make_wiener(balance: float) -> Restore:
-    """The filter that knows the kernel; white paper is cut off so that the border does not ring."""
+    """Return the filter that knows the kernel; the median is subtracted so that the border does not ring."""
 
     def restore(pair: BlurredPair) -> Floats:
         level = np.median(pair.observed)
@@ -46,7 +46,7 @@ def make_wiener(balance: float) -> Restore:
 
 
 def tune_wiener(kind: str) -> Restore:
-    """The filter of the best balance on eight images that are not scored."""
+    """Return the filter with the best balance on eight images that are not scored."""
     pairs = _draw_pairs(kind, 8, TUNING_SEED)
     tried = {
         balance: np.mean([psnr(make_wiener(balance)(p), p.truth) for p in pairs])
@@ -56,7 +56,7 @@ def tune_wiener(kind: str) -> Restore:
 
 
 def make_network_restore(name: str) -> Restore:
-    """What a model makes of the observed image."""
+    """Return the restoration of a model."""
     from fcnpipe.networks import Bundle, load_model
 
     bundle = load_model(name)
@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--seed", type=int, default=800_000)
     args = parser.parse_args()
-    print("PSNR in dB, mean and standard error; gain over the observed")
+    print("PSNR in dB: mean and standard error, and mean gain over the observed image")
+    print(f"{'images':8} {'tool':24} {'PSNR':>6} +- error  gain")
     for kind in args.kinds.split(","):
         pairs = _draw_pairs(kind, args.images, args.seed)
         tools: dict[str, Restore] = {"observed": lambda pair: pair.observed}

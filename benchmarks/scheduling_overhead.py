@@ -1,10 +1,10 @@
-"""What the driver takes for a tile: seconds and memory, where the tiles themselves take nothing.
+"""Overhead of the driver for each tile, in time and memory, measured with tiles that need no work.
 
     python -m benchmarks.scheduling_overhead --tiles 100000
 
-An image without data, cut into that many tiles, is planned and a stage of it run on Dask, everything as
-in a real run (the store, the ledger, the report) but for what a worker does, which is nothing. The
-driver is this process, in which the scheduler of a local cluster lives as well.
+An image without data is divided into that many tiles and planned, and one stage of it runs on Dask.
+Everything is as in a real run (store, ledger, report), except that the workers do nothing. The
+driver is this process, which also contains the scheduler of a local cluster.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ from fcnpipe.pipeline.workflow import Stage, list_stages
 from fcnpipe.reporting.observers import SilentObserver
 
 EDGE = 64
-"""Of a tile, px."""
+"""Edge of a tile, px."""
 
 
 def do_nothing(job: Job, name: str) -> TaskReport:
-    """Do nothing to a tile."""
+    """Report a tile as done without any work."""
     return TaskReport("predict", name, pixels=EDGE * EDGE)
 
 
 @dataclass(frozen=True)
 class IdleEngine:
-    """An engine whose workers are sent everything, and do nothing."""
+    """Engine that sends all tasks to its workers, which do nothing."""
 
     inner: Engine
 
     @property
     def workers(self) -> int:
-        """Of the engine."""
+        """Number of workers of the inner engine."""
         return self.inner.workers
 
     def run(self, task: Callable[[str], TaskReport], names: Iterable[str]) -> Iterator[TaskReport]:
-        """Give a report for each name."""
+        """Yield a report for each name."""
         job = task.args[0]  # type: ignore[attr-defined]
         return self.inner.run(partial(do_nothing, job), names)
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the inner engine."""
         self.inner.close()
 
 
 def make_run_spec(folder: Path, tiles: int, workers: int) -> RunSpec:
-    """Give the spec of a run over an image of zeros, of which nothing is on disk."""
+    """Return the spec of a run over an image of zeros that takes no disk space."""
     side = math.ceil(math.sqrt(tiles)) * EDGE
     shape = (EDGE * math.ceil(tiles * EDGE / side), side)
     image = zarr.create_array(
@@ -82,7 +82,7 @@ def make_run_spec(folder: Path, tiles: int, workers: int) -> RunSpec:
 
 
 def measure(session: Session, stage: Stage) -> tuple[float, float, int]:
-    """Give wall and processor seconds of the driver for a stage, and the bytes that it grew by."""
+    """Return wall and CPU seconds of the driver for a stage, and the growth of its memory in bytes."""
     me = psutil.Process()
     gc.collect()
     before, started, cpu = me.memory_info().rss, time.perf_counter(), time.process_time()
@@ -109,13 +109,13 @@ def main() -> None:
             session = replace(opened, engine=IdleEngine(opened.engine))
             (stage,) = (stage for stage in list_stages(session.job) if stage.name == "predict")
             few = replace(stage, steps=(replace(stage.steps[0], names=stage.steps[0].names[:500]),))
-            measure(session, few)  # connections and caches are there afterwards
+            measure(session, few)  # opens connections and fills caches
             wall, cpu, growth = measure(session, stage)
         print(
-            f"seconds for 1,000 tiles: {1e3 * wall / count:.2f}, of the driver's processor {1e3 * cpu / count:.2f}"
+            f"seconds for 1,000 tiles: {1e3 * wall / count:.2f}; CPU of the driver: {1e3 * cpu / count:.2f}"
         )
         print(
-            f"driver memory grew by {growth / 2**20:.1f} MiB, {growth / count:.0f} bytes for each tile"
+            f"driver memory grew by {growth / 2**20:.1f} MiB, {growth / count:.0f} bytes per tile"
         )
 
 

@@ -1,10 +1,11 @@
-"""Separation options that suit a model, chosen on skies that no score is taken from.
+"""Tuning of a model's separation options on skies that are not used for scores.
 
     python -m benchmarks.separation_tuning MODEL [--seeds 11,12] [--side 1024]
 
 Runs the network once on each tuning sky of quality_scenes.py and on pure noise, then tries a grid
-of options. Prints the best, by the mean B error with penalties where a bar is missed: purity below
-.96, more than 1 false source per Mpix of noise, and pairs (0.3, 0.75, 0.9 at 1-1.5, 1.5-2, 2-3 FWHM).
+of options. Prints the ten best, by the mean B error with penalties for missed limits: purity below
+0.96, more than 1 false source per Mpix of noise, and fractions of separated pairs below 0.3, 0.75
+and 0.9 at 1-1.5, 1.5-2 and 2-3 FWHM.
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ BROAD = (14, 17, 20, 25)
 STRUCTURED = "structured"
 NOISE = "blank"
 PAIRED = ("ground", "hst", "cluster")
-"""Where the pairs can be had: in ``crowded`` every fifth source hides within 1 FWHM of a brighter one."""
+"""Kinds in which pairs are scored: in ``crowded`` every fifth source is within 1 FWHM of a brighter
+one."""
 PURITY, FALSE_PER_MPIX, PAIRS = 0.96, 1.0, (0.3, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
 class Options:
-    """A point of the grid."""
+    """Separation options: a point of the grid."""
 
     floor: float
     heat: float
@@ -63,12 +65,12 @@ class Options:
 
 
 Trial = tuple[float, Options, float, dict[str, list[Result]]]
-"""Cost, point, false sources per Mpix, and what was found of each kind."""
+"""Cost, options, false sources per Mpix, and the results of each kind."""
 
 
 @dataclass(frozen=True)
 class PredictedSky:
-    """A field, and what the network says of it."""
+    """A field and the outputs of the network."""
 
     kind: str
     field: Field
@@ -77,7 +79,7 @@ class PredictedSky:
     relief: NDArray[np.float32]
 
     def separate(self, options: Options) -> NDArray[np.int32]:
-        """Give the label image."""
+        """Return the label image."""
         sure = np.maximum(self.heat - options.floor, 0) / (1 - options.floor)
         elevation = options.heat * sure + (1 - options.heat) * self.relief
         mask = np.rint(self.probability * PROBABILITY_MAX) >= quantise_threshold(
@@ -90,8 +92,10 @@ class PredictedSky:
 
 
 def draw_structured(seed: int, side: int) -> Field:
-    """A sky with large galaxies full of arms and clumps, each one source, from the training's own
-    generator."""
+    """Return a sky with large galaxies full of arms and clumps, from the generator of the training scenes.
+
+    Each galaxy is one source.
+    """
     spec = replace(
         SCENES["ground"], large_galaxies=(4.0, 8.0), sky=SkySpec(picture=0, saturated=0, dead=0)
     )
@@ -119,7 +123,7 @@ def predict_sky(kind: str, seed: int, side: int, model: Model) -> PredictedSky:
 
 
 def compute_cost(results: dict[str, list[Result]], false_per_mpix: float) -> float:
-    """Give the mean B error, and more for each bar missed."""
+    """Return the mean B error plus a penalty for each missed limit."""
     cost = max(false_per_mpix - 0.8 * FALSE_PER_MPIX, 0) * 0.05
     for kind, found in results.items():
         purity = np.mean([r.scores.precision for r in found])
@@ -132,11 +136,11 @@ def compute_cost(results: dict[str, list[Result]], false_per_mpix: float) -> flo
 
 
 SKIES: list[PredictedSky] = []
-"""All that options are tried on; the processes of the pool inherit it."""
+"""Skies on which options are tried; the processes of the pool inherit them."""
 
 
 def try_options(options: Options) -> Trial:
-    """Judge a point of the grid on all SKIES."""
+    """Score a point of the grid on all SKIES."""
     results: dict[str, list[Result]] = {}
     noise, mpix = 0, 0.0
     for sky in SKIES:
@@ -161,7 +165,7 @@ def main() -> None:
     SKIES.extend(predict_sky(kind, seed, args.side, model) for seed in seeds for kind in kinds)
     SKIES.extend(predict_sky(NOISE, seed, 2 * args.side, model) for seed in seeds)
     grid = itertools.product(FLOORS, HEATS, THRESHOLDS, DYNAMICS, PEAKS, AREAS, BROAD)
-    with multiprocessing.get_context("fork").Pool() as pool:  # which has the skies already
+    with multiprocessing.get_context("fork").Pool() as pool:  # forked processes share the skies
         tried = list(pool.imap(try_options, (Options(*point) for point in grid)))
     for cost, options, false, results in sorted(tried, key=lambda t: t[0])[:10]:
         print(f"{cost:.4f} {options} noise {false:.2f}")

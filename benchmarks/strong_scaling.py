@@ -1,14 +1,15 @@
-"""Two Dask workers of one thread each against one, on this machine: seconds of each step, and the labels.
+"""Strong scaling of the Dask engine: two workers of one thread each against one, on this machine.
 
     python -m benchmarks.strong_scaling --edge 12288 --rounds 3
 
-Both start_clusters stay up, one of them idle, and take turns; a first small run loads what workers load once.
-Counted are the steps that are done tile by tile, in rounds in which nothing else took more than 3 % of the
-processors: it would take from two workers, and not from one. Fails below a median speed-up of 1.8, without
-a quiet round, or if the labels of the two differ in one byte.
+Both clusters stay alive and take turns, with the other one idle. A first small run loads everything
+that workers load once. The speed-up counts the steps that run tile by tile, in rounds in which
+other processes took at most 3 % of the processors: such load takes time from two workers but not
+from one. Fails if the median speed-up is below 1.8, if there is no quiet round, or if the labels of
+the two runs differ in any byte.
 
-What the machine allows is shown too: two processes that know nothing of each other, each with the serial
-engine on an image of its own, against one.
+The limit of the machine is printed too: two independent processes with the serial engine, each on
+an image of its own, against one.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ from fcnpipe.pipeline.tasks import LEDGER
 from fcnpipe.pipeline.workflow import Stage
 
 MIN_SPEED_UP = 1.8
+"""Minimum median speed-up."""
 MAX_FOREIGN_LOAD = 0.03
+"""Maximum share of the processors that other processes may take in a round that counts."""
 COUNTS = (1, 2)
 TILE_STEPS = (*LEDGER, "check_tile")
 """Steps with a task for every tile."""
 
 
 class StepTimer(Stopwatch):
-    """Remembers for each step how long it took, and the processor seconds of the workers."""
+    """Records the seconds of each step and the CPU seconds of the workers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,25 +57,25 @@ class StepTimer(Stopwatch):
         """Part of the processors that other processes took."""
 
     def sum_tile_steps(self) -> tuple[float, float]:
-        """Give the seconds of all steps that are done tile by tile, and the workers' in them."""
+        """Return the seconds of all steps that run tile by tile, and the CPU seconds of the workers in them."""
         names = [name for name in self.seconds if name in TILE_STEPS]
         return sum(self.seconds[n] for n in names), sum(self.busy[n] for n in names)
 
 
 def read_worker_cpu_seconds(engine: DaskEngine) -> float:
-    """Give the processor seconds of all workers so far."""
+    """Return the CPU seconds of all workers so far."""
     return float(sum(engine._client.run(time.process_time).values()))
 
 
 def read_foreign_cpu_seconds(engine: DaskEngine) -> float:
-    """Give the processor seconds of all processes so far but this one and its workers."""
+    """Return the CPU seconds so far of all processes except this one and its workers."""
     times = psutil.cpu_times()
     idle = times.idle + times.iowait + times.guest + times.guest_nice
     return float(sum(times) - idle - time.process_time() - read_worker_cpu_seconds(engine))
 
 
 def run_steps(image: Path, out: Path, engine: DaskEngine, options: dict[str, object]) -> StepTimer:
-    """Make a store on an engine; give the seconds of each step."""
+    """Write a store on an engine; return the seconds of each step."""
     watch = StepTimer()
     spec = make_spec(image=(str(image),), out=str(out), overwrite=True, engine="serial", **options)
     with open_session(spec) as opened:
@@ -90,7 +93,7 @@ def run_steps(image: Path, out: Path, engine: DaskEngine, options: dict[str, obj
 
 
 def split_steps(session: Session) -> Iterator[Stage]:
-    """Give each step as a stage of its own, under the name of its task."""
+    """Yield each step as a stage of its own, under the name of its task."""
     for stage in session.stages:
         for step in stage.steps:
             yield Stage(step.task, (step,))
@@ -98,7 +101,7 @@ def split_steps(session: Session) -> Iterator[Stage]:
 
 @contextmanager
 def start_clusters(counts: Sequence[int]) -> Iterator[dict[int, DaskEngine]]:
-    """Give an engine for each number of workers."""
+    """Start a cluster for each number of workers, for the duration of the context."""
     needs = WorkerRequirements(networks.worker_environment(), networks.tune_allocator)
     with ExitStack() as closing:
         engines: dict[int, DaskEngine] = {}
@@ -109,7 +112,7 @@ def start_clusters(counts: Sequence[int]) -> Iterator[dict[int, DaskEngine]]:
 
 
 def compare(rounds: list[dict[int, StepTimer]]) -> float:
-    """Print the median seconds of each step, and give the median speed-up of the tile steps."""
+    """Print the median seconds of each step and return the median speed-up of the tile steps."""
     one, two = COUNTS
     print(f"{'step':16}{'1 worker, s':>14}{'2 workers, s':>14}{'speed-up':>10}")
     for name in rounds[0][one].seconds:
@@ -118,19 +121,19 @@ def compare(rounds: list[dict[int, StepTimer]]) -> float:
         print(f"{name:16}{slow:14.2f}{fast:14.2f}{slow / fast:10.2f}{mark}")
     gains = [0.0]
     for clocks in rounds:
-        (slow, alone), (fast, beside) = (clocks[n].sum_tile_steps() for n in COUNTS)
+        (slow, cpu_one), (fast, cpu_two) = (clocks[n].sum_tile_steps() for n in COUNTS)
         foreign = max(clock.foreign for clock in clocks.values())
         if foreign <= MAX_FOREIGN_LOAD:
             gains.append(slow / fast)
         print(
-            f"tile steps: {slow:.1f} s, with two {fast:.1f} s: {slow / fast:.2f}; processors {alone:.1f} s, "
-            f"with two {beside:.1f} s: the machine allows {two * alone / beside:.2f}; others took {foreign:.1%}"
+            f"tile steps: 1 worker {slow:.1f} s, 2 workers {fast:.1f} s, speed-up {slow / fast:.2f}; CPU "
+            f"{cpu_one:.1f} and {cpu_two:.1f} s, which allows {two * cpu_one / cpu_two:.2f}; others {foreign:.1%}"
         )
     return statistics.median(gains[1:] or gains)
 
 
 def run_serial(image: Path, out: Path, options: dict[str, object]) -> float:
-    """Give the seconds of the tile steps of a run in this process."""
+    """Return the seconds of the tile steps of a run in this process."""
     watch = Stopwatch()
     spec = make_spec(image=(str(image),), out=str(out), overwrite=True, engine="serial", **options)
     with open_session(spec) as session:
@@ -141,7 +144,7 @@ def run_serial(image: Path, out: Path, options: dict[str, object]) -> float:
 
 
 def measure_limit(small: Path, image: Path, folder: Path, options: dict[str, object]) -> float:
-    """Give what two processes do in the time in which one does 1."""
+    """Return the throughput of two processes relative to one."""
     os.environ.update(networks.worker_environment())
     with multiprocessing.get_context("spawn").Pool(2) as pool:
 
@@ -154,7 +157,7 @@ def measure_limit(small: Path, image: Path, folder: Path, options: dict[str, obj
 
 
 def read_labels(out: Path) -> dict[str, bytes]:
-    """Give the files of the labels."""
+    """Read the files of the labels."""
     folder = out / "image/0/label"
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -166,7 +169,9 @@ def main() -> int:
     parser.add_argument("--tile", type=int, default=2048)
     parser.add_argument("--model", default="default")
     parser.add_argument("--bar", type=float, default=MIN_SPEED_UP)
-    parser.add_argument("--image", type=Path, default=None, help="in place of a simulated one")
+    parser.add_argument(
+        "--image", type=Path, default=None, help="image to use instead of a simulated one"
+    )
     args = parser.parse_args()
     options = {"model": args.model, "tile": args.tile, "window": min(args.tile, 1024)}
     with tempfile.TemporaryDirectory() as name, start_clusters(COUNTS) as engines:
@@ -185,9 +190,10 @@ def main() -> int:
         gain = compare(rounds)
         limit = measure_limit(small, image, folder, options)
         one, two = (read_labels(out) for out in outs.values())
-    print(f"two processes of their own: {limit:.2f} times one")
+    print(f"two independent processes: {limit:.2f} times the throughput of one")
     print(
-        f"median speed-up {gain:.2f} (bar {args.bar}); labels {'equal' if one == two else 'DIFFER'}"
+        f"median speed-up {gain:.2f} (minimum {args.bar}); "
+        f"labels {'equal' if one == two else 'DIFFER'}"
     )
     return int(gain < args.bar or one != two)
 

@@ -1,14 +1,14 @@
-"""How little data will do, and how wrong its contours may be, shown on membranes.
+"""Effect of few training images and of inaccurate contours, measured on cell membranes.
 
     python -m benchmarks.training_data slices FOLDER OUT [--steps 400] [--seeds 3]
     python -m benchmarks.training_data contours FOLDER OUT [--steps 400] [--seeds 3]
 
-FOLDER is that of benchmarks/membrane_segmentation.py. For each point and seed a U-Net of its own (base 8, depth 3)
-is trained for the same number of steps and scored on slices 16-19. ``slices``: trained on 1, 2, 4, 8
-and 16 slices, with and without augmentation; a seed draws weights, crops and which slices.
-``contours``: trained on 16 slices whose contours were displaced at random, and scored on clean ones,
-beside the labels it was trained on. Both write a CSV, one line a network, and a PNG, means and standard
-deviations over the seeds, of that name into OUT, and print these.
+FOLDER is that of benchmarks/membrane_segmentation.py. For each point and seed a U-Net (base 8,
+depth 3) is trained for the same number of steps and scored on slices 16-19. ``slices``: trained on
+1, 2, 4, 8 and 16 slices, with and without augmentation; the seed determines weights, crops and the
+selection of slices. ``contours``: trained on 16 slices whose contours are displaced at random, and
+scored on clean ones, together with the labels it was trained on. Both write a CSV with a line for
+each network and a PNG with means and standard deviations over the seeds into OUT, and print these.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fcnpipe.training.recipe import Recipe
 COUNTS = (1, 2, 4, 8, 16)
 JITTERS_PX = (0.0, 1.0, 2.0, 3.0, 4.0)
 WAVE_PX = 4.0
-"""Displaced contours wave on this scale."""
+"""Correlation length of the displacements of contours, px."""
 OPTIONS = Options(share=1.0, thresh=0.05, dynamics=0.25, minarea=40)
 AUGMENTED = Augmentation(elastic_px=8.0, brightness=0.3, contrast=0.2, noise=0.2, blur_px=0.7)
 
@@ -46,7 +46,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """Data to train on and to score on."""
+    """Recipe, training data and test data."""
 
     recipe: Recipe
     trained: list[LabelledImage]
@@ -73,7 +73,7 @@ def make_trial(folder: Path, steps: int) -> Trial:
 
 
 def train_network(recipe: Recipe, pairs: list[LabelledImage]) -> torch.nn.Module:
-    """Train a network on pairs."""
+    """Train a network on labelled images."""
     assert recipe.pairs is not None
     source = LabelledImageSource(recipe, recipe.pairs)
     source.images = pairs
@@ -92,7 +92,7 @@ def predict_slices(network: torch.nn.Module, pairs: list[LabelledImage]) -> list
 
 
 def train_on_few_slices(trial: Trial, seed: int) -> Iterator[Row]:
-    """Give the errors for each number of slices, with and without augmentation."""
+    """Yield the errors for each number of slices, with and without augmentation."""
     order = np.random.default_rng(seed).permutation(len(trial.trained))
     for count in COUNTS:
         trained = [trial.trained[number] for number in order[:count]]
@@ -109,7 +109,7 @@ def train_on_few_slices(trial: Trial, seed: int) -> Iterator[Row]:
 
 
 def train_on_wrong_contours(trial: Trial, seed: int) -> Iterator[Row]:
-    """Give the agreement with clean contours of the labels, and of what was learned from them."""
+    """Yield the agreement with clean contours of the labels and of the network trained on them."""
     for jitter in JITTERS_PX:
         rng = np.random.default_rng([seed, round(100 * jitter)])
         wrong = [displace(pair, jitter, rng) for pair in trial.trained]
@@ -127,7 +127,7 @@ def train_on_wrong_contours(trial: Trial, seed: int) -> Iterator[Row]:
 
 
 def displace(pair: LabelledImage, sigma_px: float, rng: np.random.Generator) -> LabelledImage:
-    """Give the pair with contours that are wrong by this much."""
+    """Return a labelled image whose contours are displaced by this standard deviation."""
     side = pair.truth.shape[0]
     displacement = np.stack(
         [gaussian_filter(rng.normal(size=(side, side)), WAVE_PX) for _ in range(2)]
@@ -139,13 +139,13 @@ def displace(pair: LabelledImage, sigma_px: float, rng: np.random.Generator) -> 
 
 
 def membrane_iou(found: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Give intersection over union of the membranes."""
+    """Return intersection over union of the membranes."""
     one, other = np.asarray(found) <= 0, np.asarray(truth) <= 0
     return float((one & other).sum() / (one | other).sum())
 
 
 def write(rows: Iterator[Row], path: Path) -> list[Row]:
-    """Write rows as they come, and give them."""
+    """Write rows to a CSV file as they are computed, and return them."""
     found = []
     with path.open("w", newline="") as file:
         writer: Any = None
@@ -161,7 +161,7 @@ def write(rows: Iterator[Row], path: Path) -> list[Row]:
 
 
 def summarise(rows: list[Row], key: str, what: str) -> tuple[Points, list[float]]:
-    """Give (key, mean) of each point, and the standard deviation over the seeds."""
+    """Return (key, mean) of each point, and the standard deviations over the seeds."""
     places = sorted({row[key] for row in rows})
     found = [[row[what] for row in rows if row[key] == place] for place in places]
     means = [(place, float(np.mean(values))) for place, values in zip(places, found, strict=True)]
@@ -169,7 +169,7 @@ def summarise(rows: list[Row], key: str, what: str) -> tuple[Points, list[float]
 
 
 def chart_slices(rows: list[Row]) -> Chart:
-    """Give the errors against the number of slices."""
+    """Return the chart of errors against the number of slices."""
     found = {
         f"{what.replace('_', ' ')}, augmentation: {name}": summarise(
             [r for r in rows if r["augmentation"] == name], "slices", what
@@ -182,10 +182,10 @@ def chart_slices(rows: list[Row]) -> Chart:
 
 
 def chart_contours(rows: list[Row]) -> Chart:
-    """Give the agreement against the displacement."""
+    """Return the chart of agreement against displacement."""
     names = {"labels trained on": "label_iou", "network": "network_iou"}
     found = {name: summarise(rows, "jitter_px", key) for name, key in names.items()}
-    title = "Membranes learned from wrong contours"
+    title = "Membranes learned from inaccurate contours"
     y_label = "IoU of membranes with clean contours"
     return make_chart(title, "displacement of the contours, px", y_label, found, log=False)
 
@@ -197,7 +197,7 @@ def make_chart(
     found: dict[str, tuple[Points, list[float]]],
     log: bool,
 ) -> Chart:
-    """Give means as lines and standard deviations as bars, and print them."""
+    """Return a chart of means as lines and standard deviations as bars, and print them."""
     for name, (means, spreads) in found.items():
         points = zip(means, spreads, strict=True)
         print(name, *(f"{x:g}: {y:.4f} +- {spread:.4f}" for (x, y), spread in points), sep="  ")
@@ -214,7 +214,7 @@ BENCHMARKS: dict[
 
 
 def main() -> None:
-    """Train, score, write."""
+    """Train, score and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=list(BENCHMARKS))
     parser.add_argument("folder", type=Path)
