@@ -90,8 +90,8 @@ def train(
     out
         Folder of the checkpoint, the log and the result.
     resume
-        Whether to continue from the checkpoint in the folder, if there is one. The remaining steps
-        see the same examples as without the interruption.
+        Whether to continue from the folder's checkpoint; the remaining steps see the same examples
+        as without the interruption.
     report
         Called after each step.
 
@@ -104,15 +104,14 @@ def train(
     Raises
     ------
     SpecError
-        If the recipe asks for a GPU where there is none, or for a network or a loss that does not
-        exist.
+        If the recipe needs a GPU where there is none, or an unknown network or loss.
     TrainingError
         If the gradient is not finite.
 
     Notes
     -----
-    The learning rate is constant until the cooldown, so the cooldown can start at any time: when
-    the file ``out/cooldown`` is created, or after ``patience`` validations without a new minimum.
+    The learning rate is constant until the cooldown, which can start at any time: when the file
+    ``out/cooldown`` is created, or after ``patience`` validations without a new minimum.
 
     Under ``torchrun`` each process computes its own micro-batches. Training with n processes equals
     training with one process that accumulates n times as many micro-batches, except for the order
