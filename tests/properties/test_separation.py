@@ -1,4 +1,4 @@
-"""Law 1 for the separation: the tiling is invisible, and what comes out is the definition."""
+"""The separation over any tree of tiles equals the reference implementation without tiles."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def weights(draw: st.DrawFn, shape: tuple[int, int]) -> NDArray[np.int64]:
 
 @st.composite
 def trees(draw: st.DrawFn, box: Box) -> Tree:
-    """Cut a box at random, down to tiles of any size, the children in any order."""
+    """Divide a box at random into tiles of any size, with the children in any order."""
     y = draw(st.integers(box.y0, box.y1 - 1))
     x = draw(st.integers(box.x0, box.x1 - 1))
     parts = [
@@ -89,7 +89,7 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
 
 
 def spiral(shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Give a one-pixel path that winds inwards and never touches itself."""
+    """Return a spiral path one pixel wide that does not touch itself."""
     mask = np.zeros(shape, bool)
     mask[0] = True
     start, box = 0, Box(0, 0, shape[0] - 1, shape[1] - 1)
@@ -107,7 +107,7 @@ def smooth_noise(shape: tuple[int, int], seed: int) -> NDArray[np.uint16]:
 
 @settings(max_examples=100)
 @given(cases())
-def test_any_tree_of_tiles_gives_the_definition(case: tuple[Any, ...]) -> None:
+def test_any_tree_of_tiles_equals_the_reference(case: tuple[Any, ...]) -> None:
     maps, tree = case
     source, footprint = true_sources(*maps)
     run = TiledSeparation(*maps).run(tree)
@@ -118,7 +118,7 @@ def test_any_tree_of_tiles_gives_the_definition(case: tuple[Any, ...]) -> None:
 
 @settings(max_examples=25)
 @given(cases(), st.integers(1, 12), st.integers(0, 60000), st.none() | st.integers(1, 20))
-def test_labels_are_the_ranks_of_the_sources_that_pass(
+def test_labels_are_the_ranks_of_the_selected_sources(
     case: tuple[Any, ...], minarea: int, minpeak: int, broad: int | None
 ) -> None:
     maps, tree = case
@@ -143,7 +143,7 @@ def test_labels_are_the_ranks_of_the_sources_that_pass(
 @example(seed=2, edge=(1, 384), criterion=Criterion(2000, 5))
 @example(seed=3, edge=(48, 1), criterion=Criterion(500, 3, 1000))
 @example(seed=0, edge=(16, 50), criterion=Criterion(500, 3, extended=60, extended_dynamics=4000))
-def test_strips_and_squares_give_what_one_tile_gives(
+def test_strips_and_squares_equal_one_tile(
     seed: int, edge: tuple[int, int], criterion: Criterion
 ) -> None:
     shape = (48, 400)
@@ -173,14 +173,14 @@ def test_a_spiral_is_one_footprint_over_many_tiles() -> None:
     mask = spiral((41, 37))
     assert ndimage.label(mask, EIGHT)[1] == 1
     assert mask.sum() > 400
-    ramp = np.zeros(mask.shape, np.uint16)  # all ties: only the index decides
-    source = TiledSeparation(ramp, mask, Criterion(1)).run(tile_tree(TileGrid(mask.shape, (5, 4))))
+    flat = np.zeros(mask.shape, np.uint16)  # all elevations are equal: only the index decides
+    source = TiledSeparation(flat, mask, Criterion(1)).run(tile_tree(TileGrid(mask.shape, (5, 4))))
     assert set(source.paint("source")[mask]) == {int(np.flatnonzero(mask)[0])}
 
 
 @pytest.mark.parametrize("ppm", [0, 2000])
-def test_what_goes_up_grows_with_the_perimeter(ppm: int) -> None:
-    """A field that percolates: four times the pixels, about twice the graph, at every level."""
+def test_graphs_grow_with_the_perimeter(ppm: int) -> None:
+    """In a percolating field, a box of four times the pixels passes up about twice the data."""
     elevation = smooth_noise((512, 512), 3)
     flux = elevation.astype(np.int64)
     criterion = Criterion(2000, 5, ppm, int(flux.sum()))
@@ -199,7 +199,7 @@ def test_what_goes_up_grows_with_the_perimeter(ppm: int) -> None:
     assert largest[512] < 200
 
 
-def test_a_whole_image_at_once_is_the_same() -> None:
+def test_separate_whole_equals_tiles() -> None:
     elevation = smooth_noise((60, 70), 4)
     mask, criterion = elevation > 30000, Criterion(900, 4)
     labels, selection = separate_whole(elevation, mask, criterion, minpeak=36000, broad=30)

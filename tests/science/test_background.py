@@ -1,4 +1,4 @@
-"""Sky and noise: right, robust, and the same bits for any box."""
+"""Sky and noise of an image, compared with SEP, and noise from weight maps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_noise_never_leaves_the_mesh(noise, cell):
     assert pixels.max() <= found.cells.noise.max()
 
 
-def test_image_without_usable_pixel():
+def test_image_without_usable_pixel_is_blank():
     image = np.full((100, 70), np.nan, np.float32)
     found = estimate_background(image, none_bad(image))
     assert found.is_blank
@@ -59,7 +59,7 @@ def test_image_without_usable_pixel():
     assert np.isnan(found.noise(0, 0, image.shape)).all()
 
 
-def test_image_without_noise_says_so():
+def test_image_without_noise_is_noiseless():
     image = np.full((100, 70), 3, np.float32)
     image[64:, :] = 5
     found = estimate_background(image, none_bad(image))
@@ -76,7 +76,7 @@ def test_odd_shapes(shape):
     assert found.is_noiseless == (shape == (1, 1))
 
 
-def test_weight_gives_the_noise_of_each_pixel():
+def test_noise_of_each_pixel_from_its_weight():
     noise = np.where(np.arange(256) < 100, 2.0, 8.0) * np.ones((256, 1))
     image = (SKY + noise * np.random.default_rng(11).normal(size=(256, 256))).astype(np.float32)
     weight = (7 / noise**2).astype(np.float32)
@@ -100,7 +100,7 @@ def test_weight_without_any_pixel_has_no_scale():
 
 
 def compare_with_sep(image):
-    """Median difference of the sky in sigma, and of the noise as a fraction."""
+    """Return the median difference of the sky in sigma, and of the noise as a fraction."""
     sep = pytest.importorskip("sep")
     bad = ~np.isfinite(image)
     found = estimate_background(image, bad, 64)
@@ -136,7 +136,7 @@ def test_simulated_field_agrees_with_sep_and_with_the_truth():
 def test_real_image_agrees_with_sep(name, extension):
     fits = pytest.importorskip("astropy.io.fits")
     if not (REAL_IMAGES / name).exists():
-        pytest.skip(f"{name} is not here; set FCNPIPE_REAL_IMAGES to its folder")
+        pytest.skip(f"{name} is missing; set FCNPIPE_REAL_IMAGES to its folder")
     with fits.open(REAL_IMAGES / name) as hdus:
         image = np.ascontiguousarray(hdus[extension].data, dtype=np.float32)
     sky_off, noise_off = compare_with_sep(image)

@@ -1,4 +1,4 @@
-"""One tile: basins, passes, doors, and what is refused."""
+"""Separation of one tile: basins, upper links, border pixels, errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fcnpipe.testing.separation import true_sources
 
 
 @given(st.integers(0, 255))
-def test_groups_of_higher_neighbours_are_those_of_scipy(pattern: int) -> None:
+def test_components_of_higher_neighbours_are_those_of_scipy(pattern: int) -> None:
     square = np.zeros((3, 3), bool)
     for direction, (dy, dx) in enumerate(NEIGHBOURS):
         square[1 + dy, 1 + dx] = pattern >> direction & 1
@@ -29,7 +29,7 @@ def test_groups_of_higher_neighbours_are_those_of_scipy(pattern: int) -> None:
             assert UPPER_COMPONENT[pattern, direction] == min(members)
 
 
-def test_every_basin_stays_without_a_criterion() -> None:
+def test_every_basin_is_a_source_without_a_criterion() -> None:
     elevation = np.random.default_rng(1).integers(0, 4, (30, 40)).astype(np.uint16)
     labels, selection = separate_whole(elevation, elevation > 0, Criterion())
     source, _ = true_sources(elevation, elevation > 0, Criterion())
@@ -59,7 +59,7 @@ def test_the_ends_of_the_scale_are_elevations_like_others(value: int) -> None:
     assert selection.peak.tolist() == [value]
 
 
-def test_what_is_outside_the_mask_does_not_count() -> None:
+def test_pixels_outside_the_mask_are_ignored() -> None:
     elevation = np.full((4, 5), 65535, np.uint16)
     mask = np.zeros((4, 5), bool)
     mask[1, 1] = mask[1, 3] = True
@@ -68,7 +68,7 @@ def test_what_is_outside_the_mask_does_not_count() -> None:
     assert labels[1].tolist() == [0, 1, 0, 2, 0]
 
 
-def test_ring_holds_the_pixels_with_foreground_beyond_the_core() -> None:
+def test_border_has_the_pixels_with_foreground_beyond_the_core() -> None:
     mask = np.zeros((4, 5), bool)
     mask[1, 1:4] = mask[3, 1] = True
     graph = separate(

@@ -1,4 +1,4 @@
-"""Keys, thresholds, records, joins and the selection."""
+"""Merge tree: minimum flux, records, joins, and the rule by which branches are absorbed."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def leaf_graphs(edge: tuple[int, int] = (6, 7)) -> list[BranchGraph]:
 
 
 @given(st.integers(0, 2**62), st.integers(0, MILLION))
-def test_threshold_is_exact_without_overflow(flux: int, ppm: int) -> None:
-    least = int(merge_tree._minimum_flux(np.array([flux]), Criterion(mincont_ppm=ppm))[0])
-    assert least >= Fraction(ppm, MILLION) * flux > least - 1
+def test_minimum_flux_is_exact_without_overflow(flux: int, ppm: int) -> None:
+    minimum = int(merge_tree._minimum_flux(np.array([flux]), Criterion(mincont_ppm=ppm))[0])
+    assert minimum >= Fraction(ppm, MILLION) * flux > minimum - 1
 
 
 def test_records_survive_a_file() -> None:
@@ -60,7 +60,7 @@ def test_boxes_that_leave_a_gap_are_refused() -> None:
         join([graphs[0], graphs[3]], Criterion(2, 3))
 
 
-def test_the_order_of_children_changes_no_verdict() -> None:
+def test_the_order_of_children_changes_no_source() -> None:
     rng = np.random.default_rng(4)
     elevation = rng.integers(0, 5, (12, 14)).astype(np.uint16)
     tree = tile_tree(TileGrid((12, 14), (3, 4)), (4, 4))
@@ -73,15 +73,15 @@ def test_the_order_of_children_changes_no_verdict() -> None:
     assert all((image == images[0]).all() for image in images)
 
 
-def test_a_footprint_inside_a_tile_does_not_go_up() -> None:
+def test_a_footprint_inside_a_tile_is_not_passed_up() -> None:
     elevation = np.zeros((8, 8), np.uint16)
     elevation[1:3, 1:3] = 5
     leaf = separate(elevation[:5, :5], elevation[:5, :5] > 0, Box(0, 0, 4, 4), (8, 8), Criterion())
     assert not any(map(len, (*leaf.graph.nodes, *leaf.graph.links, *leaf.graph.border)))
 
 
-def test_pixels_go_to_the_source_they_touch_not_to_the_highest() -> None:
-    """9 is the elder; 5 dies against it but stays; 3 touches only 5, so 5 takes it."""
+def test_the_adjacent_source_absorbs_pixels_not_the_highest() -> None:
+    """9 is the highest peak; 5 dies at 1 but stays a source; 3 touches only 5, which absorbs it."""
     elevation = np.array([[9, 1, 5, 2, 3]], np.uint16)
     for edge in (1, 2, 3, 5):
         run = TiledSeparation(elevation, elevation > 0, Criterion(2))
@@ -89,8 +89,8 @@ def test_pixels_go_to_the_source_they_touch_not_to_the_highest() -> None:
         assert source.tolist() == [[0, 0, 2, 2, 2]]
 
 
-def test_a_basin_that_a_survivor_took_follows_it() -> None:
-    """4 is taken by 6 across 3; 6 is too low above 5, so both go to 9."""
+def test_a_basin_follows_the_branch_that_absorbed_it() -> None:
+    """6 absorbs 4 across 3; 6 is too low above 5, so 9 absorbs both."""
     elevation = np.array([[9, 5, 6, 3, 4]], np.uint16)
     for edge in (1, 2, 5):
         run = TiledSeparation(elevation, elevation > 0, Criterion(2))
@@ -102,7 +102,7 @@ def test_a_basin_that_a_survivor_took_follows_it() -> None:
 def test_of_two_passes_at_one_pixel_the_first_in_raster_order_comes_first(
     edge: tuple[int, int],
 ) -> None:
-    """5 is too low above the pixel 1, which touches the slopes of 9 and of 8."""
+    """5 is too low above pixel 1, which touches the slopes of 9 and of 8."""
     elevation = np.array([[9, 3, 0, 4, 8], [0, 0, 1, 0, 0], [0, 0, 5, 0, 0]], np.uint16)
     for image in (elevation, elevation[:, ::-1]):
         run = TiledSeparation(image, image > 0, Criterion(5))
@@ -112,7 +112,7 @@ def test_of_two_passes_at_one_pixel_the_first_in_raster_order_comes_first(
 
 
 def test_contrast_counts_the_whole_footprint() -> None:
-    """A branch of 10 of 100 stays at 10 % and not at 11 %, though its tile sees 30 only."""
+    """A branch with flux 10 of 100 is a source at 10 % but not at 11 %, although its tile sees only 30."""
     elevation = np.array([[9, 8, 8, 8, 1, 5]], np.uint16)
     flux = np.array([[40, 30, 10, 9, 1, 10]])
     for ppm, sources in ((100_000, {0, 5}), (110_000, {0})):
@@ -122,8 +122,8 @@ def test_contrast_counts_the_whole_footprint() -> None:
             assert set(source.flat) == sources
 
 
-def test_a_verdict_that_waits_for_flux_passes_through_others_that_wait() -> None:
-    """3 is too faint and goes to 5, which is bright enough; both wait for the flux of 9."""
+def test_a_pending_branch_follows_another_pending_branch() -> None:
+    """3 is too faint and 5 absorbs it; 5 is bright enough; both decisions wait for the flux of 9."""
     elevation = np.array([[3, 2, 5, 1, 6, 8, 9]], np.uint16)
     flux = np.array([[1, 0, 50, 0, 10, 10, 100]])
     for edge in (1, 2, 3, 5, 7):

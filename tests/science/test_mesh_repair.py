@@ -1,4 +1,4 @@
-"""The repair of the mesh: which cells are trusted, how others are filled, and the filter."""
+"""Repair of the mesh: trusted cells, filling of the other cells, median filter."""
 
 from __future__ import annotations
 

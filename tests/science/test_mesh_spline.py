@@ -1,4 +1,4 @@
-"""The spline: natural, right beyond the mesh, and the same bits in any box."""
+"""The spline is natural, straight beyond the mesh, and has the same bits in any box."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_spline_carries_a_slope_to_the_border(cell):
     assert_allclose(evaluate_spline(fit_spline(mesh), cell, 0, 0, plane.shape), plane, rtol=1e-6)
 
 
-def test_spline_beyond_the_mesh_stays_what_it_was():
+def test_spline_is_constant_far_beyond_the_mesh():
     coefficients = fit_spline(np.array([[1.0, 2.0], [3.0, 4.0]]))
     pixels = evaluate_spline(coefficients, 4, -9, -9, (30, 30))
     assert_array_equal(pixels[:, 0], pixels[:, 3])
     assert_array_equal(pixels[-1], pixels[-5])
 
 
-def test_sky_is_taken_off_as_it_is_evaluated():
+def test_subtraction_equals_evaluation():
     rng = np.random.default_rng(11)
     coefficients = fit_spline(rng.normal(SKY, NOISE, (5, 7)))
     values = rng.normal(SKY, NOISE, (130, 150)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Pixels in, signal-to-noise out, and never a trace of the array they were cut in."""
+"""Flags, signal-to-noise and image units do not depend on the box that was read."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_fill_is_the_weighted_mean_of_good_neighbours() -> None:
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(30, 60), st.integers(30, 70))
-def test_fill_does_not_see_the_cut(y0: int, x0: int, y1: int, x1: int) -> None:
+def test_fill_does_not_depend_on_the_box(y0: int, x0: int, y1: int, x1: int) -> None:
     image, flags = scene(2)
     whole = normalisation.signal_to_noise(image, np.ones_like(image), flags)
     margin = normalisation.FILL_REACH
@@ -72,7 +72,7 @@ def test_the_scaling_is_undone_in_double_precision(seed: int, unit: float, stret
 
 
 @given(st.integers(1, 5000), st.data())
-def test_a_place_is_that_of_the_image(size: int, data: st.DataObject) -> None:
+def test_relative_position_is_that_in_the_image(size: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, size - 1))
     stop = data.draw(st.integers(start + 1, size))
     whole = normalisation.relative_position(0, size, size)

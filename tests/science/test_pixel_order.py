@@ -1,4 +1,4 @@
-"""Keys order the pixels as the design says."""
+"""Keys order pixels by elevation, then in raster order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thresholds, units and maps as integers."""
+"""Quantised thresholds, flux units and the elevation of the sky."""
 
 import numpy as np
 from hypothesis import given
@@ -8,7 +8,7 @@ from fcnpipe.science import quantisation
 
 
 @given(st.floats(0, 1), st.integers(0, 65535))
-def test_level_is_the_threshold_in_integers(fraction: float, value: int) -> None:
+def test_quantised_threshold_selects_the_same_pixels(fraction: float, value: int) -> None:
     passes = value >= quantisation.quantise_threshold(fraction, 65535)
     if abs(value / 65535 - fraction) > 1e-9:
         assert passes == (value / 65535 >= fraction)
@@ -21,7 +21,9 @@ def test_the_unit_resolves_the_noise(noise: float) -> None:
 
 
 @given(seed=st.integers(0, 99), foreground=st.integers(4, 255))
-def test_the_sky_is_flat_and_the_foreground_keeps_its_elevation(seed: int, foreground: int) -> None:
+def test_the_sky_has_no_elevation_and_the_foreground_keeps_its_own(
+    seed: int, foreground: int
+) -> None:
     rng = np.random.default_rng(seed)
     probability = rng.integers(0, 256, (9, 11), np.uint8)
     before = rng.integers(1, 65536, (9, 11)).astype(np.uint16)

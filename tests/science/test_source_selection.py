@@ -1,4 +1,4 @@
-"""The selection of sources and their labels."""
+"""Selection of sources over tiles, and their labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def table(*rows: tuple[int, int, int, int]) -> SourceTable:
     return SourceTable(*np.array([(NO_SOURCE, NO_SOURCE, 0, -1), *rows]).T)
 
 
-def test_select_adds_over_tiles_and_ranks() -> None:
+def test_select_sums_over_tiles_and_ranks_by_source() -> None:
     tables = [
         table((70, 70, 3, 9), (12, 70, 2, -1)),
         table((12, 70, 2, 6), (5, 5, 1, 8)),
@@ -39,7 +39,7 @@ def test_select_of_nothing_is_empty() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8))
-def test_select_streams(parts: list[list[int]]) -> None:
+def test_select_reads_tables_one_at_a_time(parts: list[list[int]]) -> None:
     tables = [table(*((s, s, s + 1, s) for s in part)) for part in parts]
     every = [s for part in parts for s in part]
     selection = select(iter(tables))

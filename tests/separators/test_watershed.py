@@ -1,4 +1,4 @@
-"""The standard separator passes the suite of all separators."""
+"""The watershed separator passes the tests of all separators."""
 
 from __future__ import annotations
 
