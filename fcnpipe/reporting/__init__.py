@@ -1,1 +1,1 @@
-"""Progress, event log and report of a run."""
+"""Reporting on runs: observers, progress display, event log, run reports, thumbnails."""

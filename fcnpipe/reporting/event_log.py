@@ -1,23 +1,23 @@
-"""What happens in a run, as JSON lines: one event each, added to a file.
+"""The event log of a run: one JSON line for each event, appended to a file.
 
 ========  ==========================================================================================
-field     what
+field     meaning
 ========  ==========================================================================================
 time      UTC, ISO 8601
-level     ``info``, ``warning`` (a tile has failed), ``error`` (the run has)
+level     ``info``; ``warning`` for a failed tile; ``error`` for a failed run
 event     ``run started``, ``run finished``, ``stage started``, ``stage finished``, ``tile done``,
-          ``tile retried`` (done, after it had failed before), ``tile failed``
-run_key   digest of all that decides the result
-stage     null for the run itself
+          ``tile retried`` (done after an earlier failure), ``tile failed``
+run_key   digest of everything that determines the result
+stage     name of the stage; null for events of the run
 task      function of :mod:`fcnpipe.pipeline.tasks`; a stage may have several
-tile      tile, node of tiles, or null
-worker    HOST:PID of the process; empty for one that was lost
-seconds   wall time of what has ended, else null
-message   one line for people
+tile      name of the tile or of the node of tiles, or null
+worker    HOST:PID of the process; empty for a lost worker
+seconds   wall time of the run, stage or task that ended, else null
+message   human-readable text of one line
 ========  ==========================================================================================
 
-and what else belongs to the event. Driver and workers need not share the file: it is written by the
-driver alone, of the reports that come back anyway.
+Events may have further fields. The driver alone writes the file, from the reports of the tasks, so it does not need
+to be visible to workers.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ FIELDS = ("run_key", "stage", "task", "tile", "worker", "seconds", "message")
 
 
 class EventLog:
-    """Adds lines to a file, each in one piece, so that several runs may share it.
+    """Appends events to a file, each with a single write, so that several runs may share the file.
 
     Parameters
     ----------
     path : str, optional
-        The file; nothing is written if not given.
+        The file. The default writes nothing.
 
     Raises
     ------
     SpecError
-        If it cannot be written.
+        If the file cannot be opened for writing.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -51,16 +51,16 @@ class EventLog:
         self._path, self._file = path, _open(path) if path is not None else None
 
     def write(self, event: str, level: str = "info", **fields: Any) -> None:
-        """Add a line.
+        """Append an event.
 
         Notes
         -----
-        A run does not end because its log cannot be written any more: that is a warning.
+        If the file cannot be written any more, the method warns, closes it, and the run continues.
         """
         if self._file is None:
             return
-        known = dict.fromkeys(FIELDS) | {"run_key": self.run_key, "message": ""}
-        line = {"time": utc_timestamp(), "level": level, "event": event} | known | fields
+        defaults = dict.fromkeys(FIELDS) | {"run_key": self.run_key, "message": ""}
+        line = {"time": utc_timestamp(), "level": level, "event": event} | defaults | fields
         try:
             self._file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
@@ -69,7 +69,7 @@ class EventLog:
             warnings.warn(f"log file {self._path} ends here: {reason}", stacklevel=2)
 
     def close(self) -> None:
-        """Close the file; what comes later is not written."""
+        """Close the file; later events are ignored."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -82,7 +82,7 @@ class EventLog:
 
 
 def utc_timestamp() -> str:
-    """Give the time in UTC, ISO 8601, to the millisecond."""
+    """Return the current time in UTC, ISO 8601, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -91,5 +91,5 @@ def _open(path: str) -> IO[bytes]:
         return open(path, "ab", buffering=0)
     except OSError as error:
         raise SpecError(
-            f"log file {path} cannot be written: {error.strerror or error}; name another --log-file"
+            f"log file {path} cannot be written: {error.strerror or error}; choose another --log-file"
         ) from None

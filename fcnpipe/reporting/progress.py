@@ -1,4 +1,4 @@
-"""How far a run is, for people: live bars on a terminal, plain lines elsewhere."""
+"""Progress display of a run: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from fcnpipe.core.records import TaskReport
 from fcnpipe.reporting.observers import Observer, SilentObserver
 
 LINE_EVERY_SECONDS = 30.0
-"""Least time between two lines about one stage, where there is no terminal."""
+"""Minimum time between two lines about one stage, s, without a terminal."""
 
 
 @dataclass
 class StageTally:
-    """What is done of one stage."""
+    """Counts of the tasks and pixels of one stage that are done."""
 
     stage: str
     tasks: int
     pixels: int
     done: int = 0
     done_pixels: int = 0
-    begun: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=time.monotonic)
 
     def add(self, report: TaskReport) -> None:
-        """Count a task."""
+        """Add the report of a task."""
         self.done += 1
         self.done_pixels += report.pixels
 
     @property
     def seconds(self) -> float:
-        """Since the stage began."""
-        return time.monotonic() - self.begun
+        """Time since the start of the stage, s."""
+        return time.monotonic() - self.start
 
     @property
     def left(self) -> float:
-        """Seconds left if it goes on like this; infinite before the first task."""
+        """Estimated remaining time at the present speed, s; infinite before the first task is done."""
         share = self.done_pixels / self.pixels if self.pixels else self.done / max(self.tasks, 1)
         return self.seconds * (1 - share) / share if share else float("inf")
 
     def rate(self, seconds: float) -> str:
-        """Give the speed, empty for a stage that is not counted in pixels."""
+        """Return the speed in Mpix/s as text; empty for a stage whose tasks have no pixels."""
         return (
             f"{self.done_pixels / max(seconds, 1e-9) / 1e6:.1f} Mpix/s" if self.done_pixels else ""
         )
 
     def summary(self, seconds: float) -> str:
-        """Give one line about the stage as it ends."""
+        """Return one line that summarizes the stage."""
         line = f"{self.stage:<10} {self.done:>6} tasks {seconds:>8.1f} s  {self.rate(seconds)}"
         return line.rstrip()
 
 
 class LineObserver:
-    """One line at the end of each stage, and now and then in between.
+    """Observer that prints one line at the end of each stage, and lines at intervals during it.
 
     Parameters
     ----------
     console : rich.console.Console
-        Where to write.
+        Console to print on.
     every : float
-        Seconds between two lines about one stage.
+        Minimum time between two lines about one stage, s.
     """
 
     def __init__(self, console: Console, every: float = LINE_EVERY_SECONDS) -> None:
@@ -74,23 +74,23 @@ class LineObserver:
         self._written = 0.0
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
-        """Begin to count."""
+        """Start the counts of a stage."""
         self._tally, self._written = StageTally(stage, tasks, pixels), time.monotonic()
 
     def report(self, report: TaskReport) -> None:
-        """Count a task; say where we are if that was not said for a while."""
+        """Count a task; print a line if it failed, and one about the stage at intervals."""
         self._tally.add(report)
         if report.error:
             self._write(describe_failure(report))
         if time.monotonic() - self._written >= self._every:
             self._written = time.monotonic()
-            self._write(self._middle())
+            self._write(self._progress_line())
 
     def end(self, stage: str, seconds: float) -> None:
-        """Sum the stage up."""
+        """Print the summary of the stage."""
         self._write(self._tally.summary(seconds))
 
-    def _middle(self) -> str:
+    def _progress_line(self) -> str:
         tally = self._tally
         rate = tally.rate(tally.seconds)
         return (
@@ -102,12 +102,12 @@ class LineObserver:
 
 
 class BarObserver:
-    """A bar for the stage at work, and a line for each that is through.
+    """Observer that shows a bar for the running stage, and a line for each finished one.
 
     Parameters
     ----------
     bars : rich.progress.Progress
-        Started; see :func:`watch`.
+        Started display; see :func:`show_progress`.
     """
 
     def __init__(self, bars: Bars) -> None:
@@ -116,13 +116,13 @@ class BarObserver:
         self._tally = StageTally("", 0, 0)
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
-        """Show a bar."""
+        """Show the bar of a stage."""
         self._lines.start(stage, tasks, pixels)
         self._tally = StageTally(stage, tasks, pixels)
         self._bar = self._bars.add_task(stage, total=pixels or tasks, count=f"0/{tasks}", rate="")
 
     def report(self, report: TaskReport) -> None:
-        """Move the bar on."""
+        """Advance the bar."""
         self._lines.report(report)
         tally = self._tally
         tally.add(report)
@@ -135,38 +135,40 @@ class BarObserver:
             )
 
     def end(self, stage: str, seconds: float) -> None:
-        """Put a line in the bar's place."""
+        """Replace the bar by the summary of the stage."""
         if self._bar is not None:
             self._bars.remove_task(self._bar)
         self._lines.end(stage, seconds)
 
 
-def count_steps(progress: Observer, what: str, pixels: int) -> Callable[[int, int], None]:
-    """Give a function to be told the steps done and the steps in all, for work without tiles.
+def count_steps(observer: Observer, stage: str, pixels: int) -> Callable[[int, int], None]:
+    """Return a callback that reports the steps of work without tiles to an observer.
+
+    Its arguments are the number of the step and the total number of steps.
 
     Parameters
     ----------
-    progress : Observer
-        Shows them as the tasks of one stage.
-    what : str
+    observer : Observer
+        Receives the steps as the tasks of one stage.
+    stage : str
         Name of the stage.
     pixels : int
-        Pixels of a step.
+        Number of pixels of a step.
     """
-    begun = False
+    started = False
 
     def report(done: int, end: int) -> None:
-        nonlocal begun
-        if not begun:
-            progress.start(what, end - done + 1, (end - done + 1) * pixels)
-            begun = True
-        progress.report(TaskReport(what, f"step {done}", pixels=pixels))
+        nonlocal started
+        if not started:
+            observer.start(stage, end - done + 1, (end - done + 1) * pixels)
+            started = True
+        observer.report(TaskReport(stage, f"step {done}", pixels=pixels))
 
     return report
 
 
 def describe_failure(report: TaskReport) -> str:
-    """Give one line about a task that failed.
+    """Return one line about a failed task.
 
     Examples
     --------
@@ -178,14 +180,14 @@ def describe_failure(report: TaskReport) -> str:
 
 @contextmanager
 def show_progress(quiet: bool, console: Console | None = None) -> Iterator[Observer]:
-    """Give an observer that suits the place: nothing, a live display, or plain lines.
+    """Yield an observer that shows bars on a terminal, else lines, or nothing.
 
     Parameters
     ----------
     quiet : bool
         Show nothing.
     console : rich.console.Console, optional
-        Standard error if not given.
+        Console to print on. The default is standard error.
     """
     console = console or Console(stderr=True)
     if quiet:

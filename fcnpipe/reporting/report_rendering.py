@@ -1,4 +1,4 @@
-"""The account of a run for people: a page of its own, Markdown, and rows for a terminal."""
+"""Human-readable forms of a run report: a self-contained HTML page, Markdown tables, and rows for a terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from html import escape
 from fcnpipe.reporting.run_report import RunReport, StageSums
 
 COLUMNS = (
-    "stage", "time", "task time", "tasks", "tiles", "Mpix/s", "read", "written", "retries", "failed"
+    "stage", "wall time", "task time", "tasks", "tiles", "Mpix/s", "read", "written", "retries", "failed"
 )  # fmt: skip
 PROCESSES_SHOWN = 20
 FAILURES_SHOWN = 20
 
 
 def list_run_facts(report: RunReport) -> list[tuple[str, str]]:
-    """Give (what, how much) rows of the run as a whole."""
+    """Return (property, value) rows about the run as a whole."""
     height, width = report.shape
     rows = [
         ("status", ": ".join(filter(None, (report.status, report.message)))),
@@ -23,13 +23,13 @@ def list_run_facts(report: RunReport) -> list[tuple[str, str]]:
         ("output", report.out),
         ("model", report.model),
         ("run key", report.run_key),
-        ("engine", f"{report.engine}, {report.workers} at a time"),
-        ("tiles", f"{report.tiles} of {report.tile} px"),
-        ("time", _say_sessions(report)),
-        ("speed", f"{height * width / max(report.seconds, 1e-9) / 1e6:.2f} Mpix/s over all"),
-        ("began, ended", f"{report.began}, {report.ended}"),
-        ("memory", _say_memory(report)),
-        ("driver", _say_driver(report)),
+        ("engine", f"{report.engine}, {report.workers} worker{'s' * (report.workers != 1)}"),
+        ("tiles", f"{report.tiles} with an edge of {report.tile} px"),
+        ("wall time", _describe_time(report)),
+        ("speed", f"{_speed(report)} Mpix/s overall"),
+        ("started, ended", f"{report.began}, {report.ended}"),
+        ("peak memory", _describe_memory(report)),
+        ("driver memory", _describe_driver(report)),
         ("versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())),
     ]
     if report.sources is not None:
@@ -38,94 +38,100 @@ def list_run_facts(report: RunReport) -> list[tuple[str, str]]:
 
 
 def list_stage_rows(report: RunReport) -> list[tuple[str, ...]]:
-    """Give a row for each stage, as `COLUMNS` names them."""
-    return [_describe_stage(stage) for stage in report.stages]
+    """Return one row for each stage, with the columns of `COLUMNS`."""
+    return [_stage_row(stage) for stage in report.stages]
 
 
 def list_slowest_tiles(report: RunReport) -> list[tuple[str, str, str, str]]:
-    """Give tile, stage, time and process of the slowest tiles."""
-    return [(t.tile, t.stage, _time(t.seconds), t.worker) for t in report.slowest]
+    """Return (tile, stage, time, process) rows of the slowest tiles."""
+    return [(t.tile, t.stage, _format_time(t.seconds), t.worker) for t in report.slowest]
 
 
 def list_failed_tasks(report: RunReport) -> list[tuple[str, str]]:
-    """Give task and reason of the first that have failed, and how many more there are."""
+    """Return (task, reason) rows of the first failed tasks, and a row with the number of the others."""
     failed = [row for stage in report.stages for row in stage.failed.items()][:FAILURES_SHOWN]
     more = report.failures - len(failed)
     return failed + ([(f"and {more} more", "")] if more > 0 else [])
 
 
 def render_markdown(report: RunReport) -> str:
-    """Give tables of the run, its stages and its slowest tiles."""
+    """Return Markdown tables of the run, its stages, its slowest tiles and its failed tasks."""
     tables = [
         _markdown_table(("", ""), list_run_facts(report)),
         _markdown_table(COLUMNS, list_stage_rows(report)),
         _markdown_table(("slowest tile", "stage", "time", "process"), list_slowest_tiles(report)),
     ]
     if failures := list_failed_tasks(report):
-        tables.append(_markdown_table(("failed", "reason"), failures))
+        tables.append(_markdown_table(("failed task", "reason"), failures))
     return "\n\n".join(tables)
 
 
 def render_html(report: RunReport) -> str:
-    """Give one page that needs nothing else: no script, no picture, no other file."""
+    """Return a self-contained HTML page, without scripts, pictures or links to other files."""
     title = f"{report.command} {report.out.rstrip('/').rpartition('/')[2]}"
+    stages = [(stage.name, stage.seconds, _format_time(stage.seconds)) for stage in report.stages]
     parts = [
         _headline(title, report),
-        _tiles(report),
-        _section("Stages", _stage_bars(report) + _html_table(COLUMNS, list_stage_rows(report), 1)),
+        _cards(report),
+        _section("Stages", _bars(stages) + _html_table(COLUMNS, list_stage_rows(report), 1)),
         _section("Memory", _memory_bars(report)),
-        _section("Slowest tiles", _slow_bars(report)),
+        _section("Slowest tiles", _slowest_bars(report)),
     ]
     if failures := list_failed_tasks(report):
-        parts.append(_section("Failed", _html_table(("task", "reason"), failures, 2)))
+        parts.append(_section("Failed tasks", _html_table(("task", "reason"), failures, 2)))
     parts.append(_section("Run", _html_table(("", ""), list_run_facts(report), 2)))
     return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts))
 
 
-# --- words ----------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
-def _describe_stage(stage: StageSums) -> tuple[str, ...]:
+def _stage_row(stage: StageSums) -> tuple[str, ...]:
     return (
         stage.name,
-        _time(stage.seconds),
-        _time(stage.task_seconds),
+        _format_time(stage.seconds),
+        _format_time(stage.task_seconds),
         f"{stage.tasks}",
         f"{stage.tiles or '-'}",
         f"{stage.speed:.2f}" if stage.pixels else "-",
-        _size(stage.read_bytes),
-        _size(stage.written_bytes),
+        _format_size(stage.read_bytes),
+        _format_size(stage.written_bytes),
         f"{stage.retries}",
         f"{stage.failures}",
     )
 
 
-def _say_sessions(report: RunReport) -> str:
+def _speed(report: RunReport) -> str:
+    height, width = report.shape
+    return f"{height * width / max(report.seconds, 1e-9) / 1e6:.2f}"
+
+
+def _describe_time(report: RunReport) -> str:
     sessions = f" in {report.sessions} sessions" if report.sessions > 1 else ""
-    return f"{_time(report.seconds)}{sessions}{', taken up' if report.resumed else ''}"
+    return f"{_format_time(report.seconds)}{sessions}{', resumed' if report.resumed else ''}"
 
 
-def _say_memory(report: RunReport) -> str:
-    planned = f"{_size(report.projected_bytes)} planned"
+def _describe_memory(report: RunReport) -> str:
+    projected = f"{_format_size(report.projected_bytes)} projected for a process"
     if not report.peak_bytes:
-        return f"not measured, {planned}"
+        return f"not measured, {projected}"
     share = f" ({report.peak_bytes / report.projected_bytes:.0%})" if report.projected_bytes else ""
-    return f"{_size(report.peak_bytes)} measured of {planned}{share} for a process"
+    return f"{_format_size(report.peak_bytes)} of {projected}{share}"
 
 
-def _say_driver(report: RunReport) -> str:
-    planned = report.driver_projected_bytes
-    return f"{_size(report.driver_bytes)} measured" + (
-        f" of {_size(planned)} planned" * bool(planned)
+def _describe_driver(report: RunReport) -> str:
+    projected = report.driver_projected_bytes
+    return _format_size(report.driver_bytes) + (
+        f" of {_format_size(projected)} projected" * bool(projected)
     )
 
 
-def _time(seconds: float) -> str:
-    """Give a time as one reads it.
+def _format_time(seconds: float) -> str:
+    """Return a duration with units that suit its length.
 
     Examples
     --------
-    >>> _time(0.0421), _time(83), _time(7384)
+    >>> _format_time(0.0421), _format_time(83), _format_time(7384)
     ('0.04 s', '1 min 23 s', '2 h 3 min')
     """
     if seconds < 60:
@@ -134,12 +140,12 @@ def _time(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _size(size_bytes: float) -> str:
-    """Give a size as one reads it.
+def _format_size(size_bytes: float) -> str:
+    """Return a size in bytes with a binary prefix.
 
     Examples
     --------
-    >>> _size(0), _size(1536), _size(3 * 2**30)
+    >>> _format_size(0), _format_size(1536), _format_size(3 * 2**30)
     ('0 B', '1.5 KiB', '3.0 GiB')
     """
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -153,12 +159,12 @@ def _size(size_bytes: float) -> str:
 
 
 def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *(map(_mark, row) for row in rows)]
+    lines = [head, ["---"] * len(head), *(map(_escape_markdown, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _mark(text: str) -> str:
-    """Escape what Markdown, and the HTML that it may hold, would read as its own."""
+def _escape_markdown(text: str) -> str:
+    """Escape the characters with a meaning in Markdown tables, and in HTML, which Markdown may contain."""
     return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
@@ -171,13 +177,16 @@ def _headline(title: str, report: RunReport) -> str:
     return f'<h1>{escape(title)} <span class="badge {status}">{status}</span></h1>{message}'
 
 
-def _tiles(report: RunReport) -> str:
-    height, width = report.shape
+def _cards(report: RunReport) -> str:
+    """Return the main numbers of the run as a row of cards."""
     pairs = [
-        (_time(report.seconds), "wall time"),
-        (f"{height * width / max(report.seconds, 1e-9) / 1e6:.2f}", "Mpix/s over all"),
-        (_size(report.peak_bytes), f"peak memory of {_size(report.projected_bytes)} planned"),
-        (str(report.failures), "tasks failed"),
+        (_format_time(report.seconds), "wall time"),
+        (_speed(report), "Mpix/s overall"),
+        (
+            _format_size(report.peak_bytes),
+            f"peak memory of a process, {_format_size(report.projected_bytes)} projected",
+        ),
+        (str(report.failures), "failed tasks"),
     ]
     if report.sources is not None:
         pairs.insert(0, (f"{report.sources:,}", "sources"))
@@ -190,32 +199,28 @@ def _section(title: str, content: str) -> str:
 
 
 Bar = tuple[str, float, str]
-"""Name, length, and what stands behind it."""
+"""Name, length, and the text after the bar."""
 
 
-def _stage_bars(report: RunReport) -> str:
-    return _bars([(stage.name, stage.seconds, _time(stage.seconds)) for stage in report.stages])
-
-
-def _slow_bars(report: RunReport) -> str:
-    rows = [(f"{t.tile} {t.stage}", t.seconds, _time(t.seconds)) for t in report.slowest]
-    return _bars(rows) if rows else "<p>No tile was done.</p>"
+def _slowest_bars(report: RunReport) -> str:
+    rows = [(f"{t.tile} {t.stage}", t.seconds, _format_time(t.seconds)) for t in report.slowest]
+    return _bars(rows) if rows else "<p>No tile was completed.</p>"
 
 
 def _memory_bars(report: RunReport) -> str:
-    """Draw the peak of each process before what the plan projects."""
+    """Return the peak memory of each process as bars, with a line at the projected peak."""
     ranked = sorted(report.peaks.items(), key=lambda item: -item[1])
-    shown = [(worker, peak, _size(peak)) for worker, peak in ranked[:PROCESSES_SHOWN]]
+    shown = [(worker, peak, _format_size(peak)) for worker, peak in ranked[:PROCESSES_SHOWN]]
     more = len(ranked) - len(shown)
     bars = _bars(shown, report.projected_bytes) if shown else ""
-    plan = f"planned for a process: {_size(report.projected_bytes)}"
-    others = f"; {more} more processes, all with less" if more > 0 else ""
-    driver = f"; driver: {_say_driver(report)}"
-    return f"{bars}<p class=note><i class=mark></i> {escape(plan + others + driver)}</p>"
+    note = f"projected peak of a process: {_format_size(report.projected_bytes)}"
+    others = f"; {more} more processes with lower peaks" if more > 0 else ""
+    driver = f"; peak of the driver: {_describe_driver(report)}"
+    return f"{bars}<p class=note><i class=mark></i> {escape(note + others + driver)}</p>"
 
 
 def _bars(rows: Sequence[Bar], mark: float = 0.0) -> str:
-    """Draw bars to one scale, and a line across them; those beyond the line stand out."""
+    """Return bars of one scale, with a line across them at ``mark``; longer bars are highlighted."""
     longest = max([mark, *(length for _, length, _ in rows)]) or 1.0
     line = f'<i class=mark style="left:{100 * mark / longest:.2f}%"></i>' if mark else ""
     return f"<div class=bars>{''.join(_bar(row, longest, mark, line) for row in rows)}</div>"
@@ -228,16 +233,16 @@ def _bar(row: Bar, longest: float, mark: float, line: str) -> str:
     return f"<span>{escape(name)}</span><span class=track>{bar}{line}</span><b>{escape(text)}</b>"
 
 
-def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
-    """Draw a table of which the first columns are words, the others numbers."""
+def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
+    """Return a table; the first ``text_columns`` columns contain text, the others numbers."""
     titles = "".join(f"<th>{escape(name)}</th>" for name in head) if any(head) else ""
-    body = "".join(f"<tr>{''.join(_cells(row, words))}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(_cells(row, text_columns))}</tr>" for row in rows)
     return f"<div class=wide><table><tr>{titles}</tr>{body}</table></div>"
 
 
-def _cells(row: Sequence[str], words: int) -> Iterator[str]:
+def _cells(row: Sequence[str], text_columns: int) -> Iterator[str]:
     for number, text in enumerate(row):
-        kind = "" if number < words else " class=number"
+        kind = "" if number < text_columns else " class=number"
         yield f"<td{kind}>{escape(text)}</td>"
 
 

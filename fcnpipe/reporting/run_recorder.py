@@ -1,4 +1,4 @@
-"""Takes down what happens in a run, in the journal and in the account beside the store."""
+"""The recorder of a run: an observer that writes the event log, and the run report next to the store."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from fcnpipe.stores.hierarchy import SCRATCH
 from fcnpipe.stores.paths import final_path, report_path
 
 SAVE_EVERY_SECONDS = 5.0
-"""Least time between two savings of the account: what a SIGKILL can make it forget."""
+"""Minimum time between two checkpoints of the report, s: what a report may lose by a SIGKILL."""
 ALL = "all"
-"""Name of a task that is not done by tile."""
+"""Name of a task that is not run for each tile."""
 
 
 class RunRecorder:
-    """An observer that takes down what it is told; that it cannot, it says once and lets the run go on.
+    """Observer that records a run; if the report cannot be written, it warns once and the run continues.
 
     Parameters
     ----------
-    account : Report
-        Of the run so far.
+    run_report : RunReport
+        Report of the earlier sessions of the run.
     store : ZarrStore
         OUT.zarr.partial.
-    journal : Journal
-        Is given a line for each event.
+    event_log : EventLog
+        Log to which each event is appended.
     """
 
     def __init__(self, run_report: RunReport, store: ZarrStore, event_log: EventLog) -> None:
@@ -43,31 +43,31 @@ class RunRecorder:
         self._scratch = store.path / SCRATCH
         self._out = final_path(store.path)
         self._stage: StageSums | None = None
-        self._told = False
-        self._seen = self._saved = time.monotonic()
-        measure_usage()  # what was read before, for the digests, belongs to no stage
+        self._warned = False
+        self._clock = self._saved = time.monotonic()
+        measure_usage()  # resets the counts: bytes read for the input digests belong to no stage
 
     def begin(self, resumed: bool) -> None:
-        """Take down that a session begins."""
+        """Record the start of a session."""
         self.run_report.resumed |= resumed
         self._event_log.run_key = self.run_report.run_key
-        what = "taken up" if resumed else "begun"
-        told = self.run_report.model_dump(
+        facts = self.run_report.model_dump(
             include={"command", "image", "out", "engine", "tiles", "projected_bytes"}
         )
-        self._event_log.write("run started", message=f"{what}: {self._out}", **told)
+        message = f"{'resumed' if resumed else 'started'}: {self._out}"
+        self._event_log.write("run started", message=message, **facts)
 
     def start(self, stage: str, tasks: int, pixels: int) -> None:
-        """Take down that a stage begins."""
-        self._let_time_pass()
+        """Record the start of a stage."""
+        self._advance_clock()
         self._stage = self.run_report.stage(stage)
         self._event_log.write("stage started", stage=stage, tasks=tasks, pixels=pixels)
 
     def report(self, report: TaskReport) -> None:
-        """Count a task."""
+        """Record a finished task."""
         assert self._stage is not None
-        again = self._stage.add(report)
-        self.run_report.note_peak(report.worker, report.peak_bytes)
+        retried = self._stage.add(report)
+        self.run_report.add_peak(report.worker, report.peak_bytes)
         if report.pixels and not report.error:
             slow = SlowTile(
                 tile=report.name,
@@ -75,35 +75,35 @@ class RunRecorder:
                 seconds=report.seconds,
                 worker=report.worker,
             )
-            self.run_report.note_tile(slow)
-        self._write_task(report, again)
+            self.run_report.add_tile(slow)
+        self._log_task(report, retried)
         if time.monotonic() - self._saved >= SAVE_EVERY_SECONDS:
             self._save_checkpoint()
 
     def end(self, stage: str, seconds: float) -> None:
-        """Take down that a stage has ended."""
+        """Record the end of a stage."""
         assert self._stage is not None
-        self._let_time_pass()
+        self._advance_clock()
         sums, self._stage = self._stage, None
-        told = sums.model_dump(exclude={"name", "failed", "seconds"})
+        facts = sums.model_dump(exclude={"name", "failed", "seconds"})
         message = f"{sums.failures} failed" if sums.failures else ""
         self._event_log.write(
-            "stage finished", stage=stage, seconds=sums.seconds, message=message, **told
+            "stage finished", stage=stage, seconds=sums.seconds, message=message, **facts
         )
         self._save_checkpoint()
         self._write_report()
 
     def complete(self, store: ZarrStore) -> None:
-        """Take down that the run is done, and its store has its name."""
+        """Record that the run is complete and its store has the final name."""
         self.run_report.status = "complete"
         self.run_report.sources = store.n_sources if store.has_sources else None
 
     def close(self, status: str, message: str) -> None:
-        """Take down how the session ends, unless it has completed the run."""
+        """Record the end of the session, with a status and a message unless the run is complete."""
         if self.run_report.status != "complete":
             self.run_report.status, self.run_report.message = status, message
-            self._told = True  # the line that ends the run is enough
-        self._let_time_pass()
+            self._warned = True  # the error that ends the run needs no warning in addition
+        self._advance_clock()
         self._save_checkpoint()
         self._write_report()
         done = self.run_report.status == "complete"
@@ -117,9 +117,9 @@ class RunRecorder:
             peak_bytes=self.run_report.peak_bytes,
         )
 
-    def _write_task(self, report: TaskReport, again: bool) -> None:
+    def _log_task(self, report: TaskReport, retried: bool) -> None:
         assert self._stage is not None
-        event = "tile failed" if report.error else "tile retried" if again else "tile done"
+        event = "tile failed" if report.error else "tile retried" if retried else "tile done"
         self._event_log.write(
             event,
             "warning" if report.error else "info",
@@ -132,43 +132,42 @@ class RunRecorder:
             pixels=report.pixels,
         )
 
-    def _let_time_pass(self) -> None:
-        """Add the time since this was last called to the run, and to the stage it is in."""
-        seen = time.monotonic()
-        passed, self._seen = seen - self._seen, seen
+    def _advance_clock(self) -> None:
+        """Add the time since the previous call to the run and to the current stage."""
+        now = time.monotonic()
+        passed, self._clock = now - self._clock, now
         self.run_report.seconds += passed
         if self._stage is not None:
             self._stage.seconds += passed
 
     def _save_checkpoint(self) -> None:
-        """Keep the account where a session that takes the run up will look for it."""
-        self._let_time_pass()
-        self._saved = self._seen
+        """Write the report into the scratch folder, from which a resumed run continues it."""
+        self._advance_clock()
+        self._saved = self._clock
         self.run_report.ended, self.run_report.driver_bytes = utc_timestamp(), peak_memory_bytes()
         if self._scratch.is_dir():
-            with self._spared():
+            with self._warn_on_failure():
                 _write(self._scratch / "report.json", self.run_report.model_dump_json(indent=2))
 
     def _write_report(self) -> None:
-        """Write the account beside the store."""
-        with self._spared():
+        with self._warn_on_failure():
             write_report(self.run_report, self._out)
 
     @contextmanager
-    def _spared(self) -> Iterator[None]:
-        """Let a run go on whose account cannot be written."""
+    def _warn_on_failure(self) -> Iterator[None]:
+        """Turn the first failure to write the report into a warning, and ignore further ones."""
         try:
             yield
         except OSError as error:
             reason = error.strerror or error
-            if not self._told:
-                warnings.warn(f"no report is written beside {self._out}: {reason}", stacklevel=3)
-            self._told = True
+            if not self._warned:
+                warnings.warn(f"no report is written next to {self._out}: {reason}", stacklevel=3)
+            self._warned = True
 
 
 @contextmanager
 def record_session(recorder: RunRecorder, resumed: bool) -> Iterator[RunRecorder]:
-    """Take down how a session begins, and how it ends."""
+    """Record the start of a session, and its end with the reason."""
     recorder.begin(resumed)
     try:
         yield recorder
@@ -176,9 +175,9 @@ def record_session(recorder: RunRecorder, resumed: bool) -> Iterator[RunRecorder
         recorder.close("failed", first_line(error))
         raise
     except BaseException:
-        recorder.close("interrupted", "interrupted; the same command takes the run up again")
+        recorder.close("interrupted", "interrupted; the same command resumes the run")
         raise
-    recorder.close("interrupted", "left before its end; the same command takes the run up again")
+    recorder.close("interrupted", "closed before the run was complete; the same command resumes it")
 
 
 def write_report(run_report: RunReport, out: Path) -> None:

@@ -1,14 +1,14 @@
-"""The account of a run: what it took, stage by stage; it lies beside the store and adds up.
+"""The run report: times, bytes, memory and failures of a run by stage, written as OUT.report.json.
 
 ::
 
-    reports of tasks --> Recorder --> JSON lines (fcnpipe.reporting.event_log)
-                             |
-                             +------> Report: OUT.zarr.partial/.scratch/report.json while it runs,
-                                      OUT.report.json and OUT.report.html beside the store
+    task reports --> RunRecorder --> event log: JSON lines (fcnpipe.reporting.event_log)
+                          |
+                          +--------> RunReport: OUT.zarr.partial/.scratch/report.json during the run,
+                                     OUT.report.json and OUT.report.html next to the store
 
-A run that is taken up goes on with the account of the one before. What it holds are sums, and the
-few worst: it does not grow with the tiles.
+A resumed run continues the report of the earlier session. The report contains sums and the extreme values only, so
+its size does not grow with the number of tiles.
 """
 
 from __future__ import annotations
@@ -17,35 +17,39 @@ from pydantic import BaseModel, ValidationError, computed_field
 
 from fcnpipe.core.records import TaskReport
 
-SLOWEST = 10
-"""Tiles that are named for having taken longest."""
-MOST_NAMES = 1000
-"""Failed tasks of a stage that are kept by name."""
-MOST_PROCESSES = 100
-"""Processes that are kept by name: of more, those that took most memory."""
+MAX_SLOW_TILES = 10
+"""Maximum number of slowest tiles in a report."""
+MAX_FAILED_NAMES = 1000
+"""Maximum number of failed tasks of a stage that are kept by name."""
+MAX_PROCESSES = 100
+"""Maximum number of processes that are kept by name, those with the highest memory peaks."""
 
 
 class StageSums(BaseModel):
-    """What one stage took.
+    """Sums over the tasks of one stage.
 
     Attributes
     ----------
     name : str
-        Of the stage.
-    seconds, task_seconds : float
-        Wall time as the driver saw it, and that of all tasks together.
-    tasks, tiles : int
-        Tasks that were done, and those of them that are one for each tile.
+        Name of the stage.
+    seconds : float
+        Wall time in the driver, s.
+    task_seconds : float
+        Sum of the wall times of all tasks, s.
+    tasks : int
+        Number of tasks done.
+    tiles : int
+        Number of these tasks that process the core of a tile.
     pixels : int
-        Pixels of the cores of these.
+        Number of pixels of these cores.
     read_bytes, written_bytes : int
-        Pixels and maps; see :class:`fcnpipe.core.resource_usage.ResourceUsage`.
+        Bytes of pixels and maps; see :class:`fcnpipe.core.resource_usage.ResourceUsage`.
     retries : int
-        Tasks that were done after they had failed.
-    failed : dict
-        Reason of each task that has failed and not been done since, by its name; the first of many.
+        Number of tasks done after an earlier failure.
     failures : int
-        How many these are.
+        Number of failed tasks that have not been done since.
+    failed : dict
+        Reason of each of these failures, by task; at most 1000.
     """
 
     name: str
@@ -63,34 +67,34 @@ class StageSums(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def speed(self) -> float:
-        """Mpix/s of wall time; 0 for a stage that is not counted in pixels."""
+        """Mpix per second of wall time; 0 for a stage whose tasks have no pixels."""
         return self.pixels / self.seconds / 1e6 if self.seconds else 0.0
 
     def add(self, report: TaskReport) -> bool:
-        """Count a task; give whether it was done after it had failed."""
+        """Add the report of a task, and return whether the task was done after an earlier failure."""
         key = f"{report.stage} {report.name}"
         self.task_seconds += report.seconds
         self.read_bytes += report.read_bytes
         self.written_bytes += report.written_bytes
-        again = self.failed.pop(key, None) is not None
-        self.failures -= again
+        retried = self.failed.pop(key, None) is not None
+        self.failures -= retried
         if report.error:
-            self._note_failure(key, report.error)
+            self._add_failure(key, report.error)
             return False
         self.tasks += 1
         self.tiles += report.pixels > 0
         self.pixels += report.pixels
-        self.retries += again
-        return again
+        self.retries += retried
+        return retried
 
-    def _note_failure(self, key: str, reason: str) -> None:
+    def _add_failure(self, key: str, reason: str) -> None:
         self.failures += 1
-        if len(self.failed) < MOST_NAMES:
+        if len(self.failed) < MAX_FAILED_NAMES:
             self.failed[key] = reason
 
 
 class SlowTile(BaseModel):
-    """A tile that took long in a stage."""
+    """The time of a tile in a stage."""
 
     tile: str
     stage: str
@@ -99,49 +103,56 @@ class SlowTile(BaseModel):
 
 
 class RunReport(BaseModel):
-    """The account of a run.
+    """The report of a run.
 
     Attributes
     ----------
     format : int
-        Of this record.
+        Version of this record.
     status : str
-        ``running``, ``complete``, ``failed``, ``interrupted``; a run that was killed stays
-        ``running``.
+        ``running``, ``complete``, ``failed`` or ``interrupted``; a killed run stays ``running``.
     message : str
-        Why it is not complete.
+        Reason why the run is not complete.
     command : str
         ``segment`` or ``predict``.
     image, out, model, run_key
-        What was made of what.
-    shape, tile, tiles
-        Height and width, px; edge of a tile, px; tiles of the image.
-    engine, workers
-        What ran the tiles, and how many at a time, in the last session.
-    began, ended : str
-        Of the first session and the last, UTC.
+        Input images, output store, model, and digest of everything that determines the result.
+    shape : (int, int)
+        Height and width of the image, px.
+    tile : int
+        Edge of a tile, px.
+    tiles : int
+        Number of tiles of the image.
+    engine : str
+        Name of the engine of the last session.
+    workers : int
+        Number of tasks that it runs at the same time.
+    began : str
+        Start of the first session, UTC.
+    ended : str
+        End of the last session, UTC.
     sessions : int
-        Times that the run was begun or taken up.
+        Number of times that the run was started or resumed.
     resumed : bool
-        Whether it was taken up.
+        Whether the run was resumed.
     seconds : float
-        Wall time of all sessions.
+        Wall time of all sessions, s.
     sources : int or None
-        In the catalogue, once it is complete.
+        Number of sources in the catalogue of a complete run.
     projected_bytes : int
-        Peak memory that the plan projects for a process.
+        Peak memory of a process as projected by the plan.
     driver_projected_bytes : int
-        The same for the process that only drives the run; 0 if it has the tiles itself.
+        Projected peak memory of a driver that runs no tiles; 0 if the driver runs tiles itself.
     driver_bytes : int
-        Measured peak of the process that drives the run.
+        Measured peak memory of the driver.
     peaks : dict
-        Measured peak of each process that did tasks, by its name.
+        Measured peak memory of each process that ran tasks, by its name.
     stages : list of StageSums
-        In their order.
+        Stages in the order in which they ran.
     slowest : list of SlowTile
-        The slowest first.
+        Slowest tiles, in descending order of time.
     versions : dict
-        Of Python and packages.
+        Versions of Python and packages.
     """
 
     format: int = 1
@@ -173,38 +184,38 @@ class RunReport(BaseModel):
 
     @property
     def peak_bytes(self) -> int:
-        """The highest measured peak of a process that did tasks."""
+        """The highest measured peak memory of a process that ran tasks."""
         return max(self.peaks.values(), default=0)
 
     @property
     def failures(self) -> int:
-        """Tasks that have failed and not been done since."""
+        """Number of failed tasks that have not been done since."""
         return sum(stage.failures for stage in self.stages)
 
     def stage(self, name: str) -> StageSums:
-        """Give the sums of a stage, which begin at 0."""
+        """Return the sums of a stage, which start at 0."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
         self.stages.append(StageSums(name=name))
         return self.stages[-1]
 
-    def note_peak(self, worker: str, size_bytes: int) -> None:
-        """Keep the peak of a process."""
+    def add_peak(self, worker: str, size_bytes: int) -> None:
+        """Record the peak memory of a process."""
         if worker:
             self.peaks[worker] = max(size_bytes, self.peaks.get(worker, 0))
-        if len(self.peaks) > MOST_PROCESSES:
+        if len(self.peaks) > MAX_PROCESSES:
             del self.peaks[min(self.peaks, key=self.peaks.__getitem__)]
 
-    def note_tile(self, tile: SlowTile) -> None:
-        """Keep a tile if it is among the slowest."""
-        if len(self.slowest) < SLOWEST or tile.seconds > self.slowest[-1].seconds:
+    def add_tile(self, tile: SlowTile) -> None:
+        """Record the time of a tile if it is among the slowest."""
+        if len(self.slowest) < MAX_SLOW_TILES or tile.seconds > self.slowest[-1].seconds:
             ranked = sorted([*self.slowest, tile], key=lambda one: -one.seconds)
-            self.slowest = ranked[:SLOWEST]
+            self.slowest = ranked[:MAX_SLOW_TILES]
 
 
 def parse_report(data: str | bytes) -> RunReport | None:
-    """Give the account that was written; None if it is broken, or of another format."""
+    """Return the report in a JSON document; None if it is broken or has another format version."""
     try:
         report = RunReport.model_validate_json(data)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Small pictures of a finished store, for places that take a PNG and no file: reports, artifacts."""
+"""Thumbnails of a finished store as PNG data, for Prefect artifacts and other places that cannot link files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 
 from fcnpipe.core.geometry import Box
 from fcnpipe.export.preview import (
-    Bytes,
-    Style,
+    Picture,
+    PreviewStyle,
     choose_level,
     draw_preview,
     enlarge,
@@ -22,21 +22,21 @@ from fcnpipe.export.preview import (
 from fcnpipe.stores import ZarrStore
 
 SIZE_PX = 384
-"""Longest side: a PNG of noise is then 150 kB, which a data: URL may well be."""
+"""Maximum length of the longer side, px. A PNG of noise of this size has 150 kB, acceptable for a data: URL."""
 
 
 def draw_result_thumbnail(store: ZarrStore, size: int = SIZE_PX) -> bytes:
-    """Give a PNG of what a run gave: the image with outlines, or the first output of a network.
+    """Return a PNG of the result of a run: the image with source outlines, or the first output of a prediction.
 
     Parameters
     ----------
     store : ZarrStore
-        Finished.
+        Finished store.
     size : int
-        Longest side at most, px.
+        Maximum length of the longer side, px.
     """
     if store.has_sources:
-        return _encode(draw_preview(store, None, Style(size)))
+        return _encode(draw_preview(store, None, PreviewStyle(size)))
     output = store.layout.maps[0]
     level = choose_level(store, size)
     height, width = store.layout.shape
@@ -47,26 +47,41 @@ def draw_result_thumbnail(store: ZarrStore, size: int = SIZE_PX) -> bytes:
 
 
 def draw_sky_thumbnail(store: ZarrStore, size: int = SIZE_PX) -> tuple[bytes, str]:
-    """Give a PNG of the sky level, dark to bright, and what it goes from and to in words."""
+    """Return a PNG of the sky level in grey, and a description of its range and of the noise.
+
+    Parameters
+    ----------
+    store : ZarrStore
+        Finished store.
+    size : int
+        Maximum length of the longer side, px.
+
+    Returns
+    -------
+    png : bytes
+        Picture of the last band; the minimum of the sky is black, the maximum white.
+    description : str
+        Minimum, maximum and median of the sky, and median of the noise, with their unit.
+    """
     levels = _last_plane(store, "sky")
-    known = levels[np.isfinite(levels)]
-    low, middle, high = np.percentile(known, (0, 50, 100)) if known.size else (0.0, 0.0, 0.0)
+    finite = levels[np.isfinite(levels)]
+    low, middle, high = np.percentile(finite, (0, 50, 100)) if finite.size else (0.0, 0.0, 0.0)
     grey = np.nan_to_num((levels - low) / (high - low or 1.0))
     picture = np.rint(255 * grey).astype(np.uint8)[..., np.newaxis].repeat(3, axis=2)
-    thin = -(-max(levels.shape) // size)
-    picture = enlarge(picture[::thin, ::thin], max(size // max(levels.shape), 1))
+    step = -(-max(levels.shape) // size)
+    picture = enlarge(picture[::step, ::step], max(size // max(levels.shape), 1))
     noise = _last_plane(store, "noise")
     typical = float(np.median(noise[np.isfinite(noise)])) if np.isfinite(noise).any() else 0.0
     unit = f" {store.attrs.get('unit', '')}".rstrip()
-    words = (
+    description = (
         f"sky {low:.5g} to {high:.5g}{unit}, median {middle:.5g}; "
         f"median noise of a pixel {typical:.4g}{unit}"
     )
-    return _encode(_upright(picture, store)), words
+    return _encode(_upright(picture, store)), description
 
 
 def encode_data_url(png: bytes) -> str:
-    """Give a PNG as a data: URL."""
+    """Return PNG data as a data: URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
@@ -76,12 +91,12 @@ def _last_plane(store: ZarrStore, name: str) -> NDArray[np.float32]:
     return plane
 
 
-def _upright(picture: Bytes, store: ZarrStore) -> Bytes:
-    """Give a picture with its first row at the top; that of FITS is at the bottom."""
+def _upright(picture: Picture, store: ZarrStore) -> Picture:
+    """Return a picture flipped for display if it is from a FITS image, whose first row is at the bottom."""
     return np.ascontiguousarray(picture[::-1] if store.cards else picture)
 
 
-def _encode(picture: Bytes) -> bytes:
+def _encode(picture: Picture) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return file.getvalue()

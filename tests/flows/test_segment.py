@@ -106,7 +106,7 @@ def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
     assert "| failed tiles | 0 |" in table.data
     assert all(f"| {stage} |" in report.data for stage in STAGES)
     assert "| status | complete |" in report.data
-    assert f"of {planned:.1f} MiB planned" in report.data
+    assert f"of {planned:.1f} MiB projected" in report.data
     assert [p.data for p in artifacts_of(found.id, "progress")] == [100.0] * len(STAGES)
     preview, sky = artifacts_of(found.id, "image")
     assert (preview.key, sky.key) == ("preview", "sky")
@@ -281,7 +281,7 @@ def test_a_run_holds_a_slot_of_its_limit_while_it_works(
 
 def test_a_limit_that_is_not_there_is_no_limit_passed(spec: RunSpec) -> None:
     state = flow.segment(spec, Patience(limit="unheard"), return_state=True)
-    with pytest.raises(SpecError, match="no concurrency limit 'unheard': make it"):
+    with pytest.raises(SpecError, match="no concurrency limit 'unheard': create it"):
         state.result()
     assert not Path(spec.out).exists()
 
