@@ -1,4 +1,4 @@
-"""Exports: the catalogue, the maps and a picture in formats that other programs read."""
+"""Export of finished stores: catalogue tables, FITS images, DS9 regions and PNG previews."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.paths import is_remote
-from fcnpipe.export.base import Finished, ScienceReader, ToSky
+from fcnpipe.export.base import FinishedStore, ScienceReader, ToSky
 from fcnpipe.export.catalogue_tables import TABLES, read_table
 from fcnpipe.export.ds9_regions import export_regions
 from fcnpipe.export.fits_images import export_labels, export_map, export_outputs
-from fcnpipe.export.preview import Style, export_preview
+from fcnpipe.export.preview import PreviewStyle, export_preview
 
 MAPS = ("labels", "flags", "probability")
-"""Maps that can be exported."""
+"""Kinds of export that are maps."""
 KINDS = (*TABLES, *MAPS, "ds9", "png")
-"""What can be exported."""
+"""All kinds of export."""
 
 SUFFIXES = {
     ".csv": "csv",
@@ -28,13 +28,13 @@ SUFFIXES = {
     ".fz": "labels",
     ".fits": "fits",
 }
-"""What a file name asks for where nothing else is said."""
-_HOLDS = {".fits": ("fits", *MAPS), ".fz": MAPS}
-"""What files of a suffix may hold, where it is more than one thing."""
+"""Suffix of the file -> default kind of export."""
+_KINDS_OF_SUFFIX = {".fits": ("fits", *MAPS), ".fz": MAPS}
+"""Suffix of the file -> possible kinds of export, if there are several."""
 
 
 def export(
-    store: Finished,
+    store: FinishedStore,
     path: str | Path,
     kind: str | None = None,
     *,
@@ -45,27 +45,27 @@ def export(
 
     Parameters
     ----------
-    store : Finished
+    store : FinishedStore
         The store.
     path : path
-        The file; replaced if it exists.
+        The file; an existing one is replaced.
     kind : str, optional
-        One of `KINDS`; by the file's suffix if not given (``.fits`` is the catalogue). Of a
-        prediction: names of outputs with commas between them, or ``flags``; its images if not given.
+        One of `KINDS`; default is chosen by the file's suffix (``.fits`` is the catalogue). For a
+        prediction: comma-separated names of outputs, or ``flags``; default is all its images.
     science : callable, optional
-        Reads the image, for pictures of a store that does not keep it.
+        Reads the image, for previews of a store that does not contain it.
     to_sky : callable, optional
-        Pixel to sky, for DS9 regions on the sky.
+        Converts pixel to sky coordinates, for DS9 regions on the sky.
 
     Raises
     ------
     SpecError
-        If the kind is unknown, the suffix says nothing, or the file is a URL.
+        If the kind or the suffix is unknown, or if the file is a URL.
     StoreError
         If the file cannot be written.
     """
     if is_remote(str(path)):
-        raise SpecError(f"{path} is a URL, and exports go to a disk: name a local file")
+        raise SpecError(f"{path} is a URL, but exports are written to disk: name a local file")
     if store.layout.maps:
         _export_prediction(store, path, kind)
         return
@@ -81,7 +81,7 @@ def export(
 
 
 def _choose_kind(path: str | Path, kind: str | None) -> str:
-    """Give the kind that is wanted, or that the suffix asks for."""
+    """Return the requested kind, or the default kind of the suffix."""
     suffix = Path(path).suffix
     own = SUFFIXES.get(suffix.lower())
     if kind is not None and kind not in KINDS:
@@ -89,16 +89,16 @@ def _choose_kind(path: str | Path, kind: str | None) -> str:
     if kind is None and own is None:
         raise SpecError(
             f"export to {str(path)!r}: the suffix {suffix!r} is none of {', '.join(SUFFIXES)}: "
-            "give the file one of them, or say --what"
+            "use one of them, or add --what"
         )
     chosen = str(kind or own)
-    if own is not None and chosen not in _HOLDS.get(suffix.lower(), (own,)):
+    if own is not None and chosen not in _KINDS_OF_SUFFIX.get(suffix.lower(), (own,)):
         raise SpecError(f"export kind={kind!r} for {path}: a file of {suffix} holds none of these")
     return chosen
 
 
-def _export_prediction(store: Finished, path: str | Path, kind: str | None) -> None:
-    """Write outputs of a network; a store of them has no sources."""
+def _export_prediction(store: FinishedStore, path: str | Path, kind: str | None) -> None:
+    """Write outputs of a network, from a store without sources."""
     if SUFFIXES.get(Path(path).suffix.lower()) not in ("fits", "labels"):
         raise SpecError(
             f"{path}: a prediction has images and no sources: export it as .fits or .fits.fz"
@@ -112,7 +112,7 @@ def _export_prediction(store: Finished, path: str | Path, kind: str | None) -> N
 __all__ = [
     "KINDS",
     "TABLES",
-    "Style",
+    "PreviewStyle",
     "export",
     "export_labels",
     "export_map",

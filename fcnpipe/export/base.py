@@ -1,4 +1,4 @@
-"""What every export reads, and how a file is written whole."""
+"""Interface of the stores that exports read, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fcnpipe.core.records import OutputMap
 Floats = NDArray[np.float64]
 
 ToSky = Callable[[Floats, Floats], tuple[Floats, Floats]]
-"""x, y in px, 0-based -> ra, dec in ICRS degrees; NaN where there is no sky."""
+"""x, y in px (0-based) -> ra, dec in ICRS degrees; NaN for points that are not on the sky."""
 
 ScienceReader = Callable[[Box], NDArray[np.float32]]
-"""Box of the full-size image -> (band, h, w) float32; NaN is no data."""
+"""Box of the full-size image -> (band, h, w) float32; NaN where there is no data."""
 
 
-class Shapes(Protocol):
-    """What an export asks of a layout."""
+class StoreLayout(Protocol):
+    """Shapes and names of a store, as far as exports need them."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,15 +45,15 @@ class Shapes(Protocol):
 
     @property
     def maps(self) -> tuple[OutputMap, ...]:
-        """Outputs of a network that are stored as they are; empty if sources were found."""
+        """Outputs of a network in the store of a prediction; empty in a store of sources."""
         ...
 
 
-class Finished(Protocol):
-    """A finished store, as far as exports look at it."""
+class FinishedStore(Protocol):
+    """A finished store, as far as exports need it."""
 
     @property
-    def layout(self) -> Shapes:
+    def layout(self) -> StoreLayout:
         """Shapes and names."""
         ...
 
@@ -73,41 +73,41 @@ class Finished(Protocol):
         ...
 
     def column_attrs(self, name: str) -> dict[str, Any]:
-        """Give ``units``, ``long_name``, ``ucd`` of a column, where it has them."""
+        """Return ``units``, ``long_name`` and ``ucd`` of a column, as far as they are known."""
         ...
 
     def read_sources(
         self, names: Iterable[str] | None = None, rows: slice = slice(None)
     ) -> dict[str, NDArray[Any]]:
-        """Give columns for a run of rows."""
+        """Return columns for a range of rows."""
         ...
 
     def source_blocks(
         self, names: Iterable[str] | None = None
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Give the catalogue in blocks of rows, at least one."""
+        """Yield the catalogue in blocks of rows, at least one."""
         ...
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Give a box of a map."""
+        """Read a box of a map."""
         ...
 
     def has(self, name: str) -> bool:
-        """Whether an array such as ``image/0/science`` is there."""
+        """Return whether an array such as ``image/0/science`` exists."""
         ...
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path that becomes ``path`` at the end, or vanishes on an error.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to ``path`` at the end, or deleted on an error.
 
     Raises
     ------
     StoreError
-        If the file system refuses: disk full, no permission, no such folder.
+        If the file cannot be written: full disk, missing permission, missing folder.
     """
     path = Path(path)
-    # The suffix stays: writers look at it.
+    # Writers choose the format by the suffix, so the temporary name keeps it.
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""Sources as a DS9 region file."""
+"""Export of sources as ellipses or polygons in a DS9 region file."""
 
 from __future__ import annotations
 
@@ -9,62 +9,66 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnpipe.export.base import Finished, Floats, ToSky, written_whole
+from fcnpipe.export.base import FinishedStore, Floats, ToSky, atomic_write
 
 SIGMAS = 3.0
-"""Semi-axes of the ellipses, in units of the catalogue's 1-sigma ones."""
+"""Semi-axes of the ellipses, in units of the 1-sigma semi-axes of the catalogue."""
 
 CORNERS = 24
-"""Corners of the polygon that stands for an ellipse on the sky."""
+"""Corners of the polygon that represents an ellipse on the sky."""
 
-LEAST_PX = 1.0
-"""Least semi-axis that is drawn, px."""
+MIN_SEMI_AXIS_PX = 1.0
+"""Minimum semi-axis of an ellipse, px."""
 
 NAMES = ("label", "x_centroid", "y_centroid", "semimajor_axis", "semiminor_axis", "orientation")
 
 
-def export_regions(store: Finished, path: str | Path, to_sky: ToSky | None = None) -> None:
-    """Write one ellipse for each source.
+def export_regions(store: FinishedStore, path: str | Path, to_sky: ToSky | None = None) -> None:
+    """Write one ellipse or polygon for each source.
 
     Parameters
     ----------
-    store : Finished
+    store : FinishedStore
         The store.
     path : path
         ``.reg``.
     to_sky : callable, optional
-        With it, regions are ICRS polygons of the same outline, which fit any image of that
-        part of the sky; without it ellipses in DS9's image coordinates, 1-based.
+        Converts pixel to sky coordinates. If given, regions are ICRS polygons, which fit any image of
+        that part of the sky; otherwise they are ellipses in DS9's 1-based image coordinates.
 
     Notes
     -----
-    Polygons, because an ellipse in sky coordinates would need the local scale and angle of a
-    distorted WCS. Sources without a finite shape are small circles, those whose outline leaves the
-    sky ellipses in image coordinates.
+    Polygons are used on the sky because an ellipse would need the local scale and angle of a distorted
+    WCS. Sources without a finite shape become small circles. Sources with corners outside the sky become
+    ellipses in image coordinates.
     """
-    with written_whole(path) as temporary, temporary.open("w") as file:
+    with atomic_write(path) as temporary, temporary.open("w") as file:
         file.write("# Region file format: DS9 version 4.1\nglobal color=green width=1\n")
         file.write("image\n" if to_sky is None else "icrs\n")
         for block in store.source_blocks(NAMES):
-            lines = _ellipses(block) if to_sky is None else _polygons(block, to_sky)
+            lines = _format_ellipses(block) if to_sky is None else _format_polygons(block, to_sky)
             file.writelines(f"{line}\n" for line in lines)
 
 
-def _shapes(block: dict[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """Give x, y, semi-axes (px) and angle (degrees); NaN axes become the least ones."""
-    a, b = (np.fmax(SIGMAS * block[f"semi{axis}_axis"], LEAST_PX) for axis in ("major", "minor"))
+def _ellipse_parameters(
+    block: dict[str, NDArray[Any]],
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Return x, y, semi-axes (px) and angle (degrees); NaN semi-axes become the minimum."""
+    a, b = (
+        np.fmax(SIGMAS * block[f"semi{axis}_axis"], MIN_SEMI_AXIS_PX) for axis in ("major", "minor")
+    )
     return block["x_centroid"], block["y_centroid"], a, b, np.nan_to_num(block["orientation"])
 
 
-def _ellipses(block: dict[str, NDArray[Any]]) -> Iterator[str]:
-    for label, x, y, a, b, angle in zip(block["label"], *_shapes(block), strict=True):
+def _format_ellipses(block: dict[str, NDArray[Any]]) -> Iterator[str]:
+    for label, x, y, a, b, angle in zip(block["label"], *_ellipse_parameters(block), strict=True):
         shape = f"ellipse({x + 1:.3f},{y + 1:.3f},{a:.3f},{b:.3f},{angle:.2f})"
         yield f"{shape} # text={{{label}}}"
 
 
-def _polygons(block: dict[str, NDArray[Any]], to_sky: ToSky) -> Iterator[str]:
-    corners = np.stack(outline(*_shapes(block), to_sky), axis=2)
-    for label, ring, ellipse in zip(block["label"], corners, _ellipses(block), strict=True):
+def _format_polygons(block: dict[str, NDArray[Any]], to_sky: ToSky) -> Iterator[str]:
+    corners = np.stack(outline(*_ellipse_parameters(block), to_sky), axis=2)
+    for label, ring, ellipse in zip(block["label"], corners, _format_ellipses(block), strict=True):
         text = ",".join(f"{value:.7f}" for value in ring.ravel())
         on_sky = np.isfinite(ring).all()
         yield f"polygon({text}) # text={{{label}}}" if on_sky else f"image\n{ellipse}\nicrs"
@@ -73,7 +77,7 @@ def _polygons(block: dict[str, NDArray[Any]], to_sky: ToSky) -> Iterator[str]:
 def outline(
     x: Floats, y: Floats, a: Floats, b: Floats, angle: Floats, to_sky: ToSky
 ) -> tuple[Floats, Floats]:
-    """Give ra and dec, (n, `CORNERS`) degrees, of points on ellipses given in pixels."""
+    """Return ra and dec, (n, `CORNERS`) in degrees, of points on ellipses in pixel coordinates."""
     turn = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
     along, across = a[:, None] * np.cos(turn), b[:, None] * np.sin(turn)
     cosine, sine = np.cos(np.radians(angle))[:, None], np.sin(np.radians(angle))[:, None]

@@ -1,4 +1,4 @@
-"""Maps as FITS images with the WCS of the input, written strip by strip."""
+"""Export of maps as FITS images with the WCS of the input, written strip by strip."""
 
 from __future__ import annotations
 
@@ -14,55 +14,54 @@ from astropy.io import fits
 
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.geometry import Box
-from fcnpipe.core.records import OutputMap
-from fcnpipe.export.base import Finished, written_whole
+from fcnpipe.export.base import FinishedStore, atomic_write
 
-STRUCTURE = (
+NOT_COPIED = (
     "SIMPLE", "XTENSION", "BITPIX", "NAXIS", "EXTEND", "PCOUNT", "GCOUNT", "TFIELDS", "END",
     "BSCALE", "BZERO", "BLANK", "BUNIT", "DATAMIN", "DATAMAX", "CHECKSUM", "DATASUM",
     "EXTNAME", "EXTVER", "INHERIT", "SATURATE", "CONTINUE",
 )  # fmt: skip
-"""Cards of the input that say nothing true of another image."""
+"""Keywords of the input that do not hold for another image."""
 
-_THIRD = re.compile(r"(CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CNAME)3|(CD|PC)(3_\d|\d_3)|WCSAXES")
-"""Cards of a third axis that the input may have had."""
+_THIRD_AXIS = re.compile(r"(CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CNAME)3|(CD|PC)(3_\d|\d_3)|WCSAXES")
+"""Keywords of a third axis of the input."""
 _TYPES = {"label": (32, ">i4"), "flags": (8, "u1")}
-"""BITPIX and big-endian type of what is written as it is stored; all else is float32."""
+"""BITPIX and big-endian dtype of integer maps; all other maps are written as float32."""
 _FLOAT = (-32, ">f4")
-_WHOLE = {"uint8": 255, "uint16": 65535}
-"""What is 1, of an output that lies in [0, 1]."""
+_FULL_SCALE = {"uint8": 255, "uint16": 65535}
+"""Stored number that means 1, for outputs in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """An array of the store, or one of its classes."""
+    """A two-dimensional map: an array of the store, or one class of it."""
 
     name: str
     index: int | None = None
-    whole: int = 0
-    """What is 1; 0: values are written as they are stored."""
+    full_scale: int = 0
+    """Stored number that means 1; 0 if values are written as they are stored."""
     unit: str = ""
 
     @property
     def type(self) -> tuple[int, str]:
-        """BITPIX, and big-endian type."""
+        """BITPIX and big-endian dtype."""
         return _TYPES.get(self.name, _FLOAT)
 
 
-def export_map(store: Finished, path: str | Path, name: str = "label", index: int = 0) -> None:
+def export_map(store: FinishedStore, path: str | Path, name: str = "label", index: int = 0) -> None:
     """Write a map as a FITS image.
 
     Parameters
     ----------
-    store : Finished
+    store : FinishedStore
         The store.
     path : path
-        ``.fits``; with ``.fits.fz`` the image is tile-compressed (RICE; GZIP_2 for floats).
+        ``.fits``, or ``.fits.fz`` for a tile-compressed image (RICE; GZIP_2 for floats).
     name : str
         ``label`` (int32, 0 = background), ``flags`` (uint8) or ``probability`` (float32 in
         [0, 1]).
     index : int
-        Class, for ``probability``.
+        Number of the class, for ``probability``.
 
     Raises
     ------
@@ -73,7 +72,7 @@ def export_map(store: Finished, path: str | Path, name: str = "label", index: in
 
     Notes
     -----
-    One strip of a tile's height is in memory at a time.
+    Memory holds one strip of a tile's height at a time.
     """
     known = {
         "label": _Plane("label"),
@@ -85,22 +84,22 @@ def export_map(store: Finished, path: str | Path, name: str = "label", index: in
     _write(store, path, [known[name]])
 
 
-def export_labels(store: Finished, path: str | Path) -> None:
-    """Write the label image, int32, 0 = background; see `export_map`."""
+def export_labels(store: FinishedStore, path: str | Path) -> None:
+    """Write the label image, int32 with 0 = background; see `export_map`."""
     export_map(store, path, "label")
 
 
-def export_outputs(store: Finished, path: str | Path, names: Sequence[str] = ()) -> None:
-    """Write outputs of a network as a FITS image, or several as the planes of a cube.
+def export_outputs(store: FinishedStore, path: str | Path, names: Sequence[str] = ()) -> None:
+    """Write one output of a network as a FITS image, or several outputs as the planes of a cube.
 
     Parameters
     ----------
-    store : Finished
+    store : FinishedStore
         The store of a prediction.
     path : path
-        ``.fits``, or ``.fits.fz`` to compress it.
+        ``.fits``, or ``.fits.fz`` for a tile-compressed image.
     names : sequence of str
-        Outputs, in order; all images of the store if not given, or all outputs if it has none.
+        Outputs, in order; default is all images of the store, or all outputs if it has no images.
 
     Raises
     ------
@@ -111,32 +110,30 @@ def export_outputs(store: Finished, path: str | Path, names: Sequence[str] = ())
 
     Notes
     -----
-    Float32: images in their unit (BUNIT), NaN where there is no data; all else in [0, 1]. The planes
-    of a cube are named in the cards PLANE1, PLANE2, ...
+    Values are float32: images in their unit (BUNIT) with NaN where there is no data, all other outputs in
+    [0, 1]. The cards PLANE1, PLANE2, ... name the planes of a cube.
     """
     outputs = {output.name: output for output in store.layout.maps}
     images = [output.name for output in outputs.values() if output.dtype == "float32"]
     wanted = names or images or tuple(outputs)
     if unknown := [name for name in wanted if name not in outputs]:
         raise SpecError(
-            f"output={unknown[0]!r} is not in the store: choose of {', '.join(outputs)}"
+            f"output={unknown[0]!r} is not in the store: choose one of {', '.join(outputs)}"
         )
-    _write(store, path, [_plane_of(outputs[name]) for name in wanted])
+    chosen = [outputs[name] for name in wanted]
+    planes = [_Plane(o.name, None, _FULL_SCALE.get(o.dtype, 0), o.unit) for o in chosen]
+    _write(store, path, planes)
 
 
-def _plane_of(output: OutputMap) -> _Plane:
-    return _Plane(output.name, None, _WHOLE.get(output.dtype, 0), output.unit)
-
-
-def _write(store: Finished, path: str | Path, planes: Sequence[_Plane]) -> None:
-    with written_whole(path) as temporary:
+def _write(store: FinishedStore, path: str | Path, planes: Sequence[_Plane]) -> None:
+    with atomic_write(path) as temporary:
         if Path(path).suffix.lower() == ".fz":
             _write_compressed(store, temporary, planes)
         else:
             _write_plain(store, temporary, planes)
 
 
-def _write_plain(store: Finished, path: Path, planes: Sequence[_Plane]) -> None:
+def _write_plain(store: FinishedStore, path: Path, planes: Sequence[_Plane]) -> None:
     stream = fits.StreamingHDU(str(path), _make_header(store, planes))
     for plane in planes:
         for strip in _strips(store, plane):
@@ -144,7 +141,7 @@ def _write_plain(store: Finished, path: Path, planes: Sequence[_Plane]) -> None:
     stream.close()
 
 
-def _write_compressed(store: Finished, path: Path, planes: Sequence[_Plane]) -> None:
+def _write_compressed(store: FinishedStore, path: Path, planes: Sequence[_Plane]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         plain = Path(folder) / "plain.fits"
         _write_plain(store, plain, planes)
@@ -152,12 +149,12 @@ def _write_compressed(store: Finished, path: Path, planes: Sequence[_Plane]) -> 
             kind = "GZIP_2" if planes[0].type == _FLOAT else "RICE_1"
             hdu = fits.CompImageHDU(
                 hdus[0].data, hdus[0].header, compression_type=kind, quantize_level=0
-            )  # else astropy rounds floats
+            )  # quantize_level=0: otherwise astropy rounds floats
             hdu.writeto(path)
 
 
-def _make_header(store: Finished, planes: Sequence[_Plane]) -> fits.Header:
-    """Give the header: the structure, then the cards of the input that hold for the planes."""
+def _make_header(store: FinishedStore, planes: Sequence[_Plane]) -> fits.Header:
+    """Return the header: structural cards, then the cards of the input that hold for the planes."""
     height, width = store.layout.shape
     is_cube, units = len(planes) > 1, {plane.unit for plane in planes}
     header = fits.Header()
@@ -172,15 +169,15 @@ def _make_header(store: Finished, planes: Sequence[_Plane]) -> fits.Header:
     if len(units) == 1 and not units & {"", "1"}:
         header["BUNIT"] = units.pop()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what was wrong in the input already
-        header.extend(_keep(store.cards, is_cube), end=True)
+        warnings.simplefilter("ignore")  # about faults of the input's header
+        header.extend(_filter_cards(store.cards, is_cube), end=True)
     if is_cube:
         _add_third_axis(header, planes)
     return header
 
 
 def _add_third_axis(header: fits.Header, planes: Sequence[_Plane]) -> None:
-    """Count the planes along the third axis, and name them."""
+    """Add a WCS that counts the planes along the third axis, and their names."""
     linear = {"CTYPE3": "PLANE", "CRPIX3": 1.0, "CRVAL3": 1.0, "CDELT3": 1.0}
     if any(card.startswith("CD1_") for card in header):
         linear["CD3_3"] = 1.0
@@ -189,16 +186,18 @@ def _add_third_axis(header: fits.Header, planes: Sequence[_Plane]) -> None:
         header[f"PLANE{number}"] = plane.name
 
 
-def _keep(cards: Iterable[str], is_cube: bool) -> Iterable[fits.Card]:
+def _filter_cards(cards: Iterable[str], is_cube: bool) -> Iterable[fits.Card]:
     for text in cards:
         card = fits.Card.fromstring(text)
-        foreign = card.keyword.startswith(STRUCTURE) or (is_cube and _THIRD.fullmatch(card.keyword))
-        if card.keyword and not foreign and _is_sound(card):
+        excluded = card.keyword.startswith(NOT_COPIED) or (
+            is_cube and _THIRD_AXIS.fullmatch(card.keyword)
+        )
+        if card.keyword and not excluded and _is_writable(card):
             yield card
 
 
-def _is_sound(card: fits.Card) -> bool:
-    """Whether a card can be written, mended where need be, and read again."""
+def _is_writable(card: fits.Card) -> bool:
+    """Return whether a card can be written (after minor repairs by astropy) and read again."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -208,10 +207,10 @@ def _is_sound(card: fits.Card) -> bool:
         return False
 
 
-def _strips(store: Finished, plane: _Plane) -> Iterable[np.ndarray]:
+def _strips(store: FinishedStore, plane: _Plane) -> Iterable[np.ndarray]:
     (height, width), step = store.layout.shape, store.layout.edge[0]
     for y in range(0, height, step):
         data = store.read(plane.name, Box(y, 0, min(y + step, height), width))
         data = data if plane.index is None else data[plane.index]
-        data = data / np.float32(plane.whole) if plane.whole else data
+        data = data / np.float32(plane.full_scale) if plane.full_scale else data
         yield data.astype(plane.type[1])

@@ -1,7 +1,7 @@
-"""A picture of the image with the outlines of its sources.
+"""Export of the image as a picture with the outlines of its sources.
 
-The smallest pyramid level that still fills the picture is read, never the whole image. A small
-image is enlarged by a whole number, so that outlines run along the borders of its pixels.
+The first pyramid level that fits into the picture is read, never the whole image. A small image is enlarged
+by an integer factor, so that outlines follow the borders of its pixels.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from PIL import Image
 
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.geometry import Box
-from fcnpipe.export.base import Finished, ScienceReader, written_whole
+from fcnpipe.export.base import FinishedStore, ScienceReader, atomic_write
 
-Bytes = NDArray[np.uint8]
+Picture = NDArray[np.uint8]
 
 COLOURS = np.array(
     [[255, 212, 0], [0, 229, 255], [255, 64, 160], [96, 255, 96], [255, 140, 0], [176, 128, 255]],
     np.uint8,
 )
-"""Outlines: the first where nothing touches, the others so that neighbours differ."""
+"""Colours of outlines: the first for isolated sources, the others so that touching sources differ."""
 
 NO_DATA = (40, 24, 56)
 """Colour of pixels without data."""
 
 FILTERS = "ugrizyJHK"
-"""Filters by wavelength; bands that rise along it are shown blue first."""
+"""Filters in order of wavelength; bands in this order are shown from blue to red."""
 
 SOFTENING = 6.0
-"""Where the stretch turns from linear to logarithmic, in units of the noise."""
+"""Level at which the asinh stretch turns from linear to logarithmic, in units of the noise."""
 
-LEAST_RANGE = 30.0
-"""Least white point, in units of the noise: an empty image stays dark."""
+MIN_WHITE_POINT = 30.0
+"""Minimum white point, in units of the noise, which keeps an empty image dark."""
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
-    """How a picture is drawn.
+class PreviewStyle:
+    """Size and outlines of a preview.
 
     Attributes
     ----------
     size : int
-        Longest side at most, px.
+        Maximum length of the longer side, px.
     outlines : bool
         Whether to draw the borders of sources.
     """
@@ -56,127 +56,134 @@ class Style:
 
 
 def export_preview(
-    store: Finished,
+    store: FinishedStore,
     path: str | Path,
     science: ScienceReader | None = None,
-    style: Style | None = None,
+    style: PreviewStyle | None = None,
 ) -> None:
     """Write a PNG of the image with the outlines of its sources.
 
     Parameters
     ----------
-    store : Finished
+    store : FinishedStore
         The store.
     path : path
-        ``.png`` (or another type that pillow knows).
+        ``.png`` (or another format that Pillow writes).
     science : callable, optional
-        Reads the image, for a store that does not keep it. Without it a small picture is
+        Reads the image, for a store that does not contain it. Default: the preview of such a store is
         drawn from the first pyramid level.
-    style : Style, optional
+    style : PreviewStyle, optional
         Size and outlines.
 
     Raises
     ------
     SpecError
-        If there is no science image at all, or the suffix is that of no picture.
+        If the store has no science image, or if the suffix is not that of a picture.
     StoreError
         If the file cannot be written.
     """
     suffix = Path(path).suffix
     if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
-        raise SpecError(f"{path}: the suffix {suffix!r} is that of no picture: use .png")
-    picture = draw_preview(store, science, style or Style())
-    with written_whole(path) as temporary:
+        raise SpecError(f"{path}: the suffix {suffix!r} is not a picture format: use .png")
+    picture = draw_preview(store, science, style or PreviewStyle())
+    with atomic_write(path) as temporary:
         Image.fromarray(picture).save(temporary)
 
 
-def draw_preview(store: Finished, science: ScienceReader | None, style: Style) -> Bytes:
-    """Give the picture, (h, w, 3) uint8 with its first row at the top; as `export_preview`."""
+def draw_preview(
+    store: FinishedStore, science: ScienceReader | None, style: PreviewStyle
+) -> Picture:
+    """Return the preview as (h, w, 3) uint8, first row at the top; see `export_preview`."""
     level = choose_level(store, style.size)
-    labels = _read_whole(store, "label", level)
+    labels = _read_level(store, "label", level)
     picture = stretch(_read_science(store, level, science), store.layout.bands)
     zoom = max(style.size // max(labels.shape), 1)
     picture = enlarge(picture, zoom)
     if style.outlines:
         picture = draw_outlines(picture, enlarge(labels, zoom), width=max(zoom // 3, 1))
     picture = shrink(picture, style.size)
-    # FITS images have their first row at the bottom, others at the top.
+    # The first row of a FITS image is at the bottom, that of other images at the top.
     return np.ascontiguousarray(picture[::-1] if store.cards else picture)
 
 
-def choose_level(store: Finished, size: int) -> int:
-    """Give the first pyramid level whose longer side is at most ``size`` px, or the last."""
+def choose_level(store: FinishedStore, size: int) -> int:
+    """Return the first pyramid level whose longer side is at most ``size`` px, or the last level."""
     level = 0
     while -(-max(store.layout.shape) // 2**level) > size and store.has(f"image/{level + 1}"):
         level += 1
     return level
 
 
-def shrink(picture: Bytes, size: int) -> Bytes:
-    """Give a picture whose longer side is at most ``size`` px."""
+def shrink(picture: Picture, size: int) -> Picture:
+    """Return the picture reduced to a longer side of at most ``size`` px."""
     small = Image.fromarray(picture)
     small.thumbnail((size, size))
     return np.asarray(small)
 
 
-def _level_box(store: Finished, level: int) -> Box:
+def _level_box(store: FinishedStore, level: int) -> Box:
     height, width = store.layout.shape
     return Box(0, 0, -(-height // 2**level), -(-width // 2**level))
 
 
-def _read_whole(store: Finished, name: str, level: int) -> NDArray[Any]:
+def _read_level(store: FinishedStore, name: str, level: int) -> NDArray[Any]:
     return store.read(name, _level_box(store, level), level)
 
 
 def _read_science(
-    store: Finished, level: int, science: ScienceReader | None
+    store: FinishedStore, level: int, science: ScienceReader | None
 ) -> NDArray[np.float32]:
-    """Give (band, h, w) at a level; from the level above, enlarged, where it has none itself."""
+    """Return the image at a level, (band, h, w); if it is missing there, enlarged from the next level."""
     if level == 0 and science is not None:
         return science(_level_box(store, 0))
     if store.has(f"image/{level}/science"):
-        return _read_whole(store, "science", level)
+        return _read_level(store, "science", level)
     if not store.has(f"image/{level + 1}/science"):
-        raise SpecError("preview needs the image, which this store does not hold: give it as well")
+        raise SpecError(
+            "preview needs the image, which this store does not contain: give it as well"
+        )
     box = _level_box(store, level)
-    return enlarge(_read_whole(store, "science", level + 1), 2)[..., : box.y1, : box.x1]
+    return enlarge(_read_level(store, "science", level + 1), 2)[..., : box.y1, : box.x1]
 
 
 def enlarge(image: NDArray[Any], factor: int) -> NDArray[Any]:
-    """Repeat pixels: (h, w), (band, h, w) or, as uint8, (h, w, 3)."""
+    """Repeat pixels of a (h, w) or (band, h, w) image, or of a (h, w, 3) uint8 picture."""
     y = 0 if image.dtype == np.uint8 or image.ndim == 2 else 1
     return image.repeat(factor, axis=y).repeat(factor, axis=y + 1) if factor > 1 else image
 
 
-def stretch(science: NDArray[np.float32], bands: tuple[str, ...]) -> Bytes:
-    """Give (h, w, 3) uint8: grey for one band, colour for three or more.
+def stretch(science: NDArray[np.float32], bands: tuple[str, ...]) -> Picture:
+    """Return the image as a picture, (h, w, 3) uint8: grey for one band, colour for three or more.
 
     Parameters
     ----------
     science : (band, h, w) float32
-        NaN is no data.
+        NaN where there is no data.
     bands : tuple of str
-        Names, to tell red from blue.
+        Names of the bands, which decide the order of colours.
 
     Notes
     -----
-    As in Lupton et al. 2004 the mean of the bands is stretched by asinh and colours keep
-    their ratios. Each band is first put in units of its noise above its sky; sky and noise
-    are the median and the median absolute deviation.
+    As in Lupton et al. 2004, the mean of the bands is stretched by asinh, and the ratios of the bands are
+    kept. Each band is first expressed in units of its noise above its sky, estimated by the median and the
+    median absolute deviation.
     """
-    red_green_blue = _normalise(science[_choose_bands(bands, len(science))])
+    chosen = science[_choose_bands(bands, len(science))]
+    red_green_blue = np.stack([_to_significance(band) for band in chosen])
     mean = red_green_blue.mean(axis=0)
-    white = max(float(np.nanpercentile(mean, 99.8)) if np.isfinite(mean).any() else 0, LEAST_RANGE)
+    white = max(
+        float(np.nanpercentile(mean, 99.8)) if np.isfinite(mean).any() else 0, MIN_WHITE_POINT
+    )
     bright = np.arcsinh(np.maximum(mean + 1, 0) / SOFTENING) / np.arcsinh(white / SOFTENING)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(mean > 1, (red_green_blue + 1) / (mean + 1), 1)
     colour = np.clip(ratio * bright, 0, None)
-    # Too bright a pixel keeps its hue.
+    # Pixels brighter than white keep their hue.
     colour /= np.maximum(colour.max(axis=0), 1)
-    return _to_bytes(colour)
+    return _to_uint8(colour)
 
 
-def _to_bytes(colour: NDArray[np.floating[Any]]) -> Bytes:
+def _to_uint8(colour: NDArray[np.floating[Any]]) -> Picture:
     blank = np.isnan(colour).any(axis=0)
     result = np.rint(np.nan_to_num(colour) * 255).astype(np.uint8)
     result = np.repeat(result, 3, axis=0) if len(result) == 1 else result
@@ -184,35 +191,31 @@ def _to_bytes(colour: NDArray[np.floating[Any]]) -> Bytes:
     return np.moveaxis(result, 0, -1)
 
 
-def _normalise(science: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give each band in units of its noise above its sky."""
-    return np.stack([_above_sky(band) for band in science])
-
-
-def _above_sky(band: NDArray[np.float32]) -> NDArray[np.float32]:
+def _to_significance(band: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a band in units of its noise above its sky."""
     good = band[np.isfinite(band)]
     if not good.size:
         return np.full_like(band, np.nan)
     sky = np.median(good)
     faint = good[good <= sky]
-    # Below the median there are no sources: the noise is that of the faint half.
+    # The faint half has no sources, so its scatter is the noise.
     noise = 1.4826 * float(np.median(sky - faint)) or float(np.std(good)) or 1.0
     result: NDArray[np.float32] = np.where(np.isfinite(band), (band - sky) / noise, np.nan)
     return result.astype(np.float32)
 
 
 def _choose_bands(bands: tuple[str, ...], count: int) -> list[int]:
-    """Give the bands to show as red, green and blue, or the only one to show."""
+    """Return the bands to show as red, green and blue, or the first band if there are fewer than three."""
     if count < 3:
         return [0]
     chosen = [0, count // 2, count - 1]
-    places = [FILTERS.find(bands[i][-1:]) if i < len(bands) and bands[i] else -1 for i in chosen]
-    blue_first = -1 < places[0] < places[1] < places[2]
+    ranks = [FILTERS.find(bands[i][-1:]) if i < len(bands) and bands[i] else -1 for i in chosen]
+    blue_first = -1 < ranks[0] < ranks[1] < ranks[2]
     return chosen[::-1] if blue_first else chosen
 
 
-def draw_outlines(picture: Bytes, labels: NDArray[np.integer[Any]], width: int = 1) -> Bytes:
-    """Give the picture with the pixels of a source that border on something else coloured.
+def draw_outlines(picture: Picture, labels: NDArray[np.integer[Any]], width: int = 1) -> Picture:
+    """Return the picture with the border pixels of each source coloured.
 
     Parameters
     ----------
@@ -221,7 +224,7 @@ def draw_outlines(picture: Bytes, labels: NDArray[np.integer[Any]], width: int =
     labels : (h, w) int
         0 = background.
     width : int
-        Of the outlines, px.
+        Width of the outlines, px.
     """
     border = find_borders(labels, width)
     result = picture.copy()
@@ -230,7 +233,7 @@ def draw_outlines(picture: Bytes, labels: NDArray[np.integer[Any]], width: int =
 
 
 def find_borders(labels: NDArray[np.integer[Any]], width: int = 1) -> NDArray[np.bool_]:
-    """Give the pixels of sources that have another label within ``width`` px along an axis."""
+    """Return the pixels of sources that have another label within ``width`` px along an axis."""
     border = np.zeros(labels.shape, bool)
     for step in range(1, width + 1):
         across, along = labels[step:] != labels[:-step], labels[:, step:] != labels[:, :-step]
@@ -242,16 +245,16 @@ def find_borders(labels: NDArray[np.integer[Any]], width: int = 1) -> NDArray[np
     return border
 
 
-def colour_labels(labels: NDArray[np.integer[Any]]) -> Bytes:
-    """Give for each label the index of a colour that none of its neighbours has.
+def colour_labels(labels: NDArray[np.integer[Any]]) -> Picture:
+    """Return, for each label, the index of a colour that none of its neighbours has.
 
     Notes
     -----
-    Greedy, in order of label; with more neighbours than colours some repeat.
+    Greedy colouring, in order of label. With more neighbours than colours, colours repeat.
     """
     colours = np.zeros(int(labels.max(initial=0)) + 1, np.uint8)
     neighbours: dict[int, list[int]] = {}
-    for low, high in _touching(labels):
+    for low, high in _find_touching_pairs(labels):
         neighbours.setdefault(high, []).append(low)
     for label in sorted(neighbours):
         taken = {int(colours[other]) for other in neighbours[label]}
@@ -260,8 +263,8 @@ def colour_labels(labels: NDArray[np.integer[Any]]) -> Bytes:
     return colours
 
 
-def _touching(labels: NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
-    """Give the pairs (low, high) of labels that touch by an edge or a corner."""
+def _find_touching_pairs(labels: NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
+    """Return the pairs (low, high) of labels that touch at an edge or a corner."""
     cuts = [
         (labels[:, :-1], labels[:, 1:]),
         (labels[:-1], labels[1:]),

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import Box, round_up
 from fcnpipe.core.spec import RunSpec
-from fcnpipe.export.base import written_whole
+from fcnpipe.export.base import atomic_write
 from fcnpipe.images.masked_image import MaskedImage, Patch
 from fcnpipe.images.scaling import Float
 from fcnpipe.networks import Model, load_model
@@ -112,5 +112,5 @@ def _save(graph: fx.GraphModule, path: Path, sample: Tensor, stride: int) -> Non
     program = torch.export.export(graph, (sample,), dynamic_shapes=(sizes,), strict=False)
     content = io.BytesIO()
     torch.export.save(program, content)
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_bytes(content.getvalue())

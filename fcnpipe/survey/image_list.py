@@ -35,7 +35,7 @@ from astropy.table import Table
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.paths import WEB_SCHEMES, can_list, check_url, is_remote, split_hdu
 from fcnpipe.core.spec import RunSpec, describe_read_error, drop_unpaired, make_spec
-from fcnpipe.export.base import written_whole
+from fcnpipe.export.base import atomic_write
 from fcnpipe.remote import match_objects, read_whole, uploads
 from fcnpipe.reporting.event_log import utc_timestamp
 
@@ -401,7 +401,7 @@ def write_table(rows: Sequence[SurveyRow], path: str) -> None:
             uploads.put(path, file.read_bytes())
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         _write_table_file(rows, temporary)
 
 
@@ -421,7 +421,7 @@ def mark_started(table: str) -> str:
         return begun if found is None else found.decode()
     if not Path(mark).exists():
         Path(mark).parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(mark) as temporary:
+        with atomic_write(mark) as temporary:
             temporary.write_text(begun)
     return Path(mark).read_text()
 

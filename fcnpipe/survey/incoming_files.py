@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from astropy.io import fits
 
 from fcnpipe.core.errors import InputError, StoreError
-from fcnpipe.export.base import written_whole
+from fcnpipe.export.base import atomic_write
 from fcnpipe.images.digests import hash_file
 from fcnpipe.images.file_access import open_bytes
 from fcnpipe.remote import connect, find_objects, is_remote
@@ -285,7 +285,7 @@ def load_registry(path: Path) -> FileRegistry:
 
 def save_registry(path: Path, log: FileRegistry) -> None:
     """Write what is known, whole or not at all, and on the disk."""
-    with written_whole(path) as temporary, temporary.open("w") as file:
+    with atomic_write(path) as temporary, temporary.open("w") as file:
         json.dump({"files": {name: asdict(known) for name, known in log.items()}}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

@@ -82,12 +82,12 @@ def test_empty_catalogue_is_written(tmp_path: Path, rich: ZarrStore, kind: str) 
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("cat.doc", None, r"cat.doc': the suffix '.doc' is none of .csv, .ecsv.*: give the file"),
+        ("cat.doc", None, r"cat.doc': the suffix '.doc' is none of .csv, .ecsv.*: use one of them"),
         ("cat", None, r"the suffix '' is none of .csv, .ecsv"),
         ("cat.csv", "doc", r"kind='doc' for .*cat.csv: choose one of csv, ecsv"),
         ("p.fits", "png", r"kind='png' for .*p.fits: a file of .fits holds none of these"),
         ("l.csv", "labels", r"kind='labels' for .*l.csv: a file of .csv holds none"),
-        ("p.dat", "png", r"the suffix '.dat' is that of no picture: use .png"),
+        ("p.dat", "png", r"the suffix '.dat' is not a picture format: use .png"),
     ],
 )
 def test_unknown_kind_is_told(

@@ -41,17 +41,17 @@ def test_images_without_header_are_not_turned(
 
 
 def test_pyramid_stands_in_for_the_image(rich: ZarrStore, tmp_path: Path) -> None:
-    style = export.Style(size=200, outlines=False)
+    style = export.PreviewStyle(size=200, outlines=False)
     export.export_preview(rich, tmp_path / "p.png", style=style)
     picture = np.asarray(Image.open(tmp_path / "p.png"))
     assert picture.shape == (150, 200, 3)
     assert picture[150 - 64, 10].min() > 150 > 60 > picture[100:].mean()
-    export.export_preview(rich, tmp_path / "q.png", style=export.Style(size=100))
+    export.export_preview(rich, tmp_path / "q.png", style=export.PreviewStyle(size=100))
     assert np.asarray(Image.open(tmp_path / "q.png")).shape == (75, 100, 3)
 
 
 def test_a_picture_may_be_smaller_than_the_pyramid(rich: ZarrStore, tmp_path: Path) -> None:
-    export.export_preview(rich, tmp_path / "p.png", style=export.Style(size=60))
+    export.export_preview(rich, tmp_path / "p.png", style=export.PreviewStyle(size=60))
     assert np.asarray(Image.open(tmp_path / "p.png")).shape == (45, 60, 3)
     assert max(Image.open(io.BytesIO(draw_result_thumbnail(rich, 60))).size) == 60
 
