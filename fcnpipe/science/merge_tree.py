@@ -13,7 +13,7 @@ The result is defined on the whole image; tiles do not occur in the definition.
    between two branches is their *saddle*.
 4. *Merge tree.* At first each basin is a *branch* of its own. Passes are processed in descending
    order, with union-find, as in Kruskal's algorithm. Where a pass joins two branches, the branch
-   with the lower peak *dies*; the other one goes on (the elder rule of persistent homology).
+   with the lower peak *dies*; the other one continues (the elder rule of persistent homology).
 5. *Criterion.* A dead branch stays a source if it meets the `Criterion` at its saddle: its dynamics
    (persistence) peak - saddle, its area, and its flux as a part of the flux of the footprint. Else
    it is *absorbed*: the basin of its peak, and all basins that this basin has absorbed before,
@@ -39,7 +39,8 @@ Decisions in a part of the image
      |  D -e2-'     |  |  |              |        B  *open*: it has an exit, or its peak is outside
      '--------------'  |  '--------------'           (a *ghost*, identified by the first pixel there)
 
-Each box of tiles decides what it can. No decision is ever revised, for these reasons:
+Each box of tiles decides all that its own pixels can decide. No decision is ever revised, for these
+reasons:
 
 * All passes of a closed branch are known: a pass is found by the tile of its lower pixel, which
   reads all eight neighbours of it. When Kruskal's algorithm over the *known* passes reaches e1, then
@@ -251,7 +252,7 @@ NONE_RESOLVED = ResolvedBranches(*(np.zeros(0, np.int64) for _ in ResolvedBranch
 
 
 class BranchTable(NamedTuple):
-    """What a box knows of the branches that it must answer for, one row each."""
+    """Branches of a box that the down-sweep resolves, one row each."""
 
     peak_key: Key
     """As in `Nodes`."""
@@ -269,10 +270,10 @@ class BranchTable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PendingBranches:
-    """What a box keeps between the up-sweep and the down-sweep."""
+    """Record that a box keeps between the up-sweep and the down-sweep."""
 
     branches: BranchTable
-    """Branches, with what is decided about them and what is not."""
+    """Branches that the items belong to or may be absorbed by."""
     rows: Int32
     """Row in ``branches`` of each item to resolve: segments of a tile, or living nodes of the children."""
     area: Int64
@@ -311,7 +312,7 @@ def join(
     Returns
     -------
     graph : BranchGraph
-        What is still open in the hull.
+        Open branches of the hull.
     pending : PendingBranches
         Record to keep until ``graph`` is resolved; see `resolve`.
 
@@ -374,7 +375,7 @@ def tabulate(
 def contract(
     graph: BranchGraph, rows: Int32, criterion: Criterion
 ) -> tuple[BranchGraph, PendingBranches]:
-    """Decide all that can be decided in a box, and return what is still open.
+    """Decide all that can be decided in a box, and return the branches that are still open.
 
     Parameters
     ----------
@@ -389,7 +390,7 @@ def contract(
     graph : BranchGraph
         The open nodes only, with the spanning tree and the deferred merges that they need.
     pending : PendingBranches
-        What is known of the source that each of ``rows`` belongs to.
+        Record from which the source of each of ``rows`` is resolved.
     """
     nodes, links = _concatenate([graph.nodes]), _concatenate([graph.links])  # copies
     is_open = nodes.ghost.copy()
@@ -425,7 +426,7 @@ def _open_part(graph: BranchGraph, nodes: Nodes, links: Links, living: Flag) -> 
 
 
 def _pending_part(nodes: Nodes, rows: Int32, living: Flag) -> PendingBranches:
-    """Return the nodes that rows name, those that may absorb them, and their survivors."""
+    """Return the nodes of ``rows``, the nodes that may absorb them, and the survivors of both."""
     named = _find_reachable(rows, nodes.absorber)
     named[nodes.survivor[named]] = True
     number = invert_index(np.flatnonzero(named), len(named))

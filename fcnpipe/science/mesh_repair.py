@@ -148,7 +148,7 @@ def _window_range(position, reach, length, symmetric):  # type: ignore[no-untype
 
 @njit(cache=True, nogil=True)
 def _median(values):  # type: ignore[no-untyped-def]
-    """Return the median of values; reorders them in position."""
+    """Return the median of values; reorders them in place."""
     if values.size == 0:
         return np.nan
     half = values.size // 2
@@ -158,7 +158,7 @@ def _median(values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _select(values, rank):  # type: ignore[no-untyped-def]
-    """Return the value of this rank by Hoare's selection; values before it are not greater afterwards."""
+    """Return the value of this rank by Hoare's selection; reorders values so that none before it is greater."""
     low, high = 0, values.size - 1
     while low < high:
         pivot = values[(low + high) // 2]
