@@ -29,7 +29,8 @@ from fcnpipe.core.spec import RunSpec
 from fcnpipe.engines import count_cores
 from fcnpipe.pipeline import remote_output
 from fcnpipe.pipeline.plan import Command
-from fcnpipe.survey.image_list import SurveyImage, SurveyRow
+from fcnpipe.survey.image_list import SurveyImage
+from fcnpipe.survey.result_table import SurveyRow
 from flows.predict import predict
 from flows.segment import segment
 from flows.stage_tasks import Patience

@@ -19,7 +19,7 @@ Run the flow from the command line, with or without a Prefect server::
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +35,9 @@ from pydantic import Field
 from fcnpipe.cli.options import with_run_options
 from fcnpipe.core.errors import ImagesFailed, SpecError, StoreError
 from fcnpipe.pipeline.plan import Command
-from fcnpipe.survey import image_list
-from fcnpipe.survey.image_list import SurveyImage, SurveyRow
+from fcnpipe.survey import image_list, result_table
+from fcnpipe.survey.image_list import SurveyImage
+from fcnpipe.survey.result_table import SurveyRow
 from flows.artifacts import MAX_ROWS
 from flows.command_line import AtOnce, Retries, run_as_command
 from flows.stage_tasks import Patience
@@ -92,17 +93,17 @@ def segment_survey(
         If the list of images cannot be read, or an option is wrong.
     """
     table = table or f"{folder.rstrip('/')}/survey.ecsv"
-    image_list.check_table_path(table)
+    result_table.check_table_path(table)
     entries = image_list.list_images(images, folder, options, column)
     create_folder(folder)
     since = (
-        image_list.mark_started(table) if any(e.options.get("overwrite") for e in entries) else None
+        result_table.mark_started(table) if any(e.options.get("overwrite") for e in entries) else None
     )
     rows = run_images(entries, BatchOptions(command, at_once, patience, since), table)
     raise_for_failed(rows)
     if since is not None:
-        image_list.mark_finished(table)
-    return [image_list.as_dict(row) for row in rows]
+        result_table.mark_finished(table)
+    return [asdict(row) for row in rows]
 
 
 def create_folder(folder: str) -> None:
@@ -131,7 +132,7 @@ def run_images(entries: list[SurveyImage], batch: BatchOptions, table: str) -> l
             update_progress_artifact(progress, 100.0 * len(ended) / len(entries))
     finally:
         rows = [ended.get(e.out, SurveyRow(e.name, e.out, "left")) for e in entries]
-        image_list.write_table(rows, table)
+        result_table.write_table(rows, table)
         publish_table(rows, table)
     return rows
 
@@ -142,7 +143,7 @@ def publish_table(rows: list[SurveyRow], table: str) -> None:
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     order = sorted(rows, key=lambda row: row.status != "failed")[:MAX_ROWS]
     create_table_artifact(
-        [image_list.as_dict(replace(row, seconds=round(row.seconds, 1))) for row in order],
+        [asdict(replace(row, seconds=round(row.seconds, 1))) for row in order],
         key="survey",
         description=f"{len(rows)} images: {summary}; all rows in {table}",
     )

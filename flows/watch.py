@@ -34,8 +34,9 @@ from fcnpipe.core.errors import SpecError
 from fcnpipe.pipeline.plan import Command
 from fcnpipe.remote import is_remote
 from fcnpipe.survey import incoming_files
-from fcnpipe.survey.image_list import SurveyRow, list_images, safe_stem, short_digest
+from fcnpipe.survey.image_list import list_images, safe_stem, short_digest
 from fcnpipe.survey.incoming_files import FileRegistry, FileStamp
+from fcnpipe.survey.result_table import SurveyRow
 from flows.artifacts import MAX_ROWS
 from flows.command_line import AtOnce, run_as_command
 from flows.stage_tasks import Patience

@@ -19,10 +19,9 @@ import hashlib
 import math
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,7 @@ from astropy.table import Table
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.paths import WEB_SCHEMES, can_list, check_url, is_remote, split_hdu
 from fcnpipe.core.spec import RunSpec, describe_read_error, drop_unpaired, make_spec
-from fcnpipe.export.base import atomic_write
-from fcnpipe.remote import match_objects, read_whole, uploads
-from fcnpipe.reporting.event_log import utc_timestamp
+from fcnpipe.remote import match_objects, read_whole
 
 Options = dict[str, Any]
 TABLE_SUFFIXES = (".csv", ".ecsv", ".parquet")
@@ -76,39 +73,6 @@ class SurveyImage:
     def spec(self) -> RunSpec:
         """The run; SpecError if an option is wrong."""
         return make_spec(**self.options)
-
-
-@dataclass(frozen=True, slots=True)
-class SurveyRow:
-    """What became of one image: a row of the table of a survey.
-
-    Attributes
-    ----------
-    image, out : str
-        Where it lies, and its store.
-    status : str
-        ``done``; ``found``: finished before; ``failed``.
-    sources : int
-        -1 if unknown, or not looked for.
-    tiles, failed_tiles : int
-        Of the image; -1 if unknown.
-    seconds : float
-        Wall time.
-    error : str
-        Why it failed, one line.
-    catalogue : str
-        Of its sources; empty if none.
-    """
-
-    image: str
-    out: str
-    status: str
-    sources: int = -1
-    tiles: int = -1
-    failed_tiles: int = 0
-    seconds: float = 0.0
-    error: str = ""
-    catalogue: str = ""
 
 
 # --- images in ------------------------------------------------------------------------------------
@@ -373,86 +337,3 @@ def _check_outputs(entries: list[SurveyImage]) -> None:
                 "give one of them another 'out', or leave it out"
             )
         owners[entry.out] = entry.name
-
-
-# --- the table of what became of them -------------------------------------------------------------
-
-
-def check_table_path(path: str) -> None:
-    """Refuse a table that cannot be written.
-
-    Raises
-    ------
-    SpecError
-        If its suffix says no format, or its server takes none.
-    """
-    if not can_list(path):
-        raise SpecError(f"table {path} cannot be written: give a file on disk, s3:// or gs://")
-    if Path(path).suffix not in TABLE_SUFFIXES:
-        raise SpecError(f"table {path}: its suffix must be one of {', '.join(TABLE_SUFFIXES)}")
-
-
-def write_table(rows: Sequence[SurveyRow], path: str) -> None:
-    """Write the table of a survey to a path or URL, by its suffix: whole, or not at all."""
-    if is_remote(path):
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, path.rpartition("/")[2])
-            _write_table_file(rows, file)
-            uploads.put(path, file.read_bytes())
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        _write_table_file(rows, temporary)
-
-
-def mark_started(table: str) -> str:
-    """Give when a survey was begun that is not through, from the mark beside its table; else begin now.
-
-    Returns
-    -------
-    str
-        UTC, as :func:`fcnpipe.reporting.event_log.utc_timestamp` gives it.
-    """
-    mark, begun = f"{table}.begun", utc_timestamp()
-    if is_remote(table):
-        found = uploads.get(mark)
-        if found is None:
-            uploads.put(mark, begun.encode())
-        return begun if found is None else found.decode()
-    if not Path(mark).exists():
-        Path(mark).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(mark) as temporary:
-            temporary.write_text(begun)
-    return Path(mark).read_text()
-
-
-def mark_finished(table: str) -> None:
-    """Take away the mark of a survey: it is through."""
-    if is_remote(table):
-        uploads.remove([f"{table}.begun"])
-    else:
-        Path(f"{table}.begun").unlink(missing_ok=True)
-
-
-def _write_table_file(rows: Sequence[SurveyRow], file: Path) -> None:
-    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(SurveyRow)}
-    if file.suffix == ".parquet":
-        pq.write_table(pa.table(columns, schema=_schema()), file)
-    else:
-        kind = "ascii.ecsv" if file.suffix == ".ecsv" else "ascii.csv"
-        Table(columns, dtype=_DTYPES).write(file, format=kind, overwrite=True)
-
-
-_KINDS = {"int": (np.int64, pa.int64()), "float": (np.float64, pa.float64())}
-_DTYPES = [_KINDS.get(str(f.type), (np.str_, pa.string()))[0] for f in fields(SurveyRow)]
-
-
-def _schema() -> pa.Schema:
-    return pa.schema(
-        [(f.name, _KINDS.get(str(f.type), (np.str_, pa.string()))[1]) for f in fields(SurveyRow)]
-    )
-
-
-def as_dict(row: SurveyRow) -> dict[str, Any]:
-    """Give a row as a mapping of plain values."""
-    return asdict(row)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import astuple
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,14 +14,9 @@ from hypothesis import strategies as st
 
 from fcnpipe.core.errors import SpecError
 from fcnpipe.remote import RemoteError
-from fcnpipe.survey import image_list
-from fcnpipe.survey.image_list import (
-    SurveyRow,
-    check_table_path,
-    list_images,
-    safe_stem,
-    write_table,
-)
+from fcnpipe.survey import image_list, result_table
+from fcnpipe.survey.image_list import list_images, safe_stem
+from fcnpipe.survey.result_table import SurveyRow, write_table
 from tests.conftest import Bucket
 from tests.remote.servers import Site, now_and_then
 
@@ -225,38 +218,6 @@ def test_names_that_had_to_be_changed_stay_apart() -> None:
     assert "secret" not in safe_stem("https://host/field.fits?token=secret")
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".ecsv", ".parquet"])
-@pytest.mark.parametrize(
-    "rows",
-    [[], [SurveyRow("a, b", "o", "failed", error='said "no"'), SurveyRow("c", "d", "done", 5)]],
-)
-def test_the_table_comes_back_as_it_was(tmp_path: Path, suffix: str, rows: list[SurveyRow]) -> None:
-    path = tmp_path / f"new/table{suffix}"
-    write_table(rows, str(path))
-    if suffix == ".parquet":
-        assert pq.read_table(path).to_pylist() == [
-            {name: getattr(row, name) for name in SurveyRow.__slots__} for row in rows
-        ]
-    else:
-        found = Table.read(path, format=f"ascii{suffix}")
-        assert found.colnames == list(SurveyRow.__slots__)
-        assert [[_text(cell) for cell in row] for row in found] == [
-            [_text(cell) for cell in astuple(row)] for row in rows
-        ]
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def _text(cell: object) -> str:
-    return "" if cell is np.ma.masked else str(cell)
-
-
-def test_a_table_of_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(SpecError, match="suffix"):
-        check_table_path("out/survey.xlsx")
-    with pytest.raises(SpecError, match="cannot be written: give a file on disk, s3:// or gs://"):
-        check_table_path("https://host/survey.ecsv")
-
-
 @pytest.mark.usefixtures("hasty")
 def test_a_survey_of_a_bucket_in_a_bucket(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,10 +232,10 @@ def test_a_survey_of_a_bucket_in_a_bucket(
         "a.fits": f"{place}/out/a.zarr", "b.fits": f"{place}/out/b.zarr",
     }  # fmt: skip
     rows = [SurveyRow(f"{place}/{name}.fits", f"{place}/out/{name}.zarr", "done") for name in "ab"]
-    begun = image_list.mark_started(f"{place}/out/survey.ecsv")
-    assert begun == image_list.mark_started(f"{place}/out/survey.ecsv") != ""
+    begun = result_table.mark_started(f"{place}/out/survey.ecsv")
+    assert begun == result_table.mark_started(f"{place}/out/survey.ecsv") != ""
     write_table(rows, f"{place}/out/survey.ecsv")
-    image_list.mark_finished(f"{place}/out/survey.ecsv")
+    result_table.mark_finished(f"{place}/out/survey.ecsv")
     assert bucket.traffic.faults >= 2
     bucket.traffic.clear()
     (found,) = bucket.read_all(f"{tmp_path.name}/out").values()
