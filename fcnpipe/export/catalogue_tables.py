@@ -108,12 +108,10 @@ def export_votable(store: FinishedStore, path: str | Path) -> None:
 
 def export_parquet(store: FinishedStore, path: str | Path) -> None:
     """Write parquet in blocks of rows; column attributes become metadata of the fields."""
-    fields = [
-        pa.field(
-            name, pa.from_numpy_dtype(values.dtype), metadata=_to_text(store.column_attrs(name))
-        )
-        for name, values in store.read_sources(rows=slice(0, 0)).items()
-    ]
+    fields = []
+    for name, values in store.read_sources(rows=slice(0, 0)).items():
+        metadata = {key: str(value) for key, value in store.column_attrs(name).items()}
+        fields.append(pa.field(name, pa.from_numpy_dtype(values.dtype), metadata=metadata))
     schema = pa.schema(fields, metadata={"run_key": str(store.attrs.get("run_key", ""))})
     with (
         atomic_write(path) as temporary,
@@ -121,10 +119,6 @@ def export_parquet(store: FinishedStore, path: str | Path) -> None:
     ):
         for block in store.source_blocks():
             writer.write_table(pa.table(block, schema=schema))
-
-
-def _to_text(attrs: dict[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in attrs.items()}
 
 
 TABLES: dict[str, Callable[[FinishedStore, str | Path], None]] = {

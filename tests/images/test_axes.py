@@ -12,7 +12,7 @@ from fcnpipe.images.axes import fold_axes
 
 
 @pytest.mark.parametrize("colours", [1, 3, 4])
-def test_colours_that_come_last_are_refused(colours: int) -> None:
+def test_colours_as_the_last_axis_are_refused(colours: int) -> None:
     with pytest.raises(InputError, match=r"a.npy has axes .* as if they were \(y, x, band\): move"):
         fold_axes((300, 260, colours), "a.npy")
     assert fold_axes((colours, 300, 260), "a.npy") == (colours, 300, 260)

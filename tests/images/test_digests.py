@@ -1,4 +1,4 @@
-"""The digest of a file, part by part."""
+"""Digests of files, computed from parts."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_every_byte_counts_and_no_other(path: Path) -> None:
+def test_the_digest_covers_exactly_the_given_bytes(path: Path) -> None:
     before, data = hash_file(str(path), 3, 41), bytearray(path.read_bytes())
     for i in range(len(data)):
         changed = data.copy()
@@ -26,14 +26,14 @@ def test_every_byte_counts_and_no_other(path: Path) -> None:
         assert (hash_file(str(path), 3, 41) != before) == (3 <= i < 41)
 
 
-def test_parts_in_another_order_are_another_file(path: Path) -> None:
+def test_the_order_of_parts_matters(path: Path) -> None:
     data = path.read_bytes()
     before = hash_file(str(path))
     path.write_bytes(data[10:20] + data[:10] + data[20:])
     assert hash_file(str(path)) != before
 
 
-def test_without_an_end_all_of_it_counts(path: Path) -> None:
+def test_the_default_end_is_that_of_the_file(path: Path) -> None:
     assert hash_file(str(path)) == hash_file(str(path), 0, 47)
     assert hash_file(str(path)) != hash_file(str(path), 0, 46)
     assert hash_file(str(path)) != hash_file(str(path), prefix="cards")

@@ -1,3 +1,5 @@
+"""Opening of images, from one file or several, and of the maps that belong to them."""
+
 from __future__ import annotations
 
 import os
@@ -13,6 +15,7 @@ from astropy.io import fits
 from fcnpipe import images
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box
+from tests.images.telescope_files import write_telescope_file
 
 
 def write(path: Path, shape: tuple[int, ...], value: float = 0.0, **cards: object) -> Path:
@@ -40,7 +43,7 @@ def test_one_file_twice_has_numbered_bands(tmp_path: Path) -> None:
     assert images.open_image([path, path]).info.bands == ("0", "1")
 
 
-def test_hdus_of_one_file_are_bands_called_after_them(tmp_path: Path) -> None:
+def test_hdus_of_one_file_are_bands_named_after_them(tmp_path: Path) -> None:
     planes = [fits.ImageHDU(np.zeros(shape, "f4"), name=n) for n, shape in
               (("G", (6, 5)), ("R", (6, 5)), ("ODD", (7, 5)))]  # fmt: skip
     path = tmp_path / "a.fits"
@@ -51,7 +54,7 @@ def test_hdus_of_one_file_are_bands_called_after_them(tmp_path: Path) -> None:
         images.open_image([f"{path}[G]", f"{path}[ODD]"])
 
 
-def test_least_saturation_level_counts(tmp_path: Path) -> None:
+def test_the_minimum_saturation_level_is_used(tmp_path: Path) -> None:
     one = write(tmp_path / "a.fits", (6, 5), SATURATE=900.0, GAIN=2.0)
     two = write(tmp_path / "b.fits", (6, 5), SATURATE=500.0, GAIN=4.0)
     image = images.open_image([one, two])
@@ -88,7 +91,7 @@ def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
         images.open_image(tmp_path)
 
 
-def test_content_counts_and_not_the_name(tmp_path: Path) -> None:
+def test_the_format_is_recognised_by_content(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((3, 4)))
     (tmp_path / "a.npy").rename(tmp_path / "a.fits")
     assert images.open_image(tmp_path / "a.fits").info.shape == (1, 3, 4)
@@ -121,16 +124,8 @@ def test_another_process_reads_the_same(tmp_path: Path, compressed: bool) -> Non
     assert float(done.stdout) == values[5:60, 6:50].sum()
 
 
-def several(path: Path) -> Path:
-    """Write one file of two bands, noise and flags, as space telescopes do."""
-    extensions = [("SCI", 1, 10), ("DQ", 1, 11), ("SCI", 2, 20), ("ERR", 2, 22)]
-    hdus = [fits.ImageHDU(np.full((6, 5), v, "f4"), name=n, ver=k) for n, k, v in extensions]
-    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
-    return path
-
-
 def test_brackets_name_an_hdu(tmp_path: Path) -> None:
-    path, box = several(tmp_path / "a.fits"), Box(0, 0, 1, 1)
+    path, box = write_telescope_file(tmp_path / "a.fits"), Box(0, 0, 1, 1)
     image = images.open_image([f"{path}[SCI,1]", f"{path}[3]", str(path)], hdu="ERR")
     assert [image.read(box, band).item() for band in range(3)] == [10, 20, 22]
     assert images.open_map(f"{path}[dq]", None, (6, 5), "mask").read_integer(box) == 11
@@ -148,15 +143,15 @@ def test_a_file_of_tables_holds_no_image(tmp_path: Path) -> None:
 
 
 def test_a_file_may_have_brackets_in_its_name(tmp_path: Path) -> None:
-    path = several(tmp_path / "a[SCI]")
+    path = write_telescope_file(tmp_path / "a[SCI]")
     assert images.open_image(path, 4).read(Box(0, 0, 1, 1)) == 22
     assert images.open_image(f"{path}[4]").read(Box(0, 0, 1, 1)) == 22
 
 
-# ---------------------------------------------------------------- planes
+# ---------------------------------------------------------------- maps
 
 
-def test_a_plane_that_fits(tmp_path: Path) -> None:
+def test_a_map_of_the_right_shape_is_opened(tmp_path: Path) -> None:
     path = write(tmp_path / "w.fits", (6, 5), 2)
     assert images.open_map(path, None, (6, 5), "weight").read(Box(0, 0, 1, 1)) == 2
     assert images.open_map(path, 0, (3, 6, 5), "weight").info.shape == (1, 6, 5)
@@ -165,11 +160,11 @@ def test_a_plane_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "given"), [((6, 5), (5, 6)), ((2, 6, 5), (6, 5)), ((2, 6, 5), (3, 6, 5))]
 )
-def test_a_plane_that_does_not_fit(
+def test_a_map_of_another_shape_is_refused(
     tmp_path: Path, own: tuple[int, ...], given: tuple[int, ...]
 ) -> None:
     path = write(tmp_path / "m.fits", own)
     ours, theirs = (" x ".join(map(str, shape)) for shape in (own, given))
-    says = rf"mask .*m\.fits is {ours} px but the image is {theirs} px"
-    with pytest.raises(InputError, match=says):
+    message = rf"mask .*m\.fits is {ours} px but the image is {theirs} px"
+    with pytest.raises(InputError, match=message):
         images.open_map(path, None, given, "mask")

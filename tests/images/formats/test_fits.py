@@ -1,3 +1,5 @@
+"""Reading of FITS images: the values of astropy, headers, HDUs, damage, caches and memory."""
+
 from __future__ import annotations
 
 import bz2
@@ -45,7 +47,7 @@ def plain(dtype: str) -> Callable[[Path], Path]:
     return lambda folder: write_hdu(folder / "a.fits", fits.PrimaryHDU(values))
 
 
-def holes(folder: Path) -> Path:
+def with_nan(folder: Path) -> Path:
     values = FLOATS.copy()
     values[3:9, 40:] = np.nan
     return write_hdu(folder / "a.fits", fits.ImageHDU(values, name="SCI"))
@@ -59,7 +61,7 @@ def blank(folder: Path) -> Path:
 
 
 def scaled(dtype: str) -> Callable[[Path], Path]:
-    """A power of two and a short sum: astropy's float32 arithmetic makes no error."""
+    """Return a writer of scaled integers whose factor and offset are exact in float32, as astropy uses."""
 
     def write(folder: Path) -> Path:
         hdu = fits.PrimaryHDU(WHOLE.astype(dtype))
@@ -83,9 +85,9 @@ def compressed(dtype: str, **options: object) -> Callable[[Path], Path]:
     return write
 
 
-def packed(opener: Callable[..., object], suffix: str) -> Callable[[Path], Path]:
+def gzip_or_bzip2(opener: Callable[..., object], suffix: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        source = holes(folder)
+        source = with_nan(folder)
         target = folder / f"a.fits{suffix}"
         with opener(target, "wb") as sink:
             sink.write(source.read_bytes())
@@ -113,7 +115,7 @@ FLAVOURS: dict[str, Callable[[Path], Path]] = {
     **{f"plain-{t}": plain(t) for t in ("uint8", "int16", "int32", "int64", "float32", "float64")},
     "plain-uint16": plain("uint16"),
     "plain-uint32": plain("uint32"),
-    "holes": holes,
+    "nan": with_nan,
     "blank": blank,
     "scaled-int16": scaled("int16"),
     "scaled-float32": scaled("float32"),
@@ -124,8 +126,8 @@ FLAVOURS: dict[str, Callable[[Path], Path]] = {
     "gzip2-cells": compressed("float64", compression_type="GZIP_2", tile_shape=(50, 20)),
     "hcompress": compressed("float32", compression_type="HCOMPRESS_1", tile_shape=(40, 50)),
     "plio": compressed("int32", compression_type="PLIO_1"),
-    "gz": packed(gzip.open, ".gz"),
-    "bz2": packed(bz2.open, ".bz2"),
+    "gz": gzip_or_bzip2(gzip.open, ".gz"),
+    "bz2": gzip_or_bzip2(bz2.open, ".bz2"),
     "cube": cube,
     "radio": radio,
     "compressed-cube": compressed_cube,
@@ -133,7 +135,7 @@ FLAVOURS: dict[str, Callable[[Path], Path]] = {
 
 
 def read_truth(path: Path) -> NDArray[np.float32]:
-    """The whole image as astropy gives it."""
+    """Return the whole image as astropy reads it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with fits.open(path, memmap=False) as hdus:
@@ -159,7 +161,7 @@ class TestFlavours(ImageTests):
         return read_truth(path)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no real images here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real images")
 class TestRealImages(ImageTests):
     NAMES = ("kids_g", "m13_blue_0001", "decam_ooi_z", "decam_ood_z", "ctio_tpv", "horsehead")
 
@@ -199,18 +201,18 @@ def test_scaling_is_rounded_once(
     np.testing.assert_array_equal(values_read, expected.astype(np.float32))
 
 
-def test_plain_and_section_paths_are_equal(tmp_path: Path) -> None:
-    """The same numbers plain and losslessly compressed."""
+def test_plain_and_compressed_readers_agree(tmp_path: Path) -> None:
+    """The same values are stored plain and losslessly compressed."""
     write_hdu(tmp_path / "a.fits", fits.PrimaryHDU(FLOATS))
     write_hdu(
         tmp_path / "b.fits",
         fits.CompImageHDU(FLOATS, compression_type="GZIP_2", quantize_level=0, tile_shape=(31, 17)),
     )
-    fast, slow = (images.open_image(tmp_path / name) for name in ("a.fits", "b.fits"))
-    assert isinstance(fast.readers[0], reader.PlainReader)
-    assert isinstance(slow.readers[0], reader.CompressedReader)
+    plain, compressed = (images.open_image(tmp_path / name) for name in ("a.fits", "b.fits"))
+    assert isinstance(plain.readers[0], reader.PlainReader)
+    assert isinstance(compressed.readers[0], reader.CompressedReader)
     for box in draw_boxes(SHAPE, 30):
-        np.testing.assert_array_equal(fast.read(box), slow.read(box))
+        np.testing.assert_array_equal(plain.read(box), compressed.read(box))
 
 
 def test_masks_keep_every_bit(tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_64_bit_masks_keep_every_bit(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values.view(np.uint64), bits)
 
 
-def test_fractions_in_a_mask_stay_bad(tmp_path: Path) -> None:
+def test_fractions_in_a_mask_stay_non_zero(tmp_path: Path) -> None:
     path = write_hdu(tmp_path / "m.fits", fits.ImageHDU(np.array([[0, 0.25, -0.5, np.nan]], "f4")))
     values = images.open_image(path).read_integer(Box(0, 0, 1, 4))
     assert values.tolist() == [[0, 1, -1, -1]]
@@ -235,7 +237,7 @@ def test_fractions_in_a_mask_stay_bad(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- header
 
 
-def test_cards_carry_the_wcs_but_not_the_storage(tmp_path: Path) -> None:
+def test_cards_describe_the_wcs_but_not_the_storage(tmp_path: Path) -> None:
     hdu = fits.CompImageHDU(WHOLE.astype(np.int16), name="SCI")
     hdu.header.update(CTYPE1="RA---TAN", CTYPE2="DEC--TAN", CRVAL1=10.0, CRVAL2=-5.0, BUNIT="adu")
     hdu.header.update(CRPIX1=1.0, CRPIX2=2.0, CDELT1=-1e-4, CDELT2=1e-4, GAIN=2.5, SATURATE=6e4)
@@ -250,8 +252,8 @@ def test_cards_carry_the_wcs_but_not_the_storage(tmp_path: Path) -> None:
     assert images.header_value(image.info, "NOPE", "none") == "none"
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no real images here")
-def test_distortion_survives() -> None:
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real images")
+def test_distortion_keywords_are_kept() -> None:
     image = images.open_image(DATA / "ctio_tpv.fits")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -276,13 +278,13 @@ def test_gain_of_the_primary_header_is_inherited(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "high", True, 0.0, -1.0])
-def test_a_gain_that_is_none(tmp_path: Path, value: object) -> None:
+def test_an_invalid_gain_is_ignored(tmp_path: Path, value: object) -> None:
     hdu = fits.PrimaryHDU(WHOLE)
     hdu.header["GAIN"] = value
     assert images.open_image(write_hdu(tmp_path / "a.fits", hdu)).gain is None
 
 
-def test_a_broken_card_costs_nothing_else(tmp_path: Path) -> None:
+def test_a_broken_card_does_not_affect_others(tmp_path: Path) -> None:
     path = tmp_path / "a.fits"
     fits.writeto(path, np.ones((4, 4), np.float32), fits.Header({"LONG": "y" * 150, "GAIN": 2.5}))
     content = path.read_bytes()
@@ -325,7 +327,7 @@ def test_hdu_is_found(several: Path, hdu: int | str | None, value: int) -> None:
 
 
 @pytest.mark.parametrize("hdu", [5, -1, "ERR", "SCI,3"])
-def test_missing_hdu_lists_what_there_is(several: Path, hdu: int | str) -> None:
+def test_a_missing_hdu_error_lists_the_hdus(several: Path, hdu: int | str) -> None:
     with pytest.raises(
         InputError, match=r"no HDU .*0 PRIMARY \(no image\).*3 SCI \(4 x 5\)"
     ) as caught:
@@ -333,29 +335,29 @@ def test_missing_hdu_lists_what_there_is(several: Path, hdu: int | str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_is_no_image(several: Path) -> None:
+def test_a_table_is_refused(several: Path) -> None:
     with pytest.raises(InputError, match="'TAB' holds no image"):
         images.open_image(several, "TAB")
 
 
-def test_a_spectrum_is_no_image(several: Path) -> None:
+def test_a_spectrum_is_refused(several: Path) -> None:
     with pytest.raises(InputError, match=r"has axes \(3,\)"):
         images.open_image(several, "LINE")
 
 
-def test_no_image_at_all(tmp_path: Path) -> None:
+def test_a_file_without_image_is_refused(tmp_path: Path) -> None:
     fits.PrimaryHDU().writeto(tmp_path / "a.fits")
     with pytest.raises(InputError, match="holds no image, only 0 PRIMARY"):
         images.open_image(tmp_path / "a.fits")
 
 
-def test_too_many_axes(tmp_path: Path) -> None:
+def test_too_many_axes_are_refused(tmp_path: Path) -> None:
     path = write_hdu(tmp_path / "a.fits", fits.PrimaryHDU(np.zeros((2, 3, 4, 5), np.int16)))
     with pytest.raises(InputError, match=r"axes \(2, 3, 4, 5\)"):
         images.open_image(path)
 
 
-def test_no_pixels(tmp_path: Path) -> None:
+def test_an_empty_image_is_refused(tmp_path: Path) -> None:
     hdu = fits.PrimaryHDU(np.zeros((1, 1), np.int16))
     path = write_hdu(tmp_path / "a.fits", hdu)
     text = path.read_bytes().replace(
@@ -370,7 +372,7 @@ def test_no_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flavour", ["plain-float32", "rice-rows", "hcompress", "gz"])
-def test_truncation_is_seen_at_once(tmp_path: Path, flavour: str) -> None:
+def test_truncation_is_detected_on_opening(tmp_path: Path, flavour: str) -> None:
     path = FLAVOURS[flavour](tmp_path)
     with path.open("r+b") as handle:
         handle.truncate(path.stat().st_size // 2)
@@ -380,7 +382,7 @@ def test_truncation_is_seen_at_once(tmp_path: Path, flavour: str) -> None:
     assert path.name in str(caught.value)
 
 
-def test_a_missing_pad_is_no_truncation(tmp_path: Path) -> None:
+def test_missing_padding_is_accepted(tmp_path: Path) -> None:
     path = FLAVOURS["plain-float32"](tmp_path)
     truth = read_truth(path)
     with path.open("r+b") as handle:
@@ -388,7 +390,7 @@ def test_a_missing_pad_is_no_truncation(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images.open_image(path).read(Box(0, 0, *SHAPE)), truth[0])
 
 
-def test_one_lost_byte_is_truncation(tmp_path: Path) -> None:
+def test_one_missing_byte_is_truncation(tmp_path: Path) -> None:
     path = FLAVOURS["plain-float32"](tmp_path)
     with path.open("r+b") as handle:
         handle.truncate(path.stat().st_size - (-4 * FLOATS.size % 2880) - 1)
@@ -396,7 +398,7 @@ def test_one_lost_byte_is_truncation(tmp_path: Path) -> None:
         images.open_image(path)
 
 
-def test_a_file_that_shrinks_later(tmp_path: Path) -> None:
+def test_truncation_after_opening_is_reported(tmp_path: Path) -> None:
     path = FLAVOURS["plain-float32"](tmp_path)
     image = images.open_image(path)
     with path.open("r+b") as handle:
@@ -407,7 +409,7 @@ def test_a_file_that_shrinks_later(tmp_path: Path) -> None:
         image.read(Box(100, 0, 150, 97))
 
 
-def test_damaged_cells_are_named(tmp_path: Path) -> None:
+def test_damaged_cells_are_reported(tmp_path: Path) -> None:
     path = FLAVOURS["gzip-rows"](tmp_path)
     content = bytearray(path.read_bytes())
     content[-6000:-2880] = b"\0" * (6000 - 2880)
@@ -417,8 +419,8 @@ def test_damaged_cells_are_named(tmp_path: Path) -> None:
         image.read(Box(0, 0, *SHAPE))
 
 
-def test_damage_costs_only_its_own_tiles(tmp_path: Path) -> None:
-    """Lines that share a decoded cell with a broken one are still read."""
+def test_damage_affects_only_its_own_compression_tiles(tmp_path: Path) -> None:
+    """Rows that share a decoded cell with a damaged tile are still read."""
     path = FLAVOURS["gzip-rows"](tmp_path)
     truth = read_truth(path)
     content = bytearray(path.read_bytes())
@@ -430,26 +432,25 @@ def test_damage_costs_only_its_own_tiles(tmp_path: Path) -> None:
         image.read(Box(128, 0, 150, 97))
 
 
-def test_rubbish_after_a_good_start(tmp_path: Path) -> None:
+def test_garbage_after_a_valid_start_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.fits").write_bytes(b"SIMPLE  = rubbish" * 9)
     with pytest.raises(InputError) as caught:
         images.open_image(tmp_path / "a.fits")
     assert "\n" not in str(caught.value)
 
 
-# ---------------------------------------------------------------- packed files
+# ---------------------------------------------------------------- gzip and bzip2 files
 
 
-def test_another_machine_unpacks_its_own_copy(tmp_path: Path) -> None:
-    image = images.open_image(packed(gzip.open, ".gz")(tmp_path))
+def test_a_missing_decompressed_copy_is_made_again(tmp_path: Path) -> None:
+    image = images.open_image(gzip_or_bzip2(gzip.open, ".gz")(tmp_path))
     before = image.read(Box(0, 0, *SHAPE))
-    unpacked = image.readers[0].file.copy
-    os.unlink(unpacked)
+    os.unlink(image.readers[0].file.copy)
     np.testing.assert_array_equal(image.read(Box(0, 0, *SHAPE)), before)
 
 
 def test_temporary_files_are_removed(tmp_path: Path) -> None:
-    path = packed(gzip.open, ".gz")(tmp_path)
+    path = gzip_or_bzip2(gzip.open, ".gz")(tmp_path)
     folder = tmp_path / "tmp"
     folder.mkdir()
     code = (
@@ -463,20 +464,20 @@ def test_temporary_files_are_removed(tmp_path: Path) -> None:
     assert not list(folder.iterdir())
 
 
-def test_packing_does_not_change_the_digest(tmp_path: Path) -> None:
+def test_compression_does_not_change_the_digest(tmp_path: Path) -> None:
     (tmp_path / "gz").mkdir()
-    one, two = holes(tmp_path), packed(gzip.open, ".gz")(tmp_path / "gz")
+    one, two = with_nan(tmp_path), gzip_or_bzip2(gzip.open, ".gz")(tmp_path / "gz")
     assert images.open_image(one).digest() == images.open_image(two).digest()
 
 
-def test_digest_tells_hdus_and_pixels_apart(several: Path) -> None:
+def test_the_digest_depends_on_hdu_and_pixels(several: Path) -> None:
     digests = {images.open_image(several, hdu).digest() for hdu in (3, 4)}
     with fits.open(several, mode="update") as hdus:
         hdus[3].data[1, 1] += 1
     assert len(digests | {images.open_image(several, 3).digest()}) == 3
 
 
-def test_a_rewritten_file_is_read_anew(tmp_path: Path) -> None:
+def test_a_rewritten_file_is_read_again(tmp_path: Path) -> None:
     for value in (1, 2):
         hdu = fits.CompImageHDU(np.full((9, 9), value, np.int16))
         fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "a.fits", overwrite=True)
@@ -488,7 +489,7 @@ def test_a_rewritten_file_is_read_anew(tmp_path: Path) -> None:
 
 
 def write_sparse(path: Path, height: int, width: int) -> None:
-    """A float32 image of zeros that takes no room on disk."""
+    """Write a float32 image of zeros as a sparse file."""
     header = fits.PrimaryHDU(np.zeros((1, 1), np.float32)).header
     header["NAXIS1"], header["NAXIS2"] = width, height
     with path.open("wb") as handle:
@@ -496,9 +497,9 @@ def write_sparse(path: Path, height: int, width: int) -> None:
         handle.truncate(handle.tell() + 4 * height * width)
 
 
-def test_a_large_image_is_never_in_memory(tmp_path: Path) -> None:
+def test_a_large_image_is_not_loaded(tmp_path: Path) -> None:
     write_sparse(tmp_path / "a.fits", 60_000, 50_000)
-    images.open_image(tmp_path / "a.fits").read(Box(0, 0, 2, 2))  # loads what reads rows
+    images.open_image(tmp_path / "a.fits").read(Box(0, 0, 2, 2))  # loads the compiled function
     tracemalloc.start()
     try:
         image = images.open_image(tmp_path / "a.fits")
@@ -515,7 +516,7 @@ def test_a_large_image_is_never_in_memory(tmp_path: Path) -> None:
 def test_rows_come_in_strips_of_any_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gap: int, interrupted: bool
 ) -> None:
-    """Each row alone or with what lies between, several strips, and a system that gives less than asked."""
+    """Rows are read alone or with the gaps, in several strips, and despite short reads of the system."""
     if interrupted:
         monkeypatch.setattr(file_access, "_pread_rows", lambda *_: 0)
     monkeypatch.setattr(file_access, "STRIP_BYTES", 1500)
@@ -529,7 +530,7 @@ def test_rows_come_in_strips_of_any_length(
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Box]:
-    """Every cell that is decoded from now on."""
+    """Record every cell that is decoded."""
     seen: list[Box] = []
     decode = reader._OpenHdu.decode
 
@@ -541,7 +542,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Box]:
     return seen
 
 
-def test_neighbouring_boxes_decode_a_row_once(tmp_path: Path, decoded: list[Box]) -> None:
+def test_neighbouring_boxes_decode_each_cell_once(tmp_path: Path, decoded: list[Box]) -> None:
     values = RNG.integers(0, 99, (300, 500)).astype(np.int16)
     path = write_hdu(tmp_path / "a.fits", fits.CompImageHDU(values))
     image = images.open_image(path)
@@ -550,7 +551,7 @@ def test_neighbouring_boxes_decode_a_row_once(tmp_path: Path, decoded: list[Box]
     assert len(decoded) == len(set(decoded)) == 5
 
 
-def test_decoded_cells_are_forgotten(
+def test_the_cache_of_decoded_cells_is_limited(
     tmp_path: Path, decoded: list[Box], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "CACHE_BYTES", 300 * 500 * 2 // 2)
@@ -563,10 +564,10 @@ def test_decoded_cells_are_forgotten(
     assert len(decoded) > 5
 
 
-def test_hcompress_is_decoded_one_at_a_time(
+def test_hcompress_is_decoded_by_one_thread_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its decoder keeps its state in static variables and lets other threads run."""
+    """Its decoder keeps its state in static variables and releases the GIL."""
     monkeypatch.setattr(reader, "CACHE_BYTES", 1)
     values = RNG.integers(0, 9999, (1024, 1024)).astype(np.int32)
     hdu = fits.CompImageHDU(values, compression_type="HCOMPRESS_1", tile_shape=(128, 128))
@@ -577,7 +578,7 @@ def test_hcompress_is_decoded_one_at_a_time(
             np.testing.assert_array_equal(found, values[box.slices])
 
 
-def test_compressed_reading_stays_within_what_it_states(tmp_path: Path) -> None:
+def test_compressed_reading_stays_within_its_overhead(tmp_path: Path) -> None:
     values = RNG.integers(0, 9999, (3000, 2000)).astype(np.int16)
     hdu = fits.CompImageHDU(values, tile_shape=(250, 250))
     image = images.open_image(write_hdu(tmp_path / "a.fits", hdu))
@@ -593,7 +594,7 @@ def test_compressed_reading_stays_within_what_it_states(tmp_path: Path) -> None:
     assert peak < 2 * found.nbytes + image.overhead_bytes
 
 
-def test_remote_images_are_read_by_section() -> None:
+def test_an_image_behind_a_url_is_read() -> None:
     import fsspec
 
     with fsspec.open("memory://fcnpipe/a.fits", "wb") as sink:

@@ -1,3 +1,5 @@
+"""Reading of TIFF, PNG, JPEG and npy."""
+
 from __future__ import annotations
 
 import logging
@@ -120,7 +122,7 @@ class TestFlavours(ImageTests):
         return values.reshape(-1, *values.shape[-2:])
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no real images here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real images")
 def test_a_real_micrograph() -> None:
     image = images.open_image(DATA / "isbi2012" / "image" / "0.png")
     assert image.info.shape == (1, 512, 512)
@@ -132,7 +134,7 @@ def test_colours_have_names(tmp_path: Path) -> None:
     assert images.open_image(path).info.bands == ("red", "green", "blue")
 
 
-def test_series_are_chosen_by_number(tmp_path: Path) -> None:
+def test_series_are_selected_by_number(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(GREY)
         writer.write(FLOATS[:20, :20], tile=(16, 16))
@@ -142,7 +144,7 @@ def test_series_are_chosen_by_number(tmp_path: Path) -> None:
         images.open_image(tmp_path / "a.tif", 2)
 
 
-def test_no_data_of_gdal_is_blank(tmp_path: Path) -> None:
+def test_no_data_of_gdal_becomes_nan(tmp_path: Path) -> None:
     values = GREY.copy()
     values[3, 4] = 77
     tag = (42113, "s", 0, "77", True)
@@ -157,7 +159,7 @@ def test_an_hdu_of_a_png_is_refused(tmp_path: Path) -> None:
         images.open_image(path, 1)
 
 
-def test_16_bit_colour_png_is_not_cut_down(tmp_path: Path) -> None:
+def test_16_bit_colour_png_is_refused(tmp_path: Path) -> None:
     path, _ = FLAVOURS["png-colour"](tmp_path)
     content = bytearray(path.read_bytes())
     content[24] = 16
@@ -166,14 +168,16 @@ def test_16_bit_colour_png_is_not_cut_down(tmp_path: Path) -> None:
         images.open_image(path)
 
 
-def test_a_picture_too_large_to_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_too_large_to_decode_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(raster, "MAX_WHOLE_PIXELS", 1000)
     path, _ = FLAVOURS["png-8"](tmp_path)
     with pytest.raises(InputError, match=r"60 x 45 px.*1000 px at most.*tiled TIFF"):
         images.open_image(path)
 
 
-def test_only_our_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_pillow_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 10)
     path, values = FLAVOURS["png-8"](tmp_path)
     np.testing.assert_array_equal(images.open_image(path).read(Box(0, 0, 60, 45)), values)
@@ -181,7 +185,7 @@ def test_only_our_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"II*\0", "requires a buffer"),
         (b"II*\0" + b"\xff" * 9, "it holds no image"),
@@ -189,24 +193,26 @@ def test_only_our_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (b"\x93NUMPY\x09\0", "npy of version 9.0 is not supported"),
     ],
 )
-def test_stumps_are_reported(tmp_path: Path, content: bytes, said: str) -> None:
+def test_incomplete_headers_are_reported(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.img").write_bytes(content)
-    with pytest.raises(InputError, match=rf"a\.img cannot be read: .*{said}"):
+    with pytest.raises(InputError, match=rf"a\.img cannot be read: .*{message}"):
         images.open_image(tmp_path / "a.img")
 
 
-def test_what_a_compression_needs_is_told(tmp_path: Path) -> None:
+def test_a_missing_codec_is_named(tmp_path: Path) -> None:
     Pillow.fromarray(GREY).save(tmp_path / "a.tif", compression="tiff_lzw")
     with pytest.raises(InputError, match=r"LZW.*'imagecodecs' package; install it, or write"):
         images.open_image(tmp_path / "a.tif")
 
 
 def test_tifffile_does_not_write_to_the_terminal() -> None:
-    assert logging.getLogger("tifffile").handlers  # else the last resort of logging does
+    assert logging.getLogger(
+        "tifffile"
+    ).handlers  # otherwise the handler of last resort writes to it
 
 
 @pytest.mark.parametrize("flavour", ["tiff-plain", "npy", "npy-fortran"])
-def test_a_file_that_shrinks_later(tmp_path: Path, flavour: str) -> None:
+def test_truncation_after_opening_is_reported(tmp_path: Path, flavour: str) -> None:
     path, _ = FLAVOURS[flavour](tmp_path)
     image = images.open_image(path)
     os.truncate(path, path.stat().st_size // 2)
@@ -215,7 +221,7 @@ def test_a_file_that_shrinks_later(tmp_path: Path, flavour: str) -> None:
 
 
 @pytest.mark.parametrize("flavour", ["tiff-plain", "tiff-zip", "png-8", "jpeg", "npy"])
-def test_truncation_is_reported(tmp_path: Path, flavour: str) -> None:
+def test_truncation_is_detected_on_opening(tmp_path: Path, flavour: str) -> None:
     path, _ = FLAVOURS[flavour](tmp_path)
     with path.open("r+b") as handle:
         handle.truncate(path.stat().st_size // 3)
@@ -234,7 +240,7 @@ def test_truncation_is_reported(tmp_path: Path, flavour: str) -> None:
         (np.array([[None]]), "object"),
     ],
 )
-def test_arrays_that_are_no_images(
+def test_arrays_that_are_not_images_are_refused(
     tmp_path: Path, values: NDArray[np.generic], message: str
 ) -> None:
     np.save(tmp_path / "a.npy", values, allow_pickle=True)
@@ -242,7 +248,7 @@ def test_arrays_that_are_no_images(
         images.open_image(tmp_path / "a.npy")
 
 
-def test_a_tiled_tiff_is_never_in_memory(tmp_path: Path) -> None:
+def test_a_tiled_tiff_is_not_loaded(tmp_path: Path) -> None:
     values = np.zeros((4096, 4096), np.float32)
     tifffile.imwrite(tmp_path / "a.tif", values, tile=(256, 256), compression="zlib")
     image = images.open_image(tmp_path / "a.tif")

@@ -1,3 +1,5 @@
+"""Reading of zarr arrays, groups, OME-NGFF pyramids and stores of xarray."""
+
 from __future__ import annotations
 
 import warnings
@@ -40,14 +42,14 @@ def cube(folder: Path) -> Made:
     return f"file://{folder / 'a.zarr'}", CUBE
 
 
-def lone(folder: Path) -> Made:
+def single_array(folder: Path) -> Made:
     group = zarr.open_group(str(folder / "a.zarr"), mode="w")
     group.create_array("deep", data=CUBE, chunks=(3, 20, 20))
     return str(folder / "a.zarr"), CUBE
 
 
 def missing_chunks(folder: Path) -> Made:
-    """Chunks that were never written are the fill value."""
+    """Chunks that were never written hold the fill value."""
     made = zarr.create_array(
         str(folder / "a.zarr"), shape=(64, 64), chunks=(16, 16), dtype="f4", fill_value=np.nan
     )
@@ -72,7 +74,7 @@ def pyramid(version: str) -> Callable[[Path], Made]:
 
 
 def by_xarray(version: int, **encoding: object) -> Callable[[Path], Made]:
-    """Two images beside each other: `science` is meant."""
+    """Return a writer of a store with two images, of which `science` is to be read."""
 
     def write(folder: Path) -> Made:
         path = str(folder / "x.zarr")
@@ -103,7 +105,7 @@ FLAVOURS: dict[str, Callable[[Path], Made]] = {
     "v3": array(3),
     "sharded": array(3, shards=(64, 64)),
     "cube": cube,
-    "group of one": lone,
+    "group of one": single_array,
     "missing chunks": missing_chunks,
     "ome-0.4": pyramid("0.4"),
     "ome-0.5": pyramid("0.5"),
@@ -135,7 +137,7 @@ class TestFlavours(ImageTests):
         return values.reshape(-1, *values.shape[-2:])
 
 
-# ---------------------------------------------------------------- which array
+# ---------------------------------------------------------------- choice of the array
 
 
 @pytest.fixture
@@ -152,19 +154,19 @@ def path_of(group: zarr.Group) -> str:
     return str(group.store.root)
 
 
-def test_array_is_chosen_by_path(group: zarr.Group) -> None:
+def test_an_array_is_selected_by_path(group: zarr.Group) -> None:
     assert images.open_image(path_of(group)).info.shape == (1, 90, 70)
     assert images.open_image(path_of(group), "sub/b").info.shape == (3, 50, 40)
 
 
 @pytest.mark.parametrize("hdu", ["sub", "nope", "sub/b/x", 3])
-def test_no_single_array_lists_what_there_is(group: zarr.Group, hdu: str | int) -> None:
+def test_an_ambiguous_choice_lists_the_arrays(group: zarr.Group, hdu: str | int) -> None:
     with pytest.raises(InputError, match=r"no single image at .*sub/b \(3, 50, 40\)") as caught:
         images.open_image(path_of(group), hdu)
     assert "\n" not in str(caught.value)
 
 
-def test_a_line_is_no_image(group: zarr.Group) -> None:
+def test_a_one_dimensional_array_is_refused(group: zarr.Group) -> None:
     with pytest.raises(InputError, match=r"line has axes \(5,\)"):
         images.open_image(path_of(group), "line")
 
@@ -181,7 +183,7 @@ def test_complex_pixels_are_refused(tmp_path: Path) -> None:
         images.open_image(tmp_path / "a.zarr")
 
 
-def test_no_pixels(tmp_path: Path) -> None:
+def test_an_empty_array_is_refused(tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "a.zarr"), shape=(0, 4), chunks=(1, 4), dtype="f4")
     with pytest.raises(InputError, match="no pixels"):
         images.open_image(tmp_path / "a.zarr")
@@ -205,7 +207,7 @@ def test_broken_metadata_is_reported(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "said"),
+    ("attributes", "message"),
     [
         ({"scale_factor": "half"}, "attribute scale_factor='half' is not a number"),
         ({"add_offset": [1]}, r"attribute add_offset=\[1\] is not a number"),
@@ -214,17 +216,17 @@ def test_broken_metadata_is_reported(tmp_path: Path, text: str) -> None:
         ({"wcs": {"CRPIX1": [2]}}, "Illegal value"),
     ],
 )
-def test_attributes_that_cannot_be_are_reported(
-    tmp_path: Path, attributes: dict[str, object], said: str
+def test_invalid_attributes_are_reported(
+    tmp_path: Path, attributes: dict[str, object], message: str
 ) -> None:
     made = zarr.create_array(str(tmp_path / "a.zarr"), data=PLANE)
     made.attrs.update(attributes)
-    with pytest.raises(InputError, match=rf"a\.zarr cannot be read as zarr: .*{said}"):
+    with pytest.raises(InputError, match=rf"a\.zarr cannot be read as zarr: .*{message}"):
         images.open_image(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_result_is_an_image_if_it_kept_one(tmp_path: Path, kept: bool) -> None:
+def test_a_result_is_an_image_if_it_contains_one(tmp_path: Path, kept: bool) -> None:
     root = zarr.open_group(str(tmp_path / "out.zarr"), mode="w", attributes={"run_key": "7"})
     root.create_array("ledger", data=np.ones((5, 1, 1), np.uint8))
     root.create_array("image/0/label", data=np.ones((50, 40), np.int32))
@@ -238,7 +240,7 @@ def test_a_result_is_an_image_if_it_kept_one(tmp_path: Path, kept: bool) -> None
         images.open_image(tmp_path / "out.zarr")
 
 
-def test_a_url_without_its_library() -> None:
+def test_an_unknown_protocol_is_reported() -> None:
     with pytest.raises(InputError, match="cannot be reached"):
         images.open_image("nosuchprotocol://bucket/a.zarr")
 
@@ -273,7 +275,7 @@ def test_cards_are_found(tmp_path: Path, form: str, place: str) -> None:
 # ---------------------------------------------------------------- digest
 
 
-def test_digest_follows_the_chunks(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_chunks(tmp_path: Path) -> None:
     made = zarr.create_array(str(tmp_path / "a.zarr"), data=PLANE, chunks=(32, 32))
     image = images.open_image(tmp_path / "a.zarr")
     before = image.digest()
@@ -281,7 +283,7 @@ def test_digest_follows_the_chunks(tmp_path: Path) -> None:
     assert image.digest() != before
 
 
-def test_digest_does_not_depend_on_the_place(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_location(tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "a.zarr"), data=PLANE, chunks=(32, 32))
     zarr.create_array("memory://images/same.zarr", data=PLANE, chunks=(32, 32))
     system = fsspec.filesystem("memory")
@@ -290,7 +292,7 @@ def test_digest_does_not_depend_on_the_place(tmp_path: Path) -> None:
     assert len({images.open_image(place).digest() for place in places}) == 1
 
 
-def test_a_rewritten_array_is_read_anew(tmp_path: Path) -> None:
+def test_a_rewritten_array_is_read_again(tmp_path: Path) -> None:
     for value, chunk in ((1, 4), (2, 8)):
         values = np.full((8, 8), value, np.int16)
         zarr.create_array(str(tmp_path / "a.zarr"), data=values, chunks=(chunk, 8), overwrite=True)
