@@ -1,4 +1,4 @@
-"""Rules about our own code: the floors, the root, the packages, the size of things."""
+"""Rules about our own code: import graph, dependencies, sizes, names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ SCIENCE = (
 )
 FORBIDDEN = ("torch", "dask", "distributed", "zarr", "prefect", "astropy", "xarray")
 LONGEST_FUNCTION = 50
+LONGEST_FILE = 700
+MOST_ROOMS, MOST_FLOORS = 22, 9
 MOST_ARGUMENTS = 8
 CONDA_NAMES = {"torch": "pytorch", "dask": "dask-core", "types-PyYAML": "types-pyyaml"}
 
@@ -121,7 +124,7 @@ def test_importing_the_root_loads_nothing() -> None:
 
 def test_lazy_imports_are_for_the_roof_and_for_optional_packages() -> None:
     """A function that imports ours hides an edge; torch and Dask may come late, they are heavy."""
-    allowed = ("fcnpipe/cli/commands.py", "fcnpipe/networks/", "fcnpipe/engines/__init__.py")
+    allowed = ("fcnpipe/cli/", "fcnpipe/networks/", "fcnpipe/engines/__init__.py")
     late = [
         f"{path}:{node.lineno} {node.module}"
         for path, tree in sources("fcnpipe")
@@ -132,6 +135,71 @@ def test_lazy_imports_are_for_the_roof_and_for_optional_packages() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fcnpipe")
     ]
     assert not late
+
+
+# --- import graph ---------------------------------------------------------------------------------
+#
+# A room is a folder directly below fcnpipe/, a file there, flows/ or benchmarks/. A room stands one
+# floor above the highest room that it imports. All import statements count, those in functions and
+# under TYPE_CHECKING too; the root's own names for type checkers, which nothing below may import, do not.
+
+
+def module_name(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imports() -> dict[str, set[str]]:
+    """Return the modules that each module of fcnpipe, flows and benchmarks imports."""
+    trees = {module_name(path): tree for path, tree in sources("fcnpipe", "flows", "benchmarks")}
+    graph: dict[str, set[str]] = {name: set() for name in trees}
+    for name, tree in trees.items():
+        if name != "fcnpipe":
+            for node in ast.walk(tree):
+                graph[name] |= {target for target in targets(node) if target in trees} - {name}
+    return graph
+
+
+def targets(node: ast.AST) -> list[str]:
+    """Return the modules that a statement may import: a name can be a submodule."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def room(module: str) -> str:
+    top, *rest = module.split(".")
+    return f"fcnpipe/{rest[0]}" if top == "fcnpipe" and rest else top
+
+
+def room_graph() -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {}
+    for name, found in imports().items():
+        here = graph.setdefault(room(name), set())
+        here |= {room(target) for target in found} - {room(name)}
+    return graph
+
+
+def test_no_circle_between_files() -> None:
+    # An import of a package runs its __init__, which imports its modules: only what a file names counts.
+    graph = {
+        name: {t for t in found if not name.startswith(f"{t}.")}
+        for name, found in imports().items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_circle_between_rooms_and_few_floors() -> None:
+    graph = room_graph()
+    floors: dict[str, int] = {}
+    for name in TopologicalSorter(graph).static_order():  # raises on a circle
+        floors[name] = 1 + max((floors[below] for below in graph[name]), default=0)
+    assert len(floors) <= MOST_ROOMS, sorted(floors)
+    assert max(floors.values()) <= MOST_FLOORS, floors
 
 
 # --- packages -------------------------------------------------------------------------------------
@@ -203,6 +271,13 @@ def test_no_function_does_more_than_one_thing() -> None:
         if length > LONGEST_FUNCTION or count > MOST_ARGUMENTS:
             wrong.append(f"{place}: {length} lines, {count} arguments")
     assert not wrong
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {
+        path: len((ROOT / path).read_text().splitlines()) for path, _ in sources("fcnpipe", "flows")
+    }
+    assert not {path: n for path, n in lengths.items() if n > LONGEST_FILE}
 
 
 @pytest.mark.parametrize("word", ["utils", "helpers", "common", "manager", "misc"])
