@@ -1,42 +1,47 @@
-"""The command line: what it makes of its arguments, what it says, and how it ends."""
+"""The command line: options, output, help texts and exit codes."""
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 from fcnpipe.cli import commands, options
 from fcnpipe.core.errors import SpecError, TilesFailed
 from fcnpipe.core.spec import RunSpec
+from fcnpipe.networks import load_model
 from fcnpipe.pipeline import run
+from tests.deploy import commands as shown_commands
 
 RESULT = run.Result("out.zarr", "out.parquet", sources=7, seconds=1.5, resumed=False)
 
 
 @pytest.fixture
 def invoke(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command as a user does: exit code, standard output, standard error."""
+    """Run a command as a user does; return the exit code, standard output and standard error."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leave:
+        with pytest.raises(SystemExit) as exit:
             commands.main(arguments)
         captured = capsys.readouterr()
-        assert isinstance(leave.value.code, int)
-        return leave.value.code, captured.out, captured.err
+        assert isinstance(exit.value.code, int)
+        return exit.value.code, captured.out, captured.err
 
     return call
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
-    """Specs that reached the pipeline, which does nothing."""
+def received(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """Specs that reached the pipeline, which is replaced by a function that does nothing."""
     specs: list[RunSpec] = []
 
     def segment(spec: RunSpec, observer: Any) -> run.Result:
@@ -64,13 +69,13 @@ def test_every_field_of_the_spec_is_an_option(invoke: Any) -> None:
         assert f"--{name.replace('_', '-')}" in out
 
 
-def test_flags_reach_the_spec(invoke: Any, given: list[RunSpec]) -> None:
+def test_flags_reach_the_spec(invoke: Any, received: list[RunSpec]) -> None:
     code, out, _ = invoke(
         *("segment", "g.fits", "r.fits", "o.zarr", "--engine", "dask", "--workers", "3"),
         *("--thresh", "0.4", "--hdu", "2", "--keep-image", "--weight", "w.fits", "--tile", "2048"),
     )
     assert code == 0
-    assert given == [
+    assert received == [
         RunSpec(
             image=("g.fits", "r.fits"),
             out="o.zarr",
@@ -86,13 +91,13 @@ def test_flags_reach_the_spec(invoke: Any, given: list[RunSpec]) -> None:
     assert "7 sources" in out
 
 
-def test_a_wcs_that_is_no_use_is_told(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = replace(RESULT, no_sky="no such projection")
-    monkeypatch.setattr(run, "segment", lambda spec, observer: told)
+def test_an_unusable_wcs_is_reported(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = replace(RESULT, no_sky="no such projection")
+    monkeypatch.setattr(run, "segment", lambda spec, observer: result)
     code, out, err = invoke("segment", "a.fits", "out.zarr")
     assert (code, "7 sources" in out) == (0, True)
     assert err.splitlines()[-1].endswith(
-        "ra and dec are NaN, the WCS is no use: no such projection"
+        "ra and dec are NaN: the WCS cannot be used: no such projection"
     )
     assert "NaN" not in invoke("segment", "a.fits", "out.zarr", "--quiet")[2]
 
@@ -102,13 +107,15 @@ def test_an_hdu_is_a_number_or_a_name(text: str, value: int | str) -> None:
     assert options.collect_options(hdu=text) == {"hdu": value}
 
 
-def test_flags_win_over_the_file(invoke: Any, given: list[RunSpec], tmp_path: Path) -> None:
+def test_flags_take_precedence_over_the_file(
+    invoke: Any, received: list[RunSpec], tmp_path: Path
+) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("image: a.fits\nout: a.zarr\nminarea: 9\nthresh: 0.7\nquiet: true\n")
     code, out, _ = invoke("segment", "--config", str(config), "--thresh", "0.2", "--no-quiet")
     assert code == 0
-    assert (given[0].minarea, given[0].thresh, given[0].quiet) == (9, 0.2, False)
-    assert given[0].image == ("a.fits",)
+    assert (received[0].minarea, received[0].thresh, received[0].quiet) == (9, 0.2, False)
+    assert received[0].image == ("a.fits",)
     assert out
 
 
@@ -138,15 +145,15 @@ def test_predict_has_no_options_of_sources(invoke: Any, monkeypatch: pytest.Monk
     assert (code, "--thresh" in err) == (2, True)
 
 
-def test_quiet_says_nothing(invoke: Any, given: list[RunSpec]) -> None:
+def test_quiet_prints_nothing(invoke: Any, received: list[RunSpec]) -> None:
     assert invoke("segment", "a.fits", "a.zarr", "--quiet") == (0, "", "")
 
 
-# --- how it ends ----------------------------------------------------------------------------------
+# --- errors and exit codes ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["segment"], "IMAGE and OUT not given"),
         (["segment", "a.fits"], "OUT not given"),
@@ -162,15 +169,15 @@ def test_quiet_says_nothing(invoke: Any, given: list[RunSpec]) -> None:
         (["models", "show", "absent"], "absent"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_2(
-    invoke: Any, given: list[RunSpec], arguments: list[str], said: str
+def test_an_error_is_one_line_and_exit_code_2(
+    invoke: Any, received: list[RunSpec], arguments: list[str], message: str
 ) -> None:
     code, out, err = invoke(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("fcnpipe: ")
     assert err.count("\n") == 1
-    assert said in err
-    assert not given
+    assert message in err
+    assert not received
 
 
 def test_an_error_of_the_run_is_one_line(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +186,9 @@ def test_an_error_of_the_run_is_one_line(invoke: Any, monkeypatch: pytest.Monkey
     assert (code, err) == (2, "fcnpipe: tile=7 is not a multiple of window=64: use --tile 64\n")
 
 
-def test_failed_tiles_are_named_and_exit_3(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_tiles_are_named_and_exit_code_3(
+    invoke: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fail(monkeypatch, TilesFailed(["r000c001 (predict: disk on fire)"]))
     code, _, err = invoke("segment", "a.fits", "a.zarr")
     assert code == 3
@@ -187,11 +196,11 @@ def test_failed_tiles_are_named_and_exit_3(invoke: Any, monkeypatch: pytest.Monk
     assert err.count("\n") == 1
 
 
-def test_an_interruption_is_130(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_is_exit_code_130(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, KeyboardInterrupt())
     code, _, err = invoke("segment", "a.fits", "a.zarr")
     assert code == 130
-    assert "again" in err
+    assert err == "fcnpipe: interrupted: run the same command again to resume\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +215,7 @@ def test_no_arguments_show_the_help(invoke: Any) -> None:
     assert "segment" in out
 
 
-def test_models_alone_lists_them(invoke: Any) -> None:
+def test_models_without_a_subcommand_lists_them(invoke: Any) -> None:
     alone, named = invoke("models"), invoke("models", "list")
     assert alone == named
     assert alone[0] == 0
@@ -216,6 +225,62 @@ def test_models_alone_lists_them(invoke: Any) -> None:
 def test_version(invoke: Any) -> None:
     code, out, _ = invoke("--version")
     assert (code, out.split()[0]) == (0, "fcnpipe")
+
+
+def list_commands(group: Any = None, prefix: str = "fcnpipe") -> Iterator[tuple[str, Any]]:
+    """Yield the name and the click command of every command, groups included."""
+    group = group or typer.main.get_command(commands.app)
+    yield prefix, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from list_commands(command, f"{prefix} {name}")
+
+
+@pytest.mark.parametrize(("name", "command"), [*list_commands()], ids=str)
+def test_help_ends_with_an_example_that_is_parsed(name: str, command: Any) -> None:
+    title, _, example = command.epilog.partition(": ")
+    assert title == "Example"
+    assert example.startswith(name)
+    assert len(command.epilog) <= 78
+    shown_commands.check(tuple(shlex.split(example)))
+
+
+def test_help_shows_the_defaults_of_the_default_model(invoke: Any) -> None:
+    text = " ".join(re.sub("[│\n]", " ", invoke("segment", "--help")[1]).split())
+    defaults = load_model("default").header.defaults
+    for name in ("thresh", "minarea", "dynamics", "mincont"):
+        option = text[text.index(f"--{name}") :]
+        assert f"[default: the model's, {getattr(defaults, name):g}]" in option[:300]
+
+
+def test_help_without_the_default_model_shows_no_values(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(options, "WEIGHTS", tmp_path)
+    read = options._read_model_defaults.__wrapped__
+    assert read() == {}
+    (tmp_path / "default.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert read() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("window", "px [64<=x<=8192]"),
+        ("fwhm", "px [0.5<x<=20]"),
+        ("mask_bits", "N [x>=1]"),
+        ("gain", "VALUE [x>0]"),
+        ("satur_level", "VALUE"),
+        ("engine", None),
+        ("quiet", ""),
+    ],
+)
+def test_help_shows_units_and_limits(name: str, shown: str | None) -> None:
+    assert options._describe_values(name, RunSpec.model_fields[name]) == shown
+
+
+def test_every_option_has_a_heading_in_the_help() -> None:
+    names = [name for panel in options.PANELS.values() for name in panel]
+    assert sorted(names) == sorted(set(RunSpec.model_fields) - {"image", "out"})
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -230,7 +295,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_an_image_that_cannot_be_used_is_said_once(invoke: Any, tmp_path: Path) -> None:
+def test_an_unusable_image_is_reported_once(invoke: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", np.ones((70, 70), "f4"))
     arguments = (str(tmp_path / "flat.npy"), str(tmp_path / "o.zarr"), "--model", "none")
     code, _, error = invoke("segment", *arguments, "--engine", "serial")
