@@ -15,7 +15,7 @@ from fcnpipe.pipeline import run
 from fcnpipe.pipeline.run import Result
 from fcnpipe.reading import results
 from fcnpipe.reporting.observers import Observer
-from fcnpipe.science.scores import completeness, match, score_detection
+from fcnpipe.science.scores import completeness, match, score_detection, select_sources
 from fcnpipe.simulation import fits_fields
 from fcnpipe.stores import ZarrStore
 
@@ -150,7 +150,8 @@ def list_scores(out: Path, field: Path) -> list[tuple[str, str]]:
     label = store.read("label", store.layout.grid.frame)
     truth, _ = fits_fields.read_truth(field)
     scores = score_detection(label, truth, MIN_SNR)
-    found, count = completeness(match(label, truth), truth, SNR_EDGES)
+    bright = select_sources(truth, truth.snr >= MIN_SNR)
+    found, count = completeness(match(label, bright), bright, SNR_EDGES)
     bins = zip(SNR_EDGES[:-1], SNR_EDGES[1:], found, count, strict=True)
     faint = len(truth) - scores.sources
     return [
@@ -159,14 +160,15 @@ def list_scores(out: Path, field: Path) -> list[tuple[str, str]]:
         ("purity", f"{scores.precision:.3f}: part of the detections that are true sources"),
         ("completeness", f"{scores.recall:.3f}: part of the true sources that are detected"),
         *(
-            (
-                f"S/N {low:g} to {high:g}" if np.isfinite(high) else f"S/N from {low:g}",
-                f"{f:.3f} of {n}",
-            )
-            for low, high, f, n in bins
-            if n
+            (_describe_bin(low, high), f"{fraction:.3f} of {number} sources")
+            for low, high, fraction, number in bins
+            if number
         ),
     ]
+
+
+def _describe_bin(low: float, high: float) -> str:
+    return f"at S/N {low:g} to {high:g}" if np.isfinite(high) else f"at S/N from {low:g}"
 
 
 def tabulate_brightest(out: Path) -> tuple[list[str], list[tuple[str, ...]]]:

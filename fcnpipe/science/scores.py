@@ -208,9 +208,9 @@ def score_detection(label: Labels, truth: Truth, min_snr: float) -> DetectionSco
     all others are false detections.
     """
     bright = truth.snr >= min_snr
-    hits = np.unique(match(label, _select_sources(truth, bright)))
+    hits = np.unique(match(label, select_sources(truth, bright)))
     hits = hits[hits > 0]
-    faint = match(label, _select_sources(truth, ~bright))
+    faint = match(label, select_sources(truth, ~bright))
     ignored = np.setdiff1d(faint[faint > 0], hits)
     segments = np.count_nonzero(np.bincount(label.ravel().astype(np.int64))[1:]) - len(ignored)
     sources = int(np.count_nonzero(bright))
@@ -224,7 +224,8 @@ def score_detection(label: Labels, truth: Truth, min_snr: float) -> DetectionSco
     return DetectionScores(f_score, precision, recall, sources, int(segments))
 
 
-def _select_sources(truth: Truth, rows: Bools) -> Truth:
+def select_sources(truth: Truth, rows: Bools) -> Truth:
+    """Return the truth with only some of its sources, given by an (n,) mask; the label image is kept."""
     names = ("peak", "brightness", "centre", "snr", "flux")
     return replace(truth, **{name: getattr(truth, name)[rows] for name in names})
 
