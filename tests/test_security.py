@@ -1,4 +1,4 @@
-"""Attacks: files that would run code, names that would be paths, open ports, secrets that would stay."""
+"""Security: code in input files, paths in names, listening ports, and secrets in outputs and messages."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ LISTEN = psutil.CONN_LISTEN
 LOOPBACK = {"127.0.0.1", "::1"}
 
 
-class Bomb:
-    """Makes the folder ``boom`` when it is unpickled."""
+class UnpickleBomb:
+    """Object that creates the folder ``boom`` when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return os.mkdir, ("boom",)
 
 
-PICKLE = pickle.dumps(Bomb())
+PICKLE = pickle.dumps(UnpickleBomb())
 
 
 @pytest.fixture(autouse=True)
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder two levels down, so that what climbs out of it is found; nothing has gone off in it."""
-    folder = tmp_path / "outer" / "room"
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder two levels down, so that files written outside of it are found."""
+    folder = tmp_path / "outer" / "inner"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
@@ -62,24 +62,26 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a command says that is refused, in one line, before anything went off or was written."""
+def get_error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the one line of error of a command; check that no code was run and nothing was written."""
     with pytest.raises(SystemExit) as left:
         commands.main(arguments)
-    said = capsys.readouterr().err
-    assert left.value.code == 2, said
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert left.value.code == 2, message
+    assert len(message.splitlines()) == 1
     assert not Path("boom").exists()
     assert not Path("out.zarr").exists()
-    return said
+    return message
 
 
-def assert_nothing_outside(room: Path) -> None:
-    beside = {p.name for place in (room.parent, room.parents[1]) for p in place.iterdir()}
-    assert beside == {"outer", "room"}
+def assert_nothing_outside(work_folder: Path) -> None:
+    found = {
+        p.name for place in (work_folder.parent, work_folder.parents[1]) for p in place.iterdir()
+    }
+    assert found == {"outer", "inner"}
 
 
-# --- files that would run code --------------------------------------------------------------------
+# --- code in files --------------------------------------------------------------------------------
 
 
 def write_zarr(path: Path, **metadata: object) -> None:
@@ -93,27 +95,27 @@ def write_zarr(path: Path, **metadata: object) -> None:
 UNPICKLE = {"id": "pickle", "protocol": 5}
 DELTA = {"id": "delta", "dtype": "<f4"}
 IMAGES: dict[str, Callable[[Path], object]] = {
-    "objects.npy": lambda path: np.save(path, np.array([[Bomb()]]), allow_pickle=True),
-    "objects.npz": lambda path: np.savez(path, np.array([[Bomb()]])),
+    "objects.npy": lambda path: np.save(path, np.array([[UnpickleBomb()]]), allow_pickle=True),
+    "objects.npz": lambda path: np.savez(path, np.array([[UnpickleBomb()]])),
     "pickle.npy": lambda path: path.write_bytes(PICKLE),
     "pickle.fits": lambda path: path.write_bytes(PICKLE),
-    "weights.pt": lambda path: torch.save(Bomb(), path),
+    "weights.pt": lambda path: torch.save(UnpickleBomb(), path),
     "objects.zarr": lambda path: write_zarr(path, dtype="|O", filters=[UNPICKLE]),
     "text.zarr": lambda path: write_zarr(path, dtype="|O", filters=[{"id": "vlen-utf8"}, UNPICKLE]),
     "filter.zarr": lambda path: write_zarr(path, filters=[DELTA, UNPICKLE]),
     "compressor.zarr": lambda path: write_zarr(path, compressor=UNPICKLE),
 }
 MODELS: dict[str, Callable[[Path], object]] = {
-    "net.pt": lambda path: torch.save(Bomb(), path),
+    "net.pt": lambda path: torch.save(UnpickleBomb(), path),
     "pickle.safetensors": lambda path: path.write_bytes(PICKLE),
-    "archive.safetensors": lambda path: torch.save(Bomb(), path),
+    "archive.safetensors": lambda path: torch.save(UnpickleBomb(), path),
     "pickle.pt2": lambda path: path.write_bytes(PICKLE),
-    "archive.pt2": lambda path: torch.save(Bomb(), path),
+    "archive.pt2": lambda path: torch.save(UnpickleBomb(), path),
 }
 
 
-def test_the_bomb_goes_off() -> None:
-    """Else nothing below would mean anything."""
+def test_unpickling_the_bomb_runs_code() -> None:
+    """The other tests rely on it."""
     pickle.loads(PICKLE)
     assert Path("boom").is_dir()
 
@@ -124,9 +126,9 @@ def test_no_image_mask_weight_or_prior_runs_code(
 ) -> None:
     IMAGES[name](Path(name))
     command = ("segment", "--quiet", "--model", "none")
-    refusal(capsys, *command, name, "out.zarr")
+    get_error_line(capsys, *command, name, "out.zarr")
     for option in ("--mask", "--weight"):
-        refusal(capsys, *command, "sky.fits", "out.zarr", option, name)
+        get_error_line(capsys, *command, "sky.fits", "out.zarr", option, name)
     with pytest.raises(InputError):
         open_map(name, None, (64, 64), "prior")
     assert not Path("boom").exists()
@@ -135,8 +137,8 @@ def test_no_image_mask_weight_or_prior_runs_code(
 @pytest.mark.parametrize("name", MODELS)
 def test_no_model_runs_code(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     MODELS[name](Path(name))
-    refusal(capsys, "segment", "--quiet", "sky.fits", "out.zarr", "--model", name)
-    refusal(capsys, "models", "show", name)
+    get_error_line(capsys, "segment", "--quiet", "sky.fits", "out.zarr", "--model", name)
+    get_error_line(capsys, "models", "show", name)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -149,7 +151,7 @@ def test_no_training_pair_runs_code(name: str) -> None:
 
 
 def test_no_checkpoint_runs_code() -> None:
-    torch.save({"network": Bomb()}, "checkpoint.pt")
+    torch.save({"network": UnpickleBomb()}, "checkpoint.pt")
     with pytest.raises(InputError, match="weights and numbers only"):
         load_checkpoint(Path("checkpoint.pt"))
     assert not Path("boom").exists()
@@ -168,11 +170,11 @@ def test_no_table_recipe_or_configuration_runs_code(capsys: pytest.CaptureFixtur
             list_images(name, "out")
     with pytest.raises(SpecError, match="cannot be read"):
         load_recipe(Path("survey.yaml"))
-    refusal(capsys, "segment", "sky.fits", "out.zarr", "--config", "survey.yaml")
+    get_error_line(capsys, "segment", "sky.fits", "out.zarr", "--config", "survey.yaml")
 
 
 def test_a_table_starts_no_program() -> None:
-    """A YAML file may name the class of a cluster, as the command line may; a catalogue may not."""
+    """A YAML file may set the class of a cluster, like the command line; a table may not."""
     cluster = {"cluster_class": "subprocess.Popen", "cluster_kwargs": {"args": ["mkdir", "boom"]}}
     row = {"image": "x.fits", "cluster": cluster, "scheduler": "tcp://h:1", "scratch": "/x"}
     pq.write_table(pa.Table.from_pylist([row]), "survey.parquet")
@@ -180,29 +182,29 @@ def test_a_table_starts_no_program() -> None:
     assert entry.options.keys() == {"image", "out"}
 
 
-# --- names that would be paths --------------------------------------------------------------------
+# --- paths in names -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", [EVIL, "/evil.zarr", "s3://bucket/evil.zarr", "a/../../evil"])
-def test_a_table_names_no_store_elsewhere(out: str) -> None:
+def test_a_table_cannot_name_a_store_outside_the_folder(out: str) -> None:
     Path("survey.csv").write_text(f"image,out\nx.fits,{out}\n")
-    with pytest.raises(SpecError, match="leaves the folder"):
+    with pytest.raises(SpecError, match="leaves the output folder"):
         list_images("survey.csv", "out")
 
 
-def test_images_are_not_named_out_of_the_folder(room: Path) -> None:
+def test_image_names_do_not_lead_outside_the_folder(work_folder: Path) -> None:
     names = [f"{EVIL}.fits", "/a/..", "..", "https://h/x/..", f"sky.fits[{EVIL}]"]
     for entry in list_images([{"image": name} for name in names], "out"):
         place = Path(entry.out).resolve()
-        assert place.parent == room / "out", entry.name
+        assert place.parent == work_folder / "out", entry.name
 
 
 def run(*arguments: str) -> None:
     commands.app(arguments, standalone_mode=False)
 
 
-def test_names_in_headers_are_no_paths(room: Path) -> None:
-    """Cards travel into the store and its exports, and stay cards."""
+def test_names_in_headers_are_not_used_as_paths(work_folder: Path) -> None:
+    """Header cards are copied to the store and its exports, as cards only."""
     header = fits.Header({name: EVIL for name in ("EXTNAME", "OBJECT", "FILENAME")})
     Path("in").mkdir()
     fits.writeto("in/sky.fits", fits.getdata("sky.fits"), header)
@@ -220,10 +222,10 @@ def test_names_in_headers_are_no_paths(room: Path) -> None:
             "sky.fits",
         )
     ]
-    assert_nothing_outside(room)
+    assert_nothing_outside(work_folder)
 
 
-def test_a_zarr_image_lies_in_its_store() -> None:
+def test_a_zarr_image_cannot_be_outside_its_store() -> None:
     zarr.save_array("evil", np.ones((64, 64), np.float32))
     group = zarr.open_group("a/b/image.zarr", mode="w")
     group.attrs["ome"] = {"multiscales": [{"datasets": [{"path": f"{EVIL}/../evil"}]}]}
@@ -231,14 +233,16 @@ def test_a_zarr_image_lies_in_its_store() -> None:
         open_image("a/b/image.zarr")
 
 
-def test_names_in_models_are_no_paths(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_in_models_are_not_used_as_paths(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = UNet(1, 1, base=2, depth=1).eval()
     header = make_header(network, EVIL, (Output(name="source", role="source"),), {"source": 1.0})
     save_model("net.safetensors", network, header)
     run("models", "show", "net.safetensors")
     assert EVIL in capsys.readouterr().out
     assert EVIL not in list_models()
-    assert_nothing_outside(room)
+    assert_nothing_outside(work_folder)
     wrong = header.model_copy(update={"outputs": (Output(name=EVIL, role="source"),)})
     with pytest.raises(ModelError, match="cannot be stored under this name"):
         list_maps(wrong)
@@ -249,8 +253,8 @@ def test_names_in_models_are_no_paths(room: Path, capsys: pytest.CaptureFixture[
         load_model(EVIL)
 
 
-def test_a_recipe_names_no_file_elsewhere() -> None:
-    """The model file of a training has the name of its recipe."""
+def test_a_recipe_cannot_name_a_file_in_another_folder() -> None:
+    """The model file of a training run is named after its recipe."""
     with pytest.raises(SpecError, match="without folders"):
         make_recipe({"name": EVIL}, "recipe.yaml")
 
@@ -258,8 +262,8 @@ def test_a_recipe_names_no_file_elsewhere() -> None:
 # --- ports and secrets ----------------------------------------------------------------------------
 
 
-def listening(process: psutil.Process) -> set[tuple[str, int]]:
-    """Where a process and those that it started wait for others."""
+def list_listening_addresses(process: psutil.Process) -> set[tuple[str, int]]:
+    """Return the addresses on which a process and its children listen."""
     found = set()
     with suppress(psutil.NoSuchProcess):
         for one in (process, *process.children(recursive=True)):
@@ -268,8 +272,8 @@ def listening(process: psutil.Process) -> set[tuple[str, int]]:
     return found
 
 
-def test_a_run_listens_to_this_machine_only_and_keeps_no_secret(room: Path) -> None:
-    """A Dask scheduler, its dashboard, a nanny and a worker."""
+def test_a_run_listens_on_loopback_only_and_stores_no_secret(work_folder: Path) -> None:
+    """The run has a Dask scheduler with dashboard, a nanny and a worker."""
     command = (
         sys.executable,
         "-m",
@@ -282,7 +286,7 @@ def test_a_run_listens_to_this_machine_only_and_keeps_no_secret(room: Path) -> N
     )
     secrets = {"AWS_SECRET_ACCESS_KEY": SECRET, "POSTGRES_PASSWORD": SECRET}
     environment = {**os.environ, **secrets}
-    seen: set[tuple[str, int]] = set()
+    addresses: set[tuple[str, int]] = set()
     with open("log", "wb") as log:
         done = subprocess.Popen(
             [*command, "--engine", "dask", "--workers", "1"],
@@ -291,12 +295,12 @@ def test_a_run_listens_to_this_machine_only_and_keeps_no_secret(room: Path) -> N
             stderr=log,
         )
         while done.poll() is None:
-            seen |= listening(psutil.Process(done.pid))
+            addresses |= list_listening_addresses(psutil.Process(done.pid))
             time.sleep(0.1)
     assert done.returncode == 0, Path("log").read_text()
-    assert len(seen) >= 4, seen
-    assert {host for host, _ in seen} <= LOOPBACK
-    kept = [p for p in room.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
+    assert len(addresses) >= 4, addresses
+    assert {host for host, _ in addresses} <= LOOPBACK
+    kept = [p for p in work_folder.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
     assert kept == []
 
 
@@ -304,9 +308,11 @@ def test_a_run_listens_to_this_machine_only_and_keeps_no_secret(room: Path) -> N
 def test_a_password_is_not_repeated(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind = "tcp" if option == "--scheduler" else "https"
     url = f"{kind}://astronomer:sesame@127.0.0.1:1/x"
-    said = refusal(capsys, "segment", "sky.fits", "out.zarr", "--model", "none", option, url)
-    assert "sesame" not in said
-    assert "contains a user or password" in said
+    message = get_error_line(
+        capsys, "segment", "sky.fits", "out.zarr", "--model", "none", option, url
+    )
+    assert "sesame" not in message
+    assert "contains a user or password" in message
 
 
 @pytest.mark.parametrize(
@@ -317,7 +323,7 @@ def test_a_password_is_not_repeated(option: str, capsys: pytest.CaptureFixture[s
         "https://a:sesame@127.0.0.1:1/x.csv",
     ],
 )
-def test_a_survey_lists_no_secret(images: Any) -> None:
+def test_a_survey_does_not_repeat_a_secret(images: Any) -> None:
     with pytest.raises(SpecError) as refused:
         list_images(images, "out")
     assert "sesame" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""A finished store with a full catalogue and a WCS."""
+"""Finished stores with a catalogue of all column types and a WCS."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fcnpipe.testing.small_run import make_rich_store
 
 @pytest.fixture(scope="session")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> ZarrStore:
-    """Not to be written."""
+    """A finished store, shared by all tests: read only."""
     return make_rich_store(tmp_path_factory.mktemp("rich") / "out.zarr")
 
 
 @pytest.fixture
 def make_rich(tmp_path: Path) -> Callable[..., ZarrStore]:
-    """Make one of other bands or cards."""
+    """Return a function that makes a store with other bands or header cards."""
     return lambda **changes: make_rich_store(tmp_path / "other.zarr", **changes)

@@ -1,4 +1,4 @@
-"""Catalogues come back from every format as they are in the store."""
+"""Export of the catalogue: every format keeps values, and units where it can."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FORMATS = {"csv": "ascii.csv", "ecsv": "ascii.ecsv", "fits": "fits", "votable": 
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_astropy_reads_the_same_values(rich: ZarrStore, tmp_path: Path, kind: str) -> None:
+def test_astropy_reads_the_values_of_the_store(rich: ZarrStore, tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"cat.{kind}"
     export.export(rich, path, kind)
     with warnings.catch_warnings():
-        # The unit that only we know is meant to be unknown to others.
+        # The store has a unit on purpose that astropy does not know.
         warnings.simplefilter("ignore", u.UnitsWarning)
         table = Table.read(path, format=FORMATS[kind])
     assert table.colnames == rich.columns
@@ -48,7 +48,7 @@ def test_units_are_kept(rich: ZarrStore, tmp_path: Path, kind: str) -> None:
     assert table["label"].unit is None
 
 
-def test_ucds_reach_fits_and_votable(rich: ZarrStore, tmp_path: Path) -> None:
+def test_ucds_are_in_fits_and_votable(rich: ZarrStore, tmp_path: Path) -> None:
     export.export(rich, tmp_path / "cat.fits")
     export.export(rich, tmp_path / "cat.xml")
     assert "pos.cartesian.x" in (tmp_path / "cat.xml").read_text()
@@ -64,7 +64,7 @@ def test_parquet_keeps_types_and_units(rich: ZarrStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", export.TABLES)
-def test_empty_catalogue_is_written(tmp_path: Path, rich: ZarrStore, kind: str) -> None:
+def test_an_empty_catalogue_is_written(tmp_path: Path, rich: ZarrStore, kind: str) -> None:
     class Empty:
         layout, cards, attrs, columns = rich.layout, rich.cards, rich.attrs, rich.columns
         column_attrs = staticmethod(rich.column_attrs)
@@ -80,7 +80,7 @@ def test_empty_catalogue_is_written(tmp_path: Path, rich: ZarrStore, kind: str) 
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "said"),
+    ("name", "kind", "message"),
     [
         ("cat.doc", None, r"cat.doc': the suffix '.doc' is none of .csv, .ecsv.*: use one of them"),
         ("cat", None, r"the suffix '' is none of .csv, .ecsv"),
@@ -90,10 +90,10 @@ def test_empty_catalogue_is_written(tmp_path: Path, rich: ZarrStore, kind: str) 
         ("p.dat", "png", r"the suffix '.dat' is not a picture format: use .png"),
     ],
 )
-def test_unknown_kind_is_told(
-    rich: ZarrStore, tmp_path: Path, name: str, kind: str | None, said: str
+def test_an_unknown_kind_is_refused(
+    rich: ZarrStore, tmp_path: Path, name: str, kind: str | None, message: str
 ) -> None:
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         export.export(rich, tmp_path / name, kind)
     assert list(tmp_path.iterdir()) == []
 
@@ -103,17 +103,17 @@ def test_a_url_is_refused(rich: ZarrStore) -> None:
         export.export(rich, "s3://b/cat.csv")
 
 
-def test_suffixes_may_be_in_capitals(rich: ZarrStore, tmp_path: Path) -> None:
+def test_suffixes_are_case_insensitive(rich: ZarrStore, tmp_path: Path) -> None:
     export.export(rich, tmp_path / "CAT.CSV")
     assert (tmp_path / "CAT.CSV").read_text().startswith("label,")
 
 
-def test_place_that_cannot_be_written_is_told(rich: ZarrStore, tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(rich: ZarrStore, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot write .*No such file"):
         export.export(rich, tmp_path / "no" / "cat.csv")
 
 
-def test_failed_export_leaves_the_old_file(
+def test_a_failed_export_keeps_the_old_file(
     rich: ZarrStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "cat.csv"

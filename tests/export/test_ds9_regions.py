@@ -1,4 +1,4 @@
-"""Sources as DS9 regions."""
+"""Export of sources as DS9 regions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_ellipses_are_one_based(rich: ZarrStore, tmp_path: Path) -> None:
     assert len(lines) == 7
 
 
-def test_sky_outlines_lie_where_the_ellipses_do(rich: ZarrStore, tmp_path: Path) -> None:
+def test_polygons_on_the_sky_match_the_ellipses(rich: ZarrStore, tmp_path: Path) -> None:
     export.export(rich, tmp_path / "s.reg", to_sky=partial(pixel_to_icrs, cards=CARDS))
     lines = (tmp_path / "s.reg").read_text().splitlines()
     assert lines[2] == "icrs"
@@ -38,7 +38,7 @@ def test_sky_outlines_lie_where_the_ellipses_do(rich: ZarrStore, tmp_path: Path)
     np.testing.assert_allclose(along**2 + across**2, 1, atol=1e-3)
 
 
-def test_outlines_that_leave_the_sky_are_not_lost(rich: ZarrStore, tmp_path: Path) -> None:
+def test_outlines_outside_the_sky_become_image_ellipses(rich: ZarrStore, tmp_path: Path) -> None:
     def to_sky(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.where(x < 100, np.nan, x), y
 

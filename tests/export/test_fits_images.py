@@ -1,4 +1,4 @@
-"""Maps as FITS images."""
+"""Export of maps as FITS images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from fcnpipe.testing.small_run import CARDS, LAYOUT, make_labels
 
 
 @pytest.mark.parametrize("name", ["labels.fits", "labels.fits.fz"])
-def test_label_image_comes_back_with_its_wcs(rich: ZarrStore, tmp_path: Path, name: str) -> None:
+def test_the_label_image_is_exported_with_its_wcs(
+    rich: ZarrStore, tmp_path: Path, name: str
+) -> None:
     export.export(rich, tmp_path / name, "labels")
     with fits.open(tmp_path / name) as hdus:
         hdu = hdus[-1]
@@ -29,13 +31,13 @@ def test_label_image_comes_back_with_its_wcs(rich: ZarrStore, tmp_path: Path, na
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_probability_is_scaled(rich: ZarrStore, tmp_path: Path) -> None:
+def test_probability_is_scaled_to_one(rich: ZarrStore, tmp_path: Path) -> None:
     export.export(rich, tmp_path / "p.fits", "probability")
     expected = (make_labels() * 60 / 255).astype(np.float32)
     np.testing.assert_allclose(fits.getdata(tmp_path / "p.fits"), expected, rtol=1e-6)
 
 
-def test_structure_of_the_input_is_left_behind(
+def test_structural_cards_of_the_input_are_not_copied(
     make_rich: Callable[..., ZarrStore], tmp_path: Path
 ) -> None:
     cards = ("NAXIS   = 3", "BZERO   = 32768.0", "BSCALE  = 2.0", "BLANK   = -1", *CARDS)
@@ -44,7 +46,7 @@ def test_structure_of_the_input_is_left_behind(
 
 
 @pytest.mark.parametrize("card", ["\0ADESYS = 'ICRS'", "HIERAR/H ESO DET X = 3"])
-def test_a_broken_card_of_the_input_costs_nothing_else(
+def test_a_broken_card_of_the_input_does_not_affect_others(
     make_rich: Callable[..., ZarrStore], tmp_path: Path, card: str
 ) -> None:
     export.export_labels(make_rich(cards=(card, *CARDS)), tmp_path / "l.fits")
@@ -53,10 +55,10 @@ def test_a_broken_card_of_the_input_costs_nothing_else(
         np.testing.assert_array_equal(hdus[0].data, make_labels())
 
 
-def test_unknown_map_is_told(rich: ZarrStore, tmp_path: Path) -> None:
+def test_an_unknown_map_is_refused(rich: ZarrStore, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="choose one of label, flags, probability"):
         export.export_map(rich, tmp_path / "m.fits", "science")
 
 
-def test_layout_of_the_tests_is_what_they_think() -> None:
+def test_the_layout_of_the_test_store() -> None:
     assert LAYOUT.shape == (150, 200)
