@@ -93,7 +93,7 @@ def divide_cores(spec: RunSpec, at_once: int) -> RunSpec:
     return spec.model_copy(update={"workers": max(count_cores() // at_once, 1)})
 
 
-# --- the flow's process -------------------------------------------------------------------------
+# --- the flow's process ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def _dump_context() -> bytes:
     return dumped
 
 
-# --- the image's process -------------------------------------------------------------------------
+# --- the image's process --------------------------------------------------------------------------
 
 
 def _process_image(sender: Any, entry: SurveyImage, batch: BatchOptions, context: bytes) -> None:

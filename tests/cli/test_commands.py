@@ -149,7 +149,7 @@ def test_quiet_prints_nothing(invoke: Any, received: list[RunSpec]) -> None:
     assert invoke("segment", "a.fits", "a.zarr", "--quiet") == (0, "", "")
 
 
-# --- errors and exit codes ---------------------------------------------------------------------------
+# --- errors and exit codes ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import pytest
 
 from tests.deploy.commands import DEPLOY, ROOT, load, shell_blocks
 from tests.deploy.test_commands import read_environment
-from tests.flows.processes import Started, free_port, wait_until
+from tests.flows.processes import StartedProcess, free_port, wait_until
 from tests.integration.scenes import read_all, write_field
 
 BIN = Path(sys.executable).parent
@@ -62,10 +62,10 @@ def environment_of(service: str, ports: Ports) -> dict[str, str]:
 
 
 @contextmanager
-def started(service: str, ports: Ports, folder: Path, **more: str) -> Iterator[Started]:
+def started(service: str, ports: Ports, folder: Path, **more: str) -> Iterator[StartedProcess]:
     """Start what compose starts, until its health check is content; stop it as compose does."""
     command = [ports.replace(word) for word in COMPOSE[service]["command"]]
-    process = Started(
+    process = StartedProcess(
         service,
         [str(BIN / command[0]), *command[1:]],
         environment_of(service, ports) | {"PREFECT_HOME": str(folder / service)} | more,
@@ -182,7 +182,7 @@ def ask(ports: Ports, route: str, who: str) -> bytes:
         return content
 
 
-def hosts_of(process: Started) -> set[str]:
+def hosts_of(process: StartedProcess) -> set[str]:
     """Give the addresses that a process and its children listen on."""
     found = psutil.Process(process.popen.pid)
     return {
@@ -224,7 +224,9 @@ def test_dask_over_tls(
     ]
     worker = ["worker", address, "--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]
     running = [
-        Started(words[0], [str(BIN / "dask"), *words], environment, tmp_path / f"{words[0]}.log")
+        StartedProcess(
+            words[0], [str(BIN / "dask"), *words], environment, tmp_path / f"{words[0]}.log"
+        )
         for words in (scheduler, worker)
     ]
     try:

@@ -1,4 +1,4 @@
-"""Images that kill the process that works on them, for tests; children import it by its name."""
+"""Images that kill the process that segments them, for tests; child processes import this module."""
 
 import os
 import signal
@@ -7,11 +7,13 @@ from typing import Any
 from fcnpipe.survey.image_list import SurveyImage
 from flows import subflows
 
-WORK = subflows._process_image
+PROCESS_IMAGE = subflows._process_image
 
 
-def work(sender: Any, entry: SurveyImage, batch: subflows.BatchOptions, context: bytes) -> None:
-    """Die if the image is called poison, as the kernel lets a process die that takes the memory."""
+def process_image(
+    sender: Any, entry: SurveyImage, batch: subflows.BatchOptions, context: bytes
+) -> None:
+    """Kill the process if the image is named poison, as the kernel does when memory runs out."""
     if "poison" in entry.name:
         os.kill(os.getpid(), signal.SIGKILL)
-    WORK(sender, entry, batch, context)
+    PROCESS_IMAGE(sender, entry, batch, context)

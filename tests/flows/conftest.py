@@ -1,4 +1,4 @@
-"""One Prefect server for all tests of the flows: starting one takes longer than most of them."""
+"""One Prefect server for all tests of the flows; its start takes longer than most of the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.flows import processes
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Server]:
-    """A server on PostgreSQL where this machine has it, else on SQLite."""
+    """A server on PostgreSQL if this machine has it, else on SQLite."""
     folder: Path = tmp_path_factory.mktemp("prefect")
     with ExitStack() as stack:
         has = processes.has_postgres()
@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Serve
 
 @pytest.fixture(autouse=True)
 def _wired(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Connect the tests that have the server to it."""
+    """Connect tests that use the server to it."""
     with ExitStack() as stack:
         if "server" in request.fixturenames:
             url = request.getfixturevalue("server").url

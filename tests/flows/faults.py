@@ -1,4 +1,4 @@
-"""Faults of Prefect's own processes, in the manner of `tests.integration.faults`."""
+"""Faults of Prefect's own processes, defined like those of `tests.integration.faults`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.faults import SETTINGS, Case, Fault, Run
 
 
 def server_killed(case: Case, server: processes.Server) -> str:
-    """SIGKILL of the server while a flow runs; it is started again, as systemd would."""
+    """Kill the server while a flow runs, and start it again, as systemd would."""
     flags = [f for n, v in SETTINGS.items() for f in (f"--{n}", str(v))]
     command = [sys.executable, "-m", "flows.segment", str(case.field), str(case.out), *flags]
     case.out.parent.mkdir()
@@ -37,9 +37,10 @@ def server_killed(case: Case, server: processes.Server) -> str:
 
 
 def worker_killed(case: Case, server: processes.Server) -> str:
-    """SIGKILL of the worker that has started a flow run: the process of that ends with it.
+    """Kill the worker that has started a flow run; the process of the flow run ends with it.
 
-    With ``overwrite``, as `nightly` has it: the same again goes on, it does not begin once more.
+    The spec sets ``overwrite``, as the deployment `nightly` does: the same run resumes and does not start
+    from scratch.
     """
     deploy = ("deploy", "--prefect-file", "deploy/prefect.yaml", "--name", "nightly")
     environment = case.environment("wait")
@@ -50,26 +51,28 @@ def worker_killed(case: Case, server: processes.Server) -> str:
         spec = {**SETTINGS, "image": [str(case.field)], "out": str(case.out), "overwrite": True}
         parameters = json.dumps({"spec": spec})
         server.prefect("deployment", "run", "segment/nightly", "--params", parameters)
-        processes.wait_until((case.folder / "reached").exists, "the moment has come")
+        processes.wait_until(
+            (case.folder / "reached").exists, "the flow has reached the moment of the fault"
+        )
         flow = int((case.folder / "reached").read_text())
         worker.kill_alone()
         case.let_task_continue()
         processes.wait_until(lambda: not runs(flow), "the flow run has ended with its worker")
     done = list_marks(partial_path(case.out))
     segment(RunSpec(**spec, quiet=True))
-    assert done.items() <= list_marks(case.out).items(), "it has begun once more"
+    assert done.items() <= list_marks(case.out).items(), "the run has started from scratch"
     return "ends with its worker; the same run again resumes it"
 
 
 def list_marks(store: Path) -> dict[str, int]:
-    """Give when each mark of a store's ledger was set."""
+    """Return the time at which each mark of the ledger of a store was set."""
     folder = store / "ledger" / "c"
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
 def runs(number: int) -> bool:
-    """Whether there is a process of this number that has not ended."""
+    """Return whether a process with this number is running."""
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
     return False
@@ -79,6 +82,6 @@ NAMES = ("SIGKILL of the Prefect server", "SIGKILL of the Prefect worker")
 
 
 def list_faults(server: processes.Server) -> dict[str, Fault]:
-    """Give the faults of Prefect's processes by name."""
+    """Return the faults of Prefect's processes by name."""
     faults = partial(server_killed, server=server), partial(worker_killed, server=server)
     return dict(zip(NAMES, faults, strict=True))

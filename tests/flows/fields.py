@@ -1,4 +1,4 @@
-"""Small images for tests of the flows."""
+"""Small simulated images for tests of the flows."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from astropy.io import fits
 
 
 def write_stars(path: Path, seed: int = 5, side: int = 96) -> Path:
-    """Write a sky of level 100 and noise 2 with eight stars."""
+    """Write an image with a sky level of 100, noise of 2 and eight stars."""
     rng = np.random.default_rng(seed)
     y, x = np.indices((side, side))
     sky = rng.normal(100, 2, (side, side))

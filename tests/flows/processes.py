@@ -1,17 +1,17 @@
-"""A Prefect server, its database and its workers as real processes, on ports that are free.
+"""A Prefect server, its database and its workers as real processes on free ports.
 
 ::
 
     with processes.server(folder) as prefect:          # SQLite in the folder
-        with processes.worker(prefect, "fcnpipe"):     # a process worker, ready when it is given
+        with processes.worker(prefect, "fcnpipe"):     # a process worker, online when the block starts
             ...
 
-    started = processes.start_server(folder)           # or step by step, for tests that kill
-    started.process.kill()                             # SIGKILL, with all that it had started
+    started = processes.start_server(folder)           # or step by step, for tests that kill processes
+    started.process.kill()                             # SIGKILL, with all of its children
     started.restart()                                  # same port, same database
 
-Each process leads a group of its own and writes to ``FOLDER/NAME.log``. `Started.stop` ends it and
-all that it has started, whatever state it is in.
+Each process leads its own process group and writes to ``FOLDER/NAME.log``. `StartedProcess.stop` ends it
+with all of its children, in whatever state they are.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ import psutil
 import flows
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 300.0
-"""Longest wait for a process to be ready; a quiet machine takes 3 to 15."""
+READY_SECONDS = 300.0
+"""Time limit for a process to be ready; on an idle machine it takes 3 to 15 s."""
 
-BRISK = {
+FAST_POLLING = {
     "PREFECT_WORKER_QUERY_SECONDS": "1",
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
@@ -51,27 +51,27 @@ BRISK = {
     "PREFECT_LOGGING_LEVEL": "INFO",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
 }
-"""Settings that make a server and a worker look often, and say in their logs what they do."""
+"""Settings that make servers and workers poll often and log their work."""
 
 
 @dataclass
-class Started:
-    """A process that leads a group of its own.
+class StartedProcess:
+    """A process that leads its own process group.
 
     Attributes
     ----------
     name : str
-        Of its log.
+        Name of the log.
     command : list of str
-        What was started.
+        Command line.
     environment : mapping
-        All of its environment.
+        Complete environment.
     log : Path
-        Standard output and error.
+        File with standard output and error.
     popen : subprocess.Popen
         The process.
     user : str, optional
-        Who runs it, if not we.
+        User that runs it; the current one if None.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Started:
         self.start()
 
     def start(self) -> None:
-        """Start it; its output is added to the log."""
+        """Start the process; its output is appended to the log."""
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 self.command,
@@ -104,17 +104,17 @@ class Started:
             os.kill(self.popen.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL it and all that it has started."""
+        """Kill the process and all of its children."""
         _kill_all(self._descendants())
         self.popen.wait(60)
 
     def kill_alone(self) -> None:
-        """SIGKILL it; what it has started goes on, or not, as that sees fit."""
+        """Kill the process alone; its children are not signalled."""
         self.signal(signal.SIGKILL)
         self.popen.wait(60)
 
     def stop(self, seconds: float = 20.0) -> None:
-        """Ask it to end, wait, and kill what is left of it and of all that it has started."""
+        """Send SIGTERM, wait, and kill the process and its children if they are still running."""
         descendants = self._descendants()
         self.signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -122,14 +122,14 @@ class Started:
         _kill_all(descendants)
         self.popen.wait(60)
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
-        """Wait for a condition; a process that ends before it is met is an error, with its log."""
+    def wait_until(self, ready: Callable[[], bool], seconds: float = READY_SECONDS) -> None:
+        """Wait for a condition; raise an error with the log if the process ends before."""
         wait_until(lambda: self._ended() or ready(), f"{self.name} is ready", seconds)
         if self._ended():
             raise RuntimeError(f"{self.name} has ended:\n{self.tail()}")
 
     def tail(self, lines: int = 40) -> str:
-        """Give the end of the log."""
+        """Return the end of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def _ended(self) -> bool:
@@ -148,42 +148,42 @@ class Server:
 
     Attributes
     ----------
-    process : Started
-        The server.
+    process : StartedProcess
+        The process of the server.
     port : int
-        On 127.0.0.1.
+        Port on 127.0.0.1.
     folder : Path
-        Logs, and the PREFECT_HOME of the server and of all that belongs to it.
+        Folder of the logs and of PREFECT_HOME, for the server, its workers and flows.
     database : str
-        URL of its database.
+        URL of the database.
     """
 
-    process: Started
+    process: StartedProcess
     port: int
     folder: Path
     database: str
 
     @property
     def url(self) -> str:
-        """PREFECT_API_URL."""
+        """Value of PREFECT_API_URL."""
         return f"http://127.0.0.1:{self.port}/api"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What workers, flows and the ``prefect`` command need in their environment."""
+        """Environment of workers, flows and the ``prefect`` command."""
         return _environment(self.folder) | {"PREFECT_API_URL": self.url}
 
     def wait(self) -> None:
-        """Wait until it answers."""
+        """Wait until the server answers."""
         self.process.wait_until(lambda: self.call("GET", "/health") is True)
 
     def restart(self) -> None:
-        """Start it again after it has ended: same port, same database."""
+        """Start the server again after it has ended, with the same port and database."""
         self.process.start()
         self.wait()
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Give the answer of the API to a request; None if there is none."""
+        """Return the answer of the API to a request; None if there is none."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = Request(f"{self.url}{path}", data, headers, method=method)
@@ -201,7 +201,7 @@ class Server:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=READY_SECONDS,
             check=False,
         )
         if check and done.returncode:
@@ -215,11 +215,11 @@ def start_server(folder: Path, database: str | None = None, port: int | None = N
     Parameters
     ----------
     folder : Path
-        Its PREFECT_HOME and its log; the place of the database if that is SQLite.
+        Folder of PREFECT_HOME, of the log and of an SQLite database.
     database : str, optional
-        URL; SQLite if not given.
+        URL of the database; SQLite by default.
     port : int, optional
-        A free one if not given.
+        Port; a free one by default.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -235,19 +235,19 @@ def start_server(folder: Path, database: str | None = None, port: int | None = N
 
 def start_worker(
     server: Server, pool: str, name: str = "worker", extra: Mapping[str, str] | None = None
-) -> Started:
-    """Start a worker for a pool of processes, made if it is not there, and wait until it is online.
+) -> StartedProcess:
+    """Start a worker for a process pool, which is created if necessary, and wait until it is online.
 
     Parameters
     ----------
     server : Server
-        Whose work it does.
+        Server whose flow runs the worker executes.
     pool : str
         Name of the pool.
     name : str
-        Of the worker and its log.
+        Name of the worker and of its log.
     extra : mapping, optional
-        More of the environment, for it and for the flows that it runs.
+        Additional environment variables, for the worker and its flow runs.
     """
     command = ["worker", "start", "--pool", pool, "--type", "process", "--name", name]
     environment = server.environment | dict(extra or {})
@@ -258,13 +258,13 @@ def start_worker(
 
 
 def online_workers(server: Server, pool: str) -> set[str]:
-    """Give the names of the workers of a pool that the server takes for alive."""
+    """Return the names of the workers of a pool that the server lists as online."""
     found = server.call("POST", f"/work_pools/{pool}/workers/filter", {}) or []
     return {worker["name"] for worker in found if worker["status"] == "ONLINE"}
 
 
 def kill_leftovers(folder: Path) -> None:
-    """SIGKILL what still runs with this folder's PREFECT_HOME: a killed parent leaves children."""
+    """Kill processes with the PREFECT_HOME of a folder, which killed parents may have left."""
     home = str(folder / "home")
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -274,7 +274,7 @@ def kill_leftovers(folder: Path) -> None:
 
 @contextmanager
 def server(folder: Path, database: str | None = None) -> Iterator[Server]:
-    """Give a Prefect server for a while."""
+    """Run a Prefect server while the block runs."""
     made = start_server(folder, database)
     try:
         yield made
@@ -286,8 +286,8 @@ def server(folder: Path, database: str | None = None) -> Iterator[Server]:
 @contextmanager
 def worker(
     server: Server, pool: str, name: str = "worker", extra: Mapping[str, str] | None = None
-) -> Iterator[Started]:
-    """Give a worker for a while."""
+) -> Iterator[StartedProcess]:
+    """Run a worker while the block runs."""
     made = start_worker(server, pool, name, extra)
     try:
         yield made
@@ -299,17 +299,17 @@ def worker(
 
 
 def has_postgres() -> bool:
-    """Whether this machine has the programs of a PostgreSQL server."""
+    """Return whether this machine has the programs of a PostgreSQL server."""
     return bool(shutil.which("initdb") and shutil.which("postgres"))
 
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """Give the URL of a PostgreSQL server that lives for a while in a folder of its own.
+    """Run a PostgreSQL server in a temporary folder while the block runs, and yield its URL.
 
     Notes
     -----
-    PostgreSQL refuses to run as root; then somebody without rights runs it.
+    PostgreSQL refuses to run as root; the user nobody runs it then.
     """
     user = "nobody" if os.geteuid() == 0 else None
     folder, port = Path(tempfile.mkdtemp(prefix="fcnpipe-postgres-", dir="/tmp")), free_port()
@@ -323,7 +323,7 @@ def postgres() -> Iterator[str]:
             *("-D", str(folder / "data"), "-p", str(port), "-h", "127.0.0.1", "-k", ""),
             *("-c", "fsync=off", "-c", "max_connections=200"),
         ]
-        process = Started("postgres", command, os.environ, folder / "postgres.log", user)
+        process = StartedProcess("postgres", command, os.environ, folder / "postgres.log", user)
         stack.callback(process.stop)
         process.wait_until(lambda: "ready to accept connections" in process.tail())
         yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
@@ -332,17 +332,17 @@ def postgres() -> Iterator[str]:
 def _init_database(folder: Path, user: str | None) -> None:
     command = ["initdb", "-D", str(folder / "data"), "-U", "prefect", "-A", "trust", "-N"]
     done = subprocess.run(
-        command, user=user, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        command, user=user, cwd=folder, capture_output=True, text=True, timeout=READY_SECONDS
     )
     if done.returncode:
         raise RuntimeError(f"initdb: {done.stdout}{done.stderr}")
 
 
-# --- below ----------------------------------------------------------------------------------------
+# --- processes and ports --------------------------------------------------------------------------
 
 
 def free_port() -> int:
-    """Give a port of 127.0.0.1 that nobody listens on."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -350,19 +350,19 @@ def free_port() -> int:
 
 
 def wait_until(
-    ready: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS, every: float = 0.2
+    ready: Callable[[], Any], what: str, seconds: float = READY_SECONDS, every: float = 0.2
 ) -> None:
     """Wait for a condition.
 
     Raises
     ------
     TimeoutError
-        Naming ``what`` did not happen.
+        If the condition is not met in time; the message names ``what``.
     """
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:
-            raise TimeoutError(f"after {seconds:.0f} s it is not true that {what}")
+            raise TimeoutError(f"not fulfilled after {seconds:.0f} s: {what}")
         time.sleep(every)
 
 
@@ -370,19 +370,19 @@ def _environment(folder: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     ours = {"PREFECT_HOME": str(folder / "home"), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return kept | flows.QUIET | BRISK | ours
+    return kept | flows.QUIET | FAST_POLLING | ours
 
 
 def _start_prefect(
     name: str, command: list[str], environment: Mapping[str, str], folder: Path
-) -> Started:
-    return Started(
+) -> StartedProcess:
+    return StartedProcess(
         name, [sys.executable, "-m", "prefect", *command], environment, folder / f"{name}.log"
     )
 
 
 @contextmanager
-def _stopped_on_error(process: Started) -> Iterator[None]:
+def _stopped_on_error(process: StartedProcess) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -391,7 +391,7 @@ def _stopped_on_error(process: Started) -> Iterator[None]:
 
 
 def _kill_all(found: list[psutil.Process]) -> None:
-    """SIGKILL processes and whatever they have started meanwhile."""
+    """Kill processes and their current children."""
     for process in found:
         with suppress(psutil.NoSuchProcess):
             found = [*found, *process.children(recursive=True)]

@@ -1,4 +1,4 @@
-"""What a Prefect server has recorded of a run."""
+"""Records of a flow run on a Prefect server: task runs and artifacts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
 MARKS = [
-    # A server takes seconds to start, and minutes on a machine that is busy otherwise.
+    # The start of a server takes seconds, on a busy machine minutes.
     pytest.mark.timeout(900),
-    # Connections that the server of the test leaves to the garbage collector.
+    # Prefect leaves connections to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.usefixtures("server"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-"""Of every module with tests that need a server."""
+"""Marks of every module with tests that need a server."""
 
 
 def runs_of(state: State[Any]) -> tuple[FlowRun, list[TaskRun]]:
-    """Give what the server recorded, tasks in order."""
+    """Return a flow run and its task runs in the order of their start."""
     assert state.state_details.flow_run_id
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
     with get_client(sync_client=True) as client:
@@ -38,7 +38,7 @@ def runs_of(state: State[Any]) -> tuple[FlowRun, list[TaskRun]]:
 
 
 def artifacts_of(flow_run: UUID, kind: str) -> list[Artifact]:
-    """Give the artifacts of a kind, the first first."""
+    """Return the artifacts of a kind in the order of their creation."""
     wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=wanted)

@@ -1,4 +1,4 @@
-"""deploy/prefect.yaml as it is used: a server and a worker as processes, schedules that come due."""
+"""The deployments of deploy/ on a real server with a real worker, and their schedules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ pytestmark = MARKS
 
 @pytest.fixture(scope="module")
 def deployed(server: processes.Server) -> Iterator[processes.Server]:
-    """The server with a worker, and all deployments as they stand in the file."""
+    """A server with a worker and all deployments of deploy/prefect.yaml."""
     with processes.worker(server, "fcnpipe"):
         server.prefect("--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all")
         yield server
@@ -57,7 +57,7 @@ def find_deployment(name: str) -> DeploymentResponse:
 
 @contextmanager
 def scheduled(name: str, parameters: dict[str, Any], every: float) -> Iterator[DeploymentResponse]:
-    """Give a deployment these parameters and a schedule that begins in seconds, for a while."""
+    """Set parameters of a deployment and a schedule that starts in seconds, while the block runs."""
     found = find_deployment(name)
     begin = datetime.now(UTC) + timedelta(seconds=3)
     schedule = IntervalSchedule(interval=timedelta(seconds=every), anchor_date=begin)
@@ -71,7 +71,7 @@ def scheduled(name: str, parameters: dict[str, Any], every: float) -> Iterator[D
 
 
 def runs(deployment: DeploymentResponse) -> list[FlowRun]:
-    """Give the runs of a deployment that are over, the first first."""
+    """Return the finished runs of a deployment in the order of their start."""
     wanted = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(deployment_filter=wanted)
@@ -80,14 +80,16 @@ def runs(deployment: DeploymentResponse) -> list[FlowRun]:
 
 
 def wait_for_runs(deployment: DeploymentResponse, count: int) -> list[FlowRun]:
-    processes.wait_until(lambda: len(runs(deployment)) >= count, f"{count} runs are over", every=1)
+    processes.wait_until(
+        lambda: len(runs(deployment)) >= count, f"{count} runs are finished", every=1
+    )
     return runs(deployment)
 
 
-# --- what is deployed -----------------------------------------------------------------------------
+# --- deployments ----------------------------------------------------------------------------------
 
 
-def test_what_the_file_says_is_what_the_server_has(deployed: processes.Server) -> None:
+def test_the_server_has_the_deployments_of_the_file(deployed: processes.Server) -> None:
     names = {Path(d["entrypoint"].partition(":")[0]).stem + "/" + d["name"] for d in DEPLOYED}
     assert names == {
         "segment/segment", "predict/predict", "survey/survey", "watch/watch", "maintain/maintain",
@@ -98,7 +100,7 @@ def test_what_the_file_says_is_what_the_server_has(deployed: processes.Server) -
         assert [s.active for s in found.schedules] == [False] * len(found.schedules)
         assert found.global_concurrency_limit is not None
         assert found.global_concurrency_limit.limit == 1
-        # Each parameter is one that the flow takes.
+        # Each parameter is one of the flow.
         assert set(found.parameters) <= set(found.parameter_openapi_schema["properties"])
     plain = find_deployment("segment/segment")
     known = plain.parameter_openapi_schema["definitions"]["RunSpec"]["properties"]
@@ -110,8 +112,8 @@ def test_what_the_file_says_is_what_the_server_has(deployed: processes.Server) -
     assert nightly.schedule.cron == "30 4 * * *"  # type: ignore[union-attr]
 
 
-def test_runs_in_containers_are_taken_by_their_pools(deployed: processes.Server) -> None:
-    """The server holds what a pool is told against its template."""
+def test_the_work_pools_accept_deployments_in_containers(deployed: processes.Server) -> None:
+    """The server validates the job variables of a deployment with the template of its pool."""
     for name, template in read_templates().items():
         if name != "fcnpipe":
             pool = {"name": name, "type": name.partition("-")[2], "base_job_template": template}
@@ -125,7 +127,7 @@ def test_runs_in_containers_are_taken_by_their_pools(deployed: processes.Server)
         assert found.pull_steps == [{SET_FOLDER: {"directory": "/opt/fcnpipe"}}]
 
 
-# --- schedules that come due ----------------------------------------------------------------------
+# --- schedules ------------------------------------------------------------------------------------
 
 
 def test_a_scheduled_run_ends_in_a_store(deployed: processes.Server, tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_a_scheduled_run_ends_in_a_store(deployed: processes.Server, tmp_path: P
     assert [a.data for a in artifacts_of(run.id, "progress")] == [100.0] * 8
 
 
-def test_files_that_arrive_are_found_once_each(deployed: processes.Server, tmp_path: Path) -> None:
+def test_each_incoming_file_is_processed_once(deployed: processes.Server, tmp_path: Path) -> None:
     incoming, found = tmp_path / "incoming", tmp_path / "found"
     incoming.mkdir()
     write_stars(incoming / "whole.fits", 1)
@@ -157,7 +159,9 @@ def test_files_that_arrive_are_found_once_each(deployed: processes.Server, tmp_p
         "source": str(incoming), "folder": str(found), "look": {"settle_seconds": 1}, "options": OPTIONS,
     }  # fmt: skip
     with scheduled("watch/watch", parameters, every=6) as deployment:
-        processes.wait_until(lambda: (found / "whole.zarr").exists(), "the whole one is found")
+        processes.wait_until(
+            lambda: (found / "whole.zarr").exists(), "the complete file is processed"
+        )
         assert not (found / "late.zarr").exists()
         with (incoming / "late.fits").open("ab") as file:
             for start in range(9000, len(late), 9000):

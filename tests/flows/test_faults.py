@@ -1,4 +1,4 @@
-"""A Prefect server or worker that is killed: the image comes out, byte for byte the same."""
+"""Runs with a killed Prefect server or worker: the result is the same, byte for byte."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def undisturbed(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.parametrize("who", ["server", "worker"])
-def test_a_process_of_prefect_is_killed(
+def test_a_killed_prefect_process_changes_nothing(
     server: processes.Server,
     field: Path,
     undisturbed: dict[str, bytes],

@@ -1,4 +1,4 @@
-"""Maintenance on a server: silent runs are crashed, live ones are not; files go when that is wanted."""
+"""The flow maintain: silent runs become Crashed, active ones do not; files are removed on request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEX = "0123456789abcdef0123456789abcdef"
 
 
 def begin(state: State[Any], of: Any = segment, tags: Iterable[str] = ()) -> UUID:
-    """A run that somebody began."""
+    """Create a flow run in a state."""
     with get_client(sync_client=True) as client:
         return client.create_flow_run(of, state=state, tags=tags).id
 
@@ -45,7 +45,7 @@ def state_of(run: UUID) -> str:
 
 
 def beat(server: processes.Server, run: UUID, when: datetime, tags: Iterable[str] = ()) -> None:
-    """A heartbeat, as a live run sends it."""
+    """Emit the heartbeat of an active flow run, and wait until the server has it."""
     about = {"prefect.resource.id": f"prefect.flow-run.{run}"}
     related = [
         {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
@@ -56,11 +56,12 @@ def beat(server: processes.Server, run: UUID, when: datetime, tags: Iterable[str
     resource = {"id": [f"prefect.flow-run.{run}"]}
     wanted = {"resource": resource, "occurred": occurred, "event": {"name": [flow.HEARTBEAT]}}
     processes.wait_until(
-        lambda: server.call("POST", "/events/filter", {"filter": wanted})["events"], "it beats"
+        lambda: server.call("POST", "/events/filter", {"filter": wanted})["events"],
+        "the heartbeat is recorded",
     )
 
 
-def test_silent_runs_are_crashed_and_live_ones_are_not(server: processes.Server) -> None:
+def test_silent_runs_become_crashed_and_active_ones_do_not(server: processes.Server) -> None:
     @flow.flow(name="somebody-elses")
     def other() -> None: ...
 
@@ -80,20 +81,20 @@ def test_silent_runs_are_crashed_and_live_ones_are_not(server: processes.Server)
     assert state_of(alive) == state_of(foreign) == "Running"
 
 
-def test_the_automation_crashes_what_has_fallen_silent(server: processes.Server) -> None:
+def test_the_automation_sets_silent_runs_to_crashed(server: processes.Server) -> None:
     (automation,) = yaml.safe_load(AUTOMATIONS.read_text())["automations"]
-    automation["trigger"]["within"] = 10  # the least that Prefect takes
+    automation["trigger"]["within"] = 10  # the minimum that Prefect accepts
     made = server.call("POST", "/automations/", automation)
     silent, foreign = begin(Running(), tags=TAGS), begin(Running())
     beat(server, silent, datetime.now(UTC), TAGS)
     beat(server, foreign, datetime.now(UTC))
-    processes.wait_until(lambda: state_of(silent) == "Crashed", "the silent one is Crashed")
+    processes.wait_until(lambda: state_of(silent) == "Crashed", "the silent run is Crashed")
     server.call("DELETE", f"/automations/{made['id']}")
     assert state_of(foreign) == "Running"
 
 
 @pytest.mark.parametrize("remove", [False, True])
-def test_files_are_removed_only_when_that_is_wanted(tmp_path: Path, remove: bool) -> None:
+def test_files_are_removed_only_on_request(tmp_path: Path, remove: bool) -> None:
     left = tmp_path / f"zarr.json.{HEX}.partial"
     left.touch()
     os.utime(left, (1, 1))
@@ -107,6 +108,6 @@ def test_files_are_removed_only_when_that_is_wanted(tmp_path: Path, remove: bool
     assert ("nothing removed" in str(table.description)) != remove
 
 
-def test_a_run_that_is_well_may_be_silent_for_minutes() -> None:
+def test_a_short_silence_is_not_a_crash() -> None:
     with pytest.raises(SpecError, match="silent_seconds=60 is below 600"):
         flow.start(["x"], silent_seconds=60)

@@ -1,4 +1,4 @@
-"""The Prefect flow against a real server: what it runs, what it records, how it fails."""
+"""The flows segment and predict on a real server: tasks, artifacts, failures, limits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ pytestmark = MARKS
 
 @pytest.fixture
 def spec(tmp_path: Path) -> RunSpec:
-    """A sky with twenty stars in four tiles."""
+    """Spec for an image of twenty stars in four tiles."""
     rng = np.random.default_rng(5)
     y, x = np.indices((192, 192))
     sky = rng.normal(100, 2, (192, 192))
@@ -72,22 +72,22 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 def start(spec: RunSpec) -> State[Any]:
-    """Run the flow and give its final state, whatever it is."""
+    """Run the flow and return its final state."""
     state: State[Any] = flow.segment(spec, HASTY, return_state=True)
     return state
 
 
 def picture_of(artifact: Artifact) -> Image.Image:
-    """Give the picture of an image artifact, which is a data: URL."""
+    """Return the picture of an image artifact, which is a data: URL."""
     kind, _, data = str(artifact.data).partition(",")
     assert kind == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-# --- the pipeline itself --------------------------------------------------------------------------
+# --- complete runs --------------------------------------------------------------------------------
 
 
-def test_the_server_listens_to_this_machine_only_if_nothing_is_said(server: Server) -> None:
+def test_the_server_listens_on_loopback_by_default(server: Server) -> None:
     main = psutil.Process(server.process.popen.pid)
     found = [c for p in (main, *main.children(recursive=True)) for c in p.net_connections()]
     assert {c.laddr[0] for c in found if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
@@ -118,10 +118,10 @@ def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
     assert [t.name for t in runs_of(again)[1]] == []
 
 
-def test_outputs_as_they_are_and_no_credentials(
+def test_predict_in_a_bucket_stores_no_credentials(
     spec: RunSpec, bucket: Bucket, server: Server, tmp_path: Path
 ) -> None:
-    """Image and output in a bucket: what opens it stays in the environment, whatever is told of the run."""
+    """Credentials of the bucket are not in the store, nor in anything that the server has recorded."""
     image = bucket.put("flow/field.fits", Path(spec.image[0]).read_bytes())
     place = {"out": f"{bucket.url}/flow/out.zarr", "scratch": str(tmp_path / "scratch")}
     spec = spec.model_copy(update={"image": (image,), "fwhm": 2.5, **place})
@@ -137,19 +137,19 @@ def test_outputs_as_they_are_and_no_credentials(
     assert "does not exist" in str(broken.message)
     failed = runs_of(broken)[0]
     logs = {"logs": {"flow_run_id": {"any_": [str(failed.id)]}}}
-    wait_until(lambda: server.call("POST", "/logs/filter", logs), "its log has come")
-    told = [tell_all(server, str(run)) for run in (found.id, failed.id)]
-    assert all("field.fits" in text for text in told)
+    wait_until(lambda: server.call("POST", "/logs/filter", logs), "its log has arrived")
+    records = [read_records(server, str(run)) for run in (found.id, failed.id)]
+    assert all("field.fits" in text for text in records)
     stored = bucket.read_all("flow/")
     assert len(stored) > 50
     for secret in (KEY, SECRET, TOKEN):
-        assert not [text for text in told if secret in text]
+        assert not [text for text in records if secret in text]
         assert not [name for name, data in stored.items() if secret.encode() in data]
         assert secret not in server.process.log.read_text()
 
 
-def tell_all(server: Server, run: str) -> str:
-    """Give all that a server knows of a flow run: parameters, states, tasks, artifacts, logs, events."""
+def read_records(server: Server, run: str) -> str:
+    """Return the records of a flow run: parameters, states, tasks, artifacts, logs, events."""
     only = {"flow_runs": {"id": {"any_": [run]}}}
     logs = {"logs": {"flow_run_id": {"any_": [run]}}}
     about = {"filter": {"related": {"id": [f"prefect.flow-run.{run}"]}}}
@@ -165,7 +165,7 @@ def tell_all(server: Server, run: str) -> str:
     return json.dumps(answers)
 
 
-def test_what_is_wrong_is_not_tried_again(spec: RunSpec) -> None:
+def test_a_wrong_input_is_not_retried(spec: RunSpec) -> None:
     fits.writeto(spec.image[0], np.full((192, 192), np.nan, np.float32), overwrite=True)
     state = start(spec)
     _, tasks = runs_of(state)
@@ -175,11 +175,11 @@ def test_what_is_wrong_is_not_tried_again(spec: RunSpec) -> None:
         state.result()
 
 
-# --- failures, with stages that do as they are told -----------------------------------------------
+# --- failures, with scripted stages ---------------------------------------------------------------
 
 
 class Script:
-    """Stages that fail for the tiles, and as often, as a test says."""
+    """Stages of which one fails for a tile, a number of times."""
 
     def __init__(self, tolerant: bool, failures: int) -> None:
         self.tolerant, self.failures, self.calls = tolerant, failures, 0
@@ -216,7 +216,7 @@ def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 @pytest.mark.parametrize("script", [(True, 1), (False, 1)], indirect=True, ids=["kept", "raised"])
-def test_a_stage_is_tried_again(
+def test_a_failed_stage_is_retried(
     script: Script, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RunSummary, "read_result", lambda summary: None)
@@ -227,7 +227,7 @@ def test_a_stage_is_tried_again(
 
 
 @pytest.mark.parametrize("script", [(True, 9)], indirect=True)
-def test_failed_tiles_fail_the_run_after_the_rest_has_landed(script: Script, spec: RunSpec) -> None:
+def test_failed_tiles_fail_the_run_after_all_others_are_done(script: Script, spec: RunSpec) -> None:
     state = start(spec)
     found, tasks = runs_of(state)
     assert state.is_failed()
@@ -251,16 +251,16 @@ def test_failed_tiles_are_exit_code_3(
 ) -> None:
     arguments = ["flows.segment", *spec.image, spec.out, "--retries", "0"]
     monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as leave:
+    with pytest.raises(SystemExit) as exit:
         run_as_command(flow.start, "flows.segment")
-    assert leave.value.code == 3
+    assert exit.value.code == 3
     assert "r000c001" in capsys.readouterr().err
 
 
-# --- a limit ---------------------------------------------------------------------------------------
+# --- concurrency limits ---------------------------------------------------------------------------
 
 
-def test_a_run_holds_a_slot_of_its_limit_while_it_works(
+def test_a_run_holds_a_slot_of_its_limit_while_it_runs(
     spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with get_client(sync_client=True) as client:
@@ -279,17 +279,17 @@ def test_a_run_holds_a_slot_of_its_limit_while_it_works(
     assert found == [1, 0]
 
 
-def test_a_limit_that_is_not_there_is_no_limit_passed(spec: RunSpec) -> None:
+def test_a_missing_limit_is_an_error(spec: RunSpec) -> None:
     state = flow.segment(spec, Patience(limit="unheard"), return_state=True)
     with pytest.raises(SpecError, match="no concurrency limit 'unheard': create it"):
         state.result()
     assert not Path(spec.out).exists()
 
 
-# --- as processes ---------------------------------------------------------------------------------
+# --- as a process ---------------------------------------------------------------------------------
 
 
-def test_the_flow_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable,

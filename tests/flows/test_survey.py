@@ -1,4 +1,4 @@
-"""A survey: one bad image never fails the rest, and a second run does only what is left."""
+"""Surveys: a bad image does not affect the others, and a second run processes only the rest."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def statuses(table: Path) -> dict[str, str]:
     return {Path(row["image"]).stem: str(row["status"]) for row in Table.read(table)}
 
 
-def test_bad_images_are_named_and_the_rest_lands(
+def test_bad_images_are_named_and_the_others_are_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subflows, "_process_image", casualties.work)
+    monkeypatch.setattr(subflows, "_process_image", casualties.process_image)
     for seed, name in enumerate(("one", "two", "cut", "poison")):
         write_stars(tmp_path / f"{name}.fits", seed)
     whole = (tmp_path / "cut.fits").read_bytes()
@@ -72,7 +72,7 @@ def test_bad_images_are_named_and_the_rest_lands(
     assert "2 done, 3 failed" in str(artifact.description)
     assert {row["status"] for row in json.loads(artifact.data)[:3]} == {"failed"}
 
-    # What is left, and nothing else: the file is whole now, and nothing dies any more.
+    # The second run processes the rest only: the file is complete now, and no process is killed.
     (tmp_path / "cut.fits").write_bytes(whole)
     monkeypatch.undo()
     before = {p: p.stat().st_mtime_ns for p in (out / "one.zarr").rglob("*")}
@@ -85,11 +85,11 @@ def test_bad_images_are_named_and_the_rest_lands(
     assert [row["status"] for row in again.result()] == ["done", "found", "done", "found"]
 
 
-def test_a_survey_that_overwrites_begins_no_image_twice(
+def test_a_survey_that_overwrites_processes_no_image_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started again before all has landed it goes on; after that it begins anew."""
-    monkeypatch.setattr(subflows, "_process_image", casualties.work)
+    """A survey started again before all images are finished resumes; after that it overwrites them."""
+    monkeypatch.setattr(subflows, "_process_image", casualties.process_image)
     for seed, name in enumerate(("one", "two", "poison")):
         write_stars(tmp_path / f"{name}.fits", seed, side=64)
     images, out = [{"image": f"{tmp_path}/*.fits", "overwrite": True}], tmp_path / "out"
@@ -107,7 +107,7 @@ def test_a_survey_that_overwrites_begins_no_image_twice(
     assert list(out.glob("*.begun")) == []
 
 
-def test_a_watch_that_was_killed_before_it_took_down_what_had_landed(tmp_path: Path) -> None:
+def test_a_watch_that_was_killed_before_it_recorded_a_finished_image(tmp_path: Path) -> None:
     write_stars(tmp_path / "field.fits", side=64)
     out, look = tmp_path / "out", watch.Look(settle_seconds=0)
 
@@ -124,13 +124,13 @@ def test_a_watch_that_was_killed_before_it_took_down_what_had_landed(tmp_path: P
     assert before == {path: path.stat().st_mtime_ns for path in (out / "field.zarr").rglob("*")}
 
 
-def test_what_cannot_be_read_at_all_fails_at_once(tmp_path: Path) -> None:
+def test_images_that_do_not_exist_fail_before_the_folder_is_created(tmp_path: Path) -> None:
     state = start(str(tmp_path / "*.fits"), tmp_path / "out")
     assert isinstance(state.result(raise_on_failure=False), SpecError)
     assert not (tmp_path / "out").exists()
 
 
-def test_workers_on_this_machine_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_share_the_cores_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subflows, "count_cores", lambda: 8)
     spec = RunSpec(image=("a",), out="b")
     assert subflows.divide_cores(spec, 3).workers == 2

@@ -1,4 +1,4 @@
-"""The server of a run by hand."""
+"""The temporary Prefect server of flows that are started as commands."""
 
 from __future__ import annotations
 
@@ -64,23 +64,23 @@ print(host_bytes(), told())
 
 
 @pytest.mark.timeout(300)
-def test_a_flow_has_a_server_that_ends_with_it_and_not_before(
+def test_a_temporary_server_ends_with_the_flow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not in its process, a signal for the command is none for it, and it is told how that ends."""
+    """It runs in a separate process, ignores SIGINT, and receives the final state of the flow."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", RUN], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    *told, server = done.stdout.splitlines()
-    assert told == ["['Completed']", "[]"], done.stderr
-    number, deaf = server.split()
-    assert (done.returncode, deaf) == (130, "True"), done.stderr
+    *printed, server = done.stdout.splitlines()
+    assert printed == ["['Completed']", "[]"], done.stderr
+    number, blocks_sigint = server.split()
+    assert (done.returncode, blocks_sigint) == (130, "True"), done.stderr
     assert not psutil.pid_exists(int(number))
 
 
 @pytest.mark.timeout(300)
-def test_a_flow_that_is_called_counts_the_server_that_prefect_imports(
+def test_the_memory_of_a_called_flow_includes_the_server_that_prefect_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
@@ -92,21 +92,23 @@ def test_a_flow_that_is_called_counts_the_server_that_prefect_imports(
     assert done.stdout.splitlines() == [expected], done.stderr
 
 
-def test_what_does_not_come_up_is_left_to_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefect_starts_a_server_if_the_temporary_one_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(temporary_server, "APPLICATION", Path("absent.py"))
     with temporary_server.temporary_server():
         assert PREFECT_API_URL.value() is None
 
 
-def test_a_server_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_in_the_settings_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(temporary_server, "_launch", None)
     url = "http://127.0.0.1:1/api"
     with temporary_settings({PREFECT_API_URL: url}), temporary_server.temporary_server():
         assert PREFECT_API_URL.value() == url
 
 
-def test_a_server_collects_garbage_again_once_it_has_started() -> None:
-    """Not before: its application then imports, and makes a database."""
+def test_the_server_collects_garbage_after_its_start() -> None:
+    """The collector is off while the application is imported and creates its database."""
     at_start = []
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
