@@ -1,20 +1,20 @@
-"""What killed runs have left in a folder, and how it is cleared.
+"""Find and remove the leftovers of killed runs in a folder.
 
-=========  =========================================================  =======================
-kind       what                                                       what is done
-=========  =========================================================  =======================
-partial    OUT.zarr.partial of a run that nobody takes up             remove, with its report
-finished   OUT.zarr.partial that only wants its name                  give it its name
-replaced   .OUT.zarr.replaced, an old result whose successor is there  remove
-building   OUT.zarr.partial.HEX.new, a store that was never begun     remove
-catalogue  OUT.parquet.partial without a store to go with             remove
-claim      OUT.zarr.claim of a run of which nothing is left           remove, give the URL free
-temporary  a file that was being written, an image that was unpacked  remove
-lock       watch-*.lock that nobody holds                             remove
-=========  =========================================================  =======================
+=========  =================================================================  ==============================
+kind       what                                                               action
+=========  =================================================================  ==============================
+partial    OUT.zarr.partial of a run that was not resumed                     remove, with its report
+finished   OUT.zarr.partial of a complete run that was not renamed            rename to OUT.zarr
+replaced   .OUT.zarr.replaced, an old result after its replacement            remove, if OUT.zarr exists
+building   OUT.zarr.partial.HEX.new, a store whose creation was interrupted   remove
+catalogue  OUT.parquet.partial without a store                                remove
+claim      OUT.zarr.claim of a run without other leftovers                    remove, and release its URL
+temporary  an unfinished file of an atomic write, or an unpacked image        remove
+lock       watch-*.lock that no process holds                                 remove
+=========  =================================================================  ==============================
 
-A store that a run holds is kept, with what it has unpacked and claimed, and so is all that has changed
-within an age.
+A store that a run has locked is kept, with its unpacked images and its claim, and so is everything that has changed
+within a given time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fcnpipe.core.errors import InputError, StoreError
@@ -41,10 +41,10 @@ from fcnpipe.stores.lifecycle import (
 from fcnpipe.stores.paths import final_path, partial_path
 from fcnpipe.survey.incoming_files import exclusive_lock
 
-BRIEF = frozenset({"building", "catalogue", "temporary"})
-"""What a live run has without a lock, but not for long."""
-BRIEF_SECONDS = 3600.0
-"""Age below which it may be that of a live run, whatever age is asked for."""
+UNLOCKED_KINDS = frozenset({"building", "catalogue", "temporary"})
+"""Kinds of files that a running process may have for a short time without a lock."""
+MIN_UNLOCKED_SECONDS = 3600.0
+"""Minimum age of such leftovers, s, for any requested age."""
 
 _BUILDING = re.compile(r".+\.partial\.[0-9a-f]{32}\.new")
 _REPLACED = re.compile(r"\.(.+)\.replaced")
@@ -55,22 +55,22 @@ _UNPACKED = re.compile(r"fcnpipe-.+")
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that a killed run has left.
+    """A file or folder that a killed run has left.
 
     Attributes
     ----------
     kind : str
-        See the table of this module.
+        One of the kinds in the table of this module.
     path : str
-        Where it lies.
+        Path of the file or folder.
     age_seconds : float
-        Since anything in it has changed.
+        Time since the last change of it or of any file in it, s.
     size_bytes : int
-        What it takes.
+        Size on disk, bytes.
     action : str
-        ``remove``; ``finish``; ``keep``: a run holds it, or it is the only copy.
+        ``remove``; ``finish`` to publish a complete result; ``keep`` if a run has locked it or it is the only copy.
     reason : str
-        Why.
+        Reason of the action.
     """
 
     kind: str
@@ -82,7 +82,14 @@ class Leftover:
 
 
 def find_leftovers(folder: str, age_seconds: float) -> list[Leftover]:
-    """Give what is older than an age in a folder and those below it; nothing is changed.
+    """Return the leftovers of at least an age in a folder and its subfolders, without changing anything.
+
+    Parameters
+    ----------
+    folder : str
+        Folder with stores.
+    age_seconds : float
+        Minimum time since the last change, s.
 
     Raises
     ------
@@ -90,31 +97,31 @@ def find_leftovers(folder: str, age_seconds: float) -> list[Leftover]:
         If there is no such folder.
     """
     if not os.path.isdir(folder):
-        raise InputError(f"{folder} is no folder: name one where stores lie")
+        raise InputError(f"{folder} is not a folder: choose a folder with stores")
     now = time.time()
-    found = (_weigh(kind, path, now) for kind, path in _walk(Path(folder)))
-    return [_judge(one) for one in found if one.age_seconds >= _least_age(one.kind, age_seconds)]
+    found = (_measure(kind, path, now) for kind, path in _find_candidates(Path(folder)))
+    return [_decide(one) for one in found if one.age_seconds >= _min_age(one.kind, age_seconds)]
 
 
-def _least_age(kind: str, age_seconds: float) -> float:
-    return max(age_seconds, BRIEF_SECONDS) if kind in BRIEF else age_seconds
+def _min_age(kind: str, age_seconds: float) -> float:
+    return max(age_seconds, MIN_UNLOCKED_SECONDS) if kind in UNLOCKED_KINDS else age_seconds
 
 
 def clean_up(leftover: Leftover) -> None:
-    """Do what is to be done with a leftover, unless a run has taken it up meanwhile.
+    """Remove or finish a leftover, unless a run has locked it in the meantime.
 
     Raises
     ------
     OSError
-        If it is held, or cannot be removed.
+        If it is locked, or cannot be removed.
     """
     path = Path(leftover.path)
     with ExitStack() as stack:
-        _hold(leftover.kind, path, stack)
+        _lock(leftover.kind, path, stack)
         if leftover.action == "finish":
-            finish_publishing(_partial_of(path) if leftover.kind == "catalogue" else path)
+            finish_publishing(_store_of_catalogue(path) if leftover.kind == "catalogue" else path)
         elif leftover.kind == "claim":
-            _give_free(path)
+            _release_claim(path)
         elif leftover.kind == "partial":
             remove_partial(path)
         elif path.is_dir():
@@ -123,8 +130,8 @@ def clean_up(leftover: Leftover) -> None:
             path.unlink(missing_ok=True)
 
 
-def _hold(kind: str, path: Path, stack: ExitStack) -> None:
-    """Lock what a run that is alive has locked; refused if there is one."""
+def _lock(kind: str, path: Path, stack: ExitStack) -> None:
+    """Acquire the locks that a running process would hold; raises StoreError if one holds them."""
     if kind == "lock":
         stack.enter_context(exclusive_lock(path))
         return
@@ -134,8 +141,8 @@ def _hold(kind: str, path: Path, stack: ExitStack) -> None:
             stack.enter_context(lock_output(one))
 
 
-def _give_free(claim: Path) -> None:
-    """Remove a claim and what it says behind its URL, unless that is another's by now."""
+def _release_claim(claim: Path) -> None:
+    """Remove a claim, and its marker behind the URL unless another run owns the marker."""
     token, _, url = claim.read_text().strip().partition("\n")
     owner = json.loads((uploads.get(f"{url}.partial") if url else None) or b"{}")
     if token and owner.get("token") == token:
@@ -143,22 +150,22 @@ def _give_free(claim: Path) -> None:
     claim.unlink()
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Give kind and path of each candidate; never look into a store."""
+def _find_candidates(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield kind and path of each candidate, without descending into stores."""
     for place, folders, files in os.walk(folder):
         for name in list(folders):
             path = Path(place, name)
-            kind = _kind_of_folder(path)
+            kind = _folder_kind(path)
             if kind or (path / "zarr.json").exists():
                 folders.remove(name)
             if kind:
                 yield kind, path
         for name in files:
-            if kind := _kind_of_file(Path(place, name)):
+            if kind := _file_kind(Path(place, name)):
                 yield kind, Path(place, name)
 
 
-def _kind_of_folder(path: Path) -> str:
+def _folder_kind(path: Path) -> str:
     if _BUILDING.fullmatch(path.name):
         return "building"
     if _UNPACKED.fullmatch(path.name):
@@ -173,27 +180,27 @@ def _kind_of_folder(path: Path) -> str:
     return ""
 
 
-def _kind_of_file(path: Path) -> str:
+def _file_kind(path: Path) -> str:
     if _TEMPORARY.fullmatch(path.name):
         return "temporary"
     if path.name.endswith(".parquet.partial"):
-        return "" if _partial_of(path).exists() else "catalogue"
+        return "" if _store_of_catalogue(path).exists() else "catalogue"
     if path.name.endswith(f".zarr{CLAIM_SUFFIX}"):
         store = path.with_name(path.name.removesuffix(CLAIM_SUFFIX))
         return "" if store.exists() or partial_path(store).exists() else "claim"
     return "lock" if _LOCK.fullmatch(path.name) else ""
 
 
-def _partial_of(catalogue: Path) -> Path:
-    """Give OUT.zarr.partial, or OUT.partial, of OUT.parquet.partial."""
+def _store_of_catalogue(catalogue: Path) -> Path:
+    """Return OUT.zarr.partial, or OUT.partial, for OUT.parquet.partial."""
     stem = catalogue.name.removesuffix(".parquet.partial")
     plain = catalogue.with_name(f"{stem}.partial")
     there = plain.exists() or (plain.with_name(stem) / "zarr.json").exists()
     return plain if there else catalogue.with_name(f"{stem}.zarr.partial")
 
 
-def _weigh(kind: str, path: Path, now: float) -> Leftover:
-    """Give age and size; what vanishes meanwhile, or comes from the future, is new."""
+def _measure(kind: str, path: Path, now: float) -> Leftover:
+    """Measure age and size; files that vanish in the meantime or have a time in the future count as new."""
     newest, size = 0.0, 0
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
         try:
@@ -206,34 +213,38 @@ def _weigh(kind: str, path: Path, now: float) -> Leftover:
 
 
 _REASONS = {
-    "partial": "no run works on it",
-    "finished": "complete, but for its name",
-    "replaced": "its successor is there",
-    "building": "never begun",
-    "catalogue": "its store is gone",
-    "claim": "nothing is left of its run",
-    "temporary": "its writer is gone",
-    "lock": "nobody holds it",
+    "partial": "no run has locked it",
+    "finished": "complete, but not renamed",
+    "replaced": "its replacement exists",
+    "building": "its creation was interrupted",
+    "catalogue": "its store is missing",
+    "claim": "nothing else is left of its run",
+    "temporary": "its process has ended",
+    "lock": "no process holds it",
 }
 
 
-def _judge(found: Leftover) -> Leftover:
-    """Keep what is held, or is the only copy; finish what is complete."""
-    path = Path(found.path)
-    if found.kind == "replaced":
+def _decide(leftover: Leftover) -> Leftover:
+    """Decide the action: keep locked leftovers and only copies, finish complete results, remove others."""
+    path = Path(leftover.path)
+    if leftover.kind == "replaced":
         out = path.with_name(path.name.removeprefix(".").removesuffix(".replaced"))
-        return found if out.exists() else _as(found, "keep", f"{out.name} is not there")
-    if found.kind == "catalogue" and "run_key" in read_attributes(final_path(_partial_of(path))):
-        return _as(found, "finish", "its store has its name already")
+        return (
+            leftover
+            if out.exists()
+            else replace(leftover, action="keep", reason=f"{out.name} does not exist")
+        )
+    if leftover.kind == "catalogue" and "run_key" in read_attributes(
+        final_path(_store_of_catalogue(path))
+    ):
+        return replace(leftover, action="finish", reason="its store is published already")
     try:
         with ExitStack() as stack:
-            _hold(found.kind, path, stack)
+            _lock(leftover.kind, path, stack)
     except StoreError as error:
-        return _as(found, "keep", str(error))
-    if found.kind == "finished":
-        return _as(found, "finish", f"becomes {final_path(path).name}")
-    return found
-
-
-def _as(found: Leftover, action: str, reason: str) -> Leftover:
-    return Leftover(found.kind, found.path, found.age_seconds, found.size_bytes, action, reason)
+        return replace(leftover, action="keep", reason=str(error))
+    if leftover.kind == "finished":
+        return replace(
+            leftover, action="finish", reason=f"to be renamed to {final_path(path).name}"
+        )
+    return leftover

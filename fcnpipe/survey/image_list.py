@@ -1,15 +1,15 @@
-"""The images of a survey: named, by a glob, by a table, or by a YAML file with options for each.
+"""The images of a survey, from paths, globs, tables or YAML files, each with its options and its output store.
 
 ::
 
-    options: {model: none}          # of all images; optional
+    options: {model: none}          # options of all images, optional
     images:
       - field.fits
-      - "night-*/*.fits"            # as in a shell; ** is any depth
+      - "night-*/*.fits"            # a glob as in a shell; ** matches folders of any depth
       - {image: [g.fits, r.fits], out: two.zarr, thresh: 0.4}
 
-In a table (CSV, ECSV, parquet) a column names the image, and columns that are named as options are
-options; an empty cell is an option not given. Paths in a file start from the folder of the file.
+In a table (CSV, ECSV, parquet) one column contains the image, and columns with names of options contain options. An
+empty cell leaves an option at its default. Relative paths in a YAML file or table are relative to its folder.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ Options = dict[str, Any]
 TABLE_SUFFIXES = (".csv", ".ecsv", ".parquet")
 YAML_SUFFIXES = (".yaml", ".yml")
 PATHS = ("image", "weight", "mask", "prior")
-"""Options that name a file beside the file that they stand in."""
+"""Options with paths, which are relative to the folder of the YAML file or table."""
 
-_NOT_OF_TABLES = {"cluster", "scheduler", "scratch"}
-"""Options that start programs or choose machines; catalogues have columns of such names."""
-_MAGIC = re.compile(r"[*?\[]")
-_MAGIC_OF_WEB = re.compile(r"[*\[]")
+_NOT_IN_TABLES = {"cluster", "scheduler", "scratch"}
+"""Options that start programs or select machines. Tables may come from elsewhere, with columns of these names."""
+_GLOB_CHARACTERS = re.compile(r"[*?\[]")
+_WEB_GLOB_CHARACTERS = re.compile(r"[*\[]")
 _SUFFIXES = re.compile(r"(\.(fits?|fts|fz|gz|bz2|ome|tiff?|png|jpe?g|npy|zarr))+$", re.IGNORECASE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
-LONGEST_STEM = 100
+MAX_STEM_LENGTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,11 @@ class SurveyImage:
     Attributes
     ----------
     name : str
-        Path or URL of the image, the first if it has several files.
+        Path or URL of the image; the first one if the image has several files.
     out : str
-        Its store.
+        Path or URL of its store.
     options : dict
-        Of :class:`fcnpipe.core.spec.RunSpec`, ``image`` and ``out`` among them; not checked yet.
+        Options of :class:`fcnpipe.core.spec.RunSpec`, including ``image`` and ``out``; not validated.
     """
 
     name: str
@@ -71,11 +71,11 @@ class SurveyImage:
 
     @property
     def spec(self) -> RunSpec:
-        """The run; SpecError if an option is wrong."""
+        """The validated specification of the run; raises SpecError for an invalid option."""
         return make_spec(**self.options)
 
 
-# --- images in ------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def list_images(
@@ -84,85 +84,87 @@ def list_images(
     options: Mapping[str, Any] | None = None,
     column: str = "image",
 ) -> list[SurveyImage]:
-    """Give the images of a survey, each with its options and its store.
+    """Return the images of a survey, each with its options and its store.
 
     Parameters
     ----------
     images : str, mapping, or a sequence of them
-        Path, URL, glob, table, YAML file, or a mapping of options.
+        Paths, URLs, globs, tables, YAML files, or mappings of options.
     folder : str
-        Where stores go that are not named by ``out``.
+        Folder of the stores.
     options : mapping, optional
-        Of all images; an image's own win.
+        Options of all images; options of an image take precedence.
     column : str
-        Of a table, with the images.
+        Name of the column of a table with the images.
 
     Raises
     ------
     SpecError
-        If a file cannot be read or has no images, a glob matches none, an option of all images is
-        wrong, or two images have one store. An option of one image is checked when it is its turn.
+        If a file cannot be read or lists no images, a glob matches no file, an option of all images is invalid,
+        or two images have the same store. Options of one image are validated when its run starts.
     RemoteError
         If a server does not answer.
     """
-    shared = dict(options or {})
-    _check_shared(shared)
-    given = [images] if isinstance(images, str | Mapping) else images
+    common = dict(options or {})
+    _check_common_options(common)
+    items = [images] if isinstance(images, str | Mapping) else images
     found: list[Options] = []
-    for one in (drop_unpaired(shared | one) for item in given for one in _expand(item, column)):
-        if one not in found:  # two globs may well match one file
-            found.append(one)
+    for image in (
+        drop_unpaired(common | one) for item in items for one in _read_item(item, column)
+    ):
+        if image not in found:  # two globs may match the same file
+            found.append(image)
     if not found:
-        raise SpecError("no images were given: name files, a glob, a table or a YAML file")
-    entries = _place(found, folder)
+        raise SpecError("the survey has no images: list files, a glob, a table or a YAML file")
+    entries = _assign_stores(found, folder)
     _check_outputs(entries)
     return entries
 
 
-def _check_shared(options: Options) -> None:
+def _check_common_options(options: Options) -> None:
     for name in ("image", "out"):
         if name in options:
-            raise SpecError(f"option {name} is of one image, not of all: leave it out")
-    own = {"mask": "mask", "weight": "weight", "halo": 0}  # an image may have its own
+            raise SpecError(f"option {name} belongs to one image, not to all: remove it")
+    own = {"mask": "mask", "weight": "weight", "halo": 0}  # options that an image may add
     make_spec(**{**own, **options, "image": ("image",), "out": "out"})
 
 
-def _expand(item: str | Mapping[str, Any], column: str) -> Iterator[Options]:
+def _read_item(item: str | Mapping[str, Any], column: str) -> Iterator[Options]:
     if isinstance(item, Mapping):
-        yield from _match({**item}, "")
+        yield from _expand_glob({**item}, "")
     elif item.lower().endswith(YAML_SUFFIXES):
         yield from _read_yaml(item)
     elif item.lower().endswith(TABLE_SUFFIXES):
         yield from _read_table(item, column)
     else:
-        yield from _match({"image": item}, "")
+        yield from _expand_glob({"image": item}, "")
 
 
 def _read_yaml(path: str) -> Iterator[Options]:
     found = _load_yaml(path)
     images = found.get("images") if isinstance(found, dict) else found
     if not isinstance(images, list) or not images:
-        raise SpecError(f"{path} has no images: write 'images:' and a list below it")
-    shared = found.get("options") or {} if isinstance(found, dict) else {}
-    if not isinstance(shared, dict):
-        raise SpecError(f"{path}: options holds {shared!r}, not a mapping: write 'option: value'")
-    _check_shared(shared)
+        raise SpecError(f"{path} has no images: write 'images:' with a list below it")
+    common = found.get("options") or {} if isinstance(found, dict) else {}
+    if not isinstance(common, dict):
+        raise SpecError(f"{path}: options is {common!r}, not a mapping: write 'option: value'")
+    _check_common_options(common)
     for item in images:
         if not isinstance(item, str | dict):
             raise SpecError(f"{path}: {item!r} is neither a path nor a mapping with an image")
         own = {"image": item} if isinstance(item, str) else item
-        yield from _match(shared | own, _parent(path))
+        yield from _expand_glob(common | own, _parent_folder(path))
 
 
 def _load_yaml(path: str) -> Any:
-    data = _read(path)
+    data = _read_file(path)
     try:
         return yaml.safe_load(data)
     except (ValueError, yaml.YAMLError) as error:
         raise SpecError(f"{path} cannot be read: {describe_read_error(error)}") from None
 
 
-def _read(path: str) -> bytes:
+def _read_file(path: str) -> bytes:
     if is_remote(path):
         return read_whole(check_url(path))
     try:
@@ -174,28 +176,30 @@ def _read(path: str) -> bytes:
 def _read_table(path: str, column: str) -> Iterator[Options]:
     rows = _load_rows(path)
     if rows and column not in rows[0]:
-        raise SpecError(f"{path} has no column {column!r}, only {', '.join(rows[0])}: name one")
-    known = set(RunSpec.model_fields) - {"image"} - _NOT_OF_TABLES
+        raise SpecError(
+            f"{path} has no column {column!r}, only {', '.join(rows[0])}: choose one of them"
+        )
+    known = set(RunSpec.model_fields) - {"image"} - _NOT_IN_TABLES
     for number, row in enumerate(rows, 1):
         image = row[column]
         if not isinstance(image, str) or not image:
             raise SpecError(f"{path}: row {number} has no image in column {column!r}")
         own = {name: value for name, value in row.items() if name in known and not _is_empty(value)}
-        _check_inside(own.get("out", ""), f"{path}: row {number}")
-        yield from _match({"image": image, **own}, _parent(path))
+        _check_store_name(own.get("out", ""), f"{path}: row {number}")
+        yield from _expand_glob({"image": image, **own}, _parent_folder(path))
 
 
-def _check_inside(out: Any, where: str) -> None:
-    """Refuse a store outside the folder of the results: a table may come from anywhere."""
+def _check_store_name(out: Any, where: str) -> None:
+    """Raise SpecError for a store outside the output folder, since a table may come from elsewhere."""
     if "://" in str(out) or os.path.isabs(str(out)) or ".." in Path(str(out)).parts:
         raise SpecError(
-            f"{where}: out {out!r} leaves the folder of the results: give a name in it, "
-            "or name the store in a YAML file"
+            f"{where}: out {out!r} leaves the output folder: use a name in it, "
+            "or set the store in a YAML file"
         )
 
 
 def _load_rows(path: str) -> list[Options]:
-    data = _read(path)
+    data = _read_file(path)
     try:
         if path.lower().endswith(".parquet"):
             rows: list[Options] = pq.read_table(pa.BufferReader(data)).to_pylist()
@@ -204,10 +208,10 @@ def _load_rows(path: str) -> list[Options]:
         table = Table.read(data.decode(), format=kind)
     except (ValueError, pa.ArrowException) as error:
         raise SpecError(f"{path} cannot be read as a table: {describe_read_error(error)}") from None
-    return [{name: _plain(row[name]) for name in table.colnames} for row in table]
+    return [{name: _to_python(row[name]) for name in table.colnames} for row in table]
 
 
-def _plain(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     if value is np.ma.masked:
         return None
     return value.item() if isinstance(value, np.generic) else value
@@ -217,11 +221,11 @@ def _is_empty(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _match(options: Options, base: str) -> Iterator[Options]:
-    """Give the images that a glob stands for; paths start from ``base``."""
+def _expand_glob(options: Options, base: str) -> Iterator[Options]:
+    """Yield the options of each image that matches the glob in ``options``, with paths relative to ``base``."""
     if not options.get("image"):
-        raise SpecError(f"{options!r} names no image: add 'image: PATH'")
-    options = options | {name: _join(base, options[name]) for name in PATHS if options.get(name)}
+        raise SpecError(f"{options!r} has no image: add 'image: PATH'")
+    options = options | {name: _resolve(base, options[name]) for name in PATHS if options.get(name)}
     image = options["image"]
     for path in [image] if isinstance(image, str) else image:
         check_url(str(path))
@@ -232,17 +236,17 @@ def _match(options: Options, base: str) -> Iterator[Options]:
 
 
 def match_files(pattern: str) -> list[str]:
-    """Give the files, sorted, that a glob stands for, here or behind a URL.
+    """Return the sorted files that match a glob, on disk or behind a URL.
 
     Parameters
     ----------
     pattern : str
-        A path, or a glob; either may end with an HDU, ``FILE[HDU]``.
+        A path or a glob; both may end with an HDU, ``FILE[HDU]``.
 
     Raises
     ------
     SpecError
-        If there are none.
+        If no file matches.
     """
     file, hdu = split_hdu(pattern)
     if os.path.exists(file) or not _is_glob(pattern):
@@ -256,12 +260,14 @@ def match_files(pattern: str) -> list[str]:
 
 
 def _is_glob(path: str) -> bool:
-    """Whether a path has signs of a glob; in an address of the web ``?`` begins a query."""
-    return bool((_MAGIC_OF_WEB if path.startswith(WEB_SCHEMES) else _MAGIC).search(path))
+    """Return whether a path contains glob characters; in a web address, ``?`` starts a query."""
+    return bool(
+        (_WEB_GLOB_CHARACTERS if path.startswith(WEB_SCHEMES) else _GLOB_CHARACTERS).search(path)
+    )
 
 
 def _glob(pattern: str) -> list[str]:
-    """Give what a glob stands for; the web has no lists, so brackets there are not looked up."""
+    """Return the files that match a glob; a web server has no listings, so brackets in its URLs are literal."""
     if "://" not in pattern:
         return glob.glob(pattern, recursive=True)
     if not (can_list(pattern) or "*" in pattern):
@@ -269,27 +275,27 @@ def _glob(pattern: str) -> list[str]:
     return match_objects(pattern)
 
 
-def _join(base: str, path: Any) -> Any:
+def _resolve(base: str, path: Any) -> Any:
     if not isinstance(path, str):
-        return [_join(base, one) for one in path]
-    whole = not base or "://" in path or os.path.isabs(path)
-    return path if whole else f"{base}/{path}"
+        return [_resolve(base, one) for one in path]
+    complete = not base or "://" in path or os.path.isabs(path)
+    return path if complete else f"{base}/{path}"
 
 
-def _parent(path: str) -> str:
+def _parent_folder(path: str) -> str:
     return path.rpartition("/")[0] if "://" in path else str(Path(path).absolute().parent)
 
 
-# --- stores out -----------------------------------------------------------------------------------
+# --- stores ---------------------------------------------------------------------------------------
 
 
 def safe_stem(path: str) -> str:
-    """Give a name for what is made of a file: letters, digits and ``. _ + -``, no folder in it.
+    """Return the stem of output names for a file: letters, digits and ``. _ + -`` only, without folders.
 
     Notes
     -----
-    From the name of the file alone. A name that had to be changed gets a part of its digest, so
-    that two names do not become one. What follows ``?`` in a URL may be a secret, and is left out.
+    Only the file name is used. If characters had to be replaced, part of the digest of the name is appended, so
+    that different names stay different. The query of a URL may contain a secret and is left out.
 
     Examples
     --------
@@ -301,29 +307,32 @@ def safe_stem(path: str) -> str:
     path = path.partition("?")[0] if "://" in path else path
     name = path.rstrip("/").rpartition("/")[2]
     stem = _SUFFIXES.sub("", name) or name
-    safe = _UNSAFE.sub("_", stem)[:LONGEST_STEM].strip("._-")
+    safe = _UNSAFE.sub("_", stem)[:MAX_STEM_LENGTH].strip("._-")
     return safe if safe == stem else f"{safe or 'image'}-{short_digest(name)}"
 
 
 def short_digest(text: str) -> str:
-    """Give eight hexadecimal digits that tell texts apart."""
+    """Return the first eight hexadecimal digits of the digest of a text."""
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _place(found: Iterable[Options], folder: str) -> list[SurveyImage]:
-    """Give each image its store; images of one name get a part of the digest of their path."""
+def _assign_stores(found: Iterable[Options], folder: str) -> list[SurveyImage]:
+    """Return the images with their stores; images with the same name get part of the digest of their path."""
     entries = []
     for options in found:
         name = options["image"][0]
         out = str(options.get("out") or f"{safe_stem(name)}.zarr")
         entries.append(SurveyImage(name, out, options))
     count = Counter(entry.out for entry in entries)
-    return [_put(e, folder, alone=count[e.out] == 1 or bool(e.options.get("out"))) for e in entries]
+    return [
+        _assign_store(e, folder, unique=count[e.out] == 1 or bool(e.options.get("out")))
+        for e in entries
+    ]
 
 
-def _put(entry: SurveyImage, folder: str, alone: bool) -> SurveyImage:
-    place = os.path.abspath(entry.name) if "://" not in entry.name else entry.name
-    name = entry.out if alone else f"{safe_stem(entry.name)}-{short_digest(place)}.zarr"
+def _assign_store(entry: SurveyImage, folder: str, unique: bool) -> SurveyImage:
+    location = os.path.abspath(entry.name) if "://" not in entry.name else entry.name
+    name = entry.out if unique else f"{safe_stem(entry.name)}-{short_digest(location)}.zarr"
     out = name if "://" in name or os.path.isabs(name) else f"{folder.rstrip('/')}/{name}"
     return replace(entry, out=out, options=entry.options | {"out": out})
 
@@ -333,7 +342,7 @@ def _check_outputs(entries: list[SurveyImage]) -> None:
     for entry in entries:
         if entry.out in owners:
             raise SpecError(
-                f"{owners[entry.out]} and {entry.name} have one store, {entry.out}: "
-                "give one of them another 'out', or leave it out"
+                f"{owners[entry.out]} and {entry.name} have the same store, {entry.out}: "
+                "change or remove the 'out' of one of them"
             )
         owners[entry.out] = entry.name

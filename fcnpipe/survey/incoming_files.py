@@ -1,13 +1,13 @@
-"""Files that arrive in a folder or below a URL: which are new, which are whole, which are known.
+"""Files that arrive in a folder or below a URL: detection of new, complete and already known files.
 
 ::
 
-    look -- new? --> wait --> look again -- unchanged? --> whole? --> digest -- known? --> a copy
-             no: known          changed, or too short: left alone              new: to be done
+    list -- new? --> wait --> list again -- unchanged? --> complete? --> digest -- known? --> a copy
+             no: known          changed, or too short: ignored                   new: to be processed
 
-No clock is asked: a file is settled if it has not changed between two looks. What is known is kept
-in one small file, which is replaced whole; without it nothing is lost, since a finished store knows
-what it was made from.
+A file is stable if it has not changed between two listings; no clocks are compared. The registry of known files is
+one small file, which is replaced atomically. If it is lost no results are lost, since each finished store contains
+the digest of its input.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from fcnpipe.remote import connect, find_objects, is_remote
 from fcnpipe.survey.image_list import safe_stem, short_digest
 
 PATTERNS = ("*.fits", "*.fits.gz", "*.fits.fz", "*.fits.bz2", "*.fit", "*.fts", "*.fz")
-"""Names of the files to look for, in any case."""
+"""Patterns of the names of files to process; upper and lower case are equal."""
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".filepart", "~")
-"""Ends of the names that programs give to files on their way."""
+"""Suffixes of names that programs use for files that are being transferred."""
 CHANGED = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "created")
-"""What file systems call the time of the last change, or what stands for it; the first counts."""
+"""Keys of the modification time, or of an equivalent, in different file systems; the first that exists is used."""
 BLOCK_BYTES = 2880
-"""FITS headers and data are whole blocks of it."""
-HEADER_BLOCKS = 5000
-"""Longest header that is read, blocks: 14 MB."""
+"""Size of a FITS block; headers and data are padded to a multiple of it."""
+MAX_HEADER_BLOCKS = 5000
+"""Maximum length of a header that is read, blocks (14 MB)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """A file without its content: as long as this stays, so has the file.
+    """Size and modification time of a file; they change when the file changes.
 
     Attributes
     ----------
     size : int
-        Bytes.
+        Size, bytes.
     changed : str
-        When, as its file system says it.
+        Modification time, or an equivalent, as reported by the file system.
     """
 
     size: int
@@ -61,24 +61,24 @@ class FileStamp:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What is known of one file.
+    """Entry of the registry for one file.
 
     Attributes
     ----------
     stamp : Stamp
-        When its digest was taken.
+        Stamp at the time of the digest.
     digest : str
-        Of its content.
+        Digest of the content.
     out : str
-        Name of its store, or of that of the file of which it is a copy.
+        Name of its store; for a copy, of the store of the original.
     status : str
         ``begun``, ``done``, ``failed``, or ``copy``.
     attempts : int
-        Times that it was begun with this content.
+        Number of times that processing of this content was started.
     replaced : bool
-        Whether ``out`` may hold what was made of another content.
+        Whether ``out`` may contain the result of an earlier content of the file.
     error : str
-        Why it failed, one line.
+        Reason of the failure, one line.
     """
 
     stamp: FileStamp
@@ -91,25 +91,25 @@ class FileRecord:
 
 
 FileRegistry = dict[str, FileRecord]
-"""What is known, by path or URL."""
+"""Known files by path or URL."""
 
 
-# --- looking --------------------------------------------------------------------------------------
+# --- listing --------------------------------------------------------------------------------------
 
 
 def list_files(
     source: str, patterns: Sequence[str] = PATTERNS, recursive: bool = False
 ) -> dict[str, FileStamp]:
-    """Give the files in a folder or below a URL that are not still on their way by their name.
+    """Return the files in a folder or below a URL whose names match, without files that are being transferred.
 
     Parameters
     ----------
     source : str
         Folder or URL.
     patterns : sequence of str
-        Of names, as in a shell.
+        Patterns of file names, as in a shell.
     recursive : bool
-        Whether to look into folders too.
+        Whether to include subfolders.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def list_files(
     """
     system, root = connect(source)
     if not is_remote(source) and not os.path.isdir(root):
-        raise InputError(f"{source} is no folder: make it, or name another")
+        raise InputError(f"{source} is not a folder: create it, or choose another")
     folder = (system.unstrip_protocol(root) if is_remote(source) else root).rstrip("/")
     return {
         f"{folder}/{name}": _stamp(facts)
@@ -142,64 +142,74 @@ def _stamp(facts: Mapping[str, Any]) -> FileStamp:
 
 
 def select_pending_files(
-    found: Mapping[str, FileStamp], log: FileRegistry, attempts: int
+    found: Mapping[str, FileStamp], registry: FileRegistry, attempts: int
 ) -> list[str]:
-    """Give the files that are new, have changed, or are worth another attempt."""
-    made = {known.digest for known in log.values() if known.status != "copy"}
+    """Return the files that are new or changed, or that failed fewer than ``attempts`` times.
+
+    Parameters
+    ----------
+    found : mapping
+        Stamps of the listed files.
+    registry : dict
+        Registry of known files.
+    attempts : int
+        Maximum number of attempts for the same content.
+    """
+    originals = {known.digest for known in registry.values() if known.status != "copy"}
 
     def is_settled(path: str, stamp: FileStamp) -> bool:
-        known = log.get(path)
+        known = registry.get(path)
         if known is None or known.stamp != stamp:
             return False
-        if known.status == "copy":  # unless its original has become another
-            return known.digest in made
+        if known.status == "copy":  # pending again if its original has changed
+            return known.digest in originals
         return known.status == "done" or known.attempts >= attempts
 
     return [path for path, stamp in found.items() if not is_settled(path, stamp)]
 
 
-# --- whole or not ---------------------------------------------------------------------------------
+# --- completeness ---------------------------------------------------------------------------------
 
 
 def describe_missing(path: str, size: int) -> str:
-    """Say what a file lacks; nothing if it is whole, or no plain FITS file and so nobody knows.
+    """Return what is missing of a file; empty if it is complete or not an uncompressed FITS file.
 
     Parameters
     ----------
     path : str
-        File or URL; only its headers are read.
+        Path or URL of the file; only its headers are read.
     size : int
-        Bytes that are there.
+        Present size, bytes.
     """
     if not size:
         return "empty"
     with open_bytes(path) as file:
         if not b"SIMPLE".startswith(file.read(6)):
             return ""
-        needed = _measure_fits(file, size)
+        needed = _expected_fits_size(file, size)
     return f"{needed - size} bytes are missing" if needed > size else ""
 
 
-def _measure_fits(file: BinaryIO, size: int) -> int:
-    """Give the bytes that the headers of a FITS file promise, as far as they are there."""
+def _expected_fits_size(file: BinaryIO, size: int) -> int:
+    """Return the size of a FITS file according to the headers that are present, bytes."""
     start, needed = 0, 0
     while start < size:
         file.seek(start)
         text = _read_header(file)
         if text is None:
-            return size + BLOCK_BYTES  # it ends within a header
+            return size + BLOCK_BYTES  # the file ends within a header
         if start and not text.startswith(b"XTENSION"):
-            return needed  # whatever follows, it is no HDU
+            return needed  # the remaining bytes are not an HDU
         data = start + len(text)
-        needed = data + _count_data(fits.Header.fromstring(text))
+        needed = data + _data_size(fits.Header.fromstring(text))
         start = -(-needed // BLOCK_BYTES) * BLOCK_BYTES
     return needed
 
 
 def _read_header(file: BinaryIO) -> bytes | None:
-    """Give the blocks up to END, or only the first if it is no header; None if END is missing."""
+    """Return the blocks up to END, or the first block if it is not a header; None if END is missing."""
     text = b""
-    for _ in range(HEADER_BLOCKS):
+    for _ in range(MAX_HEADER_BLOCKS):
         block = file.read(BLOCK_BYTES)
         text += block
         if not text.startswith((b"SIMPLE", b"XTENSION")) and len(text) >= len(b"XTENSION"):
@@ -211,7 +221,7 @@ def _read_header(file: BinaryIO) -> bytes | None:
     return None
 
 
-def _count_data(header: fits.Header) -> int:
+def _data_size(header: fits.Header) -> int:
     axes = [int(header[f"NAXIS{i + 1}"]) for i in range(int(header["NAXIS"]))]
     if axes and axes[0] == 0 and header.get("GROUPS"):
         axes = axes[1:]
@@ -222,39 +232,41 @@ def _count_data(header: fits.Header) -> int:
     return abs(int(header["BITPIX"])) // 8 * values
 
 
-# --- known or not ---------------------------------------------------------------------------------
+# --- registry -------------------------------------------------------------------------------------
 
 
-def register_file(path: str, stamp: FileStamp, log: FileRegistry) -> FileRecord:
-    """Take the digest of a file and give what is then known of it.
+def register_file(path: str, stamp: FileStamp, registry: FileRegistry) -> FileRecord:
+    """Compute the digest of a file and return its new entry for the registry.
 
     Returns
     -------
     Known
-        ``begun``: to be done; ``copy``: another file of the log has this content; ``done``: it has
-        been done already, only its time of change is new.
+        With status ``begun`` if the file is to be processed, ``copy`` if another file has the same content, and
+        the earlier status if only the stamp has changed.
     """
-    digest, before = hash_file(path), log.get(path)
+    digest, before = hash_file(path), registry.get(path)
     if before is not None and before.digest == digest and before.status != "copy":
         return replace(before, stamp=stamp)
-    original = _find_original(path, digest, log)
+    original = _find_original(path, digest, registry)
     if original is not None:
         return FileRecord(stamp, digest, original.out, "copy")
-    own = before is not None and before.status != "copy"
-    out = before.out if before is not None and own else _choose_out(path, digest, log)
-    return FileRecord(stamp, digest, out, replaced=own)
+    has_store = before is not None and before.status != "copy"
+    out = before.out if before is not None and has_store else _choose_out(path, digest, registry)
+    return FileRecord(stamp, digest, out, replaced=has_store)
 
 
-def _find_original(path: str, digest: str, log: FileRegistry) -> FileRecord | None:
-    for other, known in log.items():
+def _find_original(path: str, digest: str, registry: FileRegistry) -> FileRecord | None:
+    for other, known in registry.items():
         if other != path and known.digest == digest and known.status != "copy":
             return known
     return None
 
 
-def _choose_out(path: str, digest: str, log: FileRegistry) -> str:
-    """Give a store that no other file has: named as the file, else with a part of the digest."""
-    taken = {known.out for other, known in log.items() if other != path and known.status != "copy"}
+def _choose_out(path: str, digest: str, registry: FileRegistry) -> str:
+    """Return a store name that no other file has: the stem of the file, with part of a digest if taken."""
+    taken = {
+        known.out for other, known in registry.items() if other != path and known.status != "copy"
+    }
     stem = safe_stem(path)
     return (
         f"{stem}-{short_digest(digest + path)}.zarr" if f"{stem}.zarr" in taken else f"{stem}.zarr"
@@ -262,7 +274,7 @@ def _choose_out(path: str, digest: str, log: FileRegistry) -> str:
 
 
 def load_registry(path: Path) -> FileRegistry:
-    """Read what is known; nothing if there is no file yet.
+    """Read the registry; empty if its file does not exist.
 
     Raises
     ------
@@ -279,31 +291,33 @@ def load_registry(path: Path) -> FileRegistry:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
-            f"{path} cannot be read ({type(error).__name__}): move it away, finished stores are found again"
+            f"{path} cannot be read ({type(error).__name__}): move it away, finished stores are recognized without it"
         ) from None
 
 
-def save_registry(path: Path, log: FileRegistry) -> None:
-    """Write what is known, whole or not at all, and on the disk."""
+def save_registry(path: Path, registry: FileRegistry) -> None:
+    """Write the registry atomically, and flush it to disk."""
     with atomic_write(path) as temporary, temporary.open("w") as file:
-        json.dump({"files": {name: asdict(known) for name, known in log.items()}}, file, indent=1)
+        json.dump(
+            {"files": {name: asdict(known) for name, known in registry.items()}}, file, indent=1
+        )
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Keep others from the same work; who is killed lets go.
+    """Hold a lock within the context; the lock of a killed process is released.
 
     Parameters
     ----------
     path : Path
-        Of the lock, an empty file that may be removed while nobody holds it.
+        Lock file. It is empty and may be removed while the lock is not held.
 
     Raises
     ------
     StoreError
-        If somebody is at it.
+        If another process holds the lock.
     """
     handle = _open_lock(path)
     try:
@@ -319,15 +333,17 @@ def _open_lock(path: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise StoreError(f"{path} is held by another run: one at a time; wait for it") from None
+            raise StoreError(
+                f"{path} is locked by another run: one at a time; wait for it"
+            ) from None
         except OSError:
-            return handle  # a file system without locks: nobody can be kept away
-        if _is_there(path, handle):
+            return handle  # a file system without locks
+        if _is_same_file(path, handle):
             return handle
-        os.close(handle)  # somebody removed it meanwhile
+        os.close(handle)  # another process has removed the file in the meantime
 
 
-def _is_there(path: Path, handle: int) -> bool:
+def _is_same_file(path: Path, handle: int) -> bool:
     try:
         return os.stat(path).st_ino == os.fstat(handle).st_ino
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The result table of a survey: one row for each image, and the mark of a survey that is not finished."""
+"""The result table of a survey, with one row for each image, and the file that marks an unfinished survey."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from fcnpipe.survey.image_list import TABLE_SUFFIXES
 
 @dataclass(frozen=True, slots=True)
 class SurveyRow:
-    """What became of one image: a row of the table of a survey.
+    """Result of one image: a row of the result table.
 
     Attributes
     ----------
     image, out : str
-        Where it lies, and its store.
+        Path or URL of the image and of its store.
     status : str
-        ``done``; ``found``: finished before; ``failed``.
+        ``done``; ``found`` if it was finished before; ``failed``; ``left`` if the survey ended before it.
     sources : int
-        -1 if unknown, or not looked for.
+        Number of sources; -1 if unknown, or for a prediction.
     tiles, failed_tiles : int
-        Of the image; -1 if unknown.
+        Number of tiles, and of those that failed; -1 if unknown.
     seconds : float
-        Wall time.
+        Wall time, s.
     error : str
-        Why it failed, one line.
+        Reason of the failure, one line.
     catalogue : str
-        Of its sources; empty if none.
+        Path or URL of the catalogue; empty if there is none.
     """
 
     image: str
@@ -54,21 +54,21 @@ class SurveyRow:
 
 
 def check_table_path(path: str) -> None:
-    """Refuse a table that cannot be written.
+    """Check that a result table can be written to a path or URL.
 
     Raises
     ------
     SpecError
-        If its suffix says no format, or its server takes none.
+        If its suffix is not that of a format, or its server does not accept files.
     """
     if not can_list(path):
-        raise SpecError(f"table {path} cannot be written: give a file on disk, s3:// or gs://")
+        raise SpecError(f"table {path} cannot be written: choose a file on disk, s3:// or gs://")
     if Path(path).suffix not in TABLE_SUFFIXES:
         raise SpecError(f"table {path}: its suffix must be one of {', '.join(TABLE_SUFFIXES)}")
 
 
 def write_table(rows: Sequence[SurveyRow], path: str) -> None:
-    """Write the table of a survey to a path or URL, by its suffix: whole, or not at all."""
+    """Write a result table to a path or URL, atomically, in the format of its suffix."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, path.rpartition("/")[2])
@@ -81,28 +81,32 @@ def write_table(rows: Sequence[SurveyRow], path: str) -> None:
 
 
 def mark_started(table: str) -> str:
-    """Give when a survey was begun that is not through, from the mark beside its table; else begin now.
+    """Return the start time of the unfinished survey with this result table, or mark the start of a new one.
 
     Returns
     -------
     str
-        UTC, as :func:`fcnpipe.reporting.event_log.utc_timestamp` gives it.
+        Time in the format of :func:`fcnpipe.reporting.event_log.utc_timestamp`.
+
+    Notes
+    -----
+    The time is kept in a file next to the table, TABLE.begun.
     """
-    mark, begun = f"{table}.begun", utc_timestamp()
+    mark, now = f"{table}.begun", utc_timestamp()
     if is_remote(table):
         found = uploads.get(mark)
         if found is None:
-            uploads.put(mark, begun.encode())
-        return begun if found is None else found.decode()
+            uploads.put(mark, now.encode())
+        return now if found is None else found.decode()
     if not Path(mark).exists():
         Path(mark).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(mark) as temporary:
-            temporary.write_text(begun)
+            temporary.write_text(now)
     return Path(mark).read_text()
 
 
 def mark_finished(table: str) -> None:
-    """Take away the mark of a survey: it is through."""
+    """Remove the mark of a survey that is finished."""
     if is_remote(table):
         uploads.remove([f"{table}.begun"])
     else:

@@ -1,4 +1,4 @@
-"""What killed runs leave: found, judged, cleared; what is alive or not ours is never touched."""
+"""Leftovers of killed runs are found and removed; locked files, stores and foreign files are kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def segment(image: Path, out: Path) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished store and the partial one of a run that was killed."""
+    """A folder with a finished store and the partial store of a killed run."""
     folder = tmp_path_factory.mktemp("results")
     image = write_stars(folder / "field.fits", side=320)
     assert segment(image, folder / "whole.zarr").wait(120) == 0
@@ -50,12 +50,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(results: Path, tmp_path: Path) -> Path:
-    """A copy of it in a folder below, all of it a month old."""
+    """A folder with a copy of it in a subfolder."""
     shutil.copytree(results, tmp_path / "deep")
     return tmp_path
 
 
 def age(folder: Path, days: float = 30) -> None:
+    """Set the modification times of all files back by a number of days."""
     then = time.time() - days * DAY
     for path in sorted(folder.rglob("*"), reverse=True):
         os.utime(path, (then, then))
@@ -75,7 +76,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_the_store_of_a_killed_run_goes_when_it_is_old(folder: Path) -> None:
+def test_the_store_of_a_killed_run_is_removed_when_it_is_old(folder: Path) -> None:
     assert found(folder) == {}
     age(folder)
     assert found(folder) == {"killed.zarr.partial": "remove"}
@@ -85,11 +86,11 @@ def test_the_store_of_a_killed_run_goes_when_it_is_old(folder: Path) -> None:
     assert size <= one.size_bytes <= size + 4096
     assert 29 < one.age_seconds / DAY < 31
     clean_up(one)
-    beside = {"whole.parquet", "whole.report.html", "whole.report.json"}
-    assert names(folder / "deep") == {"field.fits", "whole.zarr", *beside}
+    outputs = {"whole.parquet", "whole.report.html", "whole.report.json"}
+    assert names(folder / "deep") == {"field.fits", "whole.zarr", *outputs}
 
 
-def test_a_file_that_is_young_keeps_a_store(folder: Path) -> None:
+def test_a_store_with_a_recent_file_is_kept(folder: Path) -> None:
     age(folder)
     os.utime(next((folder / "deep/killed.zarr.partial").rglob("zarr.json")))
     assert found(folder) == {}
@@ -101,7 +102,7 @@ def _hold(path: Path, sender: object) -> None:
         signal.pause()
 
 
-def test_a_store_that_a_live_run_holds_is_kept(folder: Path) -> None:
+def test_a_store_that_a_running_process_has_locked_is_kept(folder: Path) -> None:
     age(folder)
     partial = folder / "deep/killed.zarr.partial"
     (one,) = find_leftovers(str(folder), 7 * DAY)
@@ -113,7 +114,7 @@ def test_a_store_that_a_live_run_holds_is_kept(folder: Path) -> None:
         assert receiver.recv() == "held"
         assert found(folder) == {"killed.zarr.partial": "keep"}
         with pytest.raises(StoreError, match="being written"):
-            clean_up(one)  # found before the run took it up
+            clean_up(one)  # listed before the run locked it
         assert partial.is_dir()
     finally:
         process.kill()
@@ -122,7 +123,7 @@ def test_a_store_that_a_live_run_holds_is_kept(folder: Path) -> None:
     assert not partial.exists()
 
 
-def test_a_result_that_only_wants_its_name_gets_it(folder: Path) -> None:
+def test_a_complete_result_is_renamed(folder: Path) -> None:
     deep = folder / "deep"
     (deep / "whole.zarr").rename(deep / "named.zarr.partial")
     age(folder)
@@ -135,13 +136,13 @@ def test_a_result_that_only_wants_its_name_gets_it(folder: Path) -> None:
     )
 
 
-def test_an_incomplete_one_is_a_partial_one(folder: Path) -> None:
+def test_an_incomplete_store_is_removed_like_a_partial_one(folder: Path) -> None:
     set_attributes(folder / "deep/killed.zarr.partial", {"status": "incomplete"})
     age(folder)
     assert found(folder) == {"killed.zarr.partial": "remove"}
 
 
-def test_an_old_result_goes_only_when_its_successor_is_there(folder: Path) -> None:
+def test_an_old_result_is_removed_only_if_its_replacement_exists(folder: Path) -> None:
     deep = folder / "deep"
     (deep / "killed.zarr.partial").rename(deep / ".whole.zarr.replaced")
     age(folder)
@@ -152,7 +153,7 @@ def test_an_old_result_goes_only_when_its_successor_is_there(folder: Path) -> No
     assert ".whole.zarr.replaced" in names(deep)
 
 
-def test_small_things(folder: Path) -> None:
+def test_other_leftovers_are_removed_and_foreign_files_are_kept(folder: Path) -> None:
     deep = folder / "deep"
     ours = {
         f"new.zarr.partial.{HEX}.new/zarr.json", f"zarr.json.{HEX}.partial", f".{HEX}.survey.ecsv",
@@ -176,10 +177,10 @@ def test_small_things(folder: Path) -> None:
     assert names(deep) == kept | whole | {"field.fits"}
 
 
-def test_what_a_live_run_has_beside_its_store_is_kept(
+def test_other_files_of_a_running_process_are_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A claim of a URL, with the store that it is for; an image that is unpacked; a catalogue."""
+    """Claims of URLs with their store, an unpacked image, and a catalogue of a published store."""
     deep = folder / "deep"
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     (deep / "killed.zarr.claim").write_text("token\ns3://nowhere/killed.zarr\n")
@@ -203,11 +204,11 @@ def test_what_a_live_run_has_beside_its_store_is_kept(
     assert found(folder, 0) == {"killed.zarr.claim": "remove"}
 
 
-def test_what_comes_from_the_future_is_young(folder: Path) -> None:
+def test_files_with_a_time_in_the_future_are_new(folder: Path) -> None:
     age(folder, -30)
     assert found(folder, 0) == {}
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder"):
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a folder"):
         find_leftovers(str(tmp_path / "absent"), 0)

@@ -1,4 +1,4 @@
-"""Lists, globs, tables and YAML files of images; safe names; the table of what became of them."""
+"""Images of a survey from paths, globs, tables and YAML files, and names of their stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fcnpipe.survey import image_list, result_table
 from fcnpipe.survey.image_list import list_images, safe_stem
 from fcnpipe.survey.result_table import SurveyRow, write_table
 from tests.conftest import Bucket
-from tests.remote.servers import Site, now_and_then
+from tests.remote.servers import Site, intermittent_faults
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def outs(*args: object, **kwargs: object) -> dict[str, str]:
-    """Store by image, names only."""
+    """Return the store of each image, by the file name of the image."""
     found = list_images(*args, **kwargs)  # type: ignore[arg-type]
     return {os.path.basename(e.name): e.out for e in found}
 
@@ -47,13 +47,13 @@ def test_paths_and_globs(folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_file_with_a_bracket_in_its_name_is_no_glob(folder: Path) -> None:
+def test_an_existing_file_with_brackets_in_its_name_is_not_a_glob(folder: Path) -> None:
     (entry,) = list_images(f"{folder}/night/c[1].fits", "out")
     assert entry.name.endswith("c[1].fits")
     assert entry.out.startswith("out/c_1-")
 
 
-def test_an_hdu_in_brackets_is_no_glob(folder: Path) -> None:
+def test_an_hdu_in_brackets_is_not_a_glob(folder: Path) -> None:
     found = list_images([f"{folder}/a.fits[{hdu}]" for hdu in ("1", "SCI,2")], "out")
     assert [os.path.basename(e.name) for e in found] == ["a.fits[1]", "a.fits[SCI,2]"]
     assert len({e.out for e in found}) == 2
@@ -62,20 +62,20 @@ def test_an_hdu_in_brackets_is_no_glob(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://x/a.fits[SCI]", "https://x/a?id=7", "s3://b/a?.fits"])
-def test_the_address_of_one_file_is_looked_up_only_if_it_is_a_glob(
+def test_the_url_of_one_file_is_not_listed_unless_it_is_a_glob(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    monkeypatch.setattr(image_list, "match_objects", lambda url: asked.append(url) or 1 / 0)
+    listed = []
+    monkeypatch.setattr(image_list, "match_objects", lambda url: listed.append(url) or 1 / 0)
     if url.startswith("s3"):
         with pytest.raises(ZeroDivisionError):
             list_images(url, "out")
     else:
         assert [e.spec.image for e in list_images(url, "out")] == [(url,)]
-        assert not asked
+        assert not listed
 
 
-def test_images_of_one_name_have_different_stores_that_stay_the_same(folder: Path) -> None:
+def test_images_with_the_same_name_have_different_stores_in_any_order(folder: Path) -> None:
     first = [e.out for e in list_images(f"{folder}/**/a.fits", "out")]
     again = [e.out for e in list_images([f"{folder}/night/a.fits", f"{folder}/a.fits"], "out")]
     assert len(set(first)) == 2
@@ -99,7 +99,7 @@ def test_remote_images_are_listed_through_their_file_system() -> None:
     ]
 
 
-def test_a_manifest_has_options_for_all_and_for_one(folder: Path) -> None:
+def test_a_yaml_file_has_options_of_all_images_and_of_one(folder: Path) -> None:
     path = folder / "survey.yaml"
     path.write_text(
         "options: {model: none, thresh: 3}\n"
@@ -118,7 +118,7 @@ def test_a_manifest_has_options_for_all_and_for_one(folder: Path) -> None:
     assert (three.hdu, four.hdu) == (1, 1)
 
 
-def test_an_option_for_all_may_go_with_a_map_that_only_some_have(folder: Path) -> None:
+def test_a_common_option_may_belong_to_a_map_that_only_some_images_have(folder: Path) -> None:
     shared = {"weight_type": "rms", "mask_bits": 4}
     with_map = {"image": str(folder / "a.fits"), "weight": "w.fits"}
     first, second = list_images([with_map, str(folder / "b.fits")], "out", shared)
@@ -143,30 +143,30 @@ def test_a_table_has_a_column_of_images_and_columns_of_options(folder: Path, suf
 
 
 @pytest.mark.parametrize(
-    ("images", "options", "said"),
+    ("images", "options", "message"),
     [
         ("nothing/*.fits", {}, "matches no file"),
-        ([], {}, "no images were given"),
+        ([], {}, "the survey has no images"),
         ("absent.yaml", {}, "absent.yaml cannot be read"),
         ("absent.csv", {}, "absent.csv cannot be read"),
         ("x.fits", {"window": 1}, "window=1"),
-        ("x.fits", {"out": "o.zarr"}, "option out is of one image"),
+        ("x.fits", {"out": "o.zarr"}, "option out belongs to one image"),
         (
             [{"image": n, "out": "x.zarr"} for n in ("x.fits", "y.fits")],
             {},
-            "x.fits and y.fits have one store",
+            "x.fits and y.fits have the same store",
         ),
-        ([{"thresh": 3}], {}, "names no image"),
+        ([{"thresh": 3}], {}, "has no image: add"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(images: object, options: object, said: str) -> None:
-    with pytest.raises(SpecError, match=said) as caught:
+def test_errors_have_one_line(images: object, options: object, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
         list_images(images, "out", options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("images: []", "has no images"),
         ("{", "cannot be read"),
@@ -175,19 +175,21 @@ def test_what_is_wrong_is_said_in_one_line(images: object, options: object, said
         ("images: [a.fits]\noptions: {window: 1}", "window=1"),
     ],
 )
-def test_a_broken_manifest(tmp_path: Path, text: str, said: str) -> None:
+def test_a_broken_yaml_file_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "m.yaml").write_text(text)
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         list_images(str(tmp_path / "m.yaml"), "out")
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("short_retry_pauses")
 @pytest.mark.parametrize("fault", ["drop", "503"])
-def test_tables_behind_urls_are_asked_for_again(fault: str, web: tuple[str, Site]) -> None:
+def test_tables_behind_urls_are_requested_again_after_faults(
+    fault: str, web: tuple[str, Site]
+) -> None:
     url, site = web
     Table({"image": ["a.fits"]}).write(site.folder / "night.csv", format="ascii.csv")
     (site.folder / "night.yaml").write_text("images: [b.fits]")
-    site.traffic.fault = now_and_then(fault)
+    site.traffic.fault = intermittent_faults(fault)
     found = list_images([f"{url}/night.csv", f"{url}/night.yaml"], "out")
     assert [e.name for e in found] == [f"{url}/a.fits", f"{url}/b.fits"]
     assert site.traffic.faults == 2
@@ -195,7 +197,7 @@ def test_tables_behind_urls_are_asked_for_again(fault: str, web: tuple[str, Site
         list_images(f"{url}/no.csv", "out")
 
 
-def test_an_option_that_is_wrong_for_one_image_waits_for_its_turn() -> None:
+def test_the_options_of_one_image_are_validated_when_its_run_starts() -> None:
     good, bad = list_images(["x.fits", {"image": "y.fits", "window": 1}], "out")
     assert good.spec.window == 1024
     with pytest.raises(SpecError, match="window=1"):
@@ -203,7 +205,7 @@ def test_an_option_that_is_wrong_for_one_image_waits_for_its_turn() -> None:
 
 
 @given(st.text(min_size=1, max_size=300))
-def test_a_name_is_one_component_of_a_path_and_no_option(name: str) -> None:
+def test_a_stem_is_one_path_component_and_not_an_option(name: str) -> None:
     stem = safe_stem(name)
     assert stem
     assert os.path.basename(stem) == stem
@@ -212,30 +214,30 @@ def test_a_name_is_one_component_of_a_path_and_no_option(name: str) -> None:
     assert stem.isascii()
 
 
-def test_names_that_had_to_be_changed_stay_apart() -> None:
+def test_different_names_have_different_stems() -> None:
     assert safe_stem("a b.fits") != safe_stem("a/a_b.fits") != safe_stem("a?b.fits")
     assert safe_stem("x" * 300 + "1.fits") != safe_stem("x" * 300 + "2.fits")
     assert "secret" not in safe_stem("https://host/field.fits?token=secret")
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("short_retry_pauses")
 def test_a_survey_of_a_bucket_in_a_bucket(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images are listed and the table is put there, on a bad line; nothing of it lands here."""
+    """Images are listed and the table is written there over a faulty connection; no local file is written."""
     monkeypatch.chdir(tmp_path)
-    place = f"{bucket.url}/{tmp_path.name}"
+    root = f"{bucket.url}/{tmp_path.name}"
     for name in ("b", "a"):
         bucket.put(f"{tmp_path.name}/{name}.fits", b"1")
-    bucket.traffic.fault = now_and_then("503", "drop")
-    assert outs(f"{place}/*.fits", f"{place}/out") == {
-        "a.fits": f"{place}/out/a.zarr", "b.fits": f"{place}/out/b.zarr",
+    bucket.traffic.fault = intermittent_faults("503", "drop")
+    assert outs(f"{root}/*.fits", f"{root}/out") == {
+        "a.fits": f"{root}/out/a.zarr", "b.fits": f"{root}/out/b.zarr",
     }  # fmt: skip
-    rows = [SurveyRow(f"{place}/{name}.fits", f"{place}/out/{name}.zarr", "done") for name in "ab"]
-    begun = result_table.mark_started(f"{place}/out/survey.ecsv")
-    assert begun == result_table.mark_started(f"{place}/out/survey.ecsv") != ""
-    write_table(rows, f"{place}/out/survey.ecsv")
-    result_table.mark_finished(f"{place}/out/survey.ecsv")
+    rows = [SurveyRow(f"{root}/{name}.fits", f"{root}/out/{name}.zarr", "done") for name in "ab"]
+    begun = result_table.mark_started(f"{root}/out/survey.ecsv")
+    assert begun == result_table.mark_started(f"{root}/out/survey.ecsv") != ""
+    write_table(rows, f"{root}/out/survey.ecsv")
+    result_table.mark_finished(f"{root}/out/survey.ecsv")
     assert bucket.traffic.faults >= 2
     bucket.traffic.clear()
     (found,) = bucket.read_all(f"{tmp_path.name}/out").values()

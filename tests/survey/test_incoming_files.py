@@ -1,4 +1,4 @@
-"""Files that arrive: what is looked at, what is whole, what is known, and who may look."""
+"""Incoming files: listing, completeness, the registry of known files, and the lock."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from fcnpipe.survey.incoming_files import (
 )
 
 
-def seen(folder: Path, **more: object) -> set[str]:
+def list_names(folder: Path, **more: object) -> set[str]:
     return {os.path.relpath(path, folder) for path in list_files(str(folder), **more)}  # type: ignore[arg-type]
 
 
-def test_only_files_that_have_arrived_by_their_name(tmp_path: Path) -> None:
+def test_names_of_files_in_transfer_are_not_listed(tmp_path: Path) -> None:
     wanted = {"a.fits", "B.FITS", "c.fits.fz", "d.fit", "e.fits.gz"}
     others = {
         "a.fits.part", "b.fits.tmp", "c.fits.crdownload", ".d.fits", "e.fits~", "f.txt", "g.fits.md5",
@@ -42,12 +42,12 @@ def test_only_files_that_have_arrived_by_their_name(tmp_path: Path) -> None:
     (tmp_path / "deep/.rsync").mkdir(parents=True)
     (tmp_path / "deep/f.fits").touch()
     (tmp_path / "deep/.rsync/g.fits").touch()
-    assert seen(tmp_path) == wanted
-    assert seen(tmp_path, recursive=True) == wanted | {"deep/f.fits"}
-    assert seen(tmp_path, patterns=["*.txt"]) == {"f.txt"}
+    assert list_names(tmp_path) == wanted
+    assert list_names(tmp_path, recursive=True) == wanted | {"deep/f.fits"}
+    assert list_names(tmp_path, patterns=["*.txt"]) == {"f.txt"}
 
 
-def test_a_bucket_is_looked_into_through_its_file_system() -> None:
+def test_a_bucket_is_listed_through_its_file_system() -> None:
     system = fsspec.filesystem("memory")
     system.pipe("/bucket/in/x.fits", b"123")
     system.pipe("/bucket/in/x.fits.part", b"1")
@@ -57,17 +57,17 @@ def test_a_bucket_is_looked_into_through_its_file_system() -> None:
     assert found["memory:///bucket/in/x.fits"].changed
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder"):
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a folder"):
         list_files(str(tmp_path / "absent"))
 
 
-# --- whole or not ---------------------------------------------------------------------------------
+# --- completeness ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """FITS files of every kind that there is."""
+    """FITS files of each structure: extensions, compressed images, tables, random groups, a long header."""
     folder, pixels = (
         tmp_path_factory.mktemp("files"),
         np.arange(5000, dtype=np.int16).reshape(50, 100),
@@ -91,7 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     "kind", ["plain", "extensions", "compressed", "table", "groups", "long header"]
 )
-def test_a_file_is_whole_only_when_its_last_pixel_is_there(
+def test_a_file_is_complete_only_with_its_last_pixel(
     files: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     whole = files[kind].read_bytes()
@@ -103,13 +103,13 @@ def test_a_file_is_whole_only_when_its_last_pixel_is_there(
     sizes = {1, 5, 2879, 2881, last["datLoc"] - 1, last["datLoc"], last["datLoc"] + 1, *ends}
     for size in sizes & set(range(len(whole))):
         path.write_bytes(whole[:size])
-        # At the end of an HDU nobody can know that another follows.
+        # A file that ends at the end of an HDU counts as complete: another HDU may or may not follow.
         expected = "" if size in ends and size else "missing" if size else "empty"
         assert expected in describe_missing(str(path), size), size
         assert bool(describe_missing(str(path), size)) == bool(expected), size
 
 
-def test_what_is_no_plain_fits_file_is_taken_as_it_is(
+def test_other_files_than_uncompressed_fits_count_as_complete(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "junk.fits"
@@ -119,90 +119,92 @@ def test_what_is_no_plain_fits_file_is_taken_as_it_is(
     assert describe_missing(str(path), path.stat().st_size) == ""
 
 
-# --- known or not ---------------------------------------------------------------------------------
+# --- registry -------------------------------------------------------------------------------------
 
 
-def settle(folder: Path, log: dict[str, FileRecord], status: str = "done") -> dict[str, str]:
-    """What a run does, without the waiting and the work: status by name before the work."""
+def process(folder: Path, registry: dict[str, FileRecord], status: str = "done") -> dict[str, str]:
+    """Register files as a run does, set their status, and return their status before, by name."""
     found, entered = list_files(str(folder)), {}
-    for path in select_pending_files(found, log, 2):
-        log[path] = register_file(path, found[path], log)
-        entered[os.path.basename(path)] = log[path].status
-        if log[path].status == "begun" or log[path].status == "failed":
-            known = log[path]
-            log[path] = FileRecord(known.stamp, known.digest, known.out, status, known.attempts + 1)
+    for path in select_pending_files(found, registry, 2):
+        registry[path] = register_file(path, found[path], registry)
+        entered[os.path.basename(path)] = registry[path].status
+        if registry[path].status == "begun" or registry[path].status == "failed":
+            known = registry[path]
+            registry[path] = FileRecord(
+                known.stamp, known.digest, known.out, status, known.attempts + 1
+            )
     return entered
 
 
-def out_of(log: dict[str, FileRecord], name: str) -> str:
-    return next(known.out for path, known in log.items() if os.path.basename(path) == name)
+def out_of(registry: dict[str, FileRecord], name: str) -> str:
+    return next(known.out for path, known in registry.items() if os.path.basename(path) == name)
 
 
-def test_each_content_once(tmp_path: Path) -> None:
-    log: dict[str, FileRecord] = {}
+def test_each_content_is_processed_once(tmp_path: Path) -> None:
+    registry: dict[str, FileRecord] = {}
     (tmp_path / "a.fits").write_bytes(b"one")
-    assert settle(tmp_path, log) == {"a.fits": "begun"}
-    assert settle(tmp_path, log) == {}
+    assert process(tmp_path, registry) == {"a.fits": "begun"}
+    assert process(tmp_path, registry) == {}
     shutil.copy(tmp_path / "a.fits", tmp_path / "b.fits")
-    assert settle(tmp_path, log) == {"b.fits": "copy"}
-    assert out_of(log, "b.fits") == "a.zarr"
+    assert process(tmp_path, registry) == {"b.fits": "copy"}
+    assert out_of(registry, "b.fits") == "a.zarr"
     os.utime(tmp_path / "a.fits", (1, 1))
-    assert settle(tmp_path, log) == {"a.fits": "done"}
-    assert settle(tmp_path, log) == {}
+    assert process(tmp_path, registry) == {"a.fits": "done"}
+    assert process(tmp_path, registry) == {}
     (tmp_path / "a.fits").write_bytes(b"two")
-    assert settle(tmp_path, log) == {"a.fits": "begun"}
-    assert out_of(log, "a.fits") == "a.zarr"
-    # The copy has nothing to be a copy of any more.
-    assert settle(tmp_path, log) == {"b.fits": "begun"}
-    assert out_of(log, "b.fits") == "b.zarr"
+    assert process(tmp_path, registry) == {"a.fits": "begun"}
+    assert out_of(registry, "a.fits") == "a.zarr"
+    # The original of the copy has changed.
+    assert process(tmp_path, registry) == {"b.fits": "begun"}
+    assert out_of(registry, "b.fits") == "b.zarr"
 
 
-def test_a_replaced_file_may_replace_what_was_made_of_it(tmp_path: Path) -> None:
-    log: dict[str, FileRecord] = {}
+def test_a_replaced_file_may_overwrite_its_store(tmp_path: Path) -> None:
+    registry: dict[str, FileRecord] = {}
     (tmp_path / "a.fits").write_bytes(b"one")
-    settle(tmp_path, log)
+    process(tmp_path, registry)
     (tmp_path / "a.fits").write_bytes(b"two")
     (path, stamp), = list_files(str(tmp_path)).items()  # fmt: skip
-    assert register_file(path, stamp, log).replaced
+    assert register_file(path, stamp, registry).replaced
     assert not register_file(path, stamp, {}).replaced
 
 
-def test_two_files_of_one_stem_have_two_stores(tmp_path: Path) -> None:
-    log: dict[str, FileRecord] = {}
+def test_two_files_with_the_same_stem_have_two_stores(tmp_path: Path) -> None:
+    registry: dict[str, FileRecord] = {}
     (tmp_path / "a.fits").write_bytes(b"one")
     (tmp_path / "a.fit").write_bytes(b"two")
-    settle(tmp_path, log)
-    outs = {out_of(log, "a.fits"), out_of(log, "a.fit")}
+    process(tmp_path, registry)
+    outs = {out_of(registry, "a.fits"), out_of(registry, "a.fit")}
     assert len(outs) == 2
     assert "a.zarr" in outs
 
 
-def test_what_fails_is_tried_so_many_times(tmp_path: Path) -> None:
-    log: dict[str, FileRecord] = {}
+def test_a_failed_file_is_tried_a_limited_number_of_times(tmp_path: Path) -> None:
+    registry: dict[str, FileRecord] = {}
     (tmp_path / "a.fits").write_bytes(b"one")
-    assert settle(tmp_path, log, "failed") == {"a.fits": "begun"}
-    assert settle(tmp_path, log, "failed") == {"a.fits": "failed"}
-    assert settle(tmp_path, log, "failed") == {}
-    (tmp_path / "a.fits").write_bytes(b"mended")
-    assert settle(tmp_path, log) == {"a.fits": "begun"}
+    assert process(tmp_path, registry, "failed") == {"a.fits": "begun"}
+    assert process(tmp_path, registry, "failed") == {"a.fits": "failed"}
+    assert process(tmp_path, registry, "failed") == {}
+    (tmp_path / "a.fits").write_bytes(b"repaired")
+    assert process(tmp_path, registry) == {"a.fits": "begun"}
 
 
-def test_the_log_comes_back_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "log.json"
+def test_the_registry_is_read_back_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "registry.json"
     assert load_registry(path) == {}
-    log = {
-        "/x/a.fits": FileRecord(FileStamp(3, "1.5"), "d", "a.zarr", "failed", 2, True, "said so")
+    registry = {
+        "/x/a.fits": FileRecord(FileStamp(3, "1.5"), "d", "a.zarr", "failed", 2, True, "reason")
     }
-    save_registry(path, log)
-    assert load_registry(path) == log
-    assert [p.name for p in tmp_path.iterdir()] == ["log.json"]
+    save_registry(path, registry)
+    assert load_registry(path) == registry
+    assert [p.name for p in tmp_path.iterdir()] == ["registry.json"]
     for damage in ("", "{}", "[]", '{"files": {"a": 1}}'):
         path.write_text(damage)
         with pytest.raises(StoreError, match="move it away"):
             load_registry(path)
 
 
-# --- one at a time --------------------------------------------------------------------------------
+# --- lock -----------------------------------------------------------------------------------------
 
 
 def _hold(path: Path, sender: object) -> None:
@@ -211,7 +213,7 @@ def _hold(path: Path, sender: object) -> None:
         signal.pause()
 
 
-def test_one_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+def test_the_lock_is_exclusive_and_released_when_its_process_is_killed(tmp_path: Path) -> None:
     path, context = tmp_path / "lock", multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_hold, args=(path, sender))
@@ -222,7 +224,7 @@ def test_one_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     process.kill()
     process.join()
     with exclusive_lock(path):
-        # Whoever cleans up may remove it: the next one makes another.
+        # A clean-up may remove the lock file; the next process creates another.
         path.unlink()
         with exclusive_lock(path):
             pass

@@ -1,4 +1,4 @@
-"""The result table of a survey: written and read back, and refused suffixes."""
+"""The result table of a survey: reading back of what was written, and refused paths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fcnpipe.survey.result_table import SurveyRow, check_table_path, write_table
     "rows",
     [[], [SurveyRow("a, b", "o", "failed", error='said "no"'), SurveyRow("c", "d", "done", 5)]],
 )
-def test_the_table_comes_back_as_it_was(tmp_path: Path, suffix: str, rows: list[SurveyRow]) -> None:
+def test_a_table_is_read_back_unchanged(tmp_path: Path, suffix: str, rows: list[SurveyRow]) -> None:
     path = tmp_path / f"new/table{suffix}"
     write_table(rows, str(path))
     if suffix == ".parquet":
@@ -39,8 +39,8 @@ def _text(cell: object) -> str:
     return "" if cell is np.ma.masked else str(cell)
 
 
-def test_a_table_of_an_unknown_kind_is_refused() -> None:
+def test_a_table_of_an_unknown_format_or_on_a_web_server_is_refused() -> None:
     with pytest.raises(SpecError, match="suffix"):
         check_table_path("out/survey.xlsx")
-    with pytest.raises(SpecError, match="cannot be written: give a file on disk, s3:// or gs://"):
+    with pytest.raises(SpecError, match="cannot be written: choose a file on disk, s3:// or gs://"):
         check_table_path("https://host/survey.ecsv")
