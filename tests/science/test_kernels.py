@@ -8,17 +8,22 @@ compute wrong numbers without a warning.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import fcnpipe.science
+import fcnpipe.core
 from fcnpipe.core.records import PixelFlag, SourceFlag
 
-FILES = sorted(Path(fcnpipe.science.__file__).parent.glob("*.py"))
-STORED = {"PixelFlag", "SourceFlag"}
-"""Names that kernels may use although they are imported: their values never change."""
+FILES = sorted(
+    path
+    for path in Path(fcnpipe.core.__file__).parents[1].rglob("*.py")
+    if re.search(r"^@(numba\.njit|njit|kernel)\b", path.read_text(), re.M)
+)
+STORED = {"PixelFlag", "SourceFlag", "NEIGHBOURS"}
+"""Names that kernels may use although they are imported: stores contain their values, which never change."""
 
 
 def foreign_names(tree: ast.Module) -> set[str]:
@@ -40,9 +45,11 @@ def names(node: ast.AST) -> set[str]:
 
 
 def kernels(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """Yield functions decorated with numba's njit, or with ``kernel``, which is njit with options."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and any(
-            "jit" in ast.unparse(decorator) for decorator in node.decorator_list
+            re.match(r"(numba\.njit|njit|kernel)\b", ast.unparse(decorator))
+            for decorator in node.decorator_list
         ):
             yield node
 
@@ -52,19 +59,25 @@ def test_kernels_use_nothing_of_another_file(path):
     tree = ast.parse(path.read_text())
     foreign = foreign_names(tree)
     assert {
-        kernel.name: used for kernel in kernels(tree) if (used := names(kernel) & foreign)
+        kernel.name: used
+        for kernel in kernels(tree)
+        if (used := set().union(*map(names, kernel.body)) & foreign)
     } == {}
 
 
-def test_names_of_another_file_are_found():
+@pytest.mark.parametrize("decorator", ["njit(cache=True)", "kernel"])
+def test_names_of_another_file_are_found(decorator):
     tree = ast.parse(
         "from fcnpipe.science.sums import FLUX_LIMIT, add\n"
         "LIMIT = FLUX_LIMIT + 1\n"
-        "@njit(cache=True)\n"
+        f"@{decorator}\n"
         "def kernel(x):\n"
         "    return add(x, LIMIT)\n"
     )
-    assert names(next(kernels(tree))) & foreign_names(tree) == {"add", "LIMIT"}
+    assert set().union(*map(names, next(kernels(tree)).body)) & foreign_names(tree) == {
+        "add",
+        "LIMIT",
+    }
 
 
 def test_flag_bits_are_those_of_stored_images_and_catalogues():
