@@ -79,18 +79,15 @@ class StageSums(BaseModel):
         retried = self.failed.pop(key, None) is not None
         self.failures -= retried
         if report.error:
-            self._add_failure(key, report.error)
+            self.failures += 1
+            if len(self.failed) < MAX_FAILED_NAMES:
+                self.failed[key] = report.error
             return False
         self.tasks += 1
         self.tiles += report.pixels > 0
         self.pixels += report.pixels
         self.retries += retried
         return retried
-
-    def _add_failure(self, key: str, reason: str) -> None:
-        self.failures += 1
-        if len(self.failed) < MAX_FAILED_NAMES:
-            self.failed[key] = reason
 
 
 class SlowTile(BaseModel):

@@ -1,1 +1,1 @@
-"""Surveys: lists of images, incoming files, clean-up."""
+"""Surveys of many images: image lists, result tables, incoming files, clean-up after killed runs."""

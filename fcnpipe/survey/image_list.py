@@ -39,7 +39,7 @@ from fcnpipe.remote import match_objects, read_whole
 Options = dict[str, Any]
 TABLE_SUFFIXES = (".csv", ".ecsv", ".parquet")
 YAML_SUFFIXES = (".yaml", ".yml")
-PATHS = ("image", "weight", "mask", "prior")
+PATH_OPTIONS = ("image", "weight", "mask", "prior")
 """Options with paths, which are relative to the folder of the YAML file or table."""
 
 _NOT_IN_TABLES = {"cluster", "scheduler", "scratch"}
@@ -225,7 +225,9 @@ def _expand_glob(options: Options, base: str) -> Iterator[Options]:
     """Yield the options of each image that matches the glob in ``options``, with paths relative to ``base``."""
     if not options.get("image"):
         raise SpecError(f"{options!r} has no image: add 'image: PATH'")
-    options = options | {name: _resolve(base, options[name]) for name in PATHS if options.get(name)}
+    options = options | {
+        name: _resolve(base, options[name]) for name in PATH_OPTIONS if options.get(name)
+    }
     image = options["image"]
     for path in [image] if isinstance(image, str) else image:
         check_url(str(path))

@@ -113,20 +113,17 @@ def mark_finished(table: str) -> None:
         Path(f"{table}.begun").unlink(missing_ok=True)
 
 
+_TYPES = {"int": (np.int64, pa.int64()), "float": (np.float64, pa.float64())}
+"""Types of numbers in astropy and in parquet tables; other columns are text."""
+_COLUMNS = [(f.name, *_TYPES.get(str(f.type), (np.str_, pa.string()))) for f in fields(SurveyRow)]
+
+
 def _write_table_file(rows: Sequence[SurveyRow], file: Path) -> None:
-    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(SurveyRow)}
+    columns = {name: [getattr(row, name) for row in rows] for name, *_ in _COLUMNS}
     if file.suffix == ".parquet":
-        pq.write_table(pa.table(columns, schema=_schema()), file)
+        schema = pa.schema([(name, kind) for name, _, kind in _COLUMNS])
+        pq.write_table(pa.table(columns, schema=schema), file)
     else:
-        kind = "ascii.ecsv" if file.suffix == ".ecsv" else "ascii.csv"
-        Table(columns, dtype=_DTYPES).write(file, format=kind, overwrite=True)
-
-
-_KINDS = {"int": (np.int64, pa.int64()), "float": (np.float64, pa.float64())}
-_DTYPES = [_KINDS.get(str(f.type), (np.str_, pa.string()))[0] for f in fields(SurveyRow)]
-
-
-def _schema() -> pa.Schema:
-    return pa.schema(
-        [(f.name, _KINDS.get(str(f.type), (np.str_, pa.string()))[1]) for f in fields(SurveyRow)]
-    )
+        dtypes = [dtype for _, dtype, _ in _COLUMNS]
+        format_name = "ascii.ecsv" if file.suffix == ".ecsv" else "ascii.csv"
+        Table(columns, dtype=dtypes).write(file, format=format_name, overwrite=True)

@@ -22,13 +22,13 @@ def start(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a command of Dask in a folder; its standard error goes to FOLDER/said."""
+    """Start a command of Dask in a folder; its standard error goes to FOLDER/stderr."""
     command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *arguments]
     settings = {**os.environ, **QUIET, **(environment or {})}
     with ExitStack() as stack:
-        said = stack.enter_context((folder / "said").open("wb")) if folder else None
+        log = stack.enter_context((folder / "stderr").open("wb")) if folder else None
         return subprocess.Popen(
-            command, env=settings, cwd=folder, stderr=said, start_new_session=True
+            command, env=settings, cwd=folder, stderr=log, start_new_session=True
         )
 
 

@@ -1,4 +1,4 @@
-"""Each Dask worker has the very model that a run began with, or no part in it."""
+"""Each Dask worker has the same model as the run, or is excluded from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAME = "net.safetensors"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an image and a model; the model's name means another file elsewhere."""
+    """Working directory with an image and a model; the relative path of the model is another file elsewhere."""
     monkeypatch.chdir(tmp_path)
     write_field(tmp_path / "field.fits", (128, 310))
     fits.writeto(tmp_path / "mask.fits", np.zeros((128, 310), np.uint8))
@@ -46,10 +46,10 @@ def write_model(path: Path, seed: int) -> None:
     networks.save_model(path, network, header)
 
 
-def spec(**options: object) -> RunSpec:
-    """All names are relative."""
-    given = {"model": NAME, "window": 128, "tile": 128, "quiet": True, "thresh": 0.5, **options}
-    return make_spec(image=("field.fits",), mask="mask.fits[0]", out="out.zarr", **given)
+def make_run_spec(**options: object) -> RunSpec:
+    """Return a specification in which all paths are relative."""
+    fields = {"model": NAME, "window": 128, "tile": 128, "quiet": True, "thresh": 0.5, **options}
+    return make_spec(image=("field.fits",), mask="mask.fits[0]", out="out.zarr", **fields)
 
 
 @pytest.fixture
@@ -63,33 +63,35 @@ def wait_for_workers(scheduler: Path, count: int) -> None:
         client.wait_for_workers(count, timeout=120)
 
 
-def test_a_worker_with_another_model_takes_no_part(here: Path, scheduler: Path) -> None:
-    """One that comes late leaves, one that is there ends the run before it begins; it loads once.
+def test_a_worker_with_another_model_is_excluded(here: Path, scheduler: Path) -> None:
+    """A late worker with another model leaves; one that is present ends the run before it starts.
 
-    The first worker is in a folder with nothing in it: names mean what they mean where the run began.
+    The first worker is in an empty folder: relative paths are those of the process that started the run.
     """
     early, late = here / "early", here / "late"
     early.mkdir()
     late.mkdir()
     with processes.workers(scheduler, 1, "--name", "early", folder=early):
         wait_for_workers(scheduler, 1)
-        with open_session(spec(scheduler=str(scheduler))) as session:
+        with open_session(make_run_spec(scheduler=str(scheduler))) as session:
             assert session
-            write_model(here / NAME, seed=2)  # it is loaded
+            write_model(here / NAME, seed=2)  # the session has loaded it already
             with processes.workers(scheduler, 1, "--name", "late", folder=late) as (worker,):
                 worker.wait(120)
-            said = (late / "said").read_text()
+            log = (late / "stderr").read_text()
             for stage in session.stages:
                 run.run_stage(session, stage, SilentObserver())
             run.finish(session)
         assert ZarrStore.open(here / "out.zarr").verify().ok
-        (line,) = [line for line in said.splitlines() if "cannot do" in line]
+        (line,) = [line for line in log.splitlines() if "cannot do" in line]
         assert "Dask worker late cannot run the tasks of this run" in line
         assert f"model {here / NAME} is another file here" in line
-        elsewhere = f"/proc/self/cwd/{NAME}"  # another file in each folder, as on other machines
+        elsewhere = (
+            f"/proc/self/cwd/{NAME}"  # another file in each folder, as on different machines
+        )
         for folder, seed in ((here, 1), (early, 1), (late, 2)):
             write_model(folder / NAME, seed)
-        again = spec(scheduler=str(scheduler), model=elsewhere, overwrite=True)
+        again = make_run_spec(scheduler=str(scheduler), model=elsewhere, overwrite=True)
         with processes.workers(scheduler, 1, "--name", "wrong", folder=late):
             wait_for_workers(scheduler, 2)
             match = f"worker wrong cannot do.*{elsewhere} is another file"
@@ -97,8 +99,8 @@ def test_a_worker_with_another_model_takes_no_part(here: Path, scheduler: Path) 
                 pass
 
 
-def test_a_model_is_loaded_once_in_a_process(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_session(spec(engine="serial")) as session:
+def test_a_model_is_loaded_once_per_process(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_session(make_run_spec(engine="serial")) as session:
         assert session
         jobs = [session.job, replace(session.job, nonce="another run")]
         loaded = [job.predictor for job in jobs]

@@ -44,8 +44,8 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segment(field: Path, out: Path, **options: Any) -> fcnpipe.Result:
-    given = OPTIONS | {"engine": "serial", "log_file": str(out.with_name("log.jsonl"))} | options
-    return fcnpipe.segment(field, out, **given)
+    merged = OPTIONS | {"engine": "serial", "log_file": str(out.with_name("log.jsonl"))} | options
+    return fcnpipe.segment(field, out, **merged)
 
 
 def read_lines(out: Path) -> list[dict[str, Any]]:

@@ -234,8 +234,8 @@ def test_a_survey_of_a_bucket_in_a_bucket(
         "a.fits": f"{root}/out/a.zarr", "b.fits": f"{root}/out/b.zarr",
     }  # fmt: skip
     rows = [SurveyRow(f"{root}/{name}.fits", f"{root}/out/{name}.zarr", "done") for name in "ab"]
-    begun = result_table.mark_started(f"{root}/out/survey.ecsv")
-    assert begun == result_table.mark_started(f"{root}/out/survey.ecsv") != ""
+    started = result_table.mark_started(f"{root}/out/survey.ecsv")
+    assert started == result_table.mark_started(f"{root}/out/survey.ecsv") != ""
     write_table(rows, f"{root}/out/survey.ecsv")
     result_table.mark_finished(f"{root}/out/survey.ecsv")
     assert bucket.traffic.faults >= 2
