@@ -98,8 +98,7 @@ def train(
     Returns
     -------
     Path
-        ``out/best.pt``: the averaged weights, a float32 state dict. They are those of the best
-        validation if the recipe keeps them, else those of the last step.
+        ``out/best.pt``: averaged float32 weights, of the best validation or of the last step.
 
     Raises
     ------

@@ -1,3 +1,5 @@
+"""Stamps of bulge-plus-disk galaxies: components, noise and signal-to-noise ratio."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from fcnpipe.simulation.galaxies import SIDE, draw_galaxy
 
 
-def test_the_parts_add_up_to_the_image_but_for_white_noise() -> None:
+def test_image_minus_components_is_white_noise() -> None:
     rest = [
         stamp.image - stamp.bulge - stamp.disk
         for stamp in (draw_galaxy(seed) for seed in range(20))
@@ -16,14 +18,14 @@ def test_the_parts_add_up_to_the_image_but_for_white_noise() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_stamp_has_the_signal_to_noise_that_it_names(seed: int) -> None:
+def test_a_stamp_has_the_signal_to_noise_that_it_states(seed: int) -> None:
     stamp = draw_galaxy(seed)
     light = stamp.bulge + stamp.disk
     assert np.sqrt((light.astype(float) ** 2).sum()) == pytest.approx(stamp.snr, rel=1e-3)
     assert stamp.bulge.shape == (SIDE, SIDE)
 
 
-def test_nearly_all_bulges_are_more_peaked_than_their_disks() -> None:
+def test_most_bulges_are_more_peaked_than_their_disks() -> None:
     stamps = [draw_galaxy(seed) for seed in range(20)]
     crest = [[part.max() / part.sum() for part in (s.bulge, s.disk)] for s in stamps]
     assert np.mean([bulge > disk for bulge, disk in crest]) > 0.8

@@ -61,7 +61,7 @@ def test_a_stamp_has_the_flux_and_the_half_light_radius(sharp, index):
     assert half == pytest.approx(10.0, rel=0.03)
 
 
-def test_a_stamp_equals_the_profile_between_the_pixels(sharp):
+def test_a_stamp_at_a_sub_pixel_phase_equals_the_profile(sharp):
     component = SersicComponent(1.0, 1.0, 12.0)
     stamp = draw_stamp((component,), sharp, (0.25, -0.25), 128)
     y, x = np.indices(stamp.shape) - 64
@@ -71,7 +71,7 @@ def test_a_stamp_equals_the_profile_between_the_pixels(sharp):
     np.testing.assert_allclose(stamp[ring], want[ring], rtol=0.02)
 
 
-def test_arms_keep_flux_and_move_light(sharp):
+def test_arms_keep_the_flux_and_redistribute_light(sharp):
     component = SersicComponent(5.0, 1.0, 10.0)
     plain = draw_stamp((component,), sharp, (0, 0), 128)
     spiral = draw_stamp(
@@ -81,7 +81,7 @@ def test_arms_keep_flux_and_move_light(sharp):
     assert np.abs(spiral - plain).max() > 0.1 * plain.max()
 
 
-def test_knots_are_points_of_the_galaxys_own_light(sharp):
+def test_knots_take_their_light_from_the_galaxy(sharp):
     component = SersicComponent(50.0, 1.0, 12.0)
     plain = draw_stamp((component,), sharp, (0, 0), 128, DiskStructure(strength=0.5))
     knotty = draw_stamp((component,), sharp, (0, 0), 128, DiskStructure(strength=0.5, knots=0.2))
@@ -98,6 +98,6 @@ def test_extent_is_where_the_profile_reaches_the_level():
     assert surface_brightness(1.0)[0] > surface_brightness(1.0)[-1] >= 0
 
 
-def test_stamps_are_large_enough_or_the_largest():
+def test_stamps_are_large_enough_or_of_maximum_size():
     assert stamp_size(10) == 24
     assert stamp_size(1e6) == 768

@@ -1,4 +1,4 @@
-"""PSFs: flux, place and width of what is drawn."""
+"""Flux, position and width of PSFs."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def moffat():
 
 @pytest.mark.parametrize("j", range(PHASES))
 @pytest.mark.parametrize("i", [0, PHASES - 1])
-def test_each_phase_is_centred_where_it_says(moffat, j, i):
+def test_each_phase_is_centred_at_its_displacement(moffat, j, i):
     stamp = moffat.stamps[j, i].astype(float)
     y, x = np.indices(stamp.shape) - RADIUS_PX
     assert stamp.sum() == pytest.approx(1.0, abs=1e-5)
@@ -22,14 +22,14 @@ def test_each_phase_is_centred_where_it_says(moffat, j, i):
     assert (stamp * x).sum() == pytest.approx(i / PHASES, abs=1e-3)
 
 
-def test_a_gaussian_has_its_noise_area():
+def test_a_gaussian_has_its_noise_equivalent_area():
     sigma = 6.0 / 2.3548
     psf = bin_psf(PsfShape(fwhm_px=6.0, beta=100.0))
     # The pixel adds a variance of 1/12 on each axis.
     assert psf.area_px == pytest.approx(4 * np.pi * (sigma**2 + 1 / 12), rel=2e-3)
 
 
-def test_hills_fall_everywhere_and_rings_do_not():
+def test_monotone_stamps_decrease_everywhere_and_rings_do_not():
     ringed = bin_psf(PsfShape(fwhm_px=3.0, obscuration=0.3))
     row, hill = (
         ringed.stamps[0, 0][RADIUS_PX, RADIUS_PX:],
@@ -39,7 +39,7 @@ def test_hills_fall_everywhere_and_rings_do_not():
     assert (np.diff(hill) <= 0).all()
 
 
-def test_radius_holds_the_light_above_the_level(moffat):
+def test_the_radius_contains_all_light_above_the_level(moffat):
     radius = moffat.radius_px(flux=1e4, level=0.1)
     y, x = np.indices(moffat.stamps[0, 0].shape) - RADIUS_PX
     outside = np.hypot(y, x) >= radius + 1

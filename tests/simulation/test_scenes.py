@@ -1,4 +1,4 @@
-"""Scenes: the truth is what was drawn."""
+"""The truth of scenes equals the sources that were drawn."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def _scene(sources, psf, seed=0):
     return compose(list(sources), psf, SHAPE, PLAIN, np.random.default_rng(seed))
 
 
-def test_owner_first_and_second_equal_the_slow_version(psf):
+def test_owner_and_two_strongest_sources_equal_a_slow_version(psf):
     sources = list(_sources(25, 1))
     scene = _scene(sources, psf)
     unit = scene.noise[0, 0]
@@ -50,7 +50,7 @@ def test_owner_first_and_second_equal_the_slow_version(psf):
     np.testing.assert_array_equal(scene.label[clear], owner[clear])
 
 
-def test_a_star_in_the_table(psf):
+def test_the_table_describes_a_star(psf):
     scene = _scene([Source(40.25, 30.5, 1000.0, STAR)], psf)
     row = scene.table[0]
     assert (row["y"], row["x"], row["flux"]) == (40.25, 30.5, 1000.0)
@@ -60,14 +60,14 @@ def test_a_star_in_the_table(psf):
     assert 1.2 < row["r50"] < 2.8
 
 
-def test_noise_is_as_stated(psf):
+def test_the_noise_has_the_stated_rms(psf):
     scene = _scene([], psf)
     ratio = (scene.image - np.median(scene.image)) / scene.noise
     assert ratio.std() == pytest.approx(1.0, abs=0.03)
     assert not scene.label.any()
 
 
-def test_a_picture_is_rounded_and_keeps_the_order_of_light(psf):
+def test_a_published_picture_is_rounded_and_keeps_the_order_of_light(psf):
     picture = replace(PLAIN, picture=1)
     sources, seen = list(_sources(25, 1)), set()
     plain = _scene(sources, psf)
@@ -85,7 +85,7 @@ def test_a_picture_is_rounded_and_keeps_the_order_of_light(psf):
     assert seen == {True, False}
 
 
-def test_compression_is_linear_below_and_logarithmic_above():
+def test_the_asinh_stretch_is_linear_below_and_logarithmic_above():
     light = np.float32([0.01, 1e3, 1e4])
     found = asinh_stretch(light, 5.0)
     assert found[0] == pytest.approx(0.01, rel=1e-4)
@@ -93,7 +93,7 @@ def test_compression_is_linear_below_and_logarithmic_above():
     assert asinh_stretch(light, np.inf) is light
 
 
-def test_drawing_twice_gives_the_same_and_seeds_differ():
+def test_equal_seeds_draw_equal_scenes():
     first, again, other = (draw("crowded", (64, 64), seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.table, again.table)
@@ -101,7 +101,7 @@ def test_drawing_twice_gives_the_same_and_seeds_differ():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_sound(kind):
+def test_every_kind_is_consistent(kind):
     scene = draw(kind, (128, 96), 5)
     assert scene.image.shape == (128, 96)
     assert scene.image.dtype == np.float32

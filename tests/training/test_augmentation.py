@@ -1,4 +1,4 @@
-"""What moves, moves image and truth alike; what changes the light keeps the flux."""
+"""Geometric augmentation changes image and truth alike; changes of intensity keep the flux."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def rng():
 
 @pytest.fixture
 def labels(rng):
-    """Blobs that touch each other and the sky."""
+    """Return blobs that touch each other and the sky."""
     seeds = rng.uniform(0, 40, (12, 2))
     y, x = np.indices((40, 40))
     far = np.hypot(y[..., None] - seeds[:, 0], x[..., None] - seeds[:, 1])
@@ -40,7 +40,7 @@ def labels(rng):
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_symmetries_commute_with_targets(labels, number):
+def test_symmetries_commute_with_the_computation_of_targets(labels, number):
     turned, known = make_targets(apply_symmetry(labels, number), SPEC, Scaling())
     np.testing.assert_array_equal(
         turned, apply_symmetry(make_targets(labels, SPEC, Scaling())[0], number)
@@ -48,14 +48,14 @@ def test_symmetries_commute_with_targets(labels, number):
     assert known.all()
 
 
-def test_the_symmetries_are_eight(rng):
+def test_there_are_eight_symmetries(rng):
     square = rng.normal(size=(5, 5))
     seen = {apply_symmetry(square, number).tobytes() for number in range(8)}
     assert len(seen) == 8
     np.testing.assert_array_equal(apply_symmetry(square, 0), square)
 
 
-def test_elastic_moves_image_and_label_alike(rng):
+def test_elastic_deformation_moves_image_and_label_alike(rng):
     y, x = np.indices((96, 96))
     smooth = (np.sin(y / 9) * np.cos(x / 7)).astype(np.float32)
     displacement = draw_displacement(64, 6.0, rng)
@@ -67,7 +67,7 @@ def test_elastic_moves_image_and_label_alike(rng):
     assert np.abs(image - smooth[10:74, 12:76]).max() > 0.3
 
 
-def test_elastic_takes_from_where_it_says(rng):
+def test_elastic_deformation_samples_at_the_displaced_positions(rng):
     image = gaussian_filter(rng.normal(size=(60, 60)), 2).astype(np.float32)
     displacement = draw_displacement(20, 2.0, rng)
     places = np.indices((20, 20)) + 20 + displacement
@@ -77,14 +77,14 @@ def test_elastic_takes_from_where_it_says(rng):
     )
 
 
-def test_displacements_are_those_of_the_nodes_and_smooth(rng):
+def test_displacements_have_the_standard_deviation_of_the_nodes_and_are_smooth(rng):
     moves = np.stack([draw_displacement(33, 10.0, rng) for _ in range(400)])
     assert moves[:, :, ::16, ::16].std() == pytest.approx(10, rel=0.05)
     assert moves.mean() == pytest.approx(0, abs=0.5)
     assert np.abs(np.diff(moves, axis=-1)).max() < 6
 
 
-def test_no_displacement_changes_nothing_and_borders_are_mirrored(labels):
+def test_zero_displacement_changes_nothing_and_borders_are_mirrored(labels):
     still = np.zeros((2, 50, 50), np.float32)
     wide = sample_square(labels, (-5, -5), 50)
     np.testing.assert_array_equal(wide, np.pad(labels, 5, mode="reflect"))
@@ -93,7 +93,7 @@ def test_no_displacement_changes_nothing_and_borders_are_mirrored(labels):
     np.testing.assert_allclose(sample_square(image, (-5, -5), 50, still)[0], wide, atol=1e-5)
 
 
-def test_blur_keeps_the_flux_and_is_not_brighter(rng):
+def test_blur_keeps_the_flux_and_lowers_the_peak(rng):
     sky = rng.normal(0, 1, (1, 60, 60)).astype(np.float32)
     sky[0, 30, 30] += 500
     blurred = blur(sky, 1.3)
@@ -101,13 +101,13 @@ def test_blur_keeps_the_flux_and_is_not_brighter(rng):
     assert blurred.max() < 0.2 * sky.max()
 
 
-def test_the_noise_left_by_a_blur(rng):
+def test_noise_after_a_blur_equals_its_formula(rng):
     white = rng.normal(0, 1, (1, 400, 400)).astype(np.float32)
     for sigma in (0.5, 1.0, 2.0):
         assert noise_after_blur(sigma) == pytest.approx(blur(white, sigma).std(), rel=0.03)
 
 
-def test_a_worse_sky_is_in_units_of_its_noise_and_keeps_its_flux(rng):
+def test_a_degraded_sky_is_in_units_of_its_noise_and_keeps_its_flux(rng):
     sky = rng.normal(0, 1, (1, 300, 300)).astype(np.float32)
     star = np.zeros_like(sky)
     star[0, 150, 150] = 1e5
@@ -122,12 +122,12 @@ def test_a_worse_sky_is_in_units_of_its_noise_and_keeps_its_flux(rng):
         assert wanted <= 1e5
 
 
-def test_labels_do_not_change_with_the_light(labels, rng):
+def test_degrading_a_sky_does_not_change_labels(labels, rng):
     sky = rng.normal(0, 1, (1, 40, 40)).astype(np.float32)
     assert degrade_sky(sky, labels, Augmentation(blur_px=1, noise=1), rng)[1] is labels
 
 
-def test_another_light_is_a_line_plus_noise(rng):
+def test_intensity_variation_without_noise_is_linear(rng):
     x = rng.normal(0, 1, (1, 80, 80)).astype(np.float32)
     lit = vary_intensity(x, Augmentation(brightness=0.3, contrast=0.3, noise=0.0, blur_px=0.0), rng)
     slope, shift = np.polyfit(x.ravel(), lit.ravel(), 1)
@@ -136,14 +136,14 @@ def test_another_light_is_a_line_plus_noise(rng):
     assert slope != pytest.approx(1, abs=1e-3)
 
 
-def test_nothing_is_changed_if_nothing_is_asked(labels, rng):
+def test_no_augmentation_changes_nothing(labels, rng):
     x = rng.normal(size=(1, 40, 40)).astype(np.float32)
     crop = cut_crop([LabelledImage(x, labels)], CropGeometry(40, 3), NO_AUGMENTATION, rng)
     np.testing.assert_allclose(crop.x[:, 3:-3, 3:-3], x, atol=1e-6)
     np.testing.assert_array_equal(crop.truth[3:-3, 3:-3], labels)
 
 
-def test_rare_labels_are_seen_more_often(rng):
+def test_crops_with_rare_labels_are_preferred(rng):
     rarity = np.ones((100, 100), np.float32)
     rarity[:20, :20] = 50
     pair = LabelledImage(np.zeros((1, 100, 100), np.float32), np.int32(rarity > 1), rarity)

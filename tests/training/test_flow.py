@@ -1,6 +1,6 @@
-"""The Prefect flow around a training: what it calls, and that it goes on where it stopped.
+"""The Prefect flow of a training: its tasks, and that it resumes.
 
-No server: what Prefect records of a task is shown by tests/integration/test_flow.py.
+No server is used: tests/flows shows what Prefect records of a task.
 """
 
 import logging
@@ -22,7 +22,7 @@ RECIPE = {
 
 @pytest.fixture
 def tasks(monkeypatch):
-    """Give the names of the tasks, run as plain functions, and what was told of each."""
+    """Run tasks as plain functions; return their names and the progress reported for each."""
     done: list[tuple[str, object]] = []
 
     def perform(name, call, patience):
@@ -43,4 +43,4 @@ def test_the_flow_trains_and_packs(tmp_path, tasks):
     assert load_model(path).header.name == "tiny"
     assert [name for name, _ in tasks if name != "artifact"] == ["train", "pack", "model"]
     assert ("train", 3) in tasks
-    assert [told for name, told in tasks if name == "artifact"][-1] == 100.0
+    assert [percent for name, percent in tasks if name == "artifact"][-1] == 100.0

@@ -1,4 +1,4 @@
-"""Images and labels of any format become the same pairs; the pipeline sees the same numbers."""
+"""Labelled images of any format yield the same training data, and trainings on them end in a model."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ TINY = {
 
 
 def draw_cells(seed):
-    """Give a uint8 image of bright cells between dark membranes, and labels: 255, 0 on membranes."""
+    """Return a uint8 image of bright cells between dark membranes, and labels: 255, and 0 on membranes."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(0, SIDE, (9, 2))
     y, x = np.indices((SIDE, SIDE))
@@ -61,7 +61,7 @@ def draw_cells(seed):
 
 @pytest.fixture(scope="module")
 def stacks():
-    """Twelve images and labels, so that the order of names and numbers differs."""
+    """Return twelve images and labels, so that the order of names differs from that of numbers."""
     return [np.stack(part) for part in zip(*(draw_cells(n) for n in range(12)), strict=True)]
 
 
@@ -81,7 +81,7 @@ def spec(folder):
 
 
 def write(path, stack):
-    """Write a stack in the format of the suffix; a folder of TIFF without one."""
+    """Write a stack in the format of the suffix; without a suffix, a folder of TIFF files."""
     if path.suffix == ".tif":
         tifffile.imwrite(path, stack, photometric="minisblack")
     elif path.suffix == ".fits":
@@ -95,7 +95,7 @@ def write(path, stack):
 
 
 @pytest.mark.parametrize("ending", [".tif", ".fits", ".zarr", ""])
-def test_every_format_gives_the_same_pairs(tmp_path, stacks, spec, ending):
+def test_every_format_yields_the_same_pairs(tmp_path, stacks, spec, ending):
     names = [tmp_path / f"{what}{ending}" for what in ("image", "label")]
     for name, stack in zip(names, stacks, strict=True):
         write(name, stack)
@@ -107,14 +107,14 @@ def test_every_format_gives_the_same_pairs(tmp_path, stacks, spec, ending):
         np.testing.assert_array_equal(pair.truth, stacks[1][number])
 
 
-def test_the_scaling_is_mean_and_spread_of_the_training_images(spec, stacks):
+def test_the_scaling_is_mean_and_standard_deviation_of_the_training_images(spec, stacks):
     found = measure_scaling(spec)
     assert found.offset == pytest.approx(stacks[0][:10].mean(), abs=1e-2)
     assert found.scale == pytest.approx(stacks[0][:10].std(), abs=1e-2)
     assert measure_scaling(replace(spec, offset=1.0, scale=2.0)).offset == 1.0
 
 
-def test_skies_are_in_asinh_of_their_signal_to_noise(tmp_path, spec, stacks):
+def test_skies_are_scaled_to_the_asinh_of_their_signal_to_noise(tmp_path, spec, stacks):
     sky = np.random.default_rng(2).normal(500, 4, (256, 256)).astype(np.float32)
     sky[100, 100] += 4000
     fits.writeto(tmp_path / "sky.fits", sky)
@@ -127,7 +127,7 @@ def test_skies_are_in_asinh_of_their_signal_to_noise(tmp_path, spec, stacks):
     assert compress_input(pair.x, scaling)[0, 100, 100] == pytest.approx(np.arcsinh(1000), rel=0.02)
 
 
-def test_targets_are_the_inside_and_the_distance(spec):
+def test_targets_are_the_interior_and_the_distance(spec):
     label = np.zeros((9, 30), np.int32)
     label[:, 3:] = 255
     (source, relief), known = make_targets(label, spec, Scaling())
@@ -144,7 +144,7 @@ def test_touching_objects_have_a_border_between_them(spec):
     np.testing.assert_allclose(relief[3, 6:14], [0.75, 0.5, 0.25, 0, 0, 0.25, 0.5, 0.75])
 
 
-def test_classes_have_a_channel_each_and_unknown_ones_do_not_count(spec):
+def test_each_class_has_a_channel_and_unknown_pixels_do_not_count(spec):
     names = replace(spec, task="classes", classes=("sky", "source", "dust"))
     label = np.array([[0, 1, 2, -1]], np.int32)
     targets, known = make_targets(label, names, Scaling())
@@ -160,7 +160,7 @@ def test_classes_have_a_channel_each_and_unknown_ones_do_not_count(spec):
 
 @pytest.mark.parametrize("task", ["membrane", "instances"])
 def test_border_weights_are_those_of_the_whole_image(spec, stacks, task):
-    """Also in a crop that shows two pieces of one cell, and turned as the crop is."""
+    """A crop that shows two parts of one cell has the weights of the whole image, rotated like the crop."""
     bordered = replace(spec, task=task, border_peak=10.0, border_px=5.0, reach_px=2.0)
     labels = number_pieces(stacks[1][10])[0] if task == "membrane" else stacks[1][10] // 255
     whole = compute_border_weights(labels)
@@ -178,18 +178,19 @@ def test_border_weights_are_those_of_the_whole_image(spec, stacks, task):
     for one in (source, symmetric):
         for crop in one.batch(0).weight[:, 0]:
             assert any(
-                _holds(apply_symmetry(first, n), crop) for n in range(8 if one is symmetric else 1)
+                _contains(apply_symmetry(first, n), crop)
+                for n in range(8 if one is symmetric else 1)
             )
     bent = LabelledImageSource(replace(given, augment=Augmentation(elastic_part=1.0)), bordered)
     assert bent.batch(0).weight.min() >= 0
 
 
-def _holds(image, crop):
+def _contains(image, crop):
     views = np.lib.stride_tricks.sliding_window_view(image, crop.shape)
     return (views == crop).all((2, 3)).any()
 
 
-def test_borders_change_what_is_learned(spec):
+def test_border_weights_change_the_loss(spec):
     bordered = replace(spec, border_peak=10.0)
     losses = []
     for one in (spec, bordered):
@@ -207,8 +208,8 @@ PSF = [[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]]
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_recipe_reaches_every_loss_by_its_name(spec, name):
-    """From YAML, on labels; flux and PSF on images."""
+def test_a_recipe_can_name_every_loss(spec, name):
+    """Recipes from YAML work with labels; flux and PSF work with images."""
     light = name in ("flux", "psf")
     given = {
         "mse": 0.5,
@@ -224,8 +225,8 @@ def test_a_recipe_reaches_every_loss_by_its_name(spec, name):
     assert any((p != b).any() for p, b in zip(state.network.parameters(), before, strict=True))
 
 
-def test_an_image_behind_the_components_is_compared_with(tmp_path, spec):
-    """Bulge, disk, and the image that their sum makes through a PSF, which is a file."""
+def test_losses_compare_with_an_image_that_follows_the_components(tmp_path, spec):
+    """The targets are bulge, disk, and the image of their sum convolved with a PSF, which is read from a file."""
     rng = np.random.default_rng(0)
     parts = rng.random((2, 2, 40, 40)).astype(np.float32)
     for what in ("image", "parts"):
@@ -258,7 +259,7 @@ def test_an_image_behind_the_components_is_compared_with(tmp_path, spec):
         loop.train_step(replace(recipe, loss={}), loop.initialise(recipe), source)
 
 
-def test_lists_of_numbers():
+def test_lists_of_numbers_are_parsed():
     assert parse_numbers("3") == [3]
     assert parse_numbers("0-2, 9") == [0, 1, 2, 9]
     with pytest.raises(SpecError, match="0-15"):
@@ -274,12 +275,12 @@ def test_lists_of_numbers():
         ({"task": "classes"}, "name the labels"),
     ],
 )
-def test_what_cannot_be_is_refused(spec, change, message):
+def test_invalid_values_are_refused(spec, change, message):
     with pytest.raises(SpecError, match=message):
         replace(spec, **change)
 
 
-def test_missing_images_and_wrong_words_are_refused(spec, tmp_path):
+def test_missing_images_and_unknown_keys_are_refused(spec, tmp_path):
     with pytest.raises(InputError, match="numbered 0 to 11"):
         read_pairs(spec, "12", Scaling(kind="linear"))
     recipe = tmp_path / "r.yaml"
@@ -291,7 +292,7 @@ def test_missing_images_and_wrong_words_are_refused(spec, tmp_path):
         load_recipe(recipe)
 
 
-def test_a_network_of_other_outputs_is_refused(spec):
+def test_a_network_with_another_number_of_outputs_is_refused(spec):
     recipe = Recipe(pairs=spec, network={"base": 2, "depth": 1}, batch=1, crop=16)
     state = loop.initialise(recipe)
     with pytest.raises(SpecError, match="has 3 outputs but the task has 2"):
@@ -305,7 +306,7 @@ def tiny(spec, **change):
     return replace(make_recipe(TINY, "tiny"), pairs=spec, **change)
 
 
-def test_pairs_are_learned(spec):
+def test_training_on_labelled_images_lowers_the_loss(spec):
     recipe = tiny(spec, rate=1e-2, steps=60, network={"bands": 1, "outputs": 2, "base": 4})
     state, source = loop.initialise(recipe), LabelledImageSource(recipe, spec)
     losses = [loop.train_step(recipe, state, source) for _ in range(50)]
@@ -316,7 +317,7 @@ def test_pairs_are_learned(spec):
     ("architecture", "arguments"),
     [("pang", {"hidden": 1}), ("segnet_basic", {"width": 0.1})],
 )
-def test_other_networks_learn_too(spec, architecture, arguments):
+def test_training_other_architectures_lowers_the_loss(spec, architecture, arguments):
     arguments = {"bands": 1, "outputs": 2, **arguments}
     recipe = tiny(spec, architecture=architecture, network=arguments, crop=32, steps=20)
     state, source = loop.initialise(recipe), LabelledImageSource(recipe, spec)
@@ -340,13 +341,13 @@ def test_the_best_weights_are_kept(spec, tmp_path):
     assert seen[-1] > min(seen)
 
 
-def test_waiting_in_vain_begins_the_cooldown(spec, tmp_path):
+def test_the_cooldown_starts_when_patience_runs_out(spec, tmp_path):
     recipe = tiny(spec, rate=0.0, decay=0.0, steps=100, cooldown=3, patience=2)
     loop.train(recipe, tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4 + 2 * 4 + 3
 
 
-def test_accumulated_passes_are_one_large_one(spec):
+def test_accumulated_micro_batches_equal_their_mean(spec):
     recipe = tiny(spec, accumulate=2)
     source = LabelledImageSource(recipe, spec)
     state = loop.initialise(recipe)
@@ -380,7 +381,7 @@ def start_process(recipe, out, script=KILLED, launcher=()):
 
 @pytest.fixture
 def one_thread():
-    """As the processes have that are started: the number of threads is in the last bits."""
+    """Use one thread as the child processes do, because the number of threads changes the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -388,10 +389,10 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_training_on_pairs_survives_kill_9(spec, folder, tmp_path):
+def test_a_killed_training_on_labelled_images_resumes_to_the_same_weights(spec, folder, tmp_path):
     pairs = {"images": spec.images, "labels": spec.labels, "train": "0-9", "choose": "10,11"}
     given = TINY | {"pairs": pairs, "minutes_between": 0.0, "steps": 30}
-    given |= {"rate": 1.0, "average": 0.0}  # so that the best weights come early
+    given |= {"rate": 1.0, "average": 0.0}  # the best weights are early ones
     whole = loop.train(make_recipe(given, ""), tmp_path / "whole")
     script = tmp_path / "run.py"
     script.write_text(KILLED)
@@ -410,7 +411,7 @@ def test_a_training_on_pairs_survives_kill_9(spec, folder, tmp_path):
     assert parts.read_bytes() == whole.read_bytes()
 
 
-def test_two_processes_are_one_that_accumulates(spec, tmp_path):
+def test_two_processes_equal_one_that_accumulates(spec, tmp_path):
     pairs = {"images": spec.images, "labels": spec.labels, "train": "0-9", "choose": "10,11"}
     given = TINY | {"pairs": pairs, "steps": 6}
     script = tmp_path / "run.py"
@@ -428,7 +429,7 @@ def test_two_processes_are_one_that_accumulates(spec, tmp_path):
     assert len((tmp_path / "two" / "log.csv").read_text().splitlines()) == 1 + 2
 
 
-def test_a_model_of_pairs_segments_what_it_was_trained_on(spec, folder, tmp_path):
+def test_a_model_of_labelled_images_segments_its_training_images(spec, folder, tmp_path):
     pairs = {"images": spec.images, "labels": spec.labels, "train": "0-9", "choose": "10,11"}
     (tmp_path / "r.yaml").write_text(
         yaml.safe_dump(TINY | {"pairs": pairs, "note": "of cells", "half": True})

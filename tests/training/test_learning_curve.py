@@ -1,4 +1,4 @@
-"""A learning curve that can be looked at: where lines and labels lie."""
+"""Positions of lines and error bars in learning curves and charts."""
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ train,75,0.3,0.2,1e-3
 """
 
 
-def test_a_log_becomes_a_picture_with_both_lines(tmp_path):
+def test_the_learning_curve_shows_both_lines_of_a_log(tmp_path):
     (tmp_path / "log.csv").write_text(LOG)
     path = draw_learning_curve(tmp_path / "log.csv")
     assert path == tmp_path / "log.png"
@@ -32,7 +32,7 @@ def test_a_log_becomes_a_picture_with_both_lines(tmp_path):
     assert not (pixels == COLOURS[2]).all(-1).any()
 
 
-def test_a_line_that_falls_falls_in_the_picture(tmp_path):
+def test_a_decreasing_line_descends_in_the_chart(tmp_path):
     chart = Chart("t", "x", "y", {"one": [(1, 8.0), (10, 2.0), (100, 1.0)]}, log_x=True)
     pixels = np.asarray(Image.open(draw_chart(chart, tmp_path / "c.png")))
     y, x = np.nonzero((pixels == COLOURS[0]).all(-1))
@@ -41,13 +41,13 @@ def test_a_line_that_falls_falls_in_the_picture(tmp_path):
     assert y[line & (x == right)].mean() > y[line & (x < left + 40)].mean() + 100
 
 
-def test_nothing_to_draw_is_no_picture(tmp_path):
+def test_an_empty_log_has_no_chart(tmp_path):
     assert draw_learning_curve(tmp_path / "log.csv") is None
     (tmp_path / "log.csv").write_text("what,step,hours,loss,rate\n")
     assert draw_learning_curve(tmp_path / "log.csv") is None
 
 
-def test_bars_stand_at_their_points(tmp_path):
+def test_error_bars_are_drawn_at_their_points(tmp_path):
     lines, bars = {"one": [(1, 1.0), (10, 1.0)]}, {"one": [0.5, 0.0]}
     chart = Chart("t", "x", "y", lines, log_x=True, bars=bars)
     pixels = np.asarray(Image.open(draw_chart(chart, tmp_path / "c.png")))

@@ -1,4 +1,4 @@
-"""The loop: exact resume, the schedule, and recipes that are refused."""
+"""The training loop: exact resume, learning rate schedule, and refused recipes."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def pool():
     return [simulate_example("crowded", 64, 1, n) for n in range(2)]
 
 
-def test_batches_depend_on_the_step_alone(pool):
+def test_batches_depend_on_the_step_only(pool):
     first, again, other = (draw_batch(pool, TINY, step) for step in (4, 4, 5))
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.array_equal(first[0], other[0])
@@ -62,7 +62,7 @@ def test_batches_depend_on_the_step_alone(pool):
     assert 0 <= first[1].min() <= first[1].max() <= 1
 
 
-def test_input_and_targets_turn_together(pool):
+def test_input_and_targets_are_rotated_alike(pool):
     same = [
         replace(e, targets=np.repeat(np.uint8(20 * np.clip(e.x, 0, 12))[None], 3, 0)) for e in pool
     ]
@@ -72,7 +72,7 @@ def test_input_and_targets_turn_together(pool):
     )
 
 
-def test_the_rate_rises_stays_and_falls():
+def test_the_learning_rate_increases_is_constant_and_decreases():
     recipe = replace(TINY, rate=1.0, warmup=4, cooldown=4)
     rates = [learning_rate_at(recipe, step, 12) for step in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
@@ -80,7 +80,7 @@ def test_the_rate_rises_stays_and_falls():
     assert rates[9:] == pytest.approx([0.5, 1 - np.sqrt(0.5), 1 - np.sqrt(0.75)])
 
 
-def test_a_cooldown_may_be_asked_for_at_any_time(tmp_path):
+def test_a_cooldown_can_be_requested_at_any_time(tmp_path):
     (tmp_path / "cooldown").touch()
     train(replace(TINY, steps=100, cooldown=2), tmp_path)
     stored = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -88,7 +88,7 @@ def test_a_cooldown_may_be_asked_for_at_any_time(tmp_path):
 
 
 class Pool:
-    """A source that is one pool for all steps."""
+    """Batch source whose pool is the same in all steps."""
 
     def __init__(self, pool, recipe):
         self.pool, self.recipe = pool, recipe
@@ -104,7 +104,7 @@ def test_training_lowers_the_loss(pool):
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
 
 
-def test_the_default_recipe_is_the_default_network():
+def test_the_default_recipe_describes_the_default_network():
     recipe = load_recipe(loop.DEFAULT_RECIPE)
     assert sum(p.numel() for p in UNet(**recipe.network).parameters()) == 481_779
 
@@ -131,15 +131,15 @@ def test_the_default_recipe_is_the_default_network():
         ("scene_side: 32", "crop 160 is larger than scene_side 32"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(tmp_path, text, said):
+def test_an_invalid_recipe_is_refused(tmp_path, text, said):
     path = tmp_path / "r.yaml"
     path.write_text(f"{text}\n")
     with pytest.raises(SpecError, match=rf"r\.yaml.*{said}"):
         load_recipe(path)
 
 
-def test_numbers_may_be_written_without_a_point(tmp_path):
-    """As YAML has it, 1e-3 is a text."""
+def test_numbers_can_be_written_without_a_decimal_point(tmp_path):
+    """YAML parses 1e-3 as a string."""
     path = tmp_path / "r.yaml"
     path.write_text("rate: 1e-3\n")
     assert load_recipe(path).rate == 1e-3
@@ -148,7 +148,7 @@ def test_numbers_may_be_written_without_a_point(tmp_path):
 @pytest.mark.parametrize(
     "change", [{"begin": "unheard"}, {"device": "cuda"}, {"loss": {"unheard": 1.0}}]
 )
-def test_what_is_refused_leaves_no_folder(tmp_path, monkeypatch, change):
+def test_a_refused_training_leaves_no_folder(tmp_path, monkeypatch, change):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises((SpecError, ModelError)):
         train(replace(TINY, **change), tmp_path / "out")

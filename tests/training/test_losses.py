@@ -1,4 +1,4 @@
-"""The losses against their formulas, written out."""
+"""Loss terms against slow implementations of their formulas."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from fcnpipe.training.losses import TERMS, OutputWeights, compute_default_loss, 
 from fcnpipe.training.shape_losses import compute_border_weights, soft_skeleton
 
 
-def _slow(logits, targets, weights):
+def _slow_default_loss(logits, targets, weights):
     p = 1 / (1 + np.exp(-logits))
     entropy = -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
     factor = 1 + weights.boost * targets[:, 1]
@@ -27,15 +27,15 @@ def _slow(logits, targets, weights):
     )
 
 
-def test_equals_the_formula():
+def test_the_default_loss_equals_its_formula():
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(size=(2, 3, 4, 5)), rng.random((2, 3, 4, 5))
     weights = OutputWeights(source=0.5, heat=2.0, boost=3.0, relief=1.5)
     loss = compute_default_loss(torch.tensor(logits), torch.tensor(targets), weights)
-    assert float(loss) == pytest.approx(_slow(logits, targets, weights))
+    assert float(loss) == pytest.approx(_slow_default_loss(logits, targets, weights))
 
 
-def test_gradient():
+def test_the_gradient_of_the_default_loss_is_correct():
     torch.manual_seed(0)
     logits = torch.randn(1, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     targets = torch.rand(1, 3, 3, 3, dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_the_target_itself_is_the_optimum():
     assert logits.grad.abs().max() < 1e-12
 
 
-# --- each by name, against its formula ------------------------------------------------------------
+# --- each term against its formula ----------------------------------------------------------------
 
 PSF = [[0.0, 0.1, 0.0], [0.05, 0.6, 0.1], [0.0, 0.15, 0.0]]
 ALL = {
@@ -76,7 +76,7 @@ SOFTMAX = {
 
 
 def _batch(seed=0, channels=2, side=7, soft=False):
-    """Logits, targets and weights; two pixels are ignored, and their targets are NaN."""
+    """Return logits, targets and weights; two pixels are ignored, and their targets are NaN."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(2, channels, side, side))
     targets = rng.random(logits.shape)
@@ -95,7 +95,7 @@ def _classes(seed=0, side=5):
 
 
 def _pixels(prediction, targets, weight, channel):
-    """(p, g, w) of each pixel that counts, one by one."""
+    """Return (p, g, w) of each pixel that counts."""
     weight = np.broadcast_to(weight, prediction.shape)
     parts = (part[:, channel].ravel() for part in (prediction, targets, weight))
     return [(p, g, w) for p, g, w in zip(*parts, strict=True) if w > 0]
@@ -133,7 +133,7 @@ def _slow_generalised(p, g, w):
 
 
 def _slow_lovasz(p, g, w):
-    """As the integral over thresholds of the Jaccard loss of the errors above them."""
+    """Integrate the Jaccard loss of the errors above a threshold over all thresholds."""
     losses = []
     for channel in range(p.shape[1]):
         pixels = _pixels(p, g, w, channel)
@@ -149,7 +149,7 @@ def _slow_lovasz(p, g, w):
     return np.mean(losses)
 
 
-def _slow_thin(x, iterations):
+def _slow_skeleton(x, iterations):
     cross = ndimage.generate_binary_structure(2, 1)
 
     def erode(a):
@@ -171,7 +171,7 @@ def _slow_cldice(p, g, w):
     losses = []
     for c in range(p.shape[1]):
         ours, theirs = (
-            np.stack([_slow_thin(part[n, c], 2) for n in range(len(p))]) for part in (p, g)
+            np.stack([_slow_skeleton(part[n, c], 2) for n in range(len(p))]) for part in (p, g)
         )
         v = w[:, c]
         precise = ((v * ours * g[:, c]).sum() + 1) / ((v * ours).sum() + 1)
@@ -247,7 +247,7 @@ def test_all_terms_are_tested():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_each_equals_a_slow_version(name):
+def test_each_term_equals_a_slow_version(name):
     logits, targets, weight = _batch()
     loss = make_loss({name: ALL[name]})(logits, targets, weight)
     slow = SLOW[name](torch.sigmoid(logits).numpy(), targets.numpy(), weight.numpy())
@@ -263,7 +263,7 @@ def test_cross_entropy_of_classes_equals_that_of_torch():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_gradient_of_each(name):
+def test_the_gradient_of_each_term_is_correct(name):
     logits, targets, weight = _batch(soft=name in ("mse", "dice", "flux", "psf"))
     loss = make_loss({name: ALL[name]})
     logits.requires_grad_()
@@ -271,7 +271,7 @@ def test_gradient_of_each(name):
 
 
 @pytest.mark.parametrize("name", SOFTMAX)
-def test_gradient_of_each_with_a_softmax(name):
+def test_the_gradient_of_each_term_with_a_softmax_is_correct(name):
     logits, targets, weight = _classes()
     loss = make_loss({name: SOFTMAX[name]}, "softmax")
     logits.requires_grad_()
@@ -280,8 +280,8 @@ def test_gradient_of_each_with_a_softmax(name):
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("mark", ["weight", "value"])
-def test_what_is_ignored_has_no_gradient_and_no_say(activation, mark):
-    """Whether the weight or a value of the targets says so; one channel is enough in a softmax."""
+def test_ignored_pixels_have_no_gradient_and_no_effect(activation, mark):
+    """The weight or a value of the targets marks ignored pixels; with a softmax one channel suffices."""
     terms = ALL if activation == "sigmoid" else SOFTMAX
     logits, targets, weight = _batch() if activation == "sigmoid" else _classes()
     ignored = (weight == 0).expand_as(targets)
@@ -311,15 +311,15 @@ def test_a_pixel_ignored_in_one_class_of_a_softmax_is_ignored_in_all():
     assert (logits.grad[0, :, 0, 1] != 0).all()
 
 
-def test_an_ignored_pixel_takes_no_step_of_lovasz_on_an_empty_tile():
+def test_an_ignored_pixel_has_no_increment_of_lovasz_on_an_empty_tile():
     logits = torch.tensor([[[[9.0, -0.5, -2.0, -0.8]]]])
     weight = torch.tensor([[[[0.0, 1.0, 1.0, 1.0]]]])
     loss = make_loss({"lovasz": 1})(logits, torch.zeros_like(logits), weight)
-    assert float(loss) == 0.5  # the greatest error of the rest
+    assert float(loss) == 0.5  # the maximum error of the other pixels
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_nothing_but_ignored_pixels_is_no_trouble(name):
+def test_the_loss_is_finite_if_all_pixels_are_ignored(name):
     logits, targets, weight = _batch()
     logits.requires_grad_()
     loss = make_loss({name: ALL[name]})(logits, targets, 0 * weight)
@@ -328,7 +328,7 @@ def test_nothing_but_ignored_pixels_is_no_trouble(name):
     assert (logits.grad == 0).all()
 
 
-def test_nan_where_nothing_is_ignored_shows():
+def test_nan_in_a_pixel_that_is_not_ignored_propagates():
     logits, targets, _ = _batch()
     assert all(
         make_loss(ALL).compute_terms(logits, targets)[name].isnan() for name in ("mse", "dice")
@@ -339,7 +339,7 @@ def test_nan_where_nothing_is_ignored_shows():
 # --- identities -----------------------------------------------------------------------------------
 
 
-def test_identities_of_overlap():
+def test_overlap_losses_satisfy_their_identities():
     logits, targets, weight = (part[:, :1] for part in _batch(soft=True))
     parts = {
         "dice": 1,
@@ -374,7 +374,7 @@ def test_lovasz_is_jaccard_where_errors_are_0_or_1():
     assert float(hinge(2.0 * guess - 1, targets)) == pytest.approx(2 * jaccard)
 
 
-def test_lovasz_with_a_softmax_is_the_mean_jaccard_of_the_classes_there():
+def test_lovasz_with_a_softmax_is_the_mean_jaccard_of_the_present_classes():
     targets, guess, _ = _binary(1)
     nobody = torch.full_like(targets, -1e3)
     logits = torch.cat([1e3 * guess, 1e3 * ~guess, nobody], 1)
@@ -386,8 +386,8 @@ def test_lovasz_with_a_softmax_is_the_mean_jaccard_of_the_classes_there():
     assert float(loss) == pytest.approx(np.mean(losses))
 
 
-def test_lovasz_and_jaccard_rank_alike_with_a_gradient_downhill():
-    """A step against the gradient of a badly wrong guess makes its Jaccard loss smaller."""
+def test_the_gradient_of_lovasz_points_to_a_lower_jaccard_loss():
+    """A step against the gradient of an undecided prediction is towards the truth."""
     targets, _, _ = _binary(2)
     logits = torch.zeros_like(targets).requires_grad_()
     make_loss({"lovasz": 1})(logits, targets).backward()
@@ -395,7 +395,7 @@ def test_lovasz_and_jaccard_rank_alike_with_a_gradient_downhill():
     assert ((step > 0) == (targets > 0)).all()
 
 
-def test_generalised_dice_gives_an_absent_class_the_weight_of_the_rarest():
+def test_an_absent_class_has_the_weight_of_the_rarest_in_generalised_dice():
     logits, targets, _ = _classes()
     targets[:, 2] = 0
     p = logits.softmax(1)
@@ -407,14 +407,14 @@ def test_generalised_dice_gives_an_absent_class_the_weight_of_the_rarest():
     assert float(loss) == pytest.approx(float(slow))
 
 
-def test_the_truth_has_no_loss():
+def test_the_loss_of_the_truth_is_0():
     _, targets, _ = _batch()
     targets = targets.nan_to_num()
     losses = make_loss(ALL | {"psf": {"psf": [[1.0]]}}).compute_terms(80 * targets - 40, targets)
     assert all(abs(float(value)) < 1e-12 for value in losses.values()), losses
 
 
-def test_an_empty_tile_hardly_moves_dice_alone():
+def test_the_gradient_of_dice_is_tiny_on_an_empty_tile():
     targets = torch.zeros(1, 1, 256, 256, dtype=torch.float64)
     greatest = {}
     for name in ("dice", "cross_entropy"):
@@ -444,7 +444,7 @@ def test_a_channel_of_a_softmax_still_competes_with_the_others():
     assert float(loss) == pytest.approx(float(make_loss({"dice": 1})(p, targets[:, 1:2])))
 
 
-def test_half_precision_is_widened():
+def test_half_precision_is_converted_to_float32():
     logits, targets, weight = _batch(soft=True)
     loss = make_loss(ALL)(logits.bfloat16(), targets, weight)
     assert loss.dtype == torch.float32
@@ -477,7 +477,7 @@ def test_half_precision_is_widened():
         ({"psf": {"psf": [[np.nan]]}}, "finite"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(terms, words):
+def test_invalid_terms_are_refused_at_once(terms, words):
     with pytest.raises(SpecError, match=words):
         make_loss(terms)
 
@@ -494,7 +494,7 @@ def test_what_cannot_be_is_refused_at_once(terms, words):
         ({"psf": {"psf": np.ones((7, 7))}}, (1, 2, 5, 5), "smaller than the PSF"),
     ],
 )
-def test_what_does_not_go_together_is_refused(terms, shape, words):
+def test_mismatching_shapes_are_refused(terms, shape, words):
     with pytest.raises(SpecError, match=words):
         make_loss(terms)(torch.zeros(1, 2, 5, 5), torch.zeros(shape))
 
@@ -522,7 +522,7 @@ def test_border_weights_equal_a_slow_version():
         compute_border_weights(labels), _weigh_slowly(labels, 10, 5), rtol=1e-6
     )
     weight = compute_border_weights(labels, peak=3, sigma_px=1.0, classes=(1, 1))
-    assert weight.min() == 1  # the reach cuts nothing that could be seen
+    assert weight.min() == 1  # the limit of the distances has no visible effect
     assert weight.max() == pytest.approx(1 + 3 * np.exp(-9 / 2), rel=1e-6)
 
 
@@ -538,7 +538,7 @@ def test_border_weights_are_largest_in_a_thin_gap():
 
 
 @pytest.mark.parametrize("cells", [0, 1])
-def test_border_weights_without_borders(cells):
+def test_border_weights_are_constant_in_each_class_without_borders(cells):
     labels = np.zeros((8, 8), np.int32)
     labels[:2] = cells
     weight = compute_border_weights(labels)
@@ -570,10 +570,10 @@ def test_the_skeleton_of_a_bar_is_its_middle_line():
     assert (skeleton[[3, 4, 6, 7], 8:22] == 0).all()
 
 
-# --- light ----------------------------------------------------------------------------------------
+# --- physics --------------------------------------------------------------------------------------
 
 
-def test_flux_sees_the_sum_of_the_components_and_not_their_shares():
+def test_the_flux_term_depends_on_the_sum_of_the_components_only():
     rng = np.random.default_rng(0)
     bulge, disk = torch.tensor(rng.random((2, 3, 1, 6, 6)))
     image = torch.roll(bulge + disk, 1, 3)
@@ -595,13 +595,13 @@ def test_psf_consistency_is_0_for_the_scene_that_made_the_image():
     assert float(turned(torch.tensor(scene), targets)) > 1e-3
 
 
-# --- workers --------------------------------------------------------------------------------------
+# --- distributed training -------------------------------------------------------------------------
 
-WORKERS = {"sigmoid": ALL | {"mse": {"channel": 1}}, "softmax": SOFTMAX}
+DISTRIBUTED_TERMS = {"sigmoid": ALL | {"mse": {"channel": 1}}, "softmax": SOFTMAX}
 
 
-def _workers_batch(activation):
-    """Four examples of which the first two, the first worker's, are nearly empty."""
+def _make_distributed_batch(activation):
+    """Return four examples, of which the first two, those of the first process, are nearly empty."""
     _, targets, weight = _batch(1) if activation == "sigmoid" else _classes(1)
     weight[:, :, :2] *= 4
     emptier = targets.clone()
@@ -610,49 +610,54 @@ def _workers_batch(activation):
     return image, torch.cat([emptier, targets]), torch.cat([weight, 0.3 * weight])
 
 
-def _grade(activation, part):
-    """Each loss, and the gradient of a layer below their sum, averaged over the workers."""
+def _compute_losses_and_gradient(activation, part):
+    """Return each loss, and the gradient of a layer below their sum, averaged over the processes."""
     torch.manual_seed(0)
-    image, targets, weight = (x[part] for x in _workers_batch(activation))
+    image, targets, weight = (x[part] for x in _make_distributed_batch(activation))
     layer = torch.nn.Conv2d(1, targets.shape[1], 3, padding=1).double()
-    loss, logits = make_loss(WORKERS[activation], activation), layer(image)
+    loss, logits = make_loss(DISTRIBUTED_TERMS[activation], activation), layer(image)
     measured = {
         k: float(v) for k, v in loss.compute_terms(logits.detach(), targets, weight).items()
     }
     loss(logits, targets, weight).backward()
     gradient = torch.cat([p.grad.flatten() for p in layer.parameters()])
-    if distributed.is_initialized():  # as DistributedDataParallel does, which is slow to load
+    if distributed.is_initialized():  # as DistributedDataParallel does, whose import is slow
         distributed.all_reduce(gradient)
         gradient /= distributed.get_world_size()
     return measured, gradient.tolist()
 
 
-def _work(rank, folder):
+def _run_process(rank, folder):
     distributed.init_process_group(
         "gloo", f"file://{folder}/meeting", timedelta(seconds=60), world_size=2, rank=rank
     )
     try:
-        if rank == 0:  # would wait for the other for ever
+        if rank == 0:  # a shared loss would wait for the other process for ever
             make_loss({"dice": 1}, shared=False)(*_batch())
-        return {name: _grade(name, slice(2 * rank, 2 * rank + 2)) for name in WORKERS}
+        return {
+            name: _compute_losses_and_gradient(name, slice(2 * rank, 2 * rank + 2))
+            for name in DISTRIBUTED_TERMS
+        }
     finally:
         distributed.destroy_process_group()
 
 
-def _work_elsewhere(folder):
+def _run_second_process(folder):
     torch.set_num_threads(1)
-    (folder / "other.json").write_text(json.dumps(_work(1, folder)))
+    (folder / "other.json").write_text(json.dumps(_run_process(1, folder)))
 
 
-def test_two_workers_have_the_loss_and_the_gradient_of_one(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=_work_elsewhere, args=(tmp_path,))
+def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(
+        target=_run_second_process, args=(tmp_path,)
+    )
     process.start()
-    one = _work(0, tmp_path)
+    one = _run_process(0, tmp_path)
     process.join(60)
     assert process.exitcode == 0
     other = json.loads((tmp_path / "other.json").read_text())
-    for name in WORKERS:
-        losses, gradient = _grade(name, slice(None))
+    for name in DISTRIBUTED_TERMS:
+        losses, gradient = _compute_losses_and_gradient(name, slice(None))
         for ours, theirs in (one[name], other[name]):
             assert ours == pytest.approx(losses, rel=1e-12)
             np.testing.assert_allclose(theirs, gradient, rtol=1e-10, atol=1e-12)

@@ -1,4 +1,4 @@
-"""A training ends in a model file that is proven to tile, and says where it comes from."""
+"""A training ends in a model file that is proven to tile exactly and states its origin."""
 
 import json
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_train_ends_in_a_model_file(folder):
+def test_training_ends_in_a_model_file(folder):
     result = CliRunner().invoke(app, ["train", str(folder / "recipe.yaml"), str(folder)])
     assert result.exit_code == 0, result.output
     assert "4 tasks" in result.stderr
@@ -38,7 +38,7 @@ def test_train_ends_in_a_model_file(folder):
     assert model.header.scores["validation_loss"] > 0
 
 
-def test_a_training_may_begin_with_the_weights_of_a_model(folder):
+def test_a_training_can_start_from_the_weights_of_a_model(folder):
     again = RECIPE | {"begin": str(folder / "tiny.safetensors"), "rate": 0.0, "decay": 0.0}
     (folder / "again.yaml").write_text(yaml.safe_dump(again))
     arguments = ["train", str(folder / "again.yaml"), str(folder / "again"), "--quiet"]
@@ -49,7 +49,7 @@ def test_a_training_may_begin_with_the_weights_of_a_model(folder):
         assert one.equal(other)
 
 
-def test_a_file_of_another_kind_is_refused(folder):
+def test_another_file_ending_is_refused(folder):
     assert json.loads((folder / "best.json").read_text())["validation"] > 0
     with pytest.raises(ModelError, match="safetensors"):
         pack(folder, folder / "tiny.pt")

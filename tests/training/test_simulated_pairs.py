@@ -1,3 +1,5 @@
+"""Simulated image pairs, and trainings on them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -21,7 +23,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_seed_gives_its_image_again(kind: str) -> None:
+def test_equal_seeds_return_equal_images(kind: str) -> None:
     first, again, other = (simulate_pair(kind, 64, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.x, again.x)
     np.testing.assert_array_equal(first.targets, again.targets)
@@ -29,14 +31,14 @@ def test_a_seed_gives_its_image_again(kind: str) -> None:
     assert first.weight.shape == first.x.shape
 
 
-def test_an_error_of_a_galaxy_counts_as_one_of_its_asinh() -> None:
+def test_errors_of_galaxies_are_weighted_as_errors_of_their_asinh() -> None:
     drawing = simulate_pair(GALAXIES, 64, 3)
     total, small = drawing.targets.sum(axis=0), 1e-3
     changed = np.arcsinh(total + small) - np.arcsinh(total)
     np.testing.assert_allclose(small**2 * drawing.weight[0], changed**2, rtol=0.05)
 
 
-def test_no_image_comes_twice(tmp_path: Path) -> None:
+def test_no_image_is_drawn_twice(tmp_path: Path) -> None:
     source = open_batch_source(Recipe(kind="text", batch=2, crop=64, validation=1), tmp_path, 0)
     places = [(step, number) for step in range(3) for number in range(2)]
     images = [image.tobytes() for place in places for image in source.batch(*place).x]
@@ -44,7 +46,7 @@ def test_no_image_comes_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_training_ends_in_a_model_that_gives_images(kind: str, tmp_path: Path) -> None:
+def test_training_ends_in_a_model_whose_outputs_are_images(kind: str, tmp_path: Path) -> None:
     few = {"steps": 2, "cooldown": 1, "warmup": 1, "batch": 1, "crop": 64, "validation": 1}
     recipe = Recipe(**{**vars(RECIPES[kind]), **few})
     train(recipe, tmp_path)

@@ -1,4 +1,4 @@
-"""Targets and input of the network."""
+"""Targets and input of the network for simulated scenes."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_heat_is_one_at_each_centre(pair):
     assert heat[:20].max() == 0
 
 
-def test_relief_falls_to_the_border_and_stands_at_the_centres(pair):
+def test_the_relief_is_high_at_the_centres_and_low_at_the_border(pair):
     _, _, relief = make_targets(pair)
     row = relief[30]
     assert row[30] > 0.3
@@ -35,19 +35,19 @@ def test_relief_falls_to_the_border_and_stands_at_the_centres(pair):
     assert (relief[pair.label == 0] == 0).all()
 
 
-def test_source_is_the_footprint_of_the_detectable(pair):
+def test_source_is_the_footprint_of_the_detectable_sources(pair):
     source, _, _ = make_targets(pair)
     np.testing.assert_array_equal(source == 1, pair.label > 0)
 
 
-def test_what_is_too_faint_is_in_no_target():
+def test_sources_that_are_too_faint_are_in_no_target():
     psf = bin_psf(PsfShape(fwhm_px=3.0, beta=3.0))
     faint = Source(20, 20, 2.0 * np.sqrt(psf.area_px), STAR)
     scene = compose([faint], psf, (40, 40), PLAIN, np.random.default_rng(0))
     assert not make_targets(scene).any()
 
 
-def test_the_relief_of_a_spiral_is_one_hill():
+def test_the_relief_of_a_spiral_has_one_maximum():
     psf = bin_psf(PsfShape(fwhm_px=2.5, beta=3.0))
     parts = (SersicComponent(2e5, 1.0, 12.0, 0.8, 0.3),)
     galaxy = Source(64, 64, 2e5, GALAXY, parts, DiskStructure(count=2, strength=0.6, clumps=0.4))
@@ -61,7 +61,7 @@ def test_the_relief_of_a_spiral_is_one_hill():
     assert np.count_nonzero(peaks) == 1
 
 
-def test_scale_is_asinh_and_finite():
+def test_the_input_is_the_asinh_and_finite():
     image = np.full((20, 20), 110.0, np.float32)
     image[5, 5] = np.nan
     bad = np.zeros(image.shape, bool)
@@ -71,7 +71,7 @@ def test_scale_is_asinh_and_finite():
     np.testing.assert_allclose(x, np.arcsinh(5.0), rtol=1e-5)
 
 
-def test_an_example_is_compact_and_close():
+def test_an_example_is_stored_in_16_and_8_bits():
     scene = draw("wide", (128, 128), 4)
     example = make_example(scene)
     assert (example.x.dtype, example.targets.dtype) == (np.float16, np.uint8)
@@ -83,7 +83,7 @@ def test_quantise_rounds_and_clips():
     assert quantise(np.array([-1, 0, 0.5, 1, 2], np.float32)).tolist() == [0, 0, 128, 255, 255]
 
 
-def test_truth_has_only_sources_that_own_a_pixel():
+def test_the_truth_contains_only_sources_that_own_a_pixel():
     scene = draw("ground", (128, 128), 6)
     truth = make_truth(scene)
     assert len(truth) == np.count_nonzero(scene.table["area"])
