@@ -1,4 +1,4 @@
-"""The whole suite runs offline, in folders of its own, the same way every time."""
+"""Settings of the whole test suite: offline, in temporary folders, reproducible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Before anything imports Prefect, Dask, matplotlib or Hypothesis.
+# Set before Prefect, Dask, matplotlib or Hypothesis is imported.
 _HOME = Path(tempfile.mkdtemp(prefix="fcnpipe-tests-"))
 os.environ.update(
     {
@@ -29,17 +29,17 @@ os.environ.pop("PREFECT_API_URL", None)
 
 from hypothesis import settings  # noqa: E402
 
-# The same examples every time: what is found here is found everywhere.
+# Hypothesis draws the same examples every time, so that failures are reproducible.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Fix the global generators, for the peers that we compare with; our own take a seed."""
+def _seed_numpy() -> None:
+    """Seed the global generator of numpy, for the peer packages of comparisons; our code takes a seed."""
     np.random.seed(20261123)  # noqa: NPY002
 
 
 def pytest_unconfigure() -> None:
-    """Leave nothing behind."""
+    """Remove the temporary home folder."""
     shutil.rmtree(_HOME, ignore_errors=True)

@@ -1,3 +1,5 @@
+"""Fixtures of all tests: an S3 bucket, a web server and Google Cloud Storage on this machine."""
+
 from __future__ import annotations
 
 import asyncio
@@ -25,7 +27,7 @@ from tests.remote.servers import (
 
 @dataclass
 class Bucket:
-    """A bucket behind a proxy that counts, and that can be told to fail."""
+    """An S3 bucket behind a proxy that records the traffic and injects faults."""
 
     name: str
     port: int
@@ -49,14 +51,14 @@ class Bucket:
             if path.is_file():
                 self.put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
-    def read_all(self, place: str) -> dict[str, bytes]:
-        """Give all objects below a place."""
+    def read_all(self, path: str) -> dict[str, bytes]:
+        """Return the content of all objects below a path."""
         system = fsspec.filesystem("s3")
         system.invalidate_cache()
-        return dict(system.cat(system.find(f"{self.name}/{place}")))
+        return dict(system.cat(system.find(f"{self.name}/{path}")))
 
     def put_behind(self, name: str, data: bytes) -> None:
-        """Put an object past the proxy, which may be waiting for it."""
+        """Put an object without the proxy, so that the proxy's fault function can do it during a request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
         signature = f"AWS4-HMAC-SHA256 Credential={KEY}/20260101/us-east-1/s3/aws4_request"
         connection.request("PUT", f"/{self.name}/{name}", data, {"Authorization": signature})
@@ -66,7 +68,7 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def s3_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    """An S3 server with one bucket; nobody is told of it."""
+    """An S3 server with one bucket; the environment does not point to it."""
     log = tmp_path_factory.mktemp("s3") / "log"
     with s3_server(log) as port, proxy_server(port) as (front, traffic):
         bucket = Bucket("sky", front, port, traffic)
@@ -75,11 +77,11 @@ def s3_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
                 patch.setenv(name, value)
             fsspec.filesystem("s3").mkdir(bucket.name)
         yield bucket
-    hang_up("s3")
+    close_connections("s3")
 
 
-def hang_up(protocol: str) -> None:
-    """Close the connections that fsspec and zarr keep as long as the process lives."""
+def close_connections(protocol: str) -> None:
+    """Close the connections that fsspec and zarr would keep until the process ends."""
     kind = fsspec.get_filesystem_class(protocol)
     for system in kind._cache.values():
         session = getattr(system, "_s3" if protocol == "s3" else "_session", None)
@@ -92,7 +94,7 @@ def hang_up(protocol: str) -> None:
 
 @pytest.fixture
 def bucket(s3_service: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """The bucket, in the environment of a user who has access; nothing is to go wrong."""
+    """The bucket, with access by environment variables and without faults."""
     for name, value in s3_service.environment.items():
         monkeypatch.setenv(name, value)
     s3_service.traffic.clear()
@@ -102,25 +104,28 @@ def bucket(s3_service: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buck
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[tuple[str, Site]]:
+    """URL of a web server, and its site."""
     (tmp_path / "site").mkdir()
     with web_server(tmp_path / "site") as found:
         yield found
-    hang_up("http")
+    close_connections("http")
 
 
 @pytest.fixture
 def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Site]]:
-    """A bucket behind gs://, and its folder."""
+    """URL of a bucket behind gs://, and the site that holds it."""
     (tmp_path / "cloud" / "sky").mkdir(parents=True)
     with web_server(tmp_path / "cloud", Cloud) as (url, site):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks a server by gRPC
+        monkeypatch.setenv(
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
+        )  # it would need a gRPC server
         monkeypatch.setattr(fsspec.config, "conf", {"gs": {"token": "anon"}})
         yield "gs://sky", site
-    hang_up("gs")
+    close_connections("gs")
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try as often as ever, but wait for almost no time between."""
+def short_retry_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the number of retries, but make the pauses between them short."""
     monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01, 0.02, 0.03, 0.04))

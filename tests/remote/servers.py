@@ -1,4 +1,4 @@
-"""Servers for the tests: S3 as a process, a web server that knows ranges, and a proxy with faults."""
+"""Servers for tests: S3 (moto) in a process, a web server with byte ranges, GCS, and a fault-injecting proxy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CREDENTIALS = {
 
 @contextmanager
 def s3_server(log: Path) -> Iterator[int]:
-    """Run an S3 server as a process of its own; give its port."""
+    """Run an S3 server in another process; yield its port."""
     with log.open("wb") as sink:
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
@@ -67,15 +67,15 @@ def _wait_for_port(server: subprocess.Popen[bytes], log: Path) -> int:
 
 
 Fault = Callable[[str, str], str]
-"""Method and path of a request -> "" (none), "drop", or the status to answer with."""
+"""Method and path of a request -> "" (no fault), "drop" the connection, or the status of the answer."""
 
 
 def no_fault(method: str, path: str) -> str:
     return ""
 
 
-def now_and_then(*faults: str) -> Fault:
-    """Fail three requests for each object, so that nothing fails five times in a row."""
+def intermittent_faults(*faults: str) -> Fault:
+    """Return a fault function that fails three requests for each object, never all five tries."""
     asked: Counter[str] = Counter()
     kinds = cycle(faults)
 
@@ -88,7 +88,7 @@ def now_and_then(*faults: str) -> Fault:
 
 @dataclass
 class Traffic:
-    """What has gone through a server, and what is to go wrong."""
+    """Requests and answers of a server, and the faults to inject."""
 
     fault: Fault = no_fault
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Traffic:
 
 @contextmanager
 def serving(handler: Any) -> Iterator[int]:
-    """Serve in a thread; give the port."""
+    """Serve in a thread; yield the port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -129,7 +129,7 @@ def serving(handler: Any) -> Iterator[int]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or each small answer waits 40 ms for the client's word
+    disable_nagle_algorithm = True  # otherwise each small answer waits 40 ms for the client's ACK
 
     def __init__(self, traffic: Traffic, *arguments: Any) -> None:
         self.traffic = traffic
@@ -166,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Proxy(_Handler):
-    """Hands requests on to another server of this machine."""
+    """Forwards requests to another server on this machine."""
 
     def __init__(self, traffic: Traffic, port: int, *arguments: Any) -> None:
         self.port = port
@@ -185,19 +185,19 @@ class Proxy(_Handler):
             data = answer.read()
         finally:
             behind.close()
-        headers = {k: v for k, v in answer.getheaders() if k.lower() not in _HOP}
+        headers = {k: v for k, v in answer.getheaders() if k.lower() not in _CONNECTION_HEADERS}
         length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
         self.answer(answer.status, headers | {"Content-Length": length or "0"}, data, bool(fault))
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay
 
 
-_HOP = ("connection", "transfer-encoding", "content-length", "keep-alive")
+_CONNECTION_HEADERS = ("connection", "transfer-encoding", "content-length", "keep-alive")
 
 
 @dataclass
 class Site:
-    """Files of a web server."""
+    """Folder, capabilities and traffic of a web server."""
 
     folder: Path
     etags: bool = True
@@ -206,13 +206,13 @@ class Site:
 
 
 class Web(_Handler):
-    """Serves files, whole or by range."""
+    """Serves files as a whole or by byte range."""
 
     def __init__(self, site: Site, *arguments: Any) -> None:
         self.site = site
         super().__init__(site.traffic, *arguments)
 
-    def give(self) -> None:
+    def serve(self) -> None:
         fault = self.traffic.begin(self.command, self.path)
         if fault and fault != "drop":
             self.fail(fault)
@@ -238,19 +238,19 @@ class Web(_Handler):
     def name_version(self, about: os.stat_result) -> dict[str, str]:
         return {"ETag": f'"{about.st_ino:x}-{about.st_mtime_ns:x}"'} if self.site.etags else {}
 
-    do_GET = do_HEAD = give
+    do_GET = do_HEAD = serve
 
 
 class Cloud(Web):
-    """As much of the JSON interface of Google Cloud Storage as reading and writing objects takes."""
+    """The part of the JSON API of Google Cloud Storage that reads and writes objects."""
 
-    def give(self) -> None:
+    def serve(self) -> None:
         place = urlsplit(self.path)
         _, _, rest = unquote(place.path).partition("/storage/v1/b/")
         bucket, _, key = rest.partition("/o")
         if place.path.startswith("/download/"):
             self.path = f"/{bucket}{key}"
-            super().give()
+            super().serve()
         elif key.strip("/"):
             self.describe(bucket, key.strip("/"))
         else:
@@ -276,8 +276,8 @@ class Cloud(Web):
             "generation": str(about.st_mtime_ns), "updated": made, "timeCreated": made,
         }  # fmt: skip
 
-    def take(self) -> None:
-        """Put an object that comes with its name in one message of two parts."""
+    def upload(self) -> None:
+        """Store an object from a multipart message with its name and its content."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         place = urlsplit(self.path)
         bucket = place.path.partition("/b/")[2].partition("/")[0]
@@ -291,7 +291,7 @@ class Cloud(Web):
         path.write_bytes(content.rpartition(b"\n--")[0])
         self.send(self.facts(bucket, key))
 
-    def drop(self) -> None:
+    def delete(self) -> None:
         _, _, rest = unquote(urlsplit(self.path).path).partition("/storage/v1/b/")
         bucket, _, key = rest.partition("/o/")
         path = self.site.folder / bucket / key
@@ -307,13 +307,13 @@ class Cloud(Web):
         headers = {"Content-Length": str(len(body)), "Content-Type": "application/json"}
         self.answer(200 if answer else 404, headers, body)
 
-    do_GET = do_HEAD = give
-    do_POST, do_DELETE = take, drop
+    do_GET = do_HEAD = serve
+    do_POST, do_DELETE = upload, delete
 
 
 @contextmanager
 def proxy_server(port: int) -> Iterator[tuple[int, Traffic]]:
-    """Stand in front of a server; give the port and what goes through."""
+    """Run a proxy of a server; yield its port and its traffic."""
     traffic = Traffic()
     with serving(partial(Proxy, traffic, port)) as own:
         yield own, traffic
@@ -321,7 +321,7 @@ def proxy_server(port: int) -> Iterator[tuple[int, Traffic]]:
 
 @contextmanager
 def web_server(folder: Path, kind: type[Web] = Web) -> Iterator[tuple[str, Site]]:
-    """Serve a folder; give the URL and the site."""
+    """Serve a folder; yield the URL and the site."""
     site = Site(folder)
     with serving(partial(kind, site)) as port:
         yield f"http://127.0.0.1:{port}", site

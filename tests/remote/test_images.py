@@ -1,4 +1,4 @@
-"""Images behind URLs: the same pixels, no more bytes than needed, and every fault by name."""
+"""Images behind URLs: same pixels as local files, few bytes transferred, retries and error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fcnpipe.images.formats import fits as fits_images
 from fcnpipe.remote import file_object, file_systems
 from fcnpipe.testing.images import ImageTests
 from tests.conftest import Bucket
-from tests.remote.servers import Site, now_and_then
+from tests.remote.servers import Site, intermittent_faults
 
 RNG = np.random.default_rng(4)
 PLANE = RNG.normal(100, 5, (230, 310)).astype(np.float32)
@@ -52,7 +52,7 @@ def compressed() -> tuple[bytes, NDArray[np.float32]]:
     return fits_bytes(fits.PrimaryHDU(), hdu), COUNTS[None].astype(np.float32)
 
 
-def packed() -> tuple[bytes, NDArray[np.float32]]:
+def gzipped() -> tuple[bytes, NDArray[np.float32]]:
     return gzip.compress(plain()[0]), PLANE[None]
 
 
@@ -87,7 +87,7 @@ FORMATS = {
     "plain.fits": plain,
     "cube.fits": cube,
     "compressed.fits.fz": compressed,
-    "packed.fits.gz": packed,
+    "packed.fits.gz": gzipped,
     "tiled.tif": tiff(tile=(64, 64), compression="zlib"),
     "mapped.tif": tiff(),
     "colour.tif": colour_tiff,
@@ -97,7 +97,7 @@ FORMATS = {
 
 
 class TestObjects(ImageTests):
-    """Files of every format in a bucket."""
+    """Files in a bucket."""
 
     @pytest.fixture(params=["plain.fits", "compressed.fits.fz", "tiled.tif", "cube.npy"])
     def made(
@@ -121,7 +121,7 @@ def put_zarr(url: str, **options: object) -> str:
 
 
 class TestChunks(ImageTests):
-    """zarr in a bucket, sharded and not."""
+    """zarr arrays in a bucket, sharded and not."""
 
     @pytest.fixture(params=[None, (256, 256)], ids=["chunks", "shards"])
     def image(self, request: pytest.FixtureRequest, bucket: Bucket) -> Image:
@@ -134,7 +134,7 @@ class TestChunks(ImageTests):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_web_gives_what_the_bucket_gives(name: str, web: tuple[str, Site]) -> None:
+def test_a_web_server_serves_the_same_pixels(name: str, web: tuple[str, Site]) -> None:
     data, truth = FORMATS[name]()
     (web[1].folder / name).write_bytes(data)
     image = images.open_image(f"{web[0]}/{name}")
@@ -142,8 +142,8 @@ def test_the_web_gives_what_the_bucket_gives(name: str, web: tuple[str, Site]) -
 
 
 @pytest.mark.parametrize("name", ["plain.fits", "tiled.tif", "a.zarr"])
-@pytest.mark.usefixtures("hasty")
-def test_google_gives_what_the_bucket_gives(name: str, cloud: tuple[str, Site]) -> None:
+@pytest.mark.usefixtures("short_retry_pauses")
+def test_google_cloud_storage_serves_the_same_pixels(name: str, cloud: tuple[str, Site]) -> None:
     url, site = cloud
     path, truth = site.folder / "sky" / name, PLANE
     if name == "a.zarr":
@@ -160,7 +160,7 @@ def test_google_gives_what_the_bucket_gives(name: str, cloud: tuple[str, Site]) 
         images.open_image(f"{url}/none.fits")
 
 
-# ---------------------------------------------------------------- no more than needed
+# ---------------------------------------------------------------- transferred bytes
 
 WIDE = RNG.integers(-9999, 9999, (400, 20_000)).astype(np.int32)
 
@@ -184,12 +184,12 @@ WIDE_FORMS = {
     "a.fits.fz": (wide_compressed, 12),
     "a.tif": (wide_tiff, 12),
 }
-"""Image -> its bytes, and how much of it a box may cost, in boxes."""
+"""Image -> function that returns its bytes, and maximum transfer for one box, in box sizes."""
 
 
 @pytest.mark.parametrize("name", WIDE_FORMS)
-def test_a_box_costs_about_its_own_bytes(name: str, web: tuple[str, Site]) -> None:
-    """Of 32 MB, a box of 0.5 MB; tiles and blocks that it touches come with it."""
+def test_a_box_transfers_about_its_own_bytes(name: str, web: tuple[str, Site]) -> None:
+    """The image has 32 MB, the box 0.5 MB; the compression tiles and cache blocks that it touches are read."""
     make, boxes = WIDE_FORMS[name]
     (web[1].folder / name).write_bytes(make())
     box = Box(100, 9000, 356, 9512)
@@ -198,7 +198,7 @@ def test_a_box_costs_about_its_own_bytes(name: str, web: tuple[str, Site]) -> No
     assert web[1].traffic.body_bytes < boxes * 4 * box.size
 
 
-def test_a_box_of_shards_costs_about_its_own_bytes(bucket: Bucket) -> None:
+def test_a_box_of_shards_transfers_about_its_own_bytes(bucket: Bucket) -> None:
     url, box = f"{bucket.url}/wide.zarr", Box(100, 9000, 356, 9512)
     zarr.create_array(url, data=WIDE, chunks=(200, 256), shards=(400, 2560))
     bucket.traffic.clear()
@@ -207,10 +207,10 @@ def test_a_box_of_shards_costs_about_its_own_bytes(bucket: Bucket) -> None:
     assert bucket.traffic.body_bytes < 4 * 4 * box.size
 
 
-# ---------------------------------------------------------------- which object it is
+# ---------------------------------------------------------------- digests and versions
 
 
-def test_a_digest_costs_nothing_and_follows_the_object(bucket: Bucket) -> None:
+def test_a_digest_reads_nothing_and_depends_on_the_version(bucket: Bucket) -> None:
     url = bucket.put("a.fits", plain()[0])
     image = images.open_image(url)
     bucket.traffic.clear()
@@ -221,14 +221,14 @@ def test_a_digest_costs_nothing_and_follows_the_object(bucket: Bucket) -> None:
     assert images.open_image(url).digest() != before
 
 
-def test_without_an_etag_the_content_counts(web: tuple[str, Site]) -> None:
+def test_without_an_etag_the_digest_is_that_of_the_content(web: tuple[str, Site]) -> None:
     web[1].etags = False
     path = web[1].folder / "a.fits"
     path.write_bytes(plain()[0])
     assert images.open_image(f"{web[0]}/a.fits").digest() == images.open_image(path).digest()
 
 
-def test_the_digest_of_chunks_follows_each_of_them(bucket: Bucket) -> None:
+def test_the_digest_depends_on_every_chunk(bucket: Bucket) -> None:
     url = put_zarr(f"{bucket.url}/follow.zarr")
     before = images.open_image(url).digest()
     assert images.open_image(url).digest() == before
@@ -236,7 +236,7 @@ def test_the_digest_of_chunks_follows_each_of_them(bucket: Bucket) -> None:
     assert images.open_image(url).digest() != before
 
 
-def test_chunks_of_a_web_server_are_asked_for_one_by_one(web: tuple[str, Site]) -> None:
+def test_chunks_of_a_web_server_are_requested_one_by_one(web: tuple[str, Site]) -> None:
     put_zarr(str(web[1].folder / "a.zarr"), shards=(256, 256))
     url = f"{web[0]}/a.zarr"
     image = images.open_image(url)
@@ -249,16 +249,16 @@ def test_chunks_of_a_web_server_are_asked_for_one_by_one(web: tuple[str, Site]) 
 
 
 @pytest.mark.parametrize("name", ["plain.fits", "compressed.fits.fz", "tiled.tif"])
-def test_an_object_that_changes_is_noticed(name: str, bucket: Bucket) -> None:
+def test_a_change_of_an_object_is_detected(name: str, bucket: Bucket) -> None:
     data, _ = FORMATS[name]()
     image = images.open_image(bucket.put(f"changing-{name}", data))
     bucket.put(f"changing-{name}", data[:-1] + b"x")
-    _forget_blocks()
+    _clear_caches()
     with pytest.raises(InputError, match="changed while it was read"):
         image.read(Box(0, 0, 230, 310))
 
 
-def test_a_file_that_changes_on_a_web_server_is_noticed(web: tuple[str, Site]) -> None:
+def test_a_change_on_a_web_server_is_detected(web: tuple[str, Site]) -> None:
     web[1].etags = False
     path = web[1].folder / "a.fits"
     path.write_bytes(plain()[0])
@@ -268,8 +268,8 @@ def test_a_file_that_changes_on_a_web_server_is_noticed(web: tuple[str, Site]) -
         image.read(Box(0, 0, 9, 9))
 
 
-def _forget_blocks() -> None:
-    """What is kept was true when it was read."""
+def _clear_caches() -> None:
+    """Clear the caches, which hold bytes of the old version."""
     file_object._BLOCKS.clear()
     fits_images._DECODED_CELLS.clear()
 
@@ -279,31 +279,31 @@ def _forget_blocks() -> None:
 
 @pytest.mark.parametrize("fault", ["drop", "503", "500"])
 @pytest.mark.parametrize("name", ["plain.fits", "compressed.fits.fz", "a.zarr"])
-@pytest.mark.usefixtures("hasty")
-def test_what_passes_is_tried_again(name: str, fault: str, bucket: Bucket) -> None:
+@pytest.mark.usefixtures("short_retry_pauses")
+def test_transient_errors_are_retried(name: str, fault: str, bucket: Bucket) -> None:
     if name == "a.zarr":
         url, truth = put_zarr(f"{bucket.url}/faulty-{fault}.zarr", shards=(256, 256)), PLANE[None]
     else:
         data, truth = FORMATS[name]()
         url = bucket.put(f"faulty-{fault}-{name}", data)
-    bucket.traffic.fault = now_and_then(fault)
+    bucket.traffic.fault = intermittent_faults(fault)
     image = images.open_image(url)
     np.testing.assert_array_equal(image.read(Box(0, 0, 230, 310)), truth[0])
     assert bucket.traffic.faults > 0
 
 
 @pytest.mark.parametrize("fault", ["drop", "503"])
-@pytest.mark.usefixtures("hasty")
-def test_a_web_server_is_asked_again_too(fault: str, web: tuple[str, Site]) -> None:
+@pytest.mark.usefixtures("short_retry_pauses")
+def test_transient_errors_of_a_web_server_are_retried(fault: str, web: tuple[str, Site]) -> None:
     (web[1].folder / "a.fits").write_bytes(plain()[0])
-    web[1].traffic.fault = now_and_then(fault)
+    web[1].traffic.fault = intermittent_faults(fault)
     image = images.open_image(f"{web[0]}/a.fits")
     np.testing.assert_array_equal(image.read(Box(0, 0, 230, 310)), PLANE)
     assert web[1].traffic.faults > 0
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_server_that_is_down_is_named(bucket: Bucket) -> None:
+@pytest.mark.usefixtures("short_retry_pauses")
+def test_an_unreachable_server_is_reported(bucket: Bucket) -> None:
     image = images.open_image(bucket.put("down.fits", plain()[0]))
     bucket.traffic.fault = lambda *_: "503"
     with pytest.raises(
@@ -315,27 +315,27 @@ def test_a_server_that_is_down_is_named(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("url", ["s3://sky/none.fits", "s3://no-such-bucket/a.fits"])
-def test_what_is_not_there_is_named(url: str, bucket: Bucket) -> None:
+def test_a_missing_object_is_reported(url: str, bucket: Bucket) -> None:
     with pytest.raises(InputError, match=f"{url} does not exist") as error:
         images.open_image(url)
     assert "\n" not in str(error.value)
 
 
-def test_what_is_closed_to_us_is_named(bucket: Bucket) -> None:
+def test_a_forbidden_object_is_reported(bucket: Bucket) -> None:
     url = bucket.put("closed.fits", plain()[0])
     bucket.traffic.fault = lambda *_: "403"
     with pytest.raises(InputError, match=r"access to .* is denied .* check the credentials"):
         images.open_image(url)
 
 
-def test_a_web_server_without_ranges_is_named(web: tuple[str, Site]) -> None:
+def test_a_web_server_without_ranges_is_reported(web: tuple[str, Site]) -> None:
     web[1].ranges = False
     (web[1].folder / "a.fits").write_bytes(plain()[0])
     with pytest.raises(InputError, match="does not support byte ranges; copy the file here"):
         images.open_image(f"{web[0]}/a.fits")
 
 
-def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         file_systems.fsspec.core, "url_to_fs", Mock(side_effect=ImportError("Install s3fs"))
     )
@@ -365,7 +365,7 @@ def test_a_url_with_a_secret_is_refused_without_repeating_it(url: str) -> None:
     assert "hunter2" not in str(error.value)
 
 
-def test_a_harmless_question_in_a_url_stays(web: tuple[str, Site]) -> None:
+def test_a_harmless_query_in_a_url_is_kept(web: tuple[str, Site]) -> None:
     (web[1].folder / "a.fits").write_bytes(plain()[0])
     image = images.open_image(f"{web[0]}/a.fits?download=1")
     assert image.info.shape == (1, 230, 310)

@@ -1,4 +1,4 @@
-"""Outputs behind URLs: whole or not there, one run at a time, the bytes of a store on disk."""
+"""Outputs behind URLs: complete or absent, one run at a time, with the same bytes as a store on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fcnpipe.stores import ZarrStore
 from fcnpipe.survey import cleanup
 from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
-from tests.remote.servers import SECRET, TOKEN, Site, now_and_then
+from tests.remote.servers import SECRET, TOKEN, Site, intermittent_faults
 
 OPTIONS = {"model": "none", "window": 128, "tile": 128, "quiet": True}
 SETTINGS = ["--model", "none", "--window", "128", "--tile", "128", "--quiet"]
@@ -58,36 +58,36 @@ def command(field: Path | str, out: str, scratch: Path, *more: str) -> list[str]
     return [sys.executable, "-m", "fcnpipe", *given]
 
 
-def fetch(out: str, folder: Path) -> dict[str, bytes]:
-    """What lies behind the URL and beside it, as `read_all` gives it."""
+def download(out: str, folder: Path) -> dict[str, bytes]:
+    """Download the store and its parquet file; return them as `read_all` does."""
     system, name = fsspec.core.url_to_fs(out)
     system.invalidate_cache()
     for path in system.find(name):
-        target = folder / "there.zarr" / path.removeprefix(f"{name}/")
+        target = folder / "downloaded.zarr" / path.removeprefix(f"{name}/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(system.cat_file(path))
-    (folder / "there.parquet").write_bytes(system.cat_file(name.replace(".zarr", ".parquet")))
-    return read_all(folder / "there.zarr")
+    (folder / "downloaded.parquet").write_bytes(system.cat_file(name.replace(".zarr", ".parquet")))
+    return read_all(folder / "downloaded.zarr")
 
 
-def assert_same(found: dict[str, bytes], reference: Path) -> None:
-    """All but the ledger, which is one object instead of many, and the root's metadata with it."""
+def assert_same_store(found: dict[str, bytes], reference: Path) -> None:
+    """Compare all but the ledger, which is one object instead of many, and the root metadata, which describe it."""
     wanted = read_all(reference)
 
-    def cut(files: dict[str, bytes]) -> dict[str, bytes]:
+    def without_ledger(files: dict[str, bytes]) -> dict[str, bytes]:
         return {
             n: data for n, data in files.items() if not n.startswith("ledger/") and n != "zarr.json"
         }
 
-    assert cut(found).keys() == cut(wanted).keys()
-    assert [name for name in cut(found) if found[name] != wanted[name]] == []
+    assert without_ledger(found).keys() == without_ledger(wanted).keys()
+    assert [name for name in without_ledger(found) if found[name] != wanted[name]] == []
     ours, theirs = (json.loads(files["zarr.json"]) for files in (found, wanted))
     assert ours["attributes"] == theirs["attributes"]
     assert ours["attributes"]["status"] == "complete"
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_store_is_taken_there_whatever_the_server_does(
+@pytest.mark.usefixtures("short_retry_pauses")
+def test_a_store_is_uploaded_despite_server_faults(
     field: Path,
     reference: Path,
     bucket: Bucket,
@@ -95,49 +95,49 @@ def test_a_store_is_taken_there_whatever_the_server_does(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bucket.traffic.fault = now_and_then("503", "drop", "500")
+    bucket.traffic.fault = intermittent_faults("503", "drop", "500")
     result = segment(field, out, tmp_path / "scratch")
     assert bucket.traffic.faults > 20
     written = [path for method, path in bucket.traffic.requests if method == "PUT"]
     bucket.traffic.clear()
     assert (result.path, result.catalogue) == (out, out.replace(".zarr", ".parquet"))
-    assert_same(fetch(out, tmp_path), reference)
-    mend_a_copy(tmp_path / "there.zarr", reference)
+    assert_same_store(download(out, tmp_path), reference)
+    check_repair_of_a_copy(tmp_path / "downloaded.zarr", reference)
     assert list((tmp_path / "scratch").iterdir()) == []
     assert written[-1].endswith("out.zarr/zarr.json")
-    read_where_it_lies(out, reference, tmp_path)
-    ended = find_account(out)
+    check_reading(out, reference, tmp_path)
+    ended = check_report(out)
     spec = make_spec(image=(str(field),), out=out, **OPTIONS)
     assert remote_output.was_finished(spec, "segment", ended)
     assert not remote_output.was_finished(spec, "segment", f"{ended}1")
     assert not remote_output.was_finished(spec.model_copy(update={"thresh": 7.0}), "segment")
     for option in ("--deep", "--repair"):
-        said = refuse(capsys, "verify", option, out)
-        assert "copy it and its .parquet to a local disk" in said
+        message = get_error_line(capsys, "verify", option, out)
+        assert "copy it and its .parquet to a local disk" in message
     again = segment(field, out, tmp_path / "elsewhere")
     assert (again.resumed, again.sources) == (True, result.sources)
 
 
-def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Give the one line with which a command is refused."""
+def get_error_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return the one line of error of a command that ends with exit code 2."""
     code = commands.run_command(lambda: commands.app(args=words, standalone_mode=False))
-    said = capsys.readouterr().err
-    assert (code, said.count("\n")) == (2, 1), said
-    return said
+    message = capsys.readouterr().err
+    assert (code, message.count("\n")) == (2, 1), message
+    return message
 
 
-def mend_a_copy(copy: Path, reference: Path) -> None:
-    """A store that was copied to a disk is one of the disk."""
+def check_repair_of_a_copy(copy: Path, reference: Path) -> None:
+    """Damage and repair a local copy of the store."""
     assert [*ZarrStore.open(copy).find_damage()] == []
     (copy / "image/0/label/c/0/1").unlink()
     (damage,) = run.repair(str(copy), engine="serial")
     assert str(damage) == "image/0/label r000c001 is missing"
-    mended, whole = read_all(copy), read_all(reference)
-    assert [n for n in mended.keys() | whole.keys() if mended.get(n) != whole.get(n)] == []
+    repaired, whole = read_all(copy), read_all(reference)
+    assert [n for n in repaired.keys() | whole.keys() if repaired.get(n) != whole.get(n)] == []
 
 
-def find_account(out: str) -> str:
-    """The account of the run lies beside the store, by the name that the store has there; when it ended."""
+def check_report(out: str) -> str:
+    """Check the run report next to the store, which names the store's URL; return when the run ended."""
     report = read_report(out)
     assert report is not None
     assert (report.status, report.out) == ("complete", out)
@@ -146,7 +146,7 @@ def find_account(out: str) -> str:
     return report.ended
 
 
-def read_where_it_lies(out: str, reference: Path, tmp_path: Path) -> None:
+def check_reading(out: str, reference: Path, tmp_path: Path) -> None:
     found, wanted = fcnpipe.open(out), fcnpipe.open(reference)
     xr.testing.assert_identical(found.sources.load(), wanted.sources.load())
     xr.testing.assert_identical(found.cutout(label=3).load(), wanted.cutout(label=3).load())
@@ -163,28 +163,28 @@ def read_where_it_lies(out: str, reference: Path, tmp_path: Path) -> None:
     assert (done.returncode, "complete" in done.stdout) == (0, True), done.stderr
 
 
-def test_another_run_is_refused_and_overwrite_leaves_nothing_of_the_old_one(
+def test_another_run_is_refused_and_overwrite_removes_the_old_store(
     field: Path, bucket: Bucket, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor, where names are compared folder by folder, of what was never ours below it."""
+    """Overwriting also removes foreign objects below the URL, even if names are listed folder by folder."""
     segment(field, out, tmp_path / "scratch", tile=256)
     place = out.removeprefix(f"{bucket.url}/")
     for name in ("image/0/label/c/7/7", "image/7/label/zarr.json", "image/old", "old"):
         bucket.put(f"{place}/{name}", b"old")
-    monkeypatch.setattr(remote_output, "MOST_NAMES", 40)
+    monkeypatch.setattr(remote_output, "MAX_NAMES", 40)
     with pytest.raises(StoreError, match=r"belongs to another run, it differs in option thresh"):
         segment(field, out, tmp_path / "scratch", thresh=7.0)
     assert list((tmp_path / "scratch").iterdir()) == []
     segment(field, out, tmp_path / "scratch", thresh=7.0, overwrite=True)
     segment(field, str(tmp_path / "local.zarr"), tmp_path, thresh=7.0)
-    assert_same(fetch(out, tmp_path), tmp_path / "local.zarr")
+    assert_same_store(download(out, tmp_path), tmp_path / "local.zarr")
 
 
-@pytest.mark.usefixtures("hasty")
-def test_an_object_that_is_lost_behind_our_back_is_put_again(
+@pytest.mark.usefixtures("short_retry_pauses")
+def test_an_object_that_another_process_replaces_is_uploaded_again(
     field: Path, bucket: Bucket, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_output, "MOST_NAMES", 40)
+    monkeypatch.setattr(remote_output, "MAX_NAMES", 40)
     lost = f"{tmp_path.name}/out.zarr/image/0/label/c/0/1"
 
     def lose(method: str, path: str) -> str:
@@ -200,7 +200,7 @@ def test_an_object_that_is_lost_behind_our_back_is_put_again(
     assert fcnpipe.open(out).store.verify().ok
 
 
-def test_what_is_no_store_of_ours_stays(
+def test_foreign_objects_are_never_overwritten(
     field: Path, bucket: Bucket, out: str, tmp_path: Path
 ) -> None:
     place = out.removeprefix(f"{bucket.url}/")
@@ -212,10 +212,10 @@ def test_what_is_no_store_of_ours_stays(
         fsspec.filesystem("s3").rm_file(f"{bucket.name}/{place}/{name}")
 
 
-def test_a_killed_run_is_taken_up_and_nobody_sees_half_of_it(
+def test_a_killed_run_is_resumed_and_its_partial_store_is_invisible(
     field: Path, reference: Path, bucket: Bucket, out: str, tmp_path: Path
 ) -> None:
-    """Killed while it uploads; no secret is in what it said, in what it left, and in the store."""
+    """The run is killed while it uploads. No secret is in its output, its scratch folder or the store."""
     scratch, log = tmp_path / "scratch", tmp_path / "log"
     words = [word for word in command(field, out, scratch) if word != "--quiet"]
     with log.open("wb") as sink:
@@ -231,18 +231,16 @@ def test_a_killed_run_is_taken_up_and_nobody_sees_half_of_it(
     with pytest.raises(StoreError, match=r"is being written by another run .*scratch on"):
         segment(field, out, tmp_path / "elsewhere")
     bucket.traffic.clear()
-    segment(field, out, scratch, overwrite=True)  # what it made itself it does not make anew
+    segment(field, out, scratch, overwrite=True)  # --overwrite keeps the run's own work
     sent = sum(method == "PUT" for method, _ in bucket.traffic.requests)
-    assert_same(fetch(out, tmp_path), reference)
-    assert sent < len(read_all(reference)) - 5 * 6 - 15  # what had landed is not sent again
+    assert_same_store(download(out, tmp_path), reference)
+    assert sent < len(read_all(reference)) - 5 * 6 - 15  # uploaded objects are not sent again
     assert list(scratch.iterdir()) == []
     assert_no_secret(tmp_path)
 
 
-def test_a_claim_of_which_nothing_is_left_is_given_up(
-    bucket: Bucket, out: str, tmp_path: Path
-) -> None:
-    """By maintenance, and only while it is the same claim."""
+def test_a_claim_without_a_run_is_removed(bucket: Bucket, out: str, tmp_path: Path) -> None:
+    """Clean-up removes it, but only if the claim behind the URL is the same one."""
     mine, other = tmp_path / "mine.zarr.claim", tmp_path / "other.zarr.claim"
     place = out.removeprefix(f"{bucket.url}/")
     for file, token in ((mine, "a"), (other, "b")):
@@ -264,32 +262,32 @@ def assert_no_secret(folder: Path) -> None:
         assert [path for path, data in kept.items() if secret.encode() in data] == []
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_run_whose_output_was_taken_away_ends_without_a_store(
+@pytest.mark.usefixtures("short_retry_pauses")
+def test_a_run_that_loses_its_claim_publishes_nothing(
     field: Path, bucket: Bucket, out: str, tmp_path: Path
 ) -> None:
-    """Somebody takes the claim over while files are on their way."""
+    """Another run takes over the claim during the upload."""
 
-    def take_away(method: str, path: str) -> str:
+    def take_over(method: str, path: str) -> str:
         if len(bucket.traffic.requests) == 60:
             claim = f"{out.removeprefix(bucket.url + '/')}.partial"
             bucket.put_behind(claim, b'{"token": "x", "host": "far", "folder": "/away"}')
         return ""
 
-    bucket.traffic.fault = take_away
+    bucket.traffic.fault = take_over
     with pytest.raises(StoreError, match=r"is being written by another run \(/away on far\)"):
         segment(field, out, tmp_path / "scratch")
     with pytest.raises(StoreError, match="is not an fcnpipe store"):
         fcnpipe.open(out)
 
 
-def test_a_run_that_is_refused_leaves_no_claim(bucket: Bucket, out: str, tmp_path: Path) -> None:
+def test_a_refused_run_leaves_no_claim(bucket: Bucket, out: str, tmp_path: Path) -> None:
     with pytest.raises(FcnpipeError, match=r"nope\.fits does not exist"):
         segment(tmp_path / "nope.fits", out, tmp_path / "scratch")
     assert fsspec.filesystem("s3").find(out.rpartition("/")[0]) == []
 
 
-def test_google_takes_stores_too(
+def test_a_store_is_uploaded_to_google_cloud_storage(
     field: Path, reference: Path, cloud: tuple[str, Site], tmp_path: Path
 ) -> None:
     out = f"{cloud[0]}/out.zarr"
@@ -297,21 +295,23 @@ def test_google_takes_stores_too(
     with pytest.raises(StoreError, match=r"is being written by another run \(/away on far\)"):
         segment(field, out, tmp_path / "scratch")
     segment(field, out, tmp_path / "scratch", overwrite=True)
-    assert_same(fetch(out, tmp_path), reference)
+    assert_same_store(download(out, tmp_path), reference)
 
 
-def test_a_web_server_is_no_output(field: Path, web: tuple[str, Site], tmp_path: Path) -> None:
-    with pytest.raises(FcnpipeError, match="cannot be written: give an output on disk, s3:// or"):
+def test_a_web_server_is_refused_as_output(
+    field: Path, web: tuple[str, Site], tmp_path: Path
+) -> None:
+    with pytest.raises(FcnpipeError, match="cannot be written: choose an output on disk, s3:// or"):
         segment(field, f"{web[0]}/out.zarr", tmp_path)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("short_retry_pauses")
 @pytest.mark.parametrize("method", ["PUT", "POST"])
 @pytest.mark.parametrize("fault", ["drop", "503"])
-def test_a_large_file_in_parts_arrives_whole(
+def test_a_multipart_upload_survives_faults(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, fault: str
 ) -> None:
-    """A part is lost, or the answer that all parts are one object now, and then the server knows none."""
+    """A part is lost, or the answer to the completion, after which the server no longer knows the upload."""
     monkeypatch.setattr(uploads, "PART_BYTES", PART)
     data, file = os.urandom(2 * PART + 5), tmp_path / "large"
     file.write_bytes(data)
@@ -333,4 +333,4 @@ def test_a_large_file_in_parts_arrives_whole(
 
 
 PART = 5 << 20
-"""The least that S3 takes."""
+"""Minimum size of a part on S3."""

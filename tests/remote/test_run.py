@@ -1,4 +1,4 @@
-"""Runs on what lies behind URLs: the result of a run on the same files, whatever happens on the way."""
+"""Runs on inputs behind URLs give the result of a run on the same local files, despite server faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fcnpipe
 from fcnpipe.core.errors import InputChanged, TilesFailed
 from tests.conftest import Bucket
 from tests.integration.scenes import read_all, write_field
-from tests.remote.servers import Site, now_and_then
+from tests.remote.servers import Site, intermittent_faults
 
 OPTIONS = {"model": "none", "window": 128, "tile": 128, "quiet": True}
 
@@ -30,14 +30,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def segment(place: str, out: Path, **options: object) -> dict[str, bytes]:
-    fcnpipe.segment(f"{place}/field.fits", out, **(OPTIONS | options))
+def segment(root: str, out: Path, **options: object) -> dict[str, bytes]:
+    fcnpipe.segment(f"{root}/field.fits", out, **(OPTIONS | options))
     return read_all(out)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A field, its weights, and a mask."""
+    """A folder with an image, a weight map and a mask."""
     folder = tmp_path_factory.mktemp("inputs")
     image = fits.getdata(write_field(folder / "field.fits", (300, 400)))
     weight = np.where(np.arange(400) > 350, 0.25, 1) * np.ones(image.shape)
@@ -48,8 +48,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def maps(place: str) -> dict[str, str]:
-    return {"weight": f"{place}/weight.zarr", "mask": f"{place}/mask.fits.fz"}
+def maps(root: str) -> dict[str, str]:
+    return {"weight": f"{root}/weight.zarr", "mask": f"{root}/mask.fits.fz"}
 
 
 @pytest.fixture(scope="module")
@@ -58,41 +58,39 @@ def reference(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return segment(str(inputs), out, **maps(str(inputs)))
 
 
-def assert_same_but_for_names(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
-    """All bytes but the root's, which name the inputs, and the parquet's, which has the run key."""
+def assert_same_except_names(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
+    """Compare all bytes except the root metadata, which names the inputs, and parquet, which has the run key."""
     assert found.keys() == wanted.keys()
     named = ("zarr.json", "parquet")
     assert [n for n in found if found[n] != wanted[n] and n not in named] == []
 
 
-def test_a_run_on_objects_is_that_on_files_whatever_the_server_does(
+def test_server_faults_do_not_change_the_result(
     inputs: Path, reference: dict[str, bytes], bucket: Bucket, tmp_path: Path
 ) -> None:
-    """Two worker processes, each with connections of its own."""
+    """Two worker processes read, each with its own connections."""
     bucket.put_folder(inputs, "inputs")
-    bucket.traffic.fault = now_and_then("drop", "503", "500")
+    bucket.traffic.fault = intermittent_faults("drop", "503", "500")
     out, place = tmp_path / "out.zarr", f"{bucket.url}/inputs"
     found = segment(place, out, **maps(place), engine="dask", workers=2)
     assert bucket.traffic.faults > 5
-    assert_same_but_for_names(found, reference)
+    assert_same_except_names(found, reference)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_web_server_serves_too(
+@pytest.mark.usefixtures("short_retry_pauses")
+def test_faults_of_a_web_server_do_not_change_the_result(
     inputs: Path, reference: dict[str, bytes], web: tuple[str, Site], tmp_path: Path
 ) -> None:
     url, site = web
     site.folder = inputs
-    site.traffic.fault = now_and_then("drop", "503")
+    site.traffic.fault = intermittent_faults("drop", "503")
     found = segment(url, tmp_path / "out.zarr", **maps(url))
     assert site.traffic.faults > 5
-    assert_same_but_for_names(found, reference)
+    assert_same_except_names(found, reference)
 
 
-def test_an_object_that_changes_during_the_run_ends_it(
-    inputs: Path, bucket: Bucket, tmp_path: Path
-) -> None:
-    """After some ranges have been read another object lies there."""
+def test_a_change_of_an_object_ends_the_run(inputs: Path, bucket: Bucket, tmp_path: Path) -> None:
+    """The object is replaced after some of its ranges have been read."""
     bucket.put_folder(inputs, "inputs")
     data = (inputs / "field.fits").read_bytes()
 
@@ -109,10 +107,10 @@ def test_an_object_that_changes_during_the_run_ends_it(
     assert not (tmp_path / "out.zarr").exists()
 
 
-def test_a_server_that_goes_away_costs_no_pixel(
+def test_an_outage_of_the_server_is_not_missing_data(
     inputs: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """What could not be read is no missing data: the run says so, and is taken up."""
+    """Pixels that cannot be read are not treated as missing: the run fails, and is resumed."""
     bucket.put_folder(inputs, "inputs")
     bucket.traffic.clear()
     bucket.traffic.fault = lambda *_: "403" if len(bucket.traffic.requests) > 60 else ""
@@ -121,10 +119,10 @@ def test_a_server_that_goes_away_costs_no_pixel(
         segment(place, out, engine="serial")
     bucket.traffic.clear()
     found = segment(place, out)
-    assert_same_but_for_names(found, segment(str(inputs), tmp_path / "whole.zarr"))
+    assert_same_except_names(found, segment(str(inputs), tmp_path / "whole.zarr"))
 
 
-def test_a_wrong_key_is_one_clear_line(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_missing_input_is_one_line_of_error(bucket: Bucket, tmp_path: Path) -> None:
     url = f"{bucket.url}/none.fits"
     done = run("segment", url, f"{tmp_path}/out.zarr", "--model", "none", "--quiet")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
