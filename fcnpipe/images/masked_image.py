@@ -190,12 +190,14 @@ class MaskedImage:
     ) -> tuple[Patch, list[Box]]:
         """Read a box as `read_patch` does, but leave out the parts that cannot be read.
 
+        If the box cannot be read as a whole, its part in each tile core of ``grid`` is read on its own.
+
         Returns
         -------
         Patch
             In missing parts the residual is NaN, the noise 1 and the flag NO_DATA.
         list of Box
-            The missing parts, one for each tile core that they are in; empty if all was read.
+            The missing parts, one for each tile core; empty if all was read.
         """
         try:
             return self.read_patch(box, sky), []
@@ -298,6 +300,7 @@ class MaskedImage:
         return self._weight.read(box)
 
     def _read_mask(self, box: Box) -> NDArray[np.bool_] | None:
+        """Read the bad pixels of a box, (h, w) bool; None without a mask."""
         if self._mask is None:
             return None
         values = self._mask.read_integer(box)

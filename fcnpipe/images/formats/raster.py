@@ -172,7 +172,7 @@ class RawReader:
 
     @property
     def overhead_bytes(self) -> int:
-        """One stored strip and one of float64. For an object, the stored box comes on top of it."""
+        """One stored strip and one of float64. Objects behind URLs need the stored box in addition."""
         return 1 << 22
 
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
