@@ -33,9 +33,18 @@ from fcnpipe.survey.image_list import safe_stem, short_digest
 
 PATTERNS = ("*.fits", "*.fits.gz", "*.fits.fz", "*.fits.bz2", "*.fit", "*.fts", "*.fz")
 """Patterns of the names of files to process; upper and lower case are equal."""
-TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".filepart", "~")
+TEMPORARY_SUFFIXES = (
+    ".part",
+    ".partial",
+    ".tmp",
+    ".temp",
+    ".crdownload",
+    ".download",
+    ".filepart",
+    "~",
+)
 """Suffixes of names that programs use for files that are being transferred."""
-CHANGED = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "created")
+CHANGE_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "created")
 """Keys of the modification time, or of an equivalent, in different file systems; the first that exists is used."""
 BLOCK_BYTES = 2880
 """Size of a FITS block; headers and data are padded to a multiple of it."""
@@ -65,14 +74,14 @@ class FileRecord:
 
     Attributes
     ----------
-    stamp : Stamp
+    stamp : FileStamp
         Stamp at the time of the digest.
     digest : str
         Digest of the content.
     out : str
         Name of its store; for a copy, of the store of the original.
     status : str
-        ``begun``, ``done``, ``failed``, or ``copy``.
+        ``begun`` before and during processing, ``done``, ``failed``, or ``copy`` of another file.
     attempts : int
         Number of times that processing of this content was started.
     replaced : bool
@@ -133,11 +142,11 @@ def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
     parts = name.lower().split("/")
     hidden = any(part.startswith(".") for part in parts)
     matches = any(fnmatch(parts[-1], pattern.lower()) for pattern in patterns)
-    return matches and not hidden and not parts[-1].endswith(TEMPORARY)
+    return matches and not hidden and not parts[-1].endswith(TEMPORARY_SUFFIXES)
 
 
 def _stamp(facts: Mapping[str, Any]) -> FileStamp:
-    changed = next((facts[name] for name in CHANGED if facts.get(name) is not None), "")
+    changed = next((facts[name] for name in CHANGE_KEYS if facts.get(name) is not None), "")
     return FileStamp(int(facts.get("size") or 0), str(changed))
 
 
@@ -240,7 +249,7 @@ def register_file(path: str, stamp: FileStamp, registry: FileRegistry) -> FileRe
 
     Returns
     -------
-    Known
+    FileRecord
         With status ``begun`` if the file is to be processed, ``copy`` if another file has the same content, and
         the earlier status if only the stamp has changed.
     """
