@@ -93,7 +93,7 @@ def run_whole(image: Path, out: Path, options: dict[str, object]) -> tuple[float
     over.set()
     watch.join()
     rest = seconds - sum(stages.seconds.values())
-    parts = ", ".join(f"{name} {took:.1f}" for name, took in stages.seconds.items())
+    parts = ", ".join(f"{name} {spent:.1f}" for name, spent in stages.seconds.items())
     print(f"  {result.sources} sources; seconds: {parts}, before and after {rest:.1f}")
     return seconds, peaks
 

@@ -114,13 +114,13 @@ def run_case(case: Case, folder: Path) -> tuple[Plan, list[int]]:
     if not image.exists():
         write_field(image, case.edge)
     names = {"image": [str(image)] * case.bands, "out": str(folder / "out.zarr")}
-    asked = {**names, "overwrite": True, "quiet": True, **case.options}
-    for name in {"weight", "mask"} & asked.keys():
-        asked[name] = str(write_map(folder / f"{name}{case.edge}.fits", case.edge))
-    options.write_text(json.dumps(asked))  # which is YAML too
+    arguments = {**names, "overwrite": True, "quiet": True, **case.options}
+    for name in {"weight", "mask"} & arguments.keys():
+        arguments[name] = str(write_map(folder / f"{name}{case.edge}.fits", case.edge))
+    options.write_text(json.dumps(arguments))  # JSON is valid YAML
     host_bytes = FLOW_BYTES * (case.start != "") + SERVER_BYTES * (case.start == "flow called")
-    # Plan first: the plan includes the compilation of kernels while they are not there.
-    plan = make_plan(make_spec(**asked), host_bytes=host_bytes)
+    # Plan before the run: the plan includes the compilation of kernels that are not compiled yet.
+    plan = make_plan(make_spec(**arguments), host_bytes=host_bytes)
     return plan, measure_peaks([sys.executable, *COMMANDS[case.start], str(options)])
 
 

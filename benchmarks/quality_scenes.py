@@ -240,8 +240,8 @@ def _pupil_psf(rng: np.random.Generator, fwhm_px: tuple[float, float]) -> NDArra
         radius = 0.5 * side / FINE / fwhm / stretch
         r = np.hypot(y, x) / radius
         open_ = (r < 1) & (r > 0.33)
-        turn = 0.6
-        for axis in (turn, turn + np.pi / 2):
+        azimuth = 0.6
+        for axis in (azimuth, azimuth + np.pi / 2):
             open_ &= np.abs(x * np.sin(axis) - y * np.cos(axis)) > 0.025 * radius
         total += (
             np.abs(fft.fftshift(fft.fft2(fft.ifftshift(open_.astype(float))))) ** 2 / open_.sum()
@@ -251,9 +251,9 @@ def _pupil_psf(rng: np.random.Generator, fwhm_px: tuple[float, float]) -> NDArra
 
 def _double_gaussian_psf(rng: np.random.Generator) -> NDArray[np.float64]:
     a = _axis()
-    turn, fwhm = rng.uniform(0, np.pi), rng.uniform(2.6, 3.6)
-    u = a[None, :] * np.cos(turn) + a[:, None] * np.sin(turn)
-    v = a[:, None] * np.cos(turn) - a[None, :] * np.sin(turn)
+    azimuth, fwhm = rng.uniform(0, np.pi), rng.uniform(2.6, 3.6)
+    u = a[None, :] * np.cos(azimuth) + a[:, None] * np.sin(azimuth)
+    v = a[:, None] * np.cos(azimuth) - a[None, :] * np.sin(azimuth)
     s = fwhm / 2.355
     core = np.exp(-0.5 * ((u / s) ** 2 + (v / (0.85 * s)) ** 2))
     wing = np.exp(-0.5 * (u**2 + v**2) / (2.2 * s) ** 2)
@@ -298,10 +298,10 @@ def _ground(canvas: Canvas, rng: np.random.Generator) -> None:
 def _crowded(canvas: Canvas, rng: np.random.Generator, per_mpix: int) -> None:
     side = canvas.light.shape[0]
     wanted = int(per_mpix * 1e-6 * side**2)
-    heart = rng.uniform(0.3, 0.7, 2) * side
+    cluster_centre = rng.uniform(0.3, 0.7, 2) * side
     for _ in range(wanted):
         if rng.random() < 0.4:
-            y, x = heart + rng.laplace(0, side / 8, 2)
+            y, x = cluster_centre + rng.laplace(0, side / 8, 2)
         else:
             y, x = rng.uniform(0, side, 2)
         canvas.add_star(y, x, _draw_snr(rng, 10, 0.75))
@@ -315,16 +315,16 @@ def _crowded(canvas: Canvas, rng: np.random.Generator, per_mpix: int) -> None:
 
 def _cluster(canvas: Canvas, rng: np.random.Generator) -> None:
     side = canvas.light.shape[0]
-    for heart in rng.uniform(0.15, 0.85, (int(2.5e-6 * side**2) + 1, 2)) * side:
+    for cluster_centre in rng.uniform(0.15, 0.85, (int(2.5e-6 * side**2) + 1, 2)) * side:
         canvas.add_galaxy(
-            *heart,
+            *cluster_centre,
             rng.uniform(1500, 5000),
             GalaxyShape("elson", rng.uniform(6, 14), rng.uniform(0.6, 1), rng.uniform(0, 3)),
         )
         for _ in range(int(rng.integers(120, 260))):
-            away, turn = rng.gamma(1.6, 55), rng.uniform(0, 2 * np.pi)
+            distance, azimuth = rng.gamma(1.6, 55), rng.uniform(0, 2 * np.pi)
             scale = 1.5 * np.exp(0.7 * rng.standard_normal())
-            place = heart + away * np.array([np.sin(turn), np.cos(turn)])
+            place = cluster_centre + distance * np.array([np.sin(azimuth), np.cos(azimuth)])
             canvas.add_galaxy(
                 *place,
                 _draw_snr(rng, 30, 0.6) * max(1, scale / 3),
@@ -344,11 +344,13 @@ def _add_pairs(canvas: Canvas, rng: np.random.Generator, count: int) -> None:
     side = canvas.light.shape[0]
     for _ in range(count):
         y, x = rng.uniform(8, side - 8, 2)
-        away, turn = canvas.fwhm_px * rng.uniform(0.8, 3), rng.uniform(0, 2 * np.pi)
+        distance, azimuth = canvas.fwhm_px * rng.uniform(0.8, 3), rng.uniform(0, 2 * np.pi)
         snr = _draw_snr(rng, 30, 0.3)
         canvas.add_star(y, x, snr)
         canvas.add_star(
-            y + away * np.sin(turn), x + away * np.cos(turn), snr * rng.uniform(0.25, 1)
+            y + distance * np.sin(azimuth),
+            x + distance * np.cos(azimuth),
+            snr * rng.uniform(0.25, 1),
         )
 
 

@@ -85,15 +85,17 @@ def _draw_psf(seed: int) -> Psf:
 
 
 def _draw_galaxy_model(rng: np.random.Generator, flux: float) -> Galaxy:
-    part = rng.uniform(0, 1)
+    bulge_fraction = rng.uniform(0, 1)
     radius = float(np.exp(rng.uniform(*np.log(DISK_RADIUS_PX))))
-    turn = rng.uniform(0, np.pi)
+    position_angle = rng.uniform(0, np.pi)
     bulge = SersicComponent(
-        flux * part,
+        flux * bulge_fraction,
         BULGE_INDEX,
         radius * rng.uniform(*BULGE_TO_DISK_RADIUS),
         rng.uniform(0.6, 1.0),
-        turn + rng.normal(0, 0.3),
+        position_angle + rng.normal(0, 0.3),
     )
-    disk = SersicComponent(flux * (1 - part), DISK_INDEX, radius, rng.uniform(0.25, 1.0), turn)
+    disk = SersicComponent(
+        flux * (1 - bulge_fraction), DISK_INDEX, radius, rng.uniform(0.25, 1.0), position_angle
+    )
     return Galaxy(bulge, disk, (float(rng.uniform(-0.5, 0.5)), float(rng.uniform(-0.5, 0.5))))

@@ -275,12 +275,12 @@ def draw_sources(
     """Draw the sources of a scene of a kind, in the order of their populations."""
     mpix = shape[0] * shape[1] / 1e6
     places = _Positions(shape, rng, rng.random() < spec.clustering_probability)
-    slope, steep = rng.uniform(*spec.slope), rng.uniform(*spec.radius_slope)
+    slope, radius_slope = rng.uniform(*spec.slope), rng.uniform(*spec.radius_slope)
     sources: list[Source] = []
     for _ in range(rng.poisson(_log_uniform(rng, spec.stars_per_mpix) * mpix)):
         sources.append(_star(places.next(), _power_law(rng, slope, spec.snr), psf))
     for _ in range(rng.poisson(_log_uniform(rng, spec.galaxies_per_mpix) * mpix)):
-        radius = _power_law(rng, steep, spec.radius_px)
+        radius = _power_law(rng, radius_slope, spec.radius_px)
         snr = _power_law(rng, slope, spec.snr) * min(max(1.0, radius / 5.0), 4.0)
         sources.append(_galaxy(rng, places.next(), snr, radius, psf))
     for _ in range(rng.poisson(rng.uniform(*spec.large_galaxies) * mpix / 0.4)):
@@ -410,7 +410,7 @@ def _edge_on_galaxy(
 
 
 def _galaxy_cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list[Source]:
-    heart = rng.uniform(0.15, 0.85, 2) * shape
+    cluster_centre = rng.uniform(0.15, 0.85, 2) * shape
     radius, ratio, angle = (
         _log_uniform(rng, (6.0, 30.0)),
         rng.uniform(0.5, 1.0),
@@ -422,12 +422,17 @@ def _galaxy_cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) 
         SersicComponent(flux, rng.uniform(1.5, 5), radius, ratio, angle),
         SersicComponent(halo, rng.uniform(0.7, 1.5), radius * rng.uniform(2, 4), ratio, angle),
     )
-    members = [Source(float(heart[0]), float(heart[1]), flux + halo, CENTRAL, central)]
+    members = [
+        Source(float(cluster_centre[0]), float(cluster_centre[1]), flux + halo, CENTRAL, central)
+    ]
     core = _log_uniform(rng, (15.0, 150.0))
     for _ in range(int(_log_uniform(rng, (15.0, 300.0)))):
-        away = core * np.sqrt(rng.random() ** -rng.uniform(0.8, 1.3) - 1)
-        turn = rng.uniform(0, 2 * np.pi)
-        place = (heart[0] + away * np.sin(turn), heart[1] + away * np.cos(turn))
+        distance = core * np.sqrt(rng.random() ** -rng.uniform(0.8, 1.3) - 1)
+        azimuth = rng.uniform(0, 2 * np.pi)
+        place = (
+            cluster_centre[0] + distance * np.sin(azimuth),
+            cluster_centre[1] + distance * np.cos(azimuth),
+        )
         size = _power_law(rng, 1.2, (0.6, 20.0))
         members.append(
             _galaxy(rng, place, _power_law(rng, 0.6, (4.0, 5000.0)) * max(1, size / 4), size, psf)
@@ -436,12 +441,15 @@ def _galaxy_cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) 
 
 
 def _globular_cluster(rng: np.random.Generator, shape: tuple[int, int], psf: Psf) -> list[Source]:
-    heart = rng.uniform(0.1, 0.9, 2) * shape
+    cluster_centre = rng.uniform(0.1, 0.9, 2) * shape
     core, slope = _log_uniform(rng, (15.0, 200.0)), rng.uniform(0.3, 0.9)
     count = int(_log_uniform(rng, (300.0, 6000.0)) * shape[0] * shape[1] / 4.1e5)
     radius = core / np.sqrt(rng.random(count) ** (-2 / 3) - 1 + 1e-9)
-    turn = rng.uniform(0, 2 * np.pi, count)
-    y, x = heart[0] + radius * np.sin(turn), heart[1] + radius * np.cos(turn)
+    azimuth = rng.uniform(0, 2 * np.pi, count)
+    y, x = (
+        cluster_centre[0] + radius * np.sin(azimuth),
+        cluster_centre[1] + radius * np.cos(azimuth),
+    )
     inside = (y > -8) & (y < shape[0] + 8) & (x > -8) & (x < shape[1] + 8)
     top = _log_uniform(rng, (300.0, 3e4))
     return [
@@ -461,8 +469,8 @@ def _satellites(rng: np.random.Generator, sources: list[Source], psf: Psf) -> li
             continue
         radius = max(host.components[0].radius_px, psf.shape.fwhm_px)
         for _ in range(int(rng.integers(1, 6))):
-            away, turn = radius * rng.uniform(0.4, 3.0), rng.uniform(0, 2 * np.pi)
-            place = (host.y + away * np.sin(turn), host.x + away * np.cos(turn))
+            distance, azimuth = radius * rng.uniform(0.4, 3.0), rng.uniform(0, 2 * np.pi)
+            place = (host.y + distance * np.sin(azimuth), host.x + distance * np.cos(azimuth))
             snr = _log_uniform(rng, (8.0, 500.0))
             size = _log_uniform(rng, (0.4, max(0.5, 0.4 * radius)))
             star = rng.random() < 0.4
@@ -477,11 +485,14 @@ def _companions(
     for first in sources:
         if first.kind > GALAXY or rng.random() > fraction:
             continue
-        away, turn = psf.shape.fwhm_px * rng.uniform(0.7, 3.5), rng.uniform(0, 2 * np.pi)
+        distance, azimuth = psf.shape.fwhm_px * rng.uniform(0.7, 3.5), rng.uniform(0, 2 * np.pi)
         ratio = _log_uniform(rng, (0.1, 1.0))
         flux = first.flux * ratio
         parts = tuple(replace(c, flux=c.flux * ratio) for c in first.components)
-        place = {"y": first.y + away * np.sin(turn), "x": first.x + away * np.cos(turn)}
+        place = {
+            "y": first.y + distance * np.sin(azimuth),
+            "x": first.x + distance * np.cos(azimuth),
+        }
         found.append(replace(first, **place, flux=flux, components=parts))
     return found
 

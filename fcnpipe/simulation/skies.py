@@ -119,8 +119,8 @@ def _draw_cirrus(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
     white = fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
     k = np.hypot(fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None, :])
     k[0, 0] = np.inf
-    steep = rng.uniform(2.8, 3.8)
-    field = fft.irfft2(white * k ** (-steep / 2) * np.exp(-((k * 20) ** 2)), s=shape)
+    exponent = rng.uniform(2.8, 3.8)
+    field = fft.irfft2(white * k ** (-exponent / 2) * np.exp(-((k * 20) ** 2)), s=shape)
     field *= np.exp(rng.uniform(np.log(0.3), np.log(10.0))) / (field.std() + 1e-30)
     return np.asarray(field, np.float32)
 
@@ -141,20 +141,20 @@ def _add_cosmic_ray(image: Floats, rng: np.random.Generator) -> None:
     length = 1 if rng.random() < 0.4 else 1 + int(rng.exponential(5.0))
     power = np.float32(np.exp(rng.uniform(np.log(6.0), np.log(2000.0))))
     y, x = rng.uniform((0, 0), image.shape)
-    turn = rng.uniform(0, 2 * np.pi)
+    direction = rng.uniform(0, 2 * np.pi)
     for _ in range(length):
         j, i = int(y), int(x)
         if 0 <= j < image.shape[0] and 0 <= i < image.shape[1]:
             image[j, i] += power * np.float32(rng.uniform(0.4, 1.0))
-        turn += 0.15 * rng.standard_normal()
-        y, x = y + np.sin(turn), x + np.cos(turn)
+        direction += 0.15 * rng.standard_normal()
+        y, x = y + np.sin(direction), x + np.cos(direction)
 
 
 def _add_trail(image: Floats, fwhm_px: float, rng: np.random.Generator) -> None:
-    turn = rng.uniform(0, np.pi)
+    direction = rng.uniform(0, np.pi)
     centre = rng.uniform((0, 0), image.shape)
     y, x = np.ogrid[: image.shape[0], : image.shape[1]]
-    across = (y - centre[0]) * np.cos(turn) - (x - centre[1]) * np.sin(turn)
+    across = (y - centre[0]) * np.cos(direction) - (x - centre[1]) * np.sin(direction)
     width = fwhm_px / 2.355 * rng.uniform(1.0, 2.5)
     power = np.exp(rng.uniform(np.log(0.3), np.log(50.0)))
     image += (power * np.exp(-0.5 * (across / width) ** 2)).astype(np.float32)

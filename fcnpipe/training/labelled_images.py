@@ -114,15 +114,12 @@ class PairsSpec:
     def outputs(self) -> tuple[Output, ...]:
         """Outputs of the network. For task image their number follows from the data."""
         if self.task == "classes":
-            return tuple(_class_output(name) for name in self.classes)
+            roles = ("source" if name == "source" else f"class:{name}" for name in self.classes)
+            named = zip(self.classes, roles, strict=True)
+            return tuple(Output(name=n, role=role, activation="softmax") for n, role in named)
         if self.task == "image":
             return (Output(name="restored", role="restored"),)
         return Output(name="source", role="source"), Output(name="relief", role="topography")
-
-
-def _class_output(name: str) -> Output:
-    role = "source" if name == "source" else f"class:{name}"
-    return Output(name=name, role=role, activation="softmax")
 
 
 @dataclass(frozen=True)

@@ -309,11 +309,11 @@ class _Training:
         """Train to the last step and write the result."""
         state, saved, recent = self.state, time.monotonic(), []
         while state.step < state.end:
-            begun = time.monotonic()
+            started = time.monotonic()
             self.source.prepare(state.step)
             loss = train_step(self.recipe, state, self.source, self.processes)
             recent.append(loss)
-            state.seconds += time.monotonic() - begun
+            state.seconds += time.monotonic() - started
             if report is not None:
                 report(state.step, state.end)
             self._check_cooldown_request()

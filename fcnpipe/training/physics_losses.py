@@ -65,7 +65,7 @@ class PsfConsistency:
 
     def __post_init__(self) -> None:
         """Read and check the PSF."""
-        kernel = _read(self.psf) if isinstance(self.psf, str) else self.psf
+        kernel = _read_psf(self.psf) if isinstance(self.psf, str) else self.psf
         kernel = np.asarray(kernel, np.float64)
         if kernel.ndim != 2 or not all(side % 2 for side in kernel.shape):
             raise SpecError(
@@ -92,7 +92,7 @@ class PsfConsistency:
         return total / clamp_positive(mass)
 
 
-def _read(path: str) -> NDArray[np.float32]:
+def _read_psf(path: str) -> NDArray[np.float32]:
     image = open_image(path)
     return image.read(Box(0, 0, *image.info.shape[1:]), 0)
 

@@ -110,7 +110,7 @@ def test_the_default_recipe_describes_the_default_network():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("stpes: 5", "stpes is unknown"),
         ("1: 2", "1 is unknown"),
@@ -131,10 +131,10 @@ def test_the_default_recipe_describes_the_default_network():
         ("scene_side: 32", "crop 160 is larger than scene_side 32"),
     ],
 )
-def test_an_invalid_recipe_is_refused(tmp_path, text, said):
+def test_an_invalid_recipe_is_refused(tmp_path, text, message):
     path = tmp_path / "r.yaml"
     path.write_text(f"{text}\n")
-    with pytest.raises(SpecError, match=rf"r\.yaml.*{said}"):
+    with pytest.raises(SpecError, match=rf"r\.yaml.*{message}"):
         load_recipe(path)
 
 

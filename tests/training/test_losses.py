@@ -376,8 +376,8 @@ def test_lovasz_is_jaccard_where_errors_are_0_or_1():
 
 def test_lovasz_with_a_softmax_is_the_mean_jaccard_of_the_present_classes():
     targets, guess, _ = _binary(1)
-    nobody = torch.full_like(targets, -1e3)
-    logits = torch.cat([1e3 * guess, 1e3 * ~guess, nobody], 1)
+    absent = torch.full_like(targets, -1e3)
+    logits = torch.cat([1e3 * guess, 1e3 * ~guess, absent], 1)
     truth = torch.cat([targets, 1 - targets, 0 * targets], 1)
     losses = []
     for found, there in ((guess, targets > 0), (~guess, targets == 0)):
