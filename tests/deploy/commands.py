@@ -1,7 +1,7 @@
-"""Every command line that deploy/ and the guides show, and whether its program would take it.
+"""The command lines in deploy/ and in the guides, and a check of each with the parser of its program.
 
-Commands stand in comments behind three blanks, in ``sh`` blocks of Markdown, and where the formats have
-them: ``command`` of compose and Kubernetes, ``ExecStart`` of systemd, ``CMD`` of Docker.
+Commands are in comments after three spaces, in ``sh`` blocks of Markdown, and in the fields of the formats:
+``command`` of compose and Kubernetes, ``ExecStart`` of systemd, ``CMD`` of Docker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 GUIDES = ("README.md", "deploy/README.md", "docs/operations.md")
-PLAIN = {
+SYSTEM_PROGRAMS = {
     *(
         "cd",
         "chmod",
@@ -62,12 +62,12 @@ PLAIN = {
         "done",
     ),
 }
-"""Programs of the system, whose options are theirs; only that the files exist is checked."""
+"""Programs of the system, for which only the existence of files is checked."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A command line as a file shows it."""
+    """A command line in a file."""
 
     place: str
     words: tuple[str, ...]
@@ -77,12 +77,12 @@ class Shown:
 
 
 def list_commands() -> list[Shown]:
-    """Give all of them."""
+    """Return all command lines."""
     found = [*_in_comments(), *_in_guides(), *_in_units(), *_in_containers(), *_in_the_image()]
     return [Shown(place, tuple(words)) for place, words in found]
 
 
-# --- where they stand -----------------------------------------------------------------------------
+# --- collection -----------------------------------------------------------------------------------
 
 Found = Iterator[tuple[str, list[str]]]
 
@@ -101,7 +101,7 @@ def _in_guides() -> Found:
 
 
 def shell_blocks(name: str) -> list[str]:
-    """Give the ``sh`` blocks of a Markdown file."""
+    """Return the ``sh`` blocks of a Markdown file."""
     return re.findall(r"^```sh\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -122,7 +122,7 @@ def _in_containers() -> Found:
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the pods that the Kubernetes manifests describe."""
+    """Yield the file name and the specification of each pod in the Kubernetes manifests."""
     for path in sorted((DEPLOY / "kubernetes/cpu").glob("*.yaml")):
         for document in documents(f"kubernetes/cpu/{path.name}"):
             spec = document.get("spec", {})
@@ -158,7 +158,7 @@ def documents(name: str) -> list[Any]:
 
 
 def _split(place: str, script: str) -> Found:
-    """Give the commands of a script: lines, and what && ; | put side by side."""
+    """Yield the commands of a script, which are separated by line ends, &&, ; or |."""
     for line in script.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|")
         lexer.whitespace_split = True
@@ -178,36 +178,36 @@ def _without_variables(words: list[str]) -> list[str]:
     return words
 
 
-# --- whether they would be taken ------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check(words: tuple[str, ...]) -> None:
-    """Parse a command line as its program does, without running it.
+    """Parse a command line with the parser of its program, without running it.
 
     Raises
     ------
     Exception
-        Whatever the program's own parser raises; ValueError if the program is not known here.
+        The error of the program's parser; ValueError if the program is unknown.
     """
     program, rest = words[0].rpartition("/")[2], list(words[1:])
     if program in _CHECKS:
         _CHECKS[program](rest)
-    elif re.fullmatch(r"\w+=.*", words[0]) or program in PLAIN:
+    elif re.fullmatch(r"\w+=.*", words[0]) or program in SYSTEM_PROGRAMS:
         _check_files(rest)
     else:
-        raise ValueError(f"{words[0]} is no program that the guides use: check it here")
+        raise ValueError(f"{words[0]} is an unknown program: add a check for it")
 
 
 def _check_files(words: list[str]) -> None:
     missing = [
         word
         for word in words
-        if re.match(r"(deploy|flows|docs)/[\w./-]+$", word) and not _is_there(word)
+        if re.match(r"(deploy|flows|docs)/[\w./-]+$", word) and not _exists(word)
     ]
     assert not missing, f"no such file: {missing}"
 
 
-def _is_there(name: str) -> bool:
+def _exists(name: str) -> bool:
     return name == "deploy/.env" or (ROOT / name).exists()
 
 
@@ -225,7 +225,7 @@ def _check_fcnpipe(words: list[str]) -> None:
 
 
 def _parse(command: Any, words: list[str]) -> None:
-    """Parse with click, or with what typer brings of it."""
+    """Parse with click, or with the copy of click in typer."""
     command.make_context("command", list(words), resilient_parsing="--help" in words)
 
 

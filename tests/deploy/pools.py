@@ -1,4 +1,4 @@
-"""The work pools of Prefect that deploy/ is for, and what they make of a run."""
+"""The work pools of the deployments in deploy/: their templates, and the Kubernetes job of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from prefect.utilities.templating import apply_values
 from tests.deploy.commands import DEPLOY, load
 
 WORKERS = "server/api/collections_data/views/aggregate-worker-metadata.json"
-"""What Prefect knows of workers, those that are packages of their own among them."""
+"""File of Prefect with the default templates of all workers, including those of separate packages."""
 
 
 def read_templates() -> dict[str, dict[str, Any]]:
-    """Give what makes a run of a deployment into a process, a container or a job, by pool."""
+    """Return the base job template of each work pool."""
     kinds = json.loads((Path(prefect.__file__).parent / WORKERS).read_text())
-    usual = "default_base_job_configuration"
+    default = "default_base_job_configuration"
     return {
-        "fcnpipe": kinds["prefect"]["process"][usual],
-        "fcnpipe-docker": kinds["prefect-docker"]["docker"][usual],
+        "fcnpipe": kinds["prefect"]["process"][default],
+        "fcnpipe-docker": kinds["prefect-docker"]["docker"][default],
         "fcnpipe-kubernetes": load("kubernetes/job-template.json"),
     }
 
@@ -33,19 +33,19 @@ def list_deployments() -> list[dict[str, Any]]:
 
 
 def describe_job() -> dict[str, Any]:
-    """Give the job of a run in the pool of Kubernetes, as its worker fills it in."""
+    """Return the Kubernetes job of a run, with the template filled in as by the worker."""
     template = load("kubernetes/job-template.json")
-    usual = {
+    defaults = {
         name: known["default"]
         for name, known in template["variables"]["properties"].items()
         if "default" in known
     }
-    words = {"name": "run", "command": ["prefect", "flow-run", "execute"], "labels": {}}
+    values = {"name": "run", "command": ["prefect", "flow-run", "execute"], "labels": {}}
     env = [{"name": "PREFECT_HOME", "value": "/scratch/prefect"}]
     job: dict[str, Any] = apply_values(
-        template["job_configuration"]["job_manifest"], {**usual, **words, "env": env}
+        template["job_configuration"]["job_manifest"], {**defaults, **values, "env": env}
     )
     pod = job["spec"]["template"]["spec"]
-    assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)  # its worker asks for them
-    assert pod["containers"][0]["name"] == "prefect-job"  # and for this name
+    assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)  # the worker requires them
+    assert pod["containers"][0]["name"] == "prefect-job"  # and this name
     return job

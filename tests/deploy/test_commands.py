@@ -1,4 +1,4 @@
-"""What deploy/ and the guides tell a person, or a machine, to run."""
+"""The command lines and environment variables of deploy/ and the guides."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.deploy.commands import DEPLOY, ROOT
 
 
 @pytest.mark.parametrize("shown", commands.list_commands(), ids=str)
-def test_its_program_takes_it(shown: commands.Shown) -> None:
+def test_the_program_accepts_the_command(shown: commands.Shown) -> None:
     commands.check(shown.words)
 
 
 def test_commands_are_found_everywhere() -> None:
-    """A parser that finds nothing would pass everything."""
+    """A collection without commands would pass every check."""
     places = {shown.place.partition(" ")[0] for shown in commands.list_commands()}
     for name in ("README.md", "compose", "deploy/prefect.yaml", "Dockerfile"):
         assert name in places
@@ -45,12 +45,12 @@ def test_commands_are_found_everywhere() -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_wrong_is_seen(wrong: tuple[str, ...]) -> None:
-    with pytest.raises(Exception):  # noqa: B017, PT011  each parser has its own
+def test_wrong_commands_are_refused(wrong: tuple[str, ...]) -> None:
+    with pytest.raises(Exception):  # noqa: B017, PT011  each parser has its own error
         commands.check(wrong)
 
 
-# --- one truth, many formats ----------------------------------------------------------------------
+# --- environment variables ------------------------------------------------------------------------
 
 
 def read_environment(name: str) -> dict[str, str]:
@@ -58,19 +58,19 @@ def read_environment(name: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and line[0] != "#")
 
 
-def test_the_environment_is_that_of_our_own_workers() -> None:
+def test_the_environment_is_that_of_workers_started_by_fcnpipe() -> None:
     assert read_environment("worker.env").items() >= worker_environment().items()
 
 
-def test_dask_is_told_what_our_own_clusters_are_told() -> None:
-    told = {
+def test_the_settings_of_dask_are_those_of_clusters_started_by_fcnpipe() -> None:
+    deployed = {
         name.removeprefix("DASK_").lower().replace("__", ".").replace("_", "-"): value
         for name, value in read_environment("worker.env").items()
         if name.startswith("DASK_")
     }
     ours = {name.replace("_", "-"): str(value) for name, value in SETTINGS.items()}
-    assert {name: ours.get(name, "") for name in told} == told
-    assert set(ours) - set(told) <= {"distributed.comm.timeouts.connect"}
+    assert {name: ours.get(name, "") for name in deployed} == deployed
+    assert set(ours) - set(deployed) <= {"distributed.comm.timeouts.connect"}
 
 
 def test_copies_of_the_environment_agree() -> None:

@@ -1,4 +1,4 @@
-"""The commands of deploy/ as real processes: what compose starts, TLS as the guide has it, SLURM's script."""
+"""The commands of deploy/ as real processes: services of compose, TLS of the guide, script of SLURM."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ OURS = {
 
 
 class Ports(dict[str, int]):
-    """A free port of loopback for each that the files name."""
+    """A free port of the loopback interface for each port in the files."""
 
     def __missing__(self, port: str) -> int:
         return self.setdefault(port, free_port())
 
     def replace(self, text: str) -> str:
-        """Put hosts of the compose network, and ports, where this test has them."""
+        """Replace the hosts and ports of compose by loopback and free ports."""
         text = re.sub(r"\b(dask-scheduler|prefect-server|0\.0\.0\.0)\b", "127.0.0.1", text)
         return re.sub(r"\b(4200|8080|878[678])\b", lambda found: str(self[found[0]]), text)
 
@@ -56,14 +56,14 @@ def environment_of(service: str, ports: Ports) -> dict[str, str]:
         for name, value in given.items()
     }
     files = [read_environment(name) for name in COMPOSE[service].get("env_file", [])]
-    told = {name: value for file in [*files, filled] for name, value in file.items()}
+    variables = {name: value for file in [*files, filled] for name, value in file.items()}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
-    return kept | OURS | {name: ports.replace(value) for name, value in told.items()}
+    return kept | OURS | {name: ports.replace(value) for name, value in variables.items()}
 
 
 @contextmanager
 def started(service: str, ports: Ports, folder: Path, **more: str) -> Iterator[StartedProcess]:
-    """Start what compose starts, until its health check is content; stop it as compose does."""
+    """Start a service of compose, wait for its health check, and stop it at the end of the block."""
     command = [ports.replace(word) for word in COMPOSE[service]["command"]]
     process = StartedProcess(
         service,
@@ -132,7 +132,7 @@ def test_the_dask_cluster_of_compose_segments(
                 for name in read_environment("worker.env")
             }
     assert read_all(out) == undisturbed
-    # Dask's nanny has values of its own for some of these.
+    # The nanny of Dask has other values for some of these.
     assert found == {name: {value} for name, value in read_environment("worker.env").items()}
 
 
@@ -183,7 +183,7 @@ def ask(ports: Ports, route: str, who: str) -> bytes:
 
 
 def hosts_of(process: StartedProcess) -> set[str]:
-    """Give the addresses that a process and its children listen on."""
+    """Return the addresses on which a process and its children listen."""
     found = psutil.Process(process.popen.pid)
     return {
         connection.laddr.ip
@@ -198,7 +198,7 @@ def hosts_of(process: StartedProcess) -> set[str]:
 
 @pytest.fixture
 def certified(tmp_path: Path) -> dict[str, str]:
-    """What the guide tells to make, and deploy/tls.env, in a folder of the test."""
+    """Variables of deploy/tls.env, with the certificates of the guide in a temporary folder."""
     (block,) = (text for text in shell_blocks("docs/operations.md") if "openssl req" in text)
     script = block.replace("sudo ", "").replace("/etc/fcnpipe/tls", str(tmp_path))
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, check=True)
@@ -243,7 +243,7 @@ def test_dask_over_tls(
 # --- SLURM ----------------------------------------------------------------------------------------
 
 
-def test_a_job_that_runs_out_of_time_is_queued_again_and_goes_on(
+def test_a_job_at_its_time_limit_is_requeued_and_resumes(
     field: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     out, asked = tmp_path / "out.zarr", tmp_path / "scontrol.txt"
@@ -268,7 +268,7 @@ def test_a_job_that_runs_out_of_time_is_queued_again_and_goes_on(
     assert read_all(out) == undisturbed
 
 
-def test_a_job_that_cannot_be_done_ends_with_the_code_of_the_command(tmp_path: Path) -> None:
+def test_a_job_with_a_wrong_input_ends_with_the_exit_code_of_the_command(tmp_path: Path) -> None:
     environment = os.environ | OURS | {"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "42"}
     command = ["bash", str(DEPLOY / "slurm/segment.sbatch"), "absent.fits", "out.zarr"]
     begun = time.monotonic()

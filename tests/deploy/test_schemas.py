@@ -1,4 +1,4 @@
-"""The files of deploy/ against the schemas of those who read them."""
+"""The files of deploy/ against the schemas of the programs that read them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KUBECLUSTER = """
     shutdown_on_close idle_timeout resource_timeout quiet scheduler_service_type custom_cluster_spec
     scheduler_forward_port jupyter loop asynchronous
 """
-"""Arguments of dask_kubernetes.operator.KubeCluster 2026.3.0, which is too large to install for this."""
+"""Arguments of dask_kubernetes.operator.KubeCluster 2026.3.0, a package too large to install for one test."""
 
 
 # --- compose --------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_compose_follows_its_specification(tmp_path: Path) -> None:
     assert check_compose(broken).returncode == 1
 
 
-def test_compose_publishes_on_loopback_alone() -> None:
+def test_compose_publishes_only_on_loopback() -> None:
     services = load("compose.yaml")["services"]
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published
@@ -65,7 +65,7 @@ def test_compose_publishes_on_loopback_alone() -> None:
     assert not any("network_mode" in service for service in services.values())
 
 
-def test_compose_gives_our_containers_no_rights() -> None:
+def test_compose_containers_are_unprivileged() -> None:
     services = load("compose.yaml")["services"]
     for name, service in services.items():
         assert "no-new-privileges:true" in service["security_opt"], name
@@ -74,7 +74,7 @@ def test_compose_gives_our_containers_no_rights() -> None:
             assert (service["cap_drop"], service["read_only"]) == (["ALL"], True), name
 
 
-def test_compose_keeps_no_secret() -> None:
+def test_compose_contains_no_secrets() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
     secrets = re.findall(r"^\s*\w*(?:PASSWORD|AUTH_STRING): (.+)$", text, re.MULTILINE)
     assert secrets
@@ -101,7 +101,7 @@ def test_named_volumes_exist() -> None:
 # --- the image ------------------------------------------------------------------------------------
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
+def test_the_image_runs_as_an_unprivileged_user() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     base, *targets = re.split(r"^FROM ", text, flags=re.MULTILINE)[-3:]
     assert re.search(r"^USER 10001:10001$", base, re.MULTILINE)
@@ -109,7 +109,7 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
     assert [target.split()[2] for target in targets] == ["cuda", "cpu"]
 
 
-def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+def test_copied_paths_exist_and_are_not_ignored() -> None:
     copied = re.findall(
         r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
     )
@@ -119,7 +119,7 @@ def test_what_the_image_copies_is_there_and_not_ignored() -> None:
     assert all((DEPLOY.parent / name).exists() for name in names)
 
 
-def test_what_the_image_installs_is_pinned() -> None:
+def test_installed_packages_are_pinned() -> None:
     installs = re.findall(r"pip install (.+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert installs
     assert all("-c constraints.txt" in line for line in installs)
@@ -129,7 +129,7 @@ def test_what_the_image_installs_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("deployment", list_deployments(), ids=lambda d: d["name"])
-def test_pools_are_told_what_their_workers_know(deployment: dict[str, Any]) -> None:
+def test_job_variables_are_those_of_the_pool(deployment: dict[str, Any]) -> None:
     pool = deployment["work_pool"]
     variables = read_templates()[pool["name"]]["variables"]
     Draft202012Validator(variables | {"additionalProperties": False}).validate(
@@ -138,7 +138,7 @@ def test_pools_are_told_what_their_workers_know(deployment: dict[str, Any]) -> N
     assert Path(DEPLOY.parent, deployment["entrypoint"].partition(":")[0]).is_file()
 
 
-def test_kubernetes_takes_the_job_of_a_run() -> None:
+def test_the_job_of_a_run_is_valid() -> None:
     kubernetes_validate.validate(describe_job(), KUBERNETES, strict=True)
 
 
@@ -161,12 +161,12 @@ for _name, _document in manifests():
 
 
 @pytest.mark.parametrize("document", OURS, ids=lambda d: f"{d['kind']} {d['metadata']['name']}")
-def test_kubernetes_takes_it(document: dict[str, Any]) -> None:
+def test_kubernetes_accepts_the_manifest(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("document", DASKS, ids=lambda d: d["kind"])
-def test_the_dask_operator_takes_it(document: dict[str, Any]) -> None:
+def test_the_dask_operator_accepts_the_manifest(document: dict[str, Any]) -> None:
     schema = json.loads((HERE / "dask-operator.schema.json").read_text())
     validator = Draft202012Validator(schema)
     validator.validate(document)
@@ -175,7 +175,7 @@ def test_the_dask_operator_takes_it(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("place", "pod"), PODS)
-def test_pods_are_pods_without_rights(place: str, pod: dict[str, Any]) -> None:
+def test_pods_are_valid_and_unprivileged(place: str, pod: dict[str, Any]) -> None:
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod}
     kubernetes_validate.validate(whole, KUBERNETES, strict=True)
     broken = {**pod, "containers": [{**pod["containers"][0], "imagine": "x"}]}
@@ -195,7 +195,7 @@ def test_pods_are_pods_without_rights(place: str, pod: dict[str, Any]) -> None:
         assert "memory" in container["resources"]["limits"]
 
 
-def test_names_in_the_manifests_lead_somewhere() -> None:
+def test_names_in_the_manifests_refer_to_objects() -> None:
     known = {(document["kind"], document["metadata"]["name"]) for _, document in manifests()}
     for _, pod in PODS:
         for volume in pod["volumes"]:
@@ -226,8 +226,8 @@ def test_the_gpu_variant_has_gpu_workers() -> None:
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_the_gpu_variant_changes_what_is_there() -> None:
-    """Paths of the patches, for machines without kubectl."""
+def test_the_gpu_variant_changes_existing_fields() -> None:
+    """The paths of the patches exist; this needs no kubectl."""
     (cluster,) = (document for document in DASKS if document["kind"] == "DaskCluster")
     for step in load("kubernetes/gpu/workers.yaml"):
         *parents, last = step["path"].strip("/").split("/")
@@ -245,7 +245,7 @@ def parameters(*kinds: Any) -> set[str]:
 
 
 def allowed(kind: str) -> set[str]:
-    """Give the arguments of a cluster class, with those that it hands on."""
+    """Return the arguments of a cluster class, including those that it passes on."""
     if kind == "distributed.LocalCluster":
         return parameters(distributed.LocalCluster, distributed.Nanny, distributed.Worker)
     if kind == "fcnpipe.engines.gpu.GpuCluster":
@@ -269,13 +269,13 @@ def test_a_cluster_file_has_arguments_of_its_class(path: Path) -> None:
     }
     assert set(description.get("adapt_kwargs", {})) <= {"minimum", "maximum"}
     spec = description["cluster_kwargs"].get("custom_cluster_spec")
-    if spec:  # KubeCluster reads the first document alone, and takes the name from it
+    if spec:  # KubeCluster reads the first document only, and uses its name
         assert [
             document["kind"] for document in yaml.safe_load_all((DEPLOY.parent / spec).read_text())
         ] == ["DaskCluster"]
 
 
-def test_kubecluster_is_as_it_was_written_down() -> None:
+def test_kubecluster_has_the_recorded_arguments() -> None:
     operator = pytest.importorskip("dask_kubernetes.operator")
     assert parameters(operator.KubeCluster) - {"self", "kwargs"} == set(KUBECLUSTER.split())
 
@@ -322,7 +322,7 @@ PYTHON -m distributed.cli.dask_worker tcp://SCHEDULER --name dummy-name --nthrea
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     jobqueue = pytest.importorskip("dask_jobqueue")
-    monkeypatch.chdir(tmp_path)  # it makes the folder of the logs
+    monkeypatch.chdir(tmp_path)  # SLURMCluster creates the folder of the logs
     arguments = load("cluster-slurm.yaml")["cluster_kwargs"]
     with jobqueue.SLURMCluster(**arguments) as cluster:
         yield cluster
@@ -334,7 +334,7 @@ def test_the_job_script_of_slurm(slurm: Any) -> None:
     assert script.strip() == JOB_SCRIPT.strip()
 
 
-def test_workers_leave_before_the_batch_system_ends_them() -> None:
+def test_workers_end_before_the_batch_system_kills_them() -> None:
     arguments = load("cluster-slurm.yaml")["cluster_kwargs"]
     hours, minutes, _ = map(int, arguments["walltime"].split(":"))
     extra = arguments["worker_extra_args"]
@@ -349,7 +349,7 @@ def test_workers_leave_before_the_batch_system_ends_them() -> None:
     )
 
 
-def test_a_run_on_a_scheduler_is_a_run(tmp_path: Path) -> None:
+def test_the_options_of_a_run_on_a_scheduler_are_valid(tmp_path: Path) -> None:
     spec = load_spec(DEPLOY / "run-scheduler.yaml", image=("a.fits",), out="a.zarr")
     assert spec.scheduler == "tcp://127.0.0.1:8786"
 
@@ -390,7 +390,7 @@ def test_a_unit_is_hardened(path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for path in UNITS:
         text = path.read_text()
         for old, new in {
@@ -406,5 +406,5 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    said = [line for line in done.stderr.splitlines() if "fcnpipe" in line]
-    assert (done.returncode, said) == (0, [])
+    messages = [line for line in done.stderr.splitlines() if "fcnpipe" in line]
+    assert (done.returncode, messages) == (0, [])
