@@ -1,6 +1,6 @@
-"""What every network is to the pipeline: a header, a reach, and something that gives maps.
+"""Interface of a model to the pipeline: header, reach, certificate, and the maps that it predicts.
 
-Nothing here imports torch: the plan of a run and the matched filter do without it.
+Nothing here imports torch: neither the plan of a run nor the matched filter needs it.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from fcnpipe.core.geometry import Box, round_up
 from fcnpipe.core.records import OutputMap
 
 ELEVATION_SIGMAS = 16.0
-"""A matched filter's elevation is asinh(S/N) over this: 1 is an S/N of 4.4 million."""
+"""Scale of a matched filter's elevation, asinh(S/N) / 16: an elevation of 1 is an S/N of 4.4 million."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far a network looks beyond an output pixel on each side, and its strides.
+    """How far the receptive field of an output pixel extends on each side, and the strides.
 
     ::
 
                  top
                   |
-        left -- pixel -- right        the worst of the stride_y x stride_x pixels of a cell:
-                  |                   they look differently far
+        left -- pixel -- right        maximum over the stride_y x stride_x output pixels of a cell,
+                  |                   whose receptive fields differ
                 bottom
 
     Attributes
     ----------
     top, bottom, left, right : int
-        Input pixels beyond the output pixel, px.
+        Input pixels read beyond the output pixel, px.
     stride_y, stride_x : int
-        Total subsampling: shifts by multiples of it commute with the network, px.
+        Total subsampling, px: shifts of the image by multiples of it commute with the network.
     cell : int, optional
-        The greatest reach beyond a whole cell, px: what a core made of whole cells needs.
-        None: not known.
+        Largest number of pixels read beyond a whole cell, px: what a core made of whole cells needs.
+        None if it is not known.
     """
 
     top: int
@@ -56,25 +56,25 @@ class Reach:
 
     @property
     def stride(self) -> int:
-        """One stride for both axes, px: the least common multiple."""
+        """One stride for both axes, px: the least common multiple of the two."""
         return self.stride_y * self.stride_x // gcd(self.stride_y, self.stride_x)
 
     @property
     def furthest(self) -> int:
-        """The greatest of the four, px."""
+        """Maximum of the reach over the four sides, px."""
         return max(self.top, self.bottom, self.left, self.right)
 
     @property
     def halo(self) -> int:
-        """The greatest reach rounded up to the stride, px."""
+        """The furthest reach rounded up to a multiple of the stride, px."""
         return round_up(self.furthest, self.stride)
 
     @property
     def minimum_halo(self) -> int:
-        """The smallest halo that is exact for cores of whole cells, px.
+        """Smallest halo that is exact for cores made of whole cells, px.
 
-        The pixel that looks furthest to the left is seldom the first of its cell, so this is often
-        one stride below `halo`: 48 for a U-Net of depth 3, whose halo is 56.
+        The output pixel that reads furthest to the left is seldom the first of its cell, so this is
+        often one stride less than `halo`: 48 px for a U-Net of depth 3, whose halo is 56 px.
         """
         return round_up(self.furthest if self.cell is None else self.cell, self.stride)
 
@@ -86,22 +86,23 @@ class Certificate:
     Attributes
     ----------
     kind : str
-        ``proven``: analysed, probed and compared. ``declared``: somebody's word for it, unproven.
+        ``proven``: analysed, probed with NaNs, and compared tile versus whole. ``declared``: stated
+        by the user, unproven.
     reach : Reach
-        What was proven.
+        The reach that was proven or declared.
     halo : int
-        Halo that the proof used, px: the least one, and so any larger one, is exact.
+        Halo of the proof, px: the smallest one; any larger one is exact too.
     error : float
-        Largest difference of the logits between tiles and the whole image, in float64; None: not
+        Maximum difference of the outputs between tiles and the whole image, in float64. None if not
         measured.
     error_short : float
-        The same with the halo one stride shorter, to show that the trial can fail (0 if there is no
-        halo to shorten).
+        The same with a halo that is one stride shorter, which shows that the comparison can fail; 0
+        if there is no halo to shorten.
     probed : bool
-        Whether NaNs showed exactly this reach, for all phases. They never show more; less where the
-        network routes values by their size (unpooling).
+        Whether NaNs showed exactly this reach, over all phases of the stride. They never showed
+        more; they show less where the network routes values by their size (unpooling).
     torch : str
-        Version of torch that ran it.
+        Version of torch that ran the proof.
     """
 
     kind: Literal["proven", "declared"]
@@ -119,7 +120,7 @@ _ARRAY_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
 _RESERVED_NAMES = frozenset(
     {"label", "science", "flags", "segments", "wcs", "class", "band", "y", "x"}
 )
-"""What stands beside the outputs in a store."""
+"""Names of the other arrays of a store."""
 
 
 class _Record(BaseModel):
@@ -127,33 +128,35 @@ class _Record(BaseModel):
 
 
 ExtraChannel = Literal["position_y", "position_x", "mask", "prior"]
-"""What a network may see besides the bands.
+"""Channel of a network's input in addition to the bands.
 
-``position_y`` and ``position_x`` are -1 at the first pixel of the image, 1 at the last; ``mask`` is
-1 where a pixel is bad, else 0; ``prior`` is a map of the user's, 0 where that has no number.
+``position_y`` and ``position_x`` run from -1 at the first pixel of the image to 1 at the last.
+``mask`` is 1 where a pixel is bad, else 0. ``prior`` is a map supplied by the user, 0 where it is NaN.
 """
 
 
 class Scaling(_Record):
-    """What is done to the pixels before the network sees them.
+    """How pixels are scaled for the network.
 
-    ``asinh``: ``asinh(snr / softening)``, for skies. ``linear``: ``(value - offset) / scale`` of the
-    pixel as stored, for images without sky or noise of their own, such as micrographs.
+    ``asinh``: ``asinh(S/N / softening)``, for skies. ``linear``: ``(value - offset) / scale`` of the
+    stored pixel, for images without a sky or a noise of their own, such as micrographs.
     """
 
     kind: Literal["asinh", "linear"] = "asinh"
     softening: float = Field(
         default=1.0, gt=0, description="S/N at which the scaling turns from linear to logarithmic."
     )
-    offset: float = Field(default=0.0, description="Linear: the value that becomes 0.")
-    scale: float = Field(default=1.0, gt=0, description="Linear: the difference that becomes 1.")
+    offset: float = Field(default=0.0, description="Linear: the value that is scaled to 0.")
+    scale: float = Field(
+        default=1.0, gt=0, description="Linear: the difference that is scaled to 1."
+    )
 
 
 class Output(_Record):
-    """One channel of the network.
+    """One output channel of the network.
 
-    An output of role ``restored`` is an image in the units of the input, one of role
-    ``component:NAME`` such an image without the sky; all others lie in [0, 1].
+    An output of role ``restored`` is an image in the units of the input, and one of role
+    ``component:NAME`` is such an image without the sky. All others are in [0, 1].
     """
 
     name: str = Field(min_length=1)
@@ -162,21 +165,21 @@ class Output(_Record):
     )
     activation: Literal["sigmoid", "softmax", "linear"] = Field(
         default="sigmoid",
-        description="What is done to the channel; softmax: over all channels that say so. "
-        "Linear if not said of an image.",
+        description="Function applied to the channel; softmax is taken over all channels that name "
+        "it. Default for an image: linear.",
     )
     scaled: bool = Field(
         default=False,
-        description="Whether an image is scaled as the input is, or only counted in its unit (S/N). "
-        "If not said, a restored one is, a component is not: components add up.",
+        description="Whether an image is scaled as the input is, or only in its unit (S/N). Default: "
+        "true for a restored image, false for a component, because components add up.",
     )
     band: int = Field(
-        default=0, ge=0, description="Band of the input whose units, sky and noise an image has."
+        default=0, ge=0, description="Band of the input whose unit, sky and noise an image has."
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_images_linear(cls, value: Any) -> Any:
+    def _set_image_defaults(cls, value: Any) -> Any:
         role = str(value.get("role", "")) if isinstance(value, Mapping) else ""
         if not role.startswith(_IMAGE_ROLES):
             return value
@@ -189,67 +192,67 @@ class Output(_Record):
 
     @property
     def is_16_bit(self) -> bool:
-        """Whether it is stored in 65535ths where others are in 255ths."""
+        """Whether it is stored as uint16, in steps of 1/65535; others as uint8, in steps of 1/255."""
         return self.role in ("elevation", "topography")
 
     @property
     def class_name(self) -> str | None:
-        """Name of the class whose probability this is; None if it is none."""
+        """Name of the class whose probability this is; None if it is not a class."""
         return (
             self.role.removeprefix("class:") if self.role.startswith(("source", "class:")) else None
         )
 
 
 class Share(_Record):
-    """What an output adds to the elevation: ``weight * max(output - floor, 0) / (1 - floor)``."""
+    """Term of an output in the elevation: ``weight * max(output - floor, 0) / (1 - floor)``."""
 
     weight: float
     floor: float = Field(
-        default=0.0, ge=0, lt=1, description="Least value of the output that says anything."
+        default=0.0, ge=0, lt=1, description="Value of the output below which it adds nothing."
     )
 
 
 class Defaults(_Record):
-    """The separation options that suit the model, for those that the user leaves out."""
+    """Separation options of the model, used where the user sets none."""
 
     thresh: float = Field(
         default=0.5, gt=0, description="Probability, or sigma for a matched filter."
     )
     dynamics: float = Field(
-        default=0.02, ge=0, description="Least height of a peak above its saddle, of elevation."
+        default=0.02, ge=0, description="Minimum height of a peak above its saddle, in elevation."
     )
-    minarea: int = Field(default=5, ge=1, description="Least number of pixels of a source.")
+    minarea: int = Field(default=5, ge=1, description="Minimum number of pixels of a source.")
     mincont: float = Field(
-        default=0.0, ge=0, le=1, description="Least part of a footprint's flux that a branch needs."
+        default=0.0, ge=0, le=1, description="Minimum fraction of a footprint's flux in a branch."
     )
-    minpeak: float = Field(default=0.0, ge=0, le=1, description="Least elevation of a peak.")
+    minpeak: float = Field(default=0.0, ge=0, le=1, description="Minimum elevation of a peak.")
     broad: int | None = Field(
         default=None,
         ge=1,
-        description="Pixels from which a source needs no minpeak; none if left out.",
+        description="Number of pixels from which a source needs no minpeak; None: every source needs it.",
     )
     extended: int | None = Field(
         default=None,
         ge=1,
-        description="Pixels above its saddle from which a branch needs extended_dynamics; none if left out.",
+        description="Number of pixels above its saddle from which a branch needs extended_dynamics; None: none.",
     )
     extended_dynamics: float = Field(
-        default=0.0, ge=0, le=1, description="Dynamics of such a branch."
+        default=0.0, ge=0, le=1, description="Minimum dynamics of an extended branch."
     )
 
 
 class ModelHeader(_Record):
-    """All that is known of a model besides its weights; JSON in the file's metadata.
+    """Description of a model besides its weights, stored as JSON in the metadata of its file.
 
     The probability map has the class of role ``source`` first, then each ``class:NAME`` in order.
-    The elevation map is the sum of the shares of the outputs, clipped to [0, 1]. A model without
-    either cannot segment, but each of its outputs can be predicted.
+    The elevation map is the sum of the shares of the outputs, clipped to [0, 1]. A model that lacks
+    one of the two cannot segment, but each of its outputs can be predicted.
     """
 
     name: str = Field(min_length=1)
     version: str = "0"
     architecture: str = Field(
-        min_length=1, description="File of fcnpipe/networks that holds the class."
+        min_length=1, description="Module of fcnpipe/networks/architectures with the class."
     )
     arguments: dict[str, Any] = Field(default_factory=dict)
     bands: int = Field(default=1, ge=0, description="Bands of the input; 0: any number.")
@@ -271,12 +274,12 @@ class ModelHeader(_Record):
     bytes_per_pixel: int = Field(
         default=64,
         ge=1,
-        description="Arrays alive at once in a forward pass, for each pixel looked at.",
+        description="Peak memory of the arrays of a forward pass, for each pixel read.",
     )
     certificate: Certificate | None = None
     ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
-        description="Least and greatest value of each layer, for 8-bit arithmetic; empty: not measured.",
+        description="Minimum and maximum value of each layer, for int8; empty: not measured.",
     )
     recipe: dict[str, Any] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
@@ -284,16 +287,16 @@ class ModelHeader(_Record):
 
     @field_validator("elevation", mode="before")
     @classmethod
-    def _read_weights(cls, value: Any) -> Any:
+    def _expand_weights(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
         return {k: {"weight": v} if isinstance(v, (int, float)) else v for k, v in value.items()}
 
     @model_validator(mode="after")
-    def _fits(self) -> ModelHeader:
+    def _check_consistency(self) -> ModelHeader:
         names = [output.name for output in self.outputs]
         if len(set(names)) < len(names):
-            raise ValueError(f"outputs {names} share a name; give each its own")
+            raise ValueError(f"outputs {names} share a name; use a different one for each")
         if missing := set(self.elevation) - set(names):
             raise ValueError(f"elevation weighs {sorted(missing)}, not among the outputs {names}")
         if [output.role for output in self.outputs].count("source") > 1:
@@ -304,12 +307,12 @@ class ModelHeader(_Record):
 
     @property
     def has_image_outputs(self) -> bool:
-        """Whether an output is an image, for which the eight bits of a bfloat16 are too few."""
+        """Whether an output is an image, for which the 8 significant bits of bfloat16 are too few."""
         return any(output.is_image for output in self.outputs)
 
     @property
     def channels(self) -> int:
-        """Channels of the network's input: the bands and what stands after them."""
+        """Channels of the network's input: the bands and the extra channels after them."""
         return self.bands + len(self.extra)
 
     @property
@@ -319,7 +322,7 @@ class ModelHeader(_Record):
 
     @property
     def halo(self) -> int:
-        """The smallest halo that is exact for the cores of windows, px; see `Reach.least_halo`."""
+        """Smallest halo that is exact for the cores of windows, px; see `Reach.minimum_halo`."""
         return self.reach.minimum_halo
 
     @property
@@ -336,14 +339,14 @@ class ModelHeader(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """What a network says of each pixel.
+    """The maps that a network predicts.
 
     Attributes
     ----------
     probability : ndarray
         (class, h, w) float32 in [0, 1].
     elevation : ndarray
-        (h, w) float32 in [0, 1]; peaks are sources, 0 is flat.
+        (h, w) float32 in [0, 1]; peaks are sources, 0 is flat background.
     """
 
     probability: NDArray[np.float32]
@@ -351,25 +354,31 @@ class Maps:
 
 
 class Predictor(Protocol):
-    """Gives the maps of a window; equal windows give equal bits."""
+    """Predicts the maps of a window; equal windows give equal bits."""
 
     def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
-        """Give the maps of (bands, h, w) float32 S/N without NaN; h, w multiples of the stride.
+        """Predict the maps of a window.
 
-        Of the pixels of ``keep`` alone, if it is given: how a window is freed of its halo. The
-        extra channels of the header stand after the bands.
+        Parameters
+        ----------
+        snr : ndarray
+            (channels, h, w) float32 S/N without NaN: the bands, then the extra channels of the
+            header; h and w multiples of the stride.
+        keep : Box, optional
+            The part of the window to return, in its pixels; this is how the halo is cut off. The
+            whole window if None.
         """
 
     def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
-        """Give the outputs by themselves, (output, h, w), of the same."""
+        """Predict the outputs of the network themselves, (output, h, w) float32; as `__call__`."""
 
 
 class Model(Protocol):
-    """A network and all that is known of it; small enough to send to a worker."""
+    """A network with its header; small enough to send to a worker."""
 
     @property
     def header(self) -> ModelHeader:
-        """What is known of it."""
+        """Description of the model."""
 
     @property
     def digest(self) -> str:
@@ -377,7 +386,7 @@ class Model(Protocol):
 
     @property
     def halo(self) -> int:
-        """Pixels to read beyond a core, a multiple of the stride."""
+        """Pixels to read beyond a core, px, a multiple of the stride."""
 
     @property
     def stride(self) -> int:
@@ -389,19 +398,19 @@ class Model(Protocol):
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Peak memory of a forward pass for each pixel looked at."""
+        """Peak memory of a forward pass, bytes for each pixel read."""
 
     def precision(self, wanted: str, device: str = "auto") -> str:
-        """Give the arithmetic that ``wanted`` means on this machine: fp32, bf16 or int8."""
+        """Return the arithmetic that ``wanted`` selects on this machine: fp32, bf16 or int8."""
 
     def predictor(
         self, device: str = "auto", precision: str = "fp32", threads: int = 1
     ) -> Predictor:
-        """Make it ready to run."""
+        """Return a predictor that runs the network."""
 
 
 def threshold_of(header: ModelHeader, thresh: float | None = None) -> float:
-    """Give the level of the map of ``header.detect_on`` at which foreground begins.
+    """Return the level of the map of ``header.detect_on`` at which foreground begins.
 
     Parameters
     ----------
@@ -425,21 +434,21 @@ def threshold_of(header: ModelHeader, thresh: float | None = None) -> float:
     in_sigma = header.thresh_unit == "sigma"
     level = asinh(value) / ELEVATION_SIGMAS if in_sigma else value
     if not 0 < level <= 1:
-        most = f"{sinh(ELEVATION_SIGMAS):.3g} sigma" if in_sigma else "1"
+        maximum = f"{sinh(ELEVATION_SIGMAS):.3g} sigma" if in_sigma else "1"
         raise ModelError(
-            f"thresh={value} is outside (0, {most}], what model {header.name!r} gives: "
+            f"thresh={value} is outside (0, {maximum}], the range of model {header.name!r}: "
             "choose one inside"
         )
     return level
 
 
 def check_bands(header: ModelHeader, bands: int) -> None:
-    """Refuse an image whose bands are not those of the network.
+    """Check that an image has the number of bands of the network.
 
     Raises
     ------
     ModelError
-        If the numbers differ (a header with 0 takes any).
+        If the numbers differ. A header with 0 bands accepts any number.
     """
     if header.bands not in (0, bands):
         raise ModelError(
@@ -449,7 +458,7 @@ def check_bands(header: ModelHeader, bands: int) -> None:
 
 
 def check_separates(header: ModelHeader) -> None:
-    """Refuse a model that says nothing of where sources are.
+    """Check that a model can segment, not only predict.
 
     Raises
     ------
@@ -457,8 +466,8 @@ def check_separates(header: ModelHeader) -> None:
         If it has no output of role ``source``, or no elevation.
     """
     has_source = any(output.role == "source" for output in header.outputs)
-    found = {"output of role 'source'": has_source, "elevation": bool(header.elevation)}
-    if missing := [what for what, here in found.items() if not here]:
+    needed = {"output of role 'source'": has_source, "elevation": bool(header.elevation)}
+    if missing := [name for name, is_there in needed.items() if not is_there]:
         raise ModelError(
             f"model {header.name!r} has no {' and no '.join(missing)}, so nothing can be segmented: "
             "use fcnpipe predict, or another model"
@@ -466,38 +475,38 @@ def check_separates(header: ModelHeader) -> None:
 
 
 def check_inputs(header: ModelHeader, bands: int, prior: str | None) -> None:
-    """Refuse an image or a prior that is not what the network looks at.
+    """Check that an image and a prior are the inputs that the network needs.
 
     Raises
     ------
     ModelError
-        If the image lacks bands (a model of one band takes the detection plane of any), or the
-        prior is missing or not looked at.
+        If the image lacks bands (a model of one band accepts any image: it uses the detection
+        plane), or if a prior is missing or not used.
     """
     if header.bands > 1:
         check_bands(header, bands)
     if ("prior" in header.extra) == bool(prior):
         return
-    mend = "leave --prior out" if prior else "give --prior FILE"
+    fix = "leave --prior out" if prior else "add --prior FILE"
     raise ModelError(
-        f"model {header.name!r} {'takes no' if prior else 'needs a'} prior: {mend}, or use another model"
+        f"model {header.name!r} {'takes no' if prior else 'needs a'} prior: {fix}, or use another model"
     )
 
 
 def list_maps(header: ModelHeader, unit: str = "") -> tuple[OutputMap, ...]:
-    """Give how the outputs of a model are stored, in their order.
+    """Return the arrays in which the outputs of a model are stored, in their order.
 
     Parameters
     ----------
     header : ModelHeader
         The model.
     unit : str
-        Unit of a pixel of the input.
+        Unit of the input's pixels.
 
     Raises
     ------
     ModelError
-        If the name of an output cannot be that of an array beside the others of a store.
+        If the name of an output cannot be the name of an array of a store.
     """
     for output in header.outputs:
         if output.name.lower() in _RESERVED_NAMES or not _ARRAY_NAME.fullmatch(output.name):
@@ -520,7 +529,7 @@ def parse_header(text: str, where: str) -> ModelHeader:
     Raises
     ------
     ModelError
-        One line that names ``where``, the field and what is wrong.
+        If it is not valid. The message names ``where``, the field and the fault, in one line.
     """
     try:
         return ModelHeader.model_validate_json(text)

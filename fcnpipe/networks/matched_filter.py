@@ -1,7 +1,7 @@
-"""Model ``none``: a matched filter, for those who trust no network, and the baseline of all.
+"""The matched filter, model ``none``: detection without a network, and the baseline for networks.
 
-The S/N image is correlated with a Gaussian of the point-spread function's width, the best linear
-detector of point sources in white noise. It needs no torch.
+The S/N image is correlated with a Gaussian of the width of the point-spread function, the best linear
+detector of point sources in white noise. torch is not needed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from fcnpipe.networks.base import (
 
 VERSION = "2"
 DEFAULT_THRESH = 4.0
-"""Sigma of the filtered image: noise alone passes it about once in 30,000 px (SExtractor's 1.5 is of the raw noise)."""
+"""Threshold in sigma of the filtered image, which noise alone exceeds about once in 30,000 px.
+
+SExtractor's default of 1.5 is in sigma of the unfiltered noise.
+"""
 _TRUNCATION = 4.0
-"""Radius of the kernel in its sigmas: the weight left out is 6e-5."""
+"""Radius of the kernel in units of its sigma: the weight cut off is 6e-5."""
 
 
 def gaussian_taps(fwhm_px: float) -> NDArray[np.float32]:
-    """Give one axis of the kernel.
+    """Return the kernel along one axis.
 
     Parameters
     ----------
@@ -45,7 +48,7 @@ def gaussian_taps(fwhm_px: float) -> NDArray[np.float32]:
     Returns
     -------
     ndarray
-        (2 r + 1,) float32, symmetric; squares sum to 1, so white noise keeps unit variance.
+        (2 r + 1,) float32, symmetric. The squares sum to 1, so white noise keeps unit variance.
     """
     sigma = fwhm_px / sqrt(8 * log(2))
     radius = ceil(_TRUNCATION * sigma)
@@ -55,7 +58,7 @@ def gaussian_taps(fwhm_px: float) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class MatchedFilter:
-    """A Gaussian matched filter behind the interface of a network.
+    """A Gaussian matched filter with the interface of a model.
 
     Parameters
     ----------
@@ -65,7 +68,7 @@ class MatchedFilter:
     Raises
     ------
     ModelError
-        If the width is not between 0.5 and 20 px.
+        If the width is not in (0.5, 20] px.
     """
 
     fwhm: float = 3.0
@@ -73,12 +76,12 @@ class MatchedFilter:
     def __post_init__(self) -> None:
         if not 0.5 < self.fwhm <= 20:
             raise ModelError(
-                f"fwhm={self.fwhm} px is outside (0.5, 20]: give the width of a star in the image"
+                f"fwhm={self.fwhm} px is outside (0.5, 20]: use the width of a star in the image"
             )
 
     @property
     def header(self) -> ModelHeader:
-        """The header, made up rather than read."""
+        """Header of the filter; it is computed, not read from a file."""
         radius = len(gaussian_taps(self.fwhm)) // 2
         reach = Reach(radius, radius, radius, radius, cell=radius)
         return ModelHeader(
@@ -104,7 +107,7 @@ class MatchedFilter:
 
     @property
     def digest(self) -> str:
-        """Digest of the header, which decides everything."""
+        """Hexadecimal digest of the header, which determines the results."""
         return hashlib.blake2b(self.header.model_dump_json().encode(), digest_size=16).hexdigest()
 
     @property
@@ -114,7 +117,7 @@ class MatchedFilter:
 
     @property
     def stride(self) -> int:
-        """Always 1: any shift commutes."""
+        """Always 1: every shift commutes with the filter."""
         return 1
 
     @property
@@ -124,86 +127,86 @@ class MatchedFilter:
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Peak memory for each pixel looked at."""
+        """Peak memory, bytes for each pixel read."""
         return self.header.bytes_per_pixel
 
     def precision(self, wanted: str, device: str = "auto") -> str:
-        """Always fp32."""
+        """Return fp32, whatever is wanted."""
         return "fp32"
 
     def predictor(
         self, device: str = "auto", precision: str = "fp32", threads: int = 1
     ) -> MatchedPredictor:
-        """Make it ready to run; it runs on one thread of the CPU in float32, whatever is asked."""
+        """Return a predictor; it always runs on one thread of the CPU in float32."""
         return MatchedPredictor(gaussian_taps(self.fwhm))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatchedPredictor:
-    """The filter at work.
+    """Predictor of a matched filter.
 
     Parameters
     ----------
     taps : ndarray
-        (2 r + 1,) float32, one axis of the kernel.
+        (2 r + 1,) float32, the kernel along one axis.
     """
 
     taps: NDArray[np.float32]
 
     def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
-        """Give the maps of (bands, h, w) float32 S/N, or of the pixels of ``keep`` alone.
+        """Compute the maps of (bands, h, w) float32 S/N, or of the pixels of ``keep`` only.
 
-        Elevation is ``asinh(max(s, 0)) / 16`` of the filtered S/N ``s``, clipped to [0, 1].
-        Probability is the chance that the true ``s`` exceeds the default threshold, given unit Gaussian noise
-        and no prior.
+        The elevation is ``asinh(max(s, 0)) / 16`` of the filtered S/N ``s``, clipped to [0, 1]. The
+        probability is that of the true ``s`` exceeding the default threshold, for unit Gaussian noise
+        and a flat prior.
         """
         significance = filter_image(_combine_bands(snr), self.taps)
         return compute_maps(significance[keep.slices] if keep else significance)
 
     def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
-        """Give probability and elevation as outputs, (2, h, w)."""
+        """Compute probability and elevation as outputs, (2, h, w) float32."""
         maps = self(snr, keep)
         return np.stack([maps.probability[0], maps.elevation])
 
 
 def filter_image(snr: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Correlate with a separable kernel and keep white noise at unit variance up to the border.
+    """Correlate with a separable kernel; white noise keeps unit variance up to the border.
 
     Parameters
     ----------
     snr : ndarray
         (h, w) float32, no NaN.
     taps : ndarray
-        (2 r + 1,) float32, one axis of the kernel.
+        (2 r + 1,) float32, the kernel along one axis.
 
     Returns
     -------
     ndarray
-        (h, w) float32, in sigmas. Each pixel is summed in one order, so any crop of the input that
-        holds its neighbours gives the same bits.
+        (h, w) float32, in sigmas. The terms of each pixel are summed in a fixed order, so any crop
+        of the input that contains its neighbours gives the same bits.
 
     Notes
     -----
-    Beyond the border there is nothing rather than zero: the sum is divided by the noise of the taps
-    that fell inside.
+    Pixels beyond the border are left out of the sum, and the sum is divided by the noise of the
+    taps that fell inside.
     """
     columns = np.empty_like(snr)
-    _along_y(snr, taps, _gains(snr.shape[0], taps), columns)
+    _correlate_y(snr, taps, _inverse_noise(snr.shape[0], taps), columns)
     out = np.empty_like(snr)
-    _along_x(columns, taps, _gains(snr.shape[1], taps), out)
+    _correlate_x(columns, taps, _inverse_noise(snr.shape[1], taps), out)
     return out
 
 
 def compute_maps(significance: NDArray[np.float32]) -> Maps:
-    """Turn filtered S/N, (h, w) float32 in sigmas, into maps."""
+    """Return the maps of a filtered image, (h, w) float32 in sigmas."""
     elevation = np.empty_like(significance)
     probability = np.empty((1, *significance.shape), np.float32)
-    _squash(significance, elevation, probability[0])
+    _fill_maps(significance, ELEVATION_SIGMAS, elevation, probability[0])
     return Maps(probability, elevation)
 
 
 def _combine_bands(snr: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Add bands up with equal weights, keeping the noise at 1."""
+    """Add bands up with equal weights; the noise stays 1."""
     total: NDArray[np.float32] = np.array(snr[0], dtype=np.float32, order="C")
     if len(snr) == 1:
         return total
@@ -213,18 +216,18 @@ def _combine_bands(snr: NDArray[np.float32]) -> NDArray[np.float32]:
     return total
 
 
-def _gains(length: int, taps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give 1 / noise of the taps that fall inside, for each of ``length`` pixels."""
+def _inverse_noise(length: int, taps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return 1 / noise of the taps that fall inside the image, for each of ``length`` pixels."""
     radius = len(taps) // 2
     squares = np.concatenate([[0.0], np.cumsum(taps.astype(np.float64) ** 2)])
-    at = np.arange(length)
-    first, last = np.maximum(radius - at, 0), np.minimum(radius + length - at, len(taps))
-    whole = (first == 0) & (last == len(taps))
-    return np.where(whole, 1.0, 1 / np.sqrt(squares[last] - squares[first])).astype(np.float32)
+    pixel = np.arange(length)
+    first, last = np.maximum(radius - pixel, 0), np.minimum(radius + length - pixel, len(taps))
+    all_inside = (first == 0) & (last == len(taps))
+    return np.where(all_inside, 1.0, 1 / np.sqrt(squares[last] - squares[first])).astype(np.float32)
 
 
 @numba.njit(cache=True, nogil=True)
-def _along_y(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _correlate_y(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     height, width = image.shape
     radius = len(taps) // 2
     for y in range(height):
@@ -239,13 +242,13 @@ def _along_y(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma
 
 
 @numba.njit(cache=True, nogil=True)
-def _along_x(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _correlate_x(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     height, width = image.shape
     radius = len(taps) // 2
     for y in range(height):
         row, source = out[y], image[y]
         row[:] = 0
-        # Taps outside, pixels inside: each pixel still adds its taps in ascending order.
+        # The loop over pixels is the inner one. Each pixel still adds its taps in ascending order.
         for k in range(len(taps)):
             tap, shift = taps[k], k - radius
             for x in range(max(-shift, 0), min(width - shift, width)):
@@ -255,10 +258,10 @@ def _along_x(image, taps, gains, out):  # type: ignore[no-untyped-def]  # pragma
 
 
 @numba.njit(cache=True, nogil=True)
-def _squash(significance, elevation, probability):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _fill_maps(significance, sigmas, elevation, probability):  # type: ignore[no-untyped-def]  # pragma: no cover
     height, width = significance.shape
     for y in range(height):
         for x in range(width):
             s = significance[y, x]
-            elevation[y, x] = min(asinh(s) / ELEVATION_SIGMAS, 1.0) if s > 0 else 0.0
+            elevation[y, x] = min(asinh(s) / sigmas, 1.0) if s > 0 else 0.0
             probability[y, x] = 0.5 * erfc((DEFAULT_THRESH - s) / sqrt(2.0))

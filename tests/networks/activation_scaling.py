@@ -1,4 +1,4 @@
-"""Networks whose random weights let every layer speak."""
+"""Random weights for which every layer of a network contributes to its output."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 
 def standardise_activations(module: nn.Module, bands: int, side: int = 64) -> nn.Module:
-    """Scale and shift each convolution so that its outputs have mean 0 and deviation 1.
+    """Scale and shift each convolution so that its outputs have mean 0 and standard deviation 1.
 
-    Through many narrow layers with ReLU random weights die out, and then nothing can be seen to fail.
+    In many narrow layers with ReLU, the effect of random weights dies out. A test of the output could
+    then not fail.
     """
 
     def standardise(layer: nn.Conv2d, _: object, y: Tensor) -> Tensor:

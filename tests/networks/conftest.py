@@ -1,4 +1,4 @@
-"""Small networks with random weights, as files."""
+"""A small U-Net with random weights, its header and its model file."""
 
 from __future__ import annotations
 

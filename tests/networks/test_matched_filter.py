@@ -21,8 +21,8 @@ class TestMatchedFilter(NetworkTests):
         return MatchedFilter(request.param)
 
 
-def slow(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """Weighted mean of what lies inside, over its noise, pixel by pixel."""
+def filter_slowly(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    """Compute the filter pixel by pixel: weighted sum of the pixels inside, over its noise."""
     radius, (height, width) = len(taps) // 2, image.shape
     kernel = np.outer(taps, taps).astype(float)
     out = np.empty(image.shape)
@@ -30,18 +30,20 @@ def slow(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
         for x in range(width):
             rows = slice(max(y - radius, 0), y + radius + 1)
             columns = slice(max(x - radius, 0), x + radius + 1)
-            seen = image[rows, columns]
+            inside = image[rows, columns]
             y0, x0 = rows.start - y + radius, columns.start - x + radius
-            weight = kernel[y0 : y0 + seen.shape[0], x0 : x0 + seen.shape[1]]
-            out[y, x] = (weight * seen).sum() / np.sqrt((weight**2).sum())
+            weight = kernel[y0 : y0 + inside.shape[0], x0 : x0 + inside.shape[1]]
+            out[y, x] = (weight * inside).sum() / np.sqrt((weight**2).sum())
     return out
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 20), (20, 5), (17, 23)])
-def test_it_is_the_correlation_that_it_says(shape: tuple[int, int]) -> None:
+def test_the_filter_equals_its_definition(shape: tuple[int, int]) -> None:
     image = starry(1, shape)[0]
     taps = gaussian_taps(2.5)
-    np.testing.assert_allclose(filter_image(image, taps), slow(image, taps), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        filter_image(image, taps), filter_slowly(image, taps), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("fwhm", [1.0, 3.0, 6.0])
@@ -52,7 +54,7 @@ def test_white_noise_keeps_unit_variance_up_to_the_border(fwhm: float) -> None:
     assert out[100:-100, 20:-20].std() == pytest.approx(1, abs=0.03)
 
 
-def test_bands_are_added_up_and_keep_the_noise() -> None:
+def test_bands_are_added_and_the_noise_stays_1() -> None:
     noise = np.random.default_rng(0).normal(size=(4, 256, 256)).astype(np.float32)
     elevation = MatchedFilter().predictor()(noise).elevation
     strength = np.sinh(16 * elevation[elevation > 0])
@@ -60,7 +62,7 @@ def test_bands_are_added_up_and_keep_the_noise() -> None:
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 40), st.integers(1, 40))
-def test_any_box_gives_the_same_bits(y0: int, x0: int, height: int, width: int) -> None:
+def test_any_box_with_its_halo_has_the_same_bits(y0: int, x0: int, height: int, width: int) -> None:
     image, model = starry(1, (80, 70)), MatchedFilter(2.0)
     predictor, halo = model.predictor(), model.halo
     whole = predictor(image).elevation
@@ -71,7 +73,7 @@ def test_any_box_gives_the_same_bits(y0: int, x0: int, height: int, width: int) 
     np.testing.assert_array_equal(inner, whole[y0 : y0 + height, x0 : x0 + width])
 
 
-def test_a_halo_one_short_is_seen() -> None:
+def test_a_halo_one_pixel_too_short_changes_the_result() -> None:
     image, model = starry(1, (60, 60)), MatchedFilter(2.0)
     short = 20 - (model.halo - 1)
     whole = model.predictor()(image).elevation
@@ -98,17 +100,17 @@ def test_the_threshold_is_given_in_sigma() -> None:
 
 
 @pytest.mark.parametrize("fwhm", [0.5, -1, 21, float("nan")])
-def test_an_impossible_width_is_refused(fwhm: float) -> None:
+def test_a_width_out_of_range_is_refused(fwhm: float) -> None:
     with pytest.raises(ModelError, match=r"outside \(0.5, 20\]"):
         load_model("none", fwhm=fwhm)
 
 
-def test_the_digest_tells_widths_apart() -> None:
+def test_the_digest_depends_on_the_width() -> None:
     assert load_model("none", fwhm=3).digest == load_model("none", fwhm=3.0).digest
     assert load_model("none", fwhm=3).digest != load_model("none", fwhm=4).digest
 
 
-def test_it_needs_no_torch() -> None:
+def test_the_filter_does_not_import_torch() -> None:
     code = (
         "import sys, numpy; from fcnpipe.networks import load_model;"
         "load_model('none').predictor()(numpy.zeros((1, 8, 8), 'f4'));"

@@ -25,7 +25,7 @@ def check(capsys: pytest.CaptureFixture[str]) -> Callable[[object], tuple[object
     return call
 
 
-def test_a_network_says_all_of_how_it_tiles() -> None:
+def test_a_network_is_reported_with_reach_overhead_and_proof() -> None:
     network = small_unet().train()
     found = fcnpipe.reach(network)
     assert network.training
@@ -39,7 +39,7 @@ def test_a_network_says_all_of_how_it_tiles() -> None:
     assert found.certificate.kind == "proven"
 
 
-def test_a_network_without_padding_is_exact_but_keeps_no_size() -> None:
+def test_a_network_without_padding_is_exact_but_does_not_keep_the_size() -> None:
     found = fcnpipe.reach(UNet(3, 1, 1, 1, padding="valid"), bands=3)
     assert (found.exactness, found.keeps_size) == ("exact", False)
     assert found.sizes is not None
@@ -47,14 +47,14 @@ def test_a_network_without_padding_is_exact_but_keeps_no_size() -> None:
     assert any("pad inside the network" in value for _, value in found.facts())
 
 
-def test_axes_have_their_own_sizes() -> None:
+def test_each_axis_has_its_own_sizes() -> None:
     found = fcnpipe.reach(nn.Sequential(nn.Conv2d(1, 1, (3, 1)), nn.Conv2d(1, 1, (1, 5))))
     assert found.sizes is not None
     assert [rule.output(20) for rule in found.sizes] == [18, 16]
     assert found.reach == Reach(1, 1, 2, 2, cell=2)
 
 
-def test_circular_padding_is_exact_inside() -> None:
+def test_circular_padding_is_exact_away_from_the_border() -> None:
     found = fcnpipe.reach(small.after_conv(nn.Conv2d(2, 1, 5, padding=2, padding_mode="circular")))
     assert (found.exactness, found.certificate) == ("inside", None)
     assert "1 (Conv2d) pads with the opposite side of the image" in found.reason
@@ -76,15 +76,15 @@ NEVER = {
 
 
 @pytest.mark.parametrize("reason", NEVER)
-def test_what_never_tiles_is_told_with_layer_and_mend(reason: str) -> None:
-    mend, layer = NEVER[reason]
+def test_a_network_that_cannot_be_tiled_is_reported_with_layer_and_fix(reason: str) -> None:
+    fix, layer = NEVER[reason]
     found = fcnpipe.reach(small.after_conv(layer))
     assert (found.exactness, found.reach, found.halo, found.overhead) == ("never", None, None, {})
     assert reason in found.reason
-    assert mend in found.reason.rpartition(": ")[2]
+    assert fix in found.reason.rpartition(": ")[2]
 
 
-def test_models_are_checked_in_a_table(
+def test_the_check_of_a_model_prints_a_table(
     check: Callable[[object], tuple[object, str, str]], small_file: Path
 ) -> None:
     code, out, err = check(small_file)
@@ -97,7 +97,7 @@ def test_models_are_checked_in_a_table(
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-def test_programs_are_checked_or_refused_in_one_line(
+def test_the_check_of_a_program_prints_a_table_or_one_line(
     check: Callable[[object], tuple[object, str, str]], tmp_path: Path
 ) -> None:
     sizes = {2: torch.export.Dim("y", min=8), 3: torch.export.Dim("x", min=8)}

@@ -1,1 +1,1 @@
-"""Network architectures: one module for each."""
+"""Network architectures: one module for each, and the registry that finds them by name."""

@@ -1,8 +1,8 @@
-"""A galaxy in, its bulge and its disk out, free of noise (after Tuccillo et al.).
+"""Bulge and disk decomposition: a U-Net that maps a galaxy to noise-free bulge and disk images.
 
-A U-Net gives two numbers for each band of a pixel, from which follow the denoised total and the
-part of it that is the bulge. The two images add up to the total exactly, in floating point, so no
-flux is made or lost by taking a galaxy apart.
+After Tuccillo et al. The U-Net returns two numbers for each band of a pixel, from which follow the
+denoised total and the bulge's fraction of it. The two images add up to the total exactly, in floating
+point, so the decomposition neither creates nor loses flux.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BulgeDisk(nn.Module):
 
         total = softplus(t)             units "linear"
               = sinh(softplus(t))       units "asinh"
-        bulge = sigmoid(b) total        the softmax of two
+        bulge = sigmoid(b) total        as a softmax of two
         disk  = total - bulge
 
     Parameters
@@ -40,13 +40,13 @@ class BulgeDisk(nn.Module):
     base, depth
         As of `UNet`.
     units
-        ``"asinh"``: the input is the arcsinh of what comes out, such as of S/N. ``"linear"``: both
-        have the same unit.
+        ``"asinh"``: the input is the arcsinh of the output's unit, for instance of S/N.
+        ``"linear"``: both have the same unit.
 
     Raises
     ------
     SpecError
-        When a size is below 1, outputs is odd, or the units are another word.
+        When a size is below 1, outputs is odd, or the units are not one of the above.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class BulgeDisk(nn.Module):
         super().__init__()
         check_choice("units", units, ["asinh", "linear"])
         if outputs % 2:
-            raise SpecError(f"outputs = {outputs}: each bulge needs its disk; give an even number")
+            raise SpecError(
+                f"outputs = {outputs} is odd: each bulge needs a disk; use an even number"
+            )
         self.arguments: dict[str, int | str] = {
             "bands": bands,
             "outputs": outputs,
@@ -76,7 +78,7 @@ class BulgeDisk(nn.Module):
         return self.trunk.stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """The images of the components.
+        """Compute the images of the components.
 
         Parameters
         ----------
@@ -86,16 +88,16 @@ class BulgeDisk(nn.Module):
         Returns
         -------
         Tensor
-            (n, outputs, h, w) float, none negative: bulges, then disks.
+            (n, outputs, h, w) float, not negative: bulges, then disks.
         """
         return self._split(self.trunk(x))
 
     def forward_crop(self, x: Tensor, keep: Box) -> Tensor:
-        """The images of some of the pixels; see `UNet.inside`."""
+        """Compute the images of some of the pixels; see `UNet.forward_crop`."""
         return self._split(self.trunk.forward_crop(x, keep))
 
     def denoise(self, x: Tensor) -> Tensor:
-        """The total of both components.
+        """Compute the total of both components.
 
         Parameters
         ----------
@@ -105,12 +107,12 @@ class BulgeDisk(nn.Module):
         Returns
         -------
         Tensor
-            (n, outputs / 2, h, w) float, not negative: bit for bit the sum of what `forward` gives.
+            (n, outputs / 2, h, w) float, not negative: bit for bit the sum of the images of `forward`.
         """
         return self._total(self.trunk(x).chunk(2, dim=1)[0])
 
-    def _split(self, numbers: Tensor) -> Tensor:
-        size, share = numbers.chunk(2, dim=1)
+    def _split(self, outputs: Tensor) -> Tensor:
+        size, share = outputs.chunk(2, dim=1)
         return torch.cat(split_total(self._total(size), torch.sigmoid(share)), dim=1)
 
     def _total(self, size: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class BulgeDisk(nn.Module):
 
 
 def split_total(total: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
-    """Give a fraction of the total and the rest, whose floating-point sum is the total exactly.
+    """Split a total into a fraction of it and the rest, whose floating-point sum is exactly the total.
 
     Parameters
     ----------
@@ -136,7 +138,7 @@ def split_total(total: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
     Notes
     -----
     The rest ``total - part`` is rounded if the part is less than half of the total. The rest is then
-    more than half of it, so ``total - rest`` is exact (Sterbenz): that is the part given.
+    more than half of it, so ``total - rest`` is exact (Sterbenz); it is returned as the part.
     """
     rest = total - fraction * total
     return total - rest, rest

@@ -1,12 +1,13 @@
-"""Ciresan et al. 2012 (N4): membranes by the class of the patch around each pixel, made dense.
+"""Network of Ciresan et al. 2012 (N4): a patch classifier for membranes, and its dense form.
 
-A patch of 95 x 95 px passes four convolutions with pooling and two fully connected layers. To label
-an image so costs a forward pass for each pixel. The dense form gives the same numbers in one pass::
+The classifier labels one pixel from the patch of 95 x 95 px around it, with four convolutions with
+pooling and two fully connected layers. An image takes a forward pass for each pixel. The dense form
+returns the same numbers in one pass::
 
     fully connected, O x (C h w)      ->  convolution of h x w
-    pooling of 2, stride 2            ->  pooling of 2, stride 1, and all that follows dilated by 2
+    pooling of 2, stride 2            ->  pooling of 2, stride 1; all layers after it dilated by 2
 
-because where a patch's pooling skips a position, another pixel's patch needs it.
+because a position that the pooling of one patch skips is used by the patch of another pixel.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ PATCH_SIDE = 95
 """Side of the patch, px."""
 _KERNELS = (4, 5, 4, 4)
 _LAST_SIDE = 3
-"""What is left of the patch after the last pooling, px."""
+"""Side of the patch after the last pooling, px."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class CiresanPatch(nn.Module):
-    """The classifier of patches, as published: 95-92-46-42-21-18-9-6-3-1.
+    """The patch classifier, as published: sides of 95-92-46-42-21-18-9-6-3-1 px.
 
     Parameters
     ----------
@@ -45,12 +46,12 @@ class CiresanPatch(nn.Module):
     hidden
         Units of the fully connected layer.
     activation
-        ``"tanh"`` or ``"relu"``; with either, pooling before it or after it is the same.
+        ``"tanh"`` or ``"relu"``. Both are monotonic, so pooling before or after them is the same.
 
     Raises
     ------
     SpecError
-        When a size is below 1 or the activation is another word.
+        When a size is below 1 or the activation is not one of the above.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class CiresanPatch(nn.Module):
         activation: Activation = "tanh",
     ) -> None:
         super().__init__()
-        _check(bands, outputs, maps, hidden, activation)
+        _check_arguments(bands, outputs, maps, hidden, activation)
         self.arguments: dict[str, int | str] = {
             "bands": bands,
             "outputs": outputs,
@@ -70,17 +71,17 @@ class CiresanPatch(nn.Module):
             "hidden": hidden,
             "activation": activation,
         }
-        bend = _ACTIVATIONS[activation]
+        activate = _ACTIVATIONS[activation]
         layers: list[nn.Module] = []
         for level, kernel in enumerate(_KERNELS):
             inner = maps if level else bands
-            layers += [nn.Conv2d(inner, maps, kernel), bend(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(inner, maps, kernel), activate(), nn.MaxPool2d(2)]
         first, last = nn.Linear(maps * _LAST_SIDE**2, hidden), nn.Linear(hidden, outputs)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), first, bend(), last)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), first, activate(), last)
         _initialise(self, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the pixel in the middle.
+        """Compute the logits of the pixel in the middle.
 
         Parameters
         ----------
@@ -97,7 +98,7 @@ class CiresanPatch(nn.Module):
 
 
 class Ciresan(nn.Module):
-    """The same classifier at every pixel of an image, or the average of several.
+    """The same classifier at every pixel of an image, or the average of several (an ensemble).
 
     Parameters
     ----------
@@ -106,18 +107,18 @@ class Ciresan(nn.Module):
     members
         Networks whose probabilities are averaged (four, as published, or one).
     padding
-        ``"same"``: zeros around the image. ``"valid"``: none, the output is 94 px smaller; mirror
-        the image by 47 px to have what is there continue outside.
+        ``"same"``: zeros around the image. ``"valid"``: no padding, the output is 94 px smaller;
+        reflect the image by 47 px for an output of its size.
 
     Raises
     ------
     SpecError
-        When a size is below 1 or a word is not one of the above.
+        When a size is below 1 or an option is not one of the above.
 
     Notes
     -----
-    The average is that of the softmax, or of the sigmoid if there is one output; what comes out are
-    its logits. Each output costs 1/555 of what the patch of a pixel costs.
+    Softmax probabilities are averaged, or sigmoids if there is one output, and returned as logits. A
+    pixel costs 1/555 of the operations of the patch classifier.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Ciresan(nn.Module):
         padding: Padding = "same",
     ) -> None:
         super().__init__()
-        _check(bands, outputs, maps, hidden, activation)
+        _check_arguments(bands, outputs, maps, hidden, activation)
         check_sizes("ensemble", members=members)
         check_choice("padding", padding, ["same", "valid"])
         self.arguments: dict[str, int | str] = {
@@ -150,12 +151,12 @@ class Ciresan(nn.Module):
 
     @classmethod
     def from_patch(cls, *patches: CiresanPatch, padding: Padding = "same") -> Ciresan:
-        """Make the dense form of trained classifiers of patches; their weights are copied.
+        """Return the dense form of trained patch classifiers; their weights are copied.
 
         Parameters
         ----------
         *patches
-            One, or several of the same shape to be averaged.
+            One, or several of the same shape to average.
         padding
             As of the class.
         """
@@ -164,11 +165,11 @@ class Ciresan(nn.Module):
         dense = cls(**first.arguments, members=len(patches), padding=padding)  # type: ignore[arg-type]
         dense.to(weight.device, weight.dtype).train(first.training)
         for member, patch in zip(dense.members, patches, strict=True):
-            _copy(patch, member)
+            _copy_weights(patch, member)
         return dense
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of each output.
+        """Compute the logits of each output.
 
         Parameters
         ----------
@@ -186,18 +187,18 @@ class Ciresan(nn.Module):
 
 
 def average(logits: list[Tensor]) -> Tensor:
-    """Give the logits of the mean probability: the log of softmax's mean, or the logit of sigmoid's.
+    """Return the logits of the mean probability: log of the mean softmax, or logit of the mean sigmoid.
 
     Parameters
     ----------
     logits
-        (n, outputs, ...) of each member; the sigmoid where outputs is 1.
+        (n, outputs, ...) of each member; the sigmoid is used if outputs is 1.
     """
     if len(logits) == 1:
         return logits[0]
     if logits[0].shape[1] == 1:
-        yes = _log_mean([functional.logsigmoid(x) for x in logits])
-        return yes - _log_mean([functional.logsigmoid(-x) for x in logits])
+        log_probability = _log_mean([functional.logsigmoid(x) for x in logits])
+        return log_probability - _log_mean([functional.logsigmoid(-x) for x in logits])
     return _log_mean([functional.log_softmax(x, dim=1) for x in logits])
 
 
@@ -205,7 +206,7 @@ def _log_mean(logs: list[Tensor]) -> Tensor:
     return reduce(torch.logaddexp, logs) - log(len(logs))
 
 
-def _check(bands: int, outputs: int, maps: int, hidden: int, activation: str) -> None:
+def _check_arguments(bands: int, outputs: int, maps: int, hidden: int, activation: str) -> None:
     check_sizes("network of Ciresan", bands=bands, outputs=outputs, maps=maps, hidden=hidden)
     check_choice("activation", activation, list(_ACTIVATIONS))
 
@@ -220,18 +221,18 @@ def _initialise(network: nn.Module, activation: Activation) -> None:
 
 
 def _dense(
-    bands: int, outputs: int, maps: int, hidden: int, bend: type[nn.Module]
+    bands: int, outputs: int, maps: int, hidden: int, activate: type[nn.Module]
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     for level, kernel in enumerate(_KERNELS):
-        inner, step = maps if level else bands, 2**level
-        pool = nn.MaxPool2d(2, stride=1, dilation=step)
-        layers += [nn.Conv2d(inner, maps, kernel, dilation=step), bend(), pool]
+        inner, dilation = maps if level else bands, 2**level
+        pool = nn.MaxPool2d(2, stride=1, dilation=dilation)
+        layers += [nn.Conv2d(inner, maps, kernel, dilation=dilation), activate(), pool]
     first = nn.Conv2d(maps, hidden, _LAST_SIDE, dilation=2 ** len(_KERNELS))
-    return nn.Sequential(*layers, first, bend(), nn.Conv2d(hidden, outputs, 1))
+    return nn.Sequential(*layers, first, activate(), nn.Conv2d(hidden, outputs, 1))
 
 
-def _copy(patch: CiresanPatch, member: nn.Module) -> None:
+def _copy_weights(patch: CiresanPatch, member: nn.Module) -> None:
     sources = [layer for layer in patch.layers if isinstance(layer, nn.Conv2d | nn.Linear)]
     targets = [layer for layer in member.children() if isinstance(layer, nn.Conv2d)]
     with torch.no_grad():

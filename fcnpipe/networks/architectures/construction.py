@@ -1,4 +1,4 @@
-"""What the architectures share: how wide, how many, how they begin."""
+"""Construction of architectures: argument checks, channel counts and initial weights that they share."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from torch import nn
 from fcnpipe.core.errors import SpecError
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-"""Channels of the 3x3 convolutions of each stage of VGG16, and how many there are."""
+"""Number of channels, and number of 3x3 convolutions, of each stage of VGG16."""
 
 
 def check_sizes(network: str, **sizes: float) -> None:
-    """Refuse whole numbers below 1 and fractions that are not positive.
+    """Check that integers are at least 1 and other numbers are positive.
 
     Raises
     ------
     SpecError
-        Names the first of them.
+        If one is not. The message names the first such argument.
     """
     for name, value in sizes.items():
         if value < 1 if isinstance(value, int) else not value > 0:
-            raise SpecError(f"{name} = {value}: the {network} needs more; give a positive number")
+            raise SpecError(f"{name} = {value}: the {network} needs a positive number")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Refuse what is none of the choices.
+    """Check that an argument has one of its possible values.
 
     Raises
     ------
     SpecError
-        Names them all.
+        If it has not. The message lists the values.
     """
     if value not in choices:
         raise SpecError(f"{name} = {value!r}: choose {' or '.join(repr(c) for c in choices)}")
 
 
 def scale_channels(channels: int, width: float, groups: int = 1) -> int:
-    """Give a fraction of a number of channels, at least one for each group, in whole groups."""
+    """Return a number of channels scaled by ``width``: a multiple of ``groups``, and not 0."""
     return groups * max(1, round(channels * width / groups))
 
 
 def initialise_for_relu(module: nn.Module) -> None:
-    """Draw the weights of a convolution so that ReLUs keep the size of what passes (He 2015)."""
+    """Initialise a convolution so that activations keep their variance through ReLUs (He et al. 2015)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:

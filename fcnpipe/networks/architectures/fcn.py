@@ -1,16 +1,16 @@
-"""FCN-32s, -16s and -8s (Long et al. 2015): VGG16 made dense, its scores raised by fixed kernels.
+"""FCN-32s, -16s and -8s (Long et al. 2015): a dense VGG16 with bilinear upsampling of its scores.
 
 ::
 
     image, padded by 100 -> stages 1..3 -> 4 -> 5 -> 7x7, 1x1 -> score
                                  |         |                       |  x2
-                                 |         +-- score, cut at 5 --> + (16s and 8s)
+                                 |         +-- score, crop at 5 -> + (16s and 8s)
                                  |                                 |  x2
-                                 +------------ score, cut at 9 --> + (8s)
-                                                                   |  x32, x16 or x8, cut at 19, 27, 31
+                                 +------------ score, crop at 9 -> + (8s)
+                                                                   |  x32, x16 or x8, crop at 19, 27, 31
                                                                  logits
 
-The padding of 100 px makes the 7x7 convolution fit images of any size; the cuts undo it.
+The padding of 100 px makes room for the 7x7 convolution in images of any size; the crops undo it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from fcnpipe.networks.architectures.construction import (
 Coarseness = Literal[32, 16, 8]
 _PADDING = 100
 _HIDDEN = 4096
-_CUTS = {32: 19, 16: 27, 8: 31}
-_SKIP_CUTS = {16: 5, 8: 9}
-"""Where the score of the stage of this stride lies under the raised score of the next."""
+_CROPS = {32: 19, 16: 27, 8: 31}
+_SKIP_CROPS = {16: 5, 8: 9}
+"""First row and column of the score of a stage, by its stride, that the upsampled score covers."""
 
 
 class FCN(nn.Module):
@@ -54,11 +54,11 @@ class FCN(nn.Module):
     Raises
     ------
     SpecError
-        When a size is not positive or the coarseness is another.
+        When a size is not positive or the coarseness is not 32, 16 or 8.
 
     Notes
     -----
-    The kernels that raise the scores are bilinear and not trained, so they are no parameters.
+    The kernels of the upsampling are bilinear and not trained, so they are not parameters.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FCN(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes("FCN", bands=bands, outputs=outputs, width=width)
-        check_choice("coarseness", coarseness, list(_CUTS))
+        check_choice("coarseness", coarseness, list(_CROPS))
         self.arguments: dict[str, int | float] = {
             "bands": bands,
             "outputs": outputs,
@@ -93,11 +93,11 @@ class FCN(nn.Module):
         self.skips = nn.ModuleList(
             nn.Conv2d(inner, outputs, 1) for stride, inner in skips if stride >= coarseness
         )
-        self.cut = _CUTS[coarseness]
-        self.twice: Tensor
-        self.rest: Tensor
-        self.register_buffer("twice", _kernels(outputs, 2), persistent=False)
-        self.register_buffer("rest", _kernels(outputs, coarseness), persistent=False)
+        self.crop_start = _CROPS[coarseness]
+        self.kernels_x2: Tensor
+        self.kernels_final: Tensor
+        self.register_buffer("kernels_x2", _kernels(outputs, 2), persistent=False)
+        self.register_buffer("kernels_final", _kernels(outputs, coarseness), persistent=False)
         self.apply(initialise_for_relu)
 
     @property
@@ -106,7 +106,7 @@ class FCN(nn.Module):
         return 1 << len(VGG16)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of each output.
+        """Compute the logits of each output.
 
         Parameters
         ----------
@@ -120,10 +120,10 @@ class FCN(nn.Module):
         """
         pools = self._pool(x)
         score = self.score(self.classify(pools[-1]))
-        for skip, cut, pool in zip(self.skips, _SKIP_CUTS.values(), pools[3:1:-1], strict=False):
-            score = upsample_bilinearly(score, self.twice)
-            score = score + _crop(skip(pool), cut, score)
-        return _crop(upsample_bilinearly(score, self.rest), self.cut, x)
+        for skip, start, pool in zip(self.skips, _SKIP_CROPS.values(), pools[3:1:-1], strict=False):
+            score = upsample_bilinearly(score, self.kernels_x2)
+            score = score + _crop(skip(pool), start, score)
+        return _crop(upsample_bilinearly(score, self.kernels_final), self.crop_start, x)
 
     def _pool(self, x: Tensor) -> list[Tensor]:
         pools = []
@@ -134,9 +134,9 @@ class FCN(nn.Module):
 
 
 def bilinear_kernel(size: int) -> Tensor:
-    """Give (size, size) float32 weights that interpolate linearly between samples.
+    """Return (size, size) float32 weights for bilinear upsampling by transposed convolution.
 
-    A transposed convolution with it, of stride ``(size + 1) // 2``, is exact on linear functions.
+    With a stride of ``(size + 1) // 2`` it is exact on linear functions.
     """
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 else factor - 0.5
@@ -145,7 +145,7 @@ def bilinear_kernel(size: int) -> Tensor:
 
 
 def upsample_bilinearly(x: Tensor, kernels: Tensor) -> Tensor:
-    """Enlarge each channel with its own kernel of two strides, uncropped."""
+    """Upsample each channel with its own kernel, whose size is twice the stride; do not crop."""
     return functional.conv_transpose2d(
         x, kernels, stride=kernels.shape[-1] // 2, groups=kernels.shape[0]
     )

@@ -1,4 +1,4 @@
-"""Hradis et al. 2015: a stack of convolutions that restores a blurred and noisy image directly."""
+"""Network of Hradis et al. 2015: a stack of convolutions that restores a blurred and noisy image."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _CHANNELS = {
     10: (128, 320, 320, 320, 128, 128, 512, 48, 96),
 }
 _GROUPS = {15: {8: 4, 9: 2, 11: 2, 12: 2, 14: 2}, 10: {}}
-"""Groups of the convolutions that have more than one, by their number from 1."""
+"""Number of groups of the convolutions that have more than one, by the number of the layer from 1."""
 _MAX_GROUPS = 4
 
 
 class Hradis(nn.Module):
-    """An image in, the restored image out: convolutions with ReLU after each but the last.
+    """Convolutions, with a ReLU after each but the last, that map an image to the restored image.
 
     Parameters
     ----------
@@ -38,22 +38,22 @@ class Hradis(nn.Module):
     outputs
         Channels of the output: as many as of the input, 3 or 1.
     layers
-        15 (L15, a field of 51 px) or 10 (L10, a field of 35 px).
+        15 (L15, a receptive field of 51 px) or 10 (L10, 35 px).
     width
         Channels of the hidden layers as a fraction of the published ones, in multiples of 4.
     padding
-        ``"valid"``: no padding, as published; the output is smaller by the field less 1.
+        ``"valid"``: no padding, as published; the output is smaller by the receptive field - 1 px.
         ``"same"``: zeros around each convolution, the output is as large as the input.
 
     Raises
     ------
     SpecError
-        When a size is not positive or a word or number is not one of the above.
+        When a size is not positive or an option is not one of the above.
 
     Notes
     -----
-    L15 is as in the authors' code. L10's list of layers is ours, after memory of the paper's table:
-    its field is the published one, the rest is not checked.
+    L15 has the layers of the authors' code. L10 was written from memory of the paper's table: its
+    receptive field is the published one, the rest is unchecked.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Hradis(nn.Module):
         self.apply(initialise_for_relu)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The restored image.
+        """Compute the restored image.
 
         Parameters
         ----------
         x
-            (n, bands, h, w) float; at least as large as the field for valid padding.
+            (n, bands, h, w) float; for valid padding at least as large as the receptive field.
 
         Returns
         -------

@@ -1,6 +1,6 @@
-"""Pang et al. 2010: a few 3x3 layers that tell the nucleus of a cell from the background.
+"""Network of Pang et al. 2010: a few 3x3 convolutions that separate cell nuclei from the background.
 
-The smallest network that labels each pixel: 1,465 weights that look 4 px far.
+The smallest network that labels each pixel: 1,465 weights, with a reach of 4 px.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Ta
 
 
 class Pang(nn.Module):
-    """Hidden layers of 3x3 convolutions with few maps, and a 3x3 convolution that gives logits.
+    """Hidden layers of 3x3 convolutions with few channels, and a 3x3 convolution that returns logits.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ class Pang(nn.Module):
     Raises
     ------
     SpecError
-        When a size is below 1 or the activation is another word.
+        When a size is below 1 or the activation is not one of the above.
 
     Notes
     -----
-    The field is ``1 + 2 * (n + 1)`` px wide.
+    The receptive field is ``1 + 2 * (n + 1)`` px wide.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Pang(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of each output.
+        """Compute the logits of each output.
 
         Parameters
         ----------

@@ -1,6 +1,7 @@
-"""Registry of architectures: the modules of this folder, by name.
+"""Registry of architectures: finds the class of an architecture by the name of its module.
 
-Architecture ``unet`` is class ``UNet`` of unet.py.
+Each module of this folder holds one architecture: ``unet`` is class ``UNet`` of unet.py, and
+``bulge_disk`` is class ``BulgeDisk`` of bulge_disk.py. A new architecture is one new module.
 """
 
 from __future__ import annotations
@@ -20,54 +21,54 @@ _NOT_ARCHITECTURES = frozenset({"construction", "registry"})
 
 
 def list_architectures() -> tuple[str, ...]:
-    """Give the architectures: the files of this folder that hold one."""
+    """Return the names of all architectures."""
     names = {info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)])}
     return tuple(sorted(names - _NOT_ARCHITECTURES))
 
 
 def architecture(name: str) -> type[nn.Module]:
-    """Give the class of an architecture.
+    """Return the class of an architecture.
 
     Raises
     ------
     ModelError
-        If the folder has none of this name.
+        If there is none of this name.
     """
     if name not in list_architectures():
         raise ModelError(
             f"architecture {name!r} is not one of {', '.join(list_architectures())}: update fcnpipe"
         )
     module = import_module(f"{__package__}.{name}")
-    wanted = name.replace("_", "")
+    class_name = name.replace("_", "")
     found: type[nn.Module] = next(
-        value for key, value in vars(module).items() if key.lower() == wanted
+        value for key, value in vars(module).items() if key.lower() == class_name
     )
     return found
 
 
 def architecture_name(module: nn.Module) -> str:
-    """Give the name under which `architecture` finds the module's class.
+    """Return the name under which `architecture` finds the class of a network.
 
     Raises
     ------
     ModelError
-        If the class is not in the folder.
+        If its class is not one of the architectures.
     """
     name = type(module).__module__.rpartition(".")[2]
     if name not in list_architectures() or architecture(name) is not type(module):
         raise ModelError(
-            f"network {type(module).__name__} is not in fcnpipe/networks/architectures: give it a file there"
+            f"network {type(module).__name__} is not in fcnpipe/networks/architectures: add a module for it there"
         )
     return name
 
 
 def build(header: ModelHeader) -> nn.Module:
-    """Make the network of a header, with fresh weights.
+    """Build the network of a header, with initial weights.
 
     Raises
     ------
     ModelError
-        If the architecture is unknown or does not take the arguments.
+        If the architecture is unknown or refuses the arguments.
     """
     try:
         return architecture(header.architecture)(**header.arguments)

@@ -1,8 +1,8 @@
-"""SegNet (Badrinarayanan et al. 2017): VGG16 up and down, joined by where each maximum was.
+"""SegNet (Badrinarayanan et al. 2017): a VGG16 encoder and its mirror image, joined by pooling indices.
 
-Max-pooling remembers the place of each maximum; on the way up, unpooling puts the value back there
-and zeros around it, so boundaries stay where they were without the skip connections of a U-Net.
-Of equal values the first in raster order is taken.
+Max-pooling records the position of each maximum; max-unpooling in the decoder puts the value back at
+that position, with zeros around it. Boundaries stay in place without the skip connections of a U-Net.
+Of equal values the first in raster order is the maximum.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from fcnpipe.networks.architectures.construction import (
 
 
 class SegNet(nn.Module):
-    """The SegNet on VGG16 that returns logits.
+    """A SegNet on VGG16 that returns logits.
 
     Five stages of 3x3 convolutions, each with batch normalisation and ReLU, and 2x2 max-pooling;
-    five that mirror them. The last convolution has neither normalisation nor ReLU.
+    then five stages that mirror them. The last convolution has neither normalisation nor ReLU.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class SegNet(nn.Module):
 
     Notes
     -----
-    Batch normalisation can be tiled in evaluation mode only, with the statistics of training.
+    Batch normalisation can be tiled only in evaluation mode, where it uses the statistics of training.
     """
 
     def __init__(self, bands: int = 3, outputs: int = 11, width: float = 1.0) -> None:
@@ -65,7 +65,7 @@ class SegNet(nn.Module):
             _stage([*[inner] * count, outer])
             for inner, outer, count in reversed(list(zip(widths, outers, counts, strict=True)))
         )
-        # The last convolution gives the logits.
+        # The last convolution returns the logits.
         self.up[-1] = self.up[-1][:-2]  # type: ignore[index]
         self.pool = nn.MaxPool2d(2, return_indices=True)
         self.unpool = nn.MaxUnpool2d(2)
@@ -77,7 +77,7 @@ class SegNet(nn.Module):
         return 1 << len(VGG16)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of each output.
+        """Compute the logits of each output.
 
         Parameters
         ----------
@@ -89,12 +89,12 @@ class SegNet(nn.Module):
         Tensor
             (n, outputs, h, w) logits.
         """
-        places = []
+        indices = []
         for stage in self.down:
-            x, place = self.pool(stage(x))
-            places.append(place)
+            x, index = self.pool(stage(x))
+            indices.append(index)
         for stage in self.up:
-            x = stage(self.unpool(x, places.pop()))
+            x = stage(self.unpool(x, indices.pop()))
         return x
 
 

@@ -1,4 +1,4 @@
-"""SegNet-Basic (Badrinarayanan et al. 2017): four 7x7 layers down and four up, pooling by place."""
+"""SegNet-Basic (Badrinarayanan et al. 2017): four 7x7 convolutions down, four up, with max-unpooling."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _CHANNELS = 64
 
 
 class SegNetBasic(nn.Module):
-    """The small SegNet that returns logits.
+    """A SegNet-Basic that returns logits.
 
-    The bands are normalised across each other; then four times 7x7 convolution, batch normalisation,
-    ReLU and 2x2 max-pooling; four times unpooling to where the maxima were, 7x7 convolution and batch
-    normalisation, without ReLU; a 1x1 convolution ends it.
+    Local response normalisation across the bands; four levels of 7x7 convolution, batch
+    normalisation, ReLU and 2x2 max-pooling; four levels of max-unpooling, 7x7 convolution and batch
+    normalisation, without ReLU; a 1x1 convolution.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class SegNetBasic(nn.Module):
     Notes
     -----
     The local response normalisation (5 bands, alpha 1e-4, beta 0.75) is that of the authors' Caffe:
-    alpha is divided by the number of bands summed, and bands that are not there count as zero.
+    alpha is divided by the number of bands summed, and bands beyond the first and last count as zero.
     """
 
     def __init__(self, bands: int = 3, outputs: int = 11, width: float = 1.0) -> None:
@@ -68,7 +68,7 @@ class SegNetBasic(nn.Module):
         return 1 << _LEVELS
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of each output.
+        """Compute the logits of each output.
 
         Parameters
         ----------
@@ -81,12 +81,12 @@ class SegNetBasic(nn.Module):
             (n, outputs, h, w) logits.
         """
         x = self.norm(x.float()).to(x.dtype) if x.dtype == torch.bfloat16 else self.norm(x)
-        places = []
+        indices = []
         for layer in self.down:
-            x, place = self.pool(layer(x))
-            places.append(place)
+            x, index = self.pool(layer(x))
+            indices.append(index)
         for layer in self.up:
-            x = layer(self.unpool(x, places.pop()))
+            x = layer(self.unpool(x, indices.pop()))
         logits: Tensor = self.head(x)
         return logits
 

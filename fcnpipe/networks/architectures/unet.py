@@ -1,8 +1,8 @@
-"""The U-Net: an encoder and a decoder joined level by level, without normalisation.
+"""U-Net (Ronneberger et al. 2015): encoder and decoder with skip connections, without normalisation.
 
-Normalisation layers that look at the whole window (GroupNorm, InstanceNorm, squeeze-excite) would
-make the answer depend on where the window ends, so there are none: what comes out at a pixel
-depends on the pixels within the network's reach and on nothing else.
+Layers that read the whole window (GroupNorm, InstanceNorm, squeeze-excite) would make the output
+depend on where the window ends. There are none here, so an output pixel depends only on the pixels
+within the network's reach.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fcnpipe.core.errors import SpecError
 from fcnpipe.core.geometry import Box
+from fcnpipe.networks.architectures.construction import (
+    check_choice,
+    check_sizes,
+    initialise_for_relu,
+)
 
 Padding = Literal["same", "valid"]
 Upsampling = Literal["transposed", "nearest", "bilinear"]
 
 
 class UNet(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) of any depth and width that returns logits.
+    """A U-Net of any depth and width that returns logits.
 
-    Each level is two 3x3 convolutions with ReLU; levels are joined by 2x2 max-pooling on the way
-    down and by 2x2 up-convolutions of stride 2 and concatenation on the way up; a 1x1 convolution
-    ends it.
+    Each level has two 3x3 convolutions with ReLU. The encoder goes to the next level by 2x2
+    max-pooling, the decoder by 2x2 transposed convolution of stride 2 and concatenation with the
+    skip connection. The last layer is a 1x1 convolution.
 
     Parameters
     ----------
@@ -34,24 +38,24 @@ class UNet(nn.Module):
     outputs
         Channels of the output.
     base
-        Channels of the finest level; they double at each level below.
+        Channels of the finest level; they double at each coarser level.
     depth
         Number of poolings; the stride is ``2 ** depth``.
     padding
-        ``"same"``: zeros around each convolution, the output is as large as the input.
-        ``"valid"``: no padding, the output is smaller (572 gives 388 at depth 4, as published).
+        ``"same"``: zeros around each convolution, the output has the size of the input.
+        ``"valid"``: no padding, the output is smaller (572 px become 388 px at depth 4, as published).
     upsampling
-        ``"transposed"``: learned 2x2 up-convolution, as published. ``"nearest"`` and
+        ``"transposed"``: learned 2x2 transposed convolution, as published. ``"nearest"`` and
         ``"bilinear"``: interpolation followed by a 1x1 convolution.
 
     Raises
     ------
     SpecError
-        When a size is below 1 or a word is not one of the above.
+        When a size is below 1 or an option is not one of the above.
 
     Notes
     -----
-    Same padding at depth d reaches ``7 * 2**d - 5`` px with transposed or nearest upsampling.
+    With same padding and transposed or nearest upsampling, the reach is ``7 * 2**depth - 5`` px.
     """
 
     def __init__(
@@ -64,7 +68,9 @@ class UNet(nn.Module):
         upsampling: Upsampling = "transposed",
     ) -> None:
         super().__init__()
-        _check(bands, outputs, base, depth, padding, upsampling)
+        check_sizes("U-Net", bands=bands, outputs=outputs, base=base, depth=depth)
+        check_choice("padding", padding, ["same", "valid"])
+        check_choice("upsampling", upsampling, ["transposed", "nearest", "bilinear"])
         self.arguments: dict[str, int | str] = {
             "bands": bands,
             "outputs": outputs,
@@ -76,12 +82,15 @@ class UNet(nn.Module):
         widths = [base * 2**level for level in range(depth + 1)]
         pad = 1 if padding == "same" else 0
         self.down = nn.ModuleList(
-            _pair(inner, outer, pad) for inner, outer in zip([bands, *widths], widths, strict=False)
+            _double_convolution(inner, outer, pad)
+            for inner, outer in zip([bands, *widths], widths, strict=False)
         )
-        self.up = nn.ModuleList(_rise(width, upsampling) for width in widths[:0:-1])
-        self.join = nn.ModuleList(_pair(2 * width, width, pad) for width in widths[-2::-1])
+        self.up = nn.ModuleList(_make_up_layer(width, upsampling) for width in widths[:0:-1])
+        self.join = nn.ModuleList(
+            _double_convolution(2 * width, width, pad) for width in widths[-2::-1]
+        )
         self.head = nn.Conv2d(base, outputs, 1)
-        self.apply(_initialise)
+        self.apply(initialise_for_relu)
 
     @property
     def stride(self) -> int:
@@ -89,7 +98,7 @@ class UNet(nn.Module):
         return 1 << int(self.arguments["depth"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of each output.
+        """Compute the logits of each output.
 
         Parameters
         ----------
@@ -103,21 +112,21 @@ class UNet(nn.Module):
         """
         skips = self._encode(x)
         x = skips.pop()
-        for rise, join in zip(self.up, self.join, strict=True):
-            x = rise(x)
-            x = _join(join, _crop(skips.pop(), x), x)
+        for up, join in zip(self.up, self.join, strict=True):
+            x = up(x)
+            x = _join_levels(join, _crop(skips.pop(), x), x)
         logits: Tensor = self.head(x)
         return logits
 
     def forward_crop(self, x: Tensor, keep: Box) -> Tensor:
-        """Logits of some of the pixels: ``forward(x)`` there, computing less on the way up.
+        """Compute the logits of some of the pixels: ``forward(x)`` there, with a smaller decoder.
 
         Parameters
         ----------
         x
-            (n, bands, h, w) float, h and w multiples of the stride; for same padding.
+            (n, bands, h, w) float, h and w multiples of the stride. The padding must be "same".
         keep
-            The pixels wanted.
+            The pixels to return.
 
         Returns
         -------
@@ -127,16 +136,17 @@ class UNet(nn.Module):
         skips = self._encode(x)
         x = skips.pop()
         have = bounds_of(x)
-        spare = 1 if self.arguments["upsampling"] == "bilinear" else 0
-        steps = list_decoder_boxes(keep, [bounds_of(skip) for skip in skips], spare)
-        for rise, join, (source, read) in zip(self.up, self.join, steps, strict=True):
-            x = rise(x[(..., *source.within(have))])[(..., *read.within(double(source)))]
-            x = _join(join, skips.pop()[(..., *read.slices)], x)
+        margin = 1 if self.arguments["upsampling"] == "bilinear" else 0
+        boxes = list_decoder_boxes(keep, [bounds_of(skip) for skip in skips], margin)
+        for up, join, (source, read) in zip(self.up, self.join, boxes, strict=True):
+            x = up(x[(..., *source.within(have))])[(..., *read.within(double_box(source)))]
+            x = _join_levels(join, skips.pop()[(..., *read.slices)], x)
             have = read
         logits: Tensor = self.head(x[(..., *keep.within(have))])
         return logits
 
     def _encode(self, x: Tensor) -> list[Tensor]:
+        """Return the output of each level of the encoder, the finest first."""
         skips: list[Tensor] = []
         for level, pair in enumerate(self.down):
             x = pair(x if level == 0 else functional.max_pool2d(x, 2))
@@ -144,44 +154,48 @@ class UNet(nn.Module):
         return skips
 
 
-def list_decoder_boxes(keep: Box, frames: list[Box], spare: int = 0) -> list[tuple[Box, Box]]:
-    """Give, level by level upwards, what to take of the level below, and of this one.
+def list_decoder_boxes(keep: Box, bounds: list[Box], margin: int = 0) -> list[tuple[Box, Box]]:
+    """Return which pixels of the decoder are needed for the output pixels ``keep``.
 
-    The outermost pixels of what is taken come out wrong, one for each 3x3 convolution, except at
-    the frame; interpolation needs a neighbour more, ``spare``.
+    Parameters
+    ----------
+    keep
+        The output pixels.
+    bounds
+        All pixels of each level, the finest first.
+    margin
+        Neighbours that the upsampling reads: 1 for bilinear, else 0.
+
+    Returns
+    -------
+    list of (Box, Box)
+        For each level, the coarsest first: the pixels to upsample from the coarser level, and the
+        pixels of this level to convolve.
+
+    Notes
+    -----
+    Each of the two 3x3 convolutions of a level makes the outermost pixels of a box invalid, except
+    at the bounds, so boxes grow by 2 px.
     """
-    steps = []
-    for frame in frames:
-        read = keep.grow(2).clip(frame)
-        keep = _halve(read).grow(spare).clip(_halve(frame))
-        steps.append((keep, read))
-    return steps[::-1]
+    boxes = []
+    for bound in bounds:
+        read = keep.grow(2).clip(bound)
+        keep = _halve(read).grow(margin).clip(_halve(bound))
+        boxes.append((keep, read))
+    return boxes[::-1]
 
 
 def bounds_of(x: Tensor) -> Box:
-    """Give all pixels of (..., h, w) as a box."""
+    """Return the box of all pixels of (..., h, w)."""
     return Box(0, 0, *x.shape[-2:])
 
 
-def double(box: Box) -> Box:
-    """Give a box in the pixels of the level above."""
+def double_box(box: Box) -> Box:
+    """Return a box in the pixels of the next finer level."""
     return Box(*(2 * n for n in box.corners))
 
 
-def _check(bands: int, outputs: int, base: int, depth: int, padding: str, upsampling: str) -> None:
-    sizes = {"bands": bands, "outputs": outputs, "base": base, "depth": depth}
-    for name, value in sizes.items():
-        if value < 1:
-            raise SpecError(f"{name} = {value}: the U-Net needs at least 1; give a positive number")
-    if padding not in ("same", "valid"):
-        raise SpecError(f"padding = {padding!r}: choose 'same' or 'valid'")
-    if upsampling not in ("transposed", "nearest", "bilinear"):
-        raise SpecError(
-            f"upsampling = {upsampling!r}: choose 'transposed', 'nearest' or 'bilinear'"
-        )
-
-
-def _pair(inner: int, outer: int, pad: int) -> nn.Sequential:
+def _double_convolution(inner: int, outer: int, pad: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inner, outer, 3, padding=pad),
         nn.ReLU(inplace=True),
@@ -190,7 +204,7 @@ def _pair(inner: int, outer: int, pad: int) -> nn.Sequential:
     )
 
 
-def _rise(width: int, upsampling: Upsampling) -> nn.Module:
+def _make_up_layer(width: int, upsampling: Upsampling) -> nn.Module:
     if upsampling == "transposed":
         return nn.ConvTranspose2d(width, width // 2, 2, stride=2)
     return nn.Sequential(
@@ -198,9 +212,9 @@ def _rise(width: int, upsampling: Upsampling) -> nn.Module:
     )
 
 
-def _join(pair: nn.Module, skip: Tensor, x: Tensor) -> Tensor:
+def _join_levels(pair: nn.Module, skip: Tensor, x: Tensor) -> Tensor:
     x = torch.cat([skip, x], dim=1)
-    for layer in pair.children():  # one by one, so that what is used up is freed
+    for layer in pair.children():  # one by one, so that each input is freed after its use
         x = layer(x)
     return x
 
@@ -213,10 +227,3 @@ def _crop(skip: Tensor, like: Tensor) -> Tensor:
     height, width = like.shape[-2:]
     top, left = (skip.shape[-2] - height) // 2, (skip.shape[-1] - width) // 2
     return skip[..., top : top + height, left : left + width]
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not module.weight.is_meta:
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

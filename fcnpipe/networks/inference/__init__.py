@@ -1,1 +1,1 @@
-"""Running networks: precision, fused and integer kernels, memory allocator."""
+"""Inference: predictors, arithmetic (float32, bfloat16, int8), fused kernels, memory allocator."""

@@ -1,15 +1,14 @@
-"""A U-Net in 8-bit integers: twice as fast as bfloat16 where a CPU multiplies bytes (VNNI).
+"""A U-Net in int8 arithmetic: twice as fast as bfloat16 on CPUs with VNNI instructions.
 
 ::
 
-    activation   uint8    a value is scale * (byte - zero); the range was measured once, see measure_ranges
+    activation   uint8    value = scale * (number - zero); ranges are measured once, see measure_ranges
     weight       int8     with a scale for each output channel
     sum          int32    exact, so a pixel does not depend on the shape of its window
-    first layer  float32  of S/N, which spans too much for a byte
+    first layer  float32  its input is S/N, whose range is too large for 8 bits
 
-Of the pixels of the default model's foreground 0.1 % differ from those in float32 (0.02 % in
-bfloat16), and no score of ``benchmarks/detection_quality.py`` changes by more than its noise
-(docs/decisions/0011).
+0.1 % of the foreground pixels of the default model differ from those in float32 (0.02 % in bfloat16),
+and no score of ``benchmarks/detection_quality.py`` changes by more than its noise (docs/decisions/0011).
 """
 
 from __future__ import annotations
@@ -25,51 +24,57 @@ from torch import Tensor, nn
 
 from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import Box
-from fcnpipe.networks.architectures.unet import UNet, bounds_of, double, list_decoder_boxes
+from fcnpipe.networks.architectures.unet import UNet, bounds_of, double_box, list_decoder_boxes
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Least and greatest value that each layer gives, by the layer's name."""
+"""Minimum and maximum output of each layer, by the layer's name."""
 _UINT8_MAX = 255
 _INT8_MAX = 127
 _TYPICAL_EDGE = 1120
-"""Edge of a usual window with its halo, px."""
+"""Edge of a typical window with its halo, px."""
 _STRIP_ROWS = 64
-"""Rows of the first layer at a time: its float32, four times the bytes, then stays in the cache."""
+"""Rows of the first layer that are computed at a time, so that their float32 values stay in the cache."""
 
 
 def is_available() -> bool:
-    """Whether this CPU multiplies bytes faster than anything else, and this torch can use it."""
-    multiplies = getattr(torch.cpu, "_is_vnni_supported", bool)()
-    return bool(multiplies) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    """Return whether int8 is the fastest arithmetic of this CPU (VNNI), and this torch supports it."""
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", bool)()
+    return bool(has_vnni) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 def is_supported(network: nn.Module) -> bool:
-    """Whether a network can be run in integers."""
-    wanted = {"padding": "same", "upsampling": "transposed"}
-    return isinstance(network, UNet) and wanted.items() <= network.arguments.items()
+    """Return whether a network can run in int8: a U-Net of same padding and transposed upsampling."""
+    needed = {"padding": "same", "upsampling": "transposed"}
+    return isinstance(network, UNet) and needed.items() <= network.arguments.items()
 
 
 @torch.no_grad()
 def measure_ranges(network: UNet, inputs: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
-    """Measure between which values the layers of a network give, over typical inputs.
+    """Measure the range of each layer's output over typical inputs.
 
     Parameters
     ----------
-    network
+    network : UNet
         In float32, before its ReLUs are fused.
-    inputs
-        (1, bands, h, w) float32 each, scaled as the network sees them; bright sources among them.
+    inputs : iterable of Tensor
+        (1, bands, h, w) float32 each, scaled as the network's input is, with bright sources among
+        them.
+
+    Returns
+    -------
+    dict
+        (minimum, maximum) by the layer's name; they always include 0.
     """
     ranges: dict[str, tuple[float, float]] = {}
-    layers: dict[str, nn.Module] = {f"up.{i}": rise for i, rise in enumerate(network.up)}
+    layers: dict[str, nn.Module] = {f"up.{i}": up_layer for i, up_layer in enumerate(network.up)}
     layers |= {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.ReLU)}
 
-    def note(name: str, values: Tensor) -> None:
+    def record(name: str, values: Tensor) -> None:
         low, high = ranges.get(name, (0.0, 0.0))
         ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
 
     hooks = [
-        layer.register_forward_hook(lambda _, __, out, name=name: note(name, out))
+        layer.register_forward_hook(lambda _, __, out, name=name: record(name, out))
         for name, layer in layers.items()
     ]
     for x in inputs:
@@ -80,14 +85,14 @@ def measure_ranges(network: UNet, inputs: Iterable[Tensor]) -> dict[str, tuple[f
 
 
 class Int8UNet:
-    """A U-Net of same padding and transposed upsampling, run in integers on a CPU.
+    """A U-Net of same padding and transposed upsampling that runs in int8 on a CPU.
 
     Parameters
     ----------
-    network
+    network : Module
         In float32, before its ReLUs are fused.
-    ranges
-        As `measure_ranges` gives them.
+    ranges : mapping
+        Ranges of its layers, as `measure_ranges` returns them.
 
     Raises
     ------
@@ -104,7 +109,7 @@ class Int8UNet:
             self._build(network, {name: _Quantisation(*ends) for name, ends in ranges.items()})
         except KeyError as missing:
             raise ModelError(
-                f"layer {missing} has no range for int8: pack the model again, or use bf16 or fp32"
+                f"layer {missing} has no range for int8: save the model again with ranges, or use bf16 or fp32"
             ) from None
 
     @torch.no_grad()
@@ -118,13 +123,13 @@ class Int8UNet:
             )
             for conv, before, after in zip(rest, names, names[1:], strict=False)
         ]
-        self._rise, self._join, self._zero = [], [], []
+        self._up, self._join, self._zero = [], [], []
         below = names[-1]
-        for i, (rise, join) in enumerate(zip(network.up, network.join, strict=True)):
+        for i, (up_layer, join) in enumerate(zip(network.up, network.join, strict=True)):
             skip, up = scales[f"down.{len(network.up) - 1 - i}.3"], scales[f"up.{i}"]
             inner, outer = scales[f"join.{i}.1"], scales[f"join.{i}.3"]
             both, last = _convolutions(join)
-            self._rise.append(_make_up_convolution(rise, scales[below].scale, up))
+            self._up.append(_make_up_convolution(up_layer, scales[below].scale, up))
             self._join.append(
                 (
                     _make_joining_convolution(both, skip, up, inner),
@@ -137,18 +142,18 @@ class Int8UNet:
         self._head = _Int8Convolution(head.weight * scales[below].scale, _bias(head))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits of all pixels, see `inside`."""
+        """Compute the logits of all pixels; see `forward_crop`."""
         return self.forward_crop(x, bounds_of(x))
 
     def forward_crop(self, x: Tensor, keep: Box) -> Tensor:
-        """Logits of some of the pixels.
+        """Compute the logits of some of the pixels.
 
         Parameters
         ----------
-        x
+        x : Tensor
             (1, bands, h, w) float32, h and w multiples of the stride.
-        keep
-            The pixels wanted.
+        keep : Box
+            The pixels to return.
 
         Returns
         -------
@@ -158,12 +163,14 @@ class Int8UNet:
         skips = self._encode(x)
         x = skips.pop()
         have = bounds_of(x)
-        steps = list_decoder_boxes(keep, [bounds_of(skip) for skip in skips])
-        for rise, join, zero, (source, read) in zip(
-            self._rise, self._join, self._zero, steps, strict=True
+        boxes = list_decoder_boxes(keep, [bounds_of(skip) for skip in skips])
+        for up_layer, join, zero, (source, read) in zip(
+            self._up, self._join, self._zero, boxes, strict=True
         ):
-            risen = rise(x[(..., *source.within(have))])
-            x = join[1](join[0](_interleave(skips.pop(), risen, read, double(source), zero)))
+            upsampled = up_layer(x[(..., *source.within(have))])
+            x = join[1](
+                join[0](_interleave(skips.pop(), upsampled, read, double_box(source), zero))
+            )
             have = read
         return self._head(x[(..., *keep.within(have))])
 
@@ -176,7 +183,7 @@ class Int8UNet:
 
 
 class _Quantisation:
-    """How a layer's values become bytes; 0 is exact, for it is what padding adds."""
+    """Quantisation of a layer's output to uint8. The value 0 is exact, because padding adds it."""
 
     def __init__(self, low: float, high: float) -> None:
         self.scale = max(high - min(low, 0.0), 1e-6) / _UINT8_MAX
@@ -184,12 +191,12 @@ class _Quantisation:
 
 
 class _FirstConvolution:
-    """Convolution, ReLU and rounding of the input, which comes in float32."""
+    """The first convolution, in float32, with ReLU and quantisation of its output."""
 
     def __init__(self, layer: nn.Conv2d, out: _Quantisation) -> None:
         self._shape = ([1, 1], [1, 1], [1, 1], 1)
         weight = (layer.weight / out.scale).detach()
-        # In the order in which it is used, which would else be made anew at each call.
+        # In the memory layout of the kernel. Otherwise each call reorders it.
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
             weight, *self._shape, [1, weight.shape[1], _TYPICAL_EDGE, _TYPICAL_EDGE]
         )
@@ -203,22 +210,22 @@ class _FirstConvolution:
             read = slice(max(y0 - 1, 0), min(y1 + 1, height))
             values = self._convolve(x[:, :, read]).permute(0, 2, 3, 1)[0].numpy()
             kept = values[y0 - read.start : y1 - read.start]
-            np.copyto(whole[y0:y1], kept, casting="unsafe")  # three times as fast as torch
+            np.copyto(whole[y0:y1], kept, casting="unsafe")  # three times faster than torch
         return torch.from_numpy(whole[np.newaxis]).permute(0, 3, 1, 2)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        within = ("hardtanh", [0.0, _UINT8_MAX + 0.5], "")
+        clamp = ("hardtanh", [0.0, _UINT8_MAX + 0.5], "")
         values: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self._bias, *self._shape, *within
+            x, self._weight, self._bias, *self._shape, *clamp
         )
         return values
 
 
 class _Int8Convolution:
-    """A convolution of bytes, with ReLU, into bytes; or, without ``out``, into float32.
+    """A convolution of uint8 values with ReLU, to uint8; to float32 logits if ``out`` is None.
 
-    Weights are those that multiply the bytes themselves: the scale of the input is in them.
-    ``zeros`` are the bytes that stand for 0 in each input channel, where it is not 0.
+    The scale of the input is contained in ``weight``. ``zeros`` are the quantised zeros of the input
+    channels, if they are not 0.
     """
 
     def __init__(
@@ -232,12 +239,12 @@ class _Int8Convolution:
         relu: bool = True,
     ) -> None:
         self._scale = weight.abs().amax((1, 2, 3)).clamp(min=1e-12) / _INT8_MAX
-        whole = torch.round(weight / self._scale[:, None, None, None])
+        rounded = torch.round(weight / self._scale[:, None, None, None])
         if zeros is not None:
-            bias = bias - self._scale * (whole.sum((2, 3)) @ zeros)
+            bias = bias - self._scale * (rounded.sum((2, 3)) @ zeros)
         self._shape = ([1, 1], [padding, padding], [1, 1], 1)
         self._weight = torch.ops.onednn.qconv_prepack(
-            whole.to(torch.int8), self._scale, 1.0, 0, *self._shape
+            rounded.to(torch.int8), self._scale, 1.0, 0, *self._shape
         )
         self._no_zeros, self._bias = torch.zeros(len(weight), dtype=torch.long), bias
         self._out = (out.scale, out.zero, torch.uint8) if out else (1.0, 0, torch.float32)
@@ -254,7 +261,10 @@ class _Int8Convolution:
 
 
 def _make_up_convolution(layer: nn.Module, scale: float, out: _Quantisation) -> _Int8Convolution:
-    """Make a 2x2 up-convolution a 1x1 convolution to four times the channels, one pixel after another."""
+    """Return a 2x2 up-convolution as a 1x1 convolution to four times the channels.
+
+    The channels of the four fine pixels of a coarse one follow each other; `_interleave` sorts them.
+    """
     weight: Any = layer.weight
     flat = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0], 1, 1)
     return _Int8Convolution(flat * scale, _bias(layer).repeat(4), out, relu=False)
@@ -263,7 +273,10 @@ def _make_up_convolution(layer: nn.Module, scale: float, out: _Quantisation) -> 
 def _make_joining_convolution(
     layer: nn.Conv2d, skip: _Quantisation, up: _Quantisation, out: _Quantisation
 ) -> _Int8Convolution:
-    """Make the first convolution of both halves, which come in a frame of zeros of their own."""
+    """Return the convolution of the concatenated skip and upsampled channels.
+
+    It pads nothing: its input comes with a frame of quantised zeros, which differ in the two halves.
+    """
     half = layer.weight.shape[1] // 2
     scale, zeros = torch.full((2 * half,), skip.scale), torch.zeros(2 * half)
     scale[half:], zeros[half:] = up.scale, up.zero
@@ -281,36 +294,37 @@ def _convolutions(pair: nn.Module) -> list[nn.Conv2d]:
 
 
 def _pool(x: Tensor) -> Tensor:
-    """Give the greatest of 2 x 2 pixels, channel by channel."""
+    """Return the maximum of each 2 x 2 pixels, channel by channel."""
     rows = x.permute(0, 2, 3, 1)
     rows = torch.maximum(rows[:, 0::2], rows[:, 1::2])
     return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2]).permute(0, 3, 1, 2)
 
 
-def _interleave(skip: Tensor, risen: Tensor, read: Box, fine: Box, zero: int) -> Tensor:
-    """Lay a box of the skipped map and the risen one side by side, in a frame of zeros.
+def _interleave(skip: Tensor, upsampled: Tensor, read: Box, fine: Box, zero: int) -> Tensor:
+    """Concatenate the channels of a box of the skip connection and of the upsampled map, and pad them.
 
-    ``risen`` has four pixels of the box ``fine`` in the channels of one.
+    The frame of one pixel has the quantised zero of each half. In ``upsampled`` the channels of one pixel
+    hold four pixels of the box ``fine``.
     """
     channels = skip.shape[1]
     out = torch.empty((1, 2 * channels, read.shape[0] + 2, read.shape[1] + 2), dtype=torch.uint8,
                       memory_format=torch.channels_last)  # fmt: skip
-    below, above, woven = (_view_as_words(part, channels) for part in (skip, risen, out))
+    low, high, joined = (_view_as_words(part, channels) for part in (skip, upsampled, out))
     corner = (read.y0, read.x0, read.y0 - fine.y0, read.x0 - fine.x0)
-    word = woven.dtype.type(int.from_bytes(bytes([zero] * woven.itemsize), "little"))
-    _interleave_words(below, above, woven, corner, word, (0,) * below.shape[2])
+    word = joined.dtype.type(int.from_bytes(bytes([zero] * joined.itemsize), "little"))
+    _interleave_words(low, high, joined, corner, word, (0,) * low.shape[2])
     return out
 
 
 def _view_as_words(x: Tensor, channels: int) -> NDArray[Any]:
-    """See a map as (h, w, words): eight channels are copied at once where that is even."""
+    """Return a view as (h, w, words): up to eight channels are copied at once."""
     size = next(n for n in (8, 4, 2, 1) if channels % n == 0)
     return x[0].permute(1, 2, 0).contiguous().numpy().view(f"u{size}")
 
 
 @njit(cache=True, nogil=True)
-def _interleave_words(skip, risen, out, corner, zero, words):  # type: ignore[no-untyped-def]
-    """Fill in ``out``; a pixel of ``skip`` has as many words as the tuple: known to the compiler."""
+def _interleave_words(skip, upsampled, out, corner, zero, words):  # type: ignore[no-untyped-def]
+    """Fill ``out``. The length of ``words`` is that of a pixel of ``skip``, known to the compiler."""
     height, width, _ = out.shape
     half = len(words)
     out[0, :, :half] = out[-1, :, :half] = out[:, 0, :half] = out[:, -1, :half] = 0
@@ -322,4 +336,4 @@ def _interleave_words(skip, risen, out, corner, zero, words):  # type: ignore[no
             start = ((v & 1) * 2 + (u & 1)) * half
             for k in range(half):
                 out[y, x, k] = skip[j, i, k]
-                out[y, x, half + k] = risen[v >> 1, u >> 1, start + k]
+                out[y, x, half + k] = upsampled[v >> 1, u >> 1, start + k]

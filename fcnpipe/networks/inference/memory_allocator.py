@@ -1,9 +1,9 @@
-"""The C allocator, told to keep the memory of activations instead of giving it back each time.
+"""Tuning of the C allocator, so that the memory of activations is kept from one layer to the next.
 
-glibc maps and unmaps every array above 32 MB, so each layer of a large window pays for fresh
-pages: a U-Net of base 16 runs up to twice slower (2.8 against 4.8 Mpix/s in bfloat16 where the
-hardware has it, one thread; and 2.2 on a Dask worker, whose nanny sets MALLOC_TRIM_THRESHOLD_).
-Measure with ``benchmarks/forward_pass.py``.
+glibc maps and unmaps every array above 32 MB, so each layer of a large window pays for new pages. A
+U-Net of base 16 then runs up to twice slower: 2.8 instead of 4.8 Mpix/s in bfloat16 where the
+hardware has it, on one thread, and 2.2 Mpix/s on a Dask worker, whose nanny sets
+MALLOC_TRIM_THRESHOLD_. Measure with ``benchmarks/forward_pass.py``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _NEVER = 2**31 - 1
 
 
 def tune_allocator() -> bool:
-    """Keep freed memory in the process, in one arena.
+    """Make the C allocator keep freed memory in the process, in one arena.
 
-    Call it early, best before torch is imported and threads begin: arenas that exist are not taken
-    back.
+    Call it early, if possible before torch is imported and threads start: arenas that exist already
+    stay.
 
     Returns
     -------
     bool
-        Whether anything was tuned; False where the C library is not glibc, which is harmless.
+        Whether the allocator was tuned. False if the C library is not glibc, which is harmless.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -38,9 +38,9 @@ def tune_allocator() -> bool:
 
 
 def worker_environment() -> dict[str, str]:
-    """Give the environment that does the same for a worker process from its start.
+    """Return the environment variables that tune the allocator of a worker process from its start.
 
-    Dask's nanny sets MALLOC_TRIM_THRESHOLD_ itself; these values must win over its.
+    Dask's nanny sets MALLOC_TRIM_THRESHOLD_ itself; these values must take precedence.
 
     Examples
     --------

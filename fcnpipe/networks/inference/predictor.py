@@ -1,9 +1,9 @@
-"""A torch network at work: S/N in, probability and elevation out, the same bits each time.
+"""Predictor: runs a torch network on windows, S/N in, probability and elevation maps out.
 
-Convolutions are bound by arithmetic, so what counts is the arithmetic: float32, bfloat16 where it is
-native, or bytes (:mod:`fcnpipe.networks.inference.int8`). In each, eager mode with channels last is within
-the noise of what inductor and OpenVINO reach, and ahead of TorchScript with fused convolutions;
-``benchmarks/forward_pass.py`` prints the figures.
+Equal windows give equal bits. The time goes into the convolutions, and is set by their arithmetic:
+float32, bfloat16 where the hardware has it, or int8 (:mod:`fcnpipe.networks.inference.int8`). In each
+arithmetic, eager mode with channels last is as fast, within the noise, as inductor and OpenVINO, and
+faster than TorchScript with fused convolutions; ``benchmarks/forward_pass.py`` prints the figures.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from fcnpipe.networks.inference import int8
 from fcnpipe.networks.inference.fused_convolution import fuse
 
 _INPUT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
-"""What the input comes in, by the arithmetic of the network."""
+"""Type of the input, by the arithmetic of the network."""
 
 
 def choose_device(device: str) -> str:
-    """Give the device that ``device`` means on this machine.
+    """Return the device that ``device`` selects on this machine, cpu or cuda.
 
     Raises
     ------
     SpecError
-        If it is unknown, or ``cuda`` where there is none.
+        If it is unknown, or is ``cuda`` on a machine without CUDA.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise SpecError(f"device={device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise SpecError("device='cuda' but no CUDA device is to be seen: use device cpu or auto")
+        raise SpecError("device='cuda' but no CUDA device is visible: use device cpu or auto")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def choose_precision(precision: str, device: str, header: ModelHeader) -> str:
-    """Give the arithmetic that ``precision`` means on this machine: auto is the fastest it has.
+    """Return the arithmetic that ``precision`` selects on this machine; auto selects the fastest.
 
     Raises
     ------
     SpecError
-        If precision or device is unknown, there is no such device, or no int8 on it.
+        If precision or device is unknown, or the machine does not have it.
     ModelError
-        If the model cannot be run in int8.
+        If int8 is wanted and the model was saved without the ranges of its layers.
     """
     if precision not in ("auto", *_INPUT_DTYPES):
         raise SpecError(f"precision={precision!r}: choose auto, fp32, bf16 or int8")
-    place = choose_device(device)
+    chosen = choose_device(device)
     if precision == "int8":
-        _check_int8(place, header)
+        _check_int8(chosen, header)
     if precision != "auto":
         return precision
     if header.has_image_outputs:
         return "fp32"
-    if place == "cuda":
+    if chosen == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if header.ranges and int8.is_available():
         return "int8"
@@ -72,11 +72,11 @@ def choose_precision(precision: str, device: str, header: ModelHeader) -> str:
 def _check_int8(device: str, header: ModelHeader) -> None:
     if device != "cpu" or not int8.is_available():
         raise SpecError(
-            "precision='int8' needs a CPU that multiplies bytes (VNNI): use auto, bf16 or fp32"
+            "precision='int8' needs a CPU with int8 instructions (VNNI): use auto, bf16 or fp32"
         )
     if not header.ranges:
         raise ModelError(
-            f"model {header.name!r} was packed without the ranges of its layers, which int8 needs: "
+            f"model {header.name!r} was saved without the ranges of its layers, which int8 needs: "
             "use auto, bf16 or fp32"
         )
 
@@ -87,25 +87,26 @@ def _cpu_has_bf16() -> bool:
 
 
 class TorchPredictor:
-    """A network and where it runs.
+    """A network on a device, in one arithmetic.
 
     Parameters
     ----------
     module : Module
-        Gives logits, (1, output, h, w) of (1, bands, h, w).
+        Maps (1, channels, h, w) to logits, (1, output, h, w).
     header : ModelHeader
         Scaling, outputs and their roles.
     device : {"cpu", "cuda"}
         Where it runs.
     precision : {"auto", "fp32", "bf16", "int8"}
-        Arithmetic; sigmoid and maps are float32 in any case.
+        Arithmetic of the network. Activations and maps are float32 in any case.
     threads : int
-        Threads of the CPU, set anew at each call because torch keeps them per thread.
+        Threads of the CPU. They are set again at each call, because torch keeps the number per
+        thread.
 
     Raises
     ------
     SpecError, ModelError
-        If the precision is unknown, or is not to be had.
+        If the precision is unknown or not available; see `choose_precision`.
     """
 
     def __init__(
@@ -123,15 +124,15 @@ class TorchPredictor:
         self.module = _prepare(module.eval().requires_grad_(False), header, device, precision)
 
     def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
-        """Give the maps of a window.
+        """Predict the maps of a window.
 
         Parameters
         ----------
         snr : ndarray
-            (bands, h, w) float32 S/N without NaN, and the extra channels of the header after
-            the bands; h and w multiples of the stride.
+            (channels, h, w) float32 S/N without NaN: the bands, then the extra channels of the
+            header; h and w multiples of the stride.
         keep : Box, optional
-            The part of the window wanted, in its pixels; all of it if None.
+            The part of the window to return, in its pixels. The whole window if None.
 
         Returns
         -------
@@ -141,24 +142,26 @@ class TorchPredictor:
         Raises
         ------
         ModelError
-            If the window does not fit the bands or the stride.
+            If the window has other channels, or is not a multiple of the stride.
         """
-        return _maps(self._look(snr, keep), self.header)
+        return _make_maps(self._predict(snr, keep), self.header)
 
     def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
-        """Give the outputs of a window by themselves, (output, h, w) float32; as `__call__`.
+        """Predict the outputs of the network themselves, (output, h, w) float32; as `__call__`.
 
-        Those in [0, 1] are there after their activation, images as the network gives them.
+        Probabilities and other outputs in [0, 1] are returned after their activation, images
+        without one.
         """
-        return np.ascontiguousarray(self._look(snr, keep).numpy())
+        return np.ascontiguousarray(self._predict(snr, keep).numpy())
 
-    def _look(self, snr: NDArray[np.float32], keep: Box | None) -> Tensor:
+    def _predict(self, snr: NDArray[np.float32], keep: Box | None) -> Tensor:
         _check_window(snr.shape, self.header)
         if self.device == "cpu" and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
             logits = self._logits(self._input(snr), keep or Box(0, 0, *snr.shape[1:]))
-            # Channels lie last: seen so, the map is one run of memory, and five times faster.
+            # In memory the channels are last. Seen like that the array is contiguous, which makes
+            # the activation five times faster.
             outputs = activate(logits[0].permute(1, 2, 0).float(), self.header)
             return outputs.permute(2, 0, 1).cpu()
 
@@ -171,12 +174,12 @@ class TorchPredictor:
         return whole[(..., *keep.slices)]
 
     def _input(self, snr: NDArray[np.float32]) -> Tensor:
-        window = torch.from_numpy(self._seen(snr)[np.newaxis])
+        window = torch.from_numpy(self._scale_bands(snr)[np.newaxis])
         return window.to(
             self.device, _INPUT_DTYPES[self.precision], memory_format=torch.channels_last
         )
 
-    def _seen(self, snr: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _scale_bands(self, snr: NDArray[np.float32]) -> NDArray[np.float32]:
         bands, scaling = len(snr) - len(self.header.extra), self.header.scaling
         if bands == len(snr):
             return scale_input(snr, scaling)
@@ -194,17 +197,20 @@ def _prepare(
 
 
 def scale_input(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:
-    """Compress S/N to what a network sees: ``asinh(snr / softening)``, float32, same shape.
+    """Return S/N scaled for a network: ``asinh(snr / softening)``, float32 of the same shape.
 
-    With linear scaling the pixels come scaled already: no S/N was made of them.
+    Linear scaling returns the values as they are: they were scaled when they were read, in place of
+    a conversion to S/N.
 
-    numpy.arcsinh where it is written for vectors of 512 bits (1,400 Mpix/s on a Zen 4 core). Elsewhere
-    a loop of ours is three times faster than it and torch.asinh (120 against 37 Mpix/s on a Zen 3
-    core), and right to the last bit but one, up to the largest float32.
+    Notes
+    -----
+    numpy.arcsinh is used where it is compiled for vectors of 512 bits (1,400 Mpix/s on a Zen 4
+    core). Elsewhere a compiled loop is three times faster than it and torch.asinh (120 against 37
+    Mpix/s on a Zen 3 core), and exact to the last bit but one up to the largest float32.
     """
     if scaling.kind == "linear":
         return np.asarray(snr, np.float32)
-    if _numpy_is_wide():
+    if _arcsinh_has_avx512():
         return np.asarray(np.arcsinh(snr * np.float32(1 / scaling.softening)), np.float32)
     out = np.empty(snr.shape, np.float32)
     _asinh(np.ascontiguousarray(snr).ravel(), 1.0 / scaling.softening, out.ravel())
@@ -212,10 +218,10 @@ def scale_input(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float3
 
 
 @cache
-def _numpy_is_wide() -> bool:
+def _arcsinh_has_avx512() -> bool:
     loops = np.lib.introspect.opt_func_info(func_name="^arcsinh$", signature="float32")
-    now = [loop["current"] for kind in loops.values() for loop in kind.values()]
-    return any("AVX512" in name or "X86_V4" in name for name in now)
+    targets = [loop["current"] for kind in loops.values() for loop in kind.values()]
+    return any("AVX512" in name or "X86_V4" in name for name in targets)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -227,16 +233,16 @@ def _asinh(values, factor, out):  # type: ignore[no-untyped-def]  # pragma: no c
 
 
 def activate(logits: Tensor, header: ModelHeader) -> Tensor:
-    """Give what each output is: (h, w, output) float32 of the logits, channels last.
+    """Apply the activation of each output to logits (h, w, output), float32.
 
     Raises
     ------
     ModelError
-        If there are other channels than the header names.
+        If the number of channels is not that of the header.
     """
     if logits.shape[-1] != len(header.outputs):
         raise ModelError(
-            f"model {header.name!r} gives {logits.shape[-1]} channels but its header names "
+            f"model {header.name!r} returns {logits.shape[-1]} channels but its header names "
             f"{len(header.outputs)}: name them all"
         )
     if all(output.activation == "sigmoid" for output in header.outputs):
@@ -254,7 +260,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": partial(torch.softmax, dim=-1),
     "linear": partial(torch.clamp, min=0, max=1),
 }
-"""What the activations make of all channels that ask for them; a linear image has no limits."""
+"""Function of each activation, applied to all channels that name it; linear images have none."""
 
 
 def _has_activation(output: Output, kind: str) -> bool:
@@ -269,34 +275,34 @@ def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
         )
     if shape[1] % header.reach.stride_y or shape[2] % header.reach.stride_x:
         raise ModelError(
-            f"a window of {shape[1]} x {shape[2]} px is no multiple of stride {header.stride} of "
+            f"a window of {shape[1]} x {shape[2]} px is not a multiple of stride {header.stride} of "
             f"model {header.name!r}: pad the image at the high side"
         )
 
 
 def _make_deterministic() -> None:
-    """Choose cuDNN kernels that give the same bits each time, in full float32.
+    """Restrict cuDNN to kernels that return the same bits each time, in full float32.
 
-    Set for good: torch keeps these for the process, and several threads predict at once.
+    The settings stay: they belong to the process, and several threads predict at the same time.
     """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
 
 
-def _maps(outputs: Tensor, header: ModelHeader) -> Maps:
+def _make_maps(outputs: Tensor, header: ModelHeader) -> Maps:
     channel = {output.name: i for i, output in enumerate(header.outputs)}
     probability = np.stack([outputs[i].numpy() for i in header.class_channels])
     elevation = np.zeros(outputs.shape[1:], np.float32)
     for name, share in header.elevation.items():
         weight = np.float32(share.weight / (1 - share.floor))
-        _raise(elevation, outputs[channel[name]].numpy(), np.float32(share.floor), weight)
+        _add_share(elevation, outputs[channel[name]].numpy(), np.float32(share.floor), weight)
     return Maps(probability, np.clip(elevation, 0, 1, out=elevation))
 
 
 @numba.njit(cache=True, nogil=True)
-def _raise(elevation, output, floor, weight):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Add the weighted part of an output above its floor: in one pass, as it lies apart in memory."""
+def _add_share(elevation, output, floor, weight):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Add the weighted part of an output above its floor, in one pass over an array that is strided."""
     for y in range(elevation.shape[0]):
         for x in range(elevation.shape[1]):
             elevation[y, x] += weight * max(output[y, x] - floor, np.float32(0))

@@ -1,1 +1,1 @@
-"""Model files: bundled weights and exported programs."""
+"""Model files: safetensors bundles, exported programs, their headers, and loading by name."""

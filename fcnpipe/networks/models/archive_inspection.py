@@ -1,8 +1,9 @@
-"""What the archive of an exported program may hold: a graph and arrays, nothing that runs by itself.
+"""Security inspection of ``.pt2`` archives, before torch reads them.
 
-``torch.export.load`` unpickles without limits where a payload says so, links compiled libraries, and
-evaluates expressions and guards as Python. None of that is needed for a network, so all of it is
-refused here before torch sees the file.
+``torch.export.load`` unpickles without limits if a payload asks for it, links compiled libraries,
+and evaluates expressions and guards as Python. A network needs none of that, so an archive may
+contain only a graph of torch operators, plain arrays, and sizes that are arithmetic expressions.
+Everything else is refused.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ import torch
 
 from fcnpipe.core.errors import ModelError
 
-_PARTS = re.compile(
+_ALLOWED_PARTS = re.compile(
     r"models/model\.json|data/(weights|constants)/model_(weights|constants)_config\.json"
     r"|data/weights/weight_\d+|data/constants/tensor_\d+|data/sample_inputs/model\.pt"
     r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
 )
-_TARGET = re.compile(
+_ALLOWED_CALL = re.compile(
     r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\.sym_\w+|math\.(ceil|floor|trunc|sqrt)"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pos|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
 _EXPRESSION = re.compile(r"[\w\s'(),=*/+<>-]*")
-_WORDS = re.compile(
+_ALLOWED_WORD = re.compile(
     r"Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|Eq|Ne|Lt|Le|Gt|Ge|And|"
     r"Or|Not|True|False|FloorDiv|ModularIndexing|Where|PythonMod|Mod|CleanDiv|"
     r"CeilDiv|CeilToInt|FloorToInt|LShift|RShift|PowByNatural|FloatPow|FloatTrueDiv|"
@@ -43,12 +44,18 @@ _SYMBOL = re.compile(r"[suz]\d+")
 
 
 def read_archive(path: Path) -> bytes:
-    """Give the bytes of an exported program that holds nothing but a graph and arrays.
+    """Read an exported program, and check that it holds only a graph and arrays.
+
+    Returns
+    -------
+    bytes
+        Content of the file. What was inspected is what the caller hands to torch.
 
     Raises
     ------
     ModelError
-        If it is no such archive, or holds a pickle, compiled code or an expression that could run.
+        If it is not such an archive, or holds a pickle, compiled code, a call of something other
+        than a torch operator, or an expression that is not arithmetic.
     """
     try:
         data = path.read_bytes()
@@ -65,7 +72,7 @@ def read_archive(path: Path) -> bytes:
         raise ModelError(
             f"model {path} is not an exported program ({error}): write it with torch.export.save"
         ) from None
-    except Exception as error:  # what the limited unpickler says of something else than tensors
+    except Exception as error:  # any error of the restricted unpickler
         if isinstance(error, ModelError):
             raise
         raise _refusal(path, "a pickle of more than tensors") from None
@@ -73,15 +80,15 @@ def read_archive(path: Path) -> bytes:
     return data
 
 
-def _refusal(path: Path, what: str) -> ModelError:
+def _refusal(path: Path, content: str) -> ModelError:
     return ModelError(
-        f"model {path} holds {what}, which can run any code: "
+        f"model {path} holds {content}, which can run any code: "
         "export a plain network of tensors with torch.export.save"
     )
 
 
 def _parts(archive: zipfile.ZipFile) -> list[tuple[str, str]]:
-    """Give (folder, part) of all entries; torch takes the folder of the first for all."""
+    """Return (folder, part) of all entries. torch takes the folder of the first entry for all."""
     names = [name for name in archive.namelist() if not name.endswith("/")]
     return [(name.partition("/")[0], name.partition("/")[2]) for name in names]
 
@@ -89,9 +96,9 @@ def _parts(archive: zipfile.ZipFile) -> list[tuple[str, str]]:
 def _check_parts(archive: zipfile.ZipFile, path: Path) -> None:
     parts = _parts(archive)
     folders, names = {folder for folder, _ in parts}, [part for _, part in parts]
-    odd = [name for name in names if not _PARTS.fullmatch(name)]
-    if odd or len(folders) != 1 or len(set(names)) < len(names):
-        raise _refusal(path, f"{odd[0] if odd else 'parts of two archives'}")
+    unknown = [name for name in names if not _ALLOWED_PARTS.fullmatch(name)]
+    if unknown or len(folders) != 1 or len(set(names)) < len(names):
+        raise _refusal(path, f"{unknown[0] if unknown else 'parts of two archives'}")
 
 
 def _read(archive: zipfile.ZipFile, part: str) -> bytes:
@@ -100,14 +107,14 @@ def _read(archive: zipfile.ZipFile, part: str) -> bytes:
 
 def _check_payload(payload: dict[str, Any], path: Path) -> None:
     for name, entry in payload["config"].items():
-        plain = re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"])
-        if entry["use_pickle"] is not False or not plain:
+        is_array = re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"])
+        if entry["use_pickle"] is not False or not is_array:
             raise _refusal(path, f"a pickle ({name})")
 
 
 def _check_graph(graph: dict[str, Any], path: Path) -> None:
     for key, value in _walk(graph):
-        if key == "target" and isinstance(value, str) and not _TARGET.fullmatch(value):
+        if key == "target" and isinstance(value, str) and not _ALLOWED_CALL.fullmatch(value):
             raise _refusal(path, f"a call of {value}")
         if key == "expr_str" and not _is_arithmetic(value):
             raise _refusal(path, f"the expression {value!r}")
@@ -117,7 +124,7 @@ def _check_graph(graph: dict[str, Any], path: Path) -> None:
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:
-    """Give all (key, value) pairs within a JSON value."""
+    """Yield all (key, value) pairs within a JSON value."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield key, item
@@ -129,5 +136,5 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_arithmetic(text: Any) -> bool:
     words = re.findall(r"[A-Za-z_]\w*", text) if isinstance(text, str) else []
-    known = all(_WORDS.fullmatch(word) or _SYMBOL.fullmatch(word) for word in words)
+    known = all(_ALLOWED_WORD.fullmatch(word) or _SYMBOL.fullmatch(word) for word in words)
     return isinstance(text, str) and known and _EXPRESSION.fullmatch(text) is not None

@@ -1,4 +1,4 @@
-"""What all models in files share: where they are, what is known of them, how they are made to run."""
+"""Base class of models that are stored in files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from fcnpipe.networks.inference.predictor import TorchPredictor
 
 MEMORY_FACTOR = 2
-"""The process grows by this times the arrays of the network: oneDNN's copies, and holes in the heap.
-Measured 512 bytes a pixel for 296 of arrays: U-Net of base 16, depth 3, window 1024 + 2 x 56."""
+"""Growth of the process in units of the network's activations: oneDNN copies arrays, and the heap
+fragments. Measured: 512 bytes a pixel for activations of 296; U-Net of base 16, depth 3, window 1024 + 2 x 56."""
 PIPELINE_BYTES_PER_PIXEL = 40
-"""Input, scaled input, outputs and maps of a window, for each pixel."""
+"""Memory of a window besides the activations: input, scaled input, outputs and maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class StoredModel:
 
     @property
     def halo(self) -> int:
-        """Pixels to read beyond a core, a multiple of the stride."""
+        """Pixels to read beyond a core, px, a multiple of the stride."""
         return self.header.halo
 
     @property
@@ -56,16 +56,16 @@ class StoredModel:
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Peak memory of a forward pass for each pixel looked at, scratch included."""
+        """Growth of the process in a forward pass, bytes for each pixel read."""
         return MEMORY_FACTOR * self.header.bytes_per_pixel
 
     def check_digest(self, found: str) -> None:
-        """Refuse weights that are not those of the header.
+        """Check that weights come from the file that the header was read from.
 
         Raises
         ------
         ModelError
-            If the file has changed since that was read.
+            If the file has changed since its header was read.
         """
         if found != self.digest:
             raise ModelError(
@@ -77,7 +77,7 @@ class StoredModel:
         raise NotImplementedError
 
     def precision(self, wanted: str, device: str = "auto") -> str:
-        """Give the arithmetic that ``wanted`` means on this machine: fp32, bf16 or int8."""
+        """Return the arithmetic that ``wanted`` selects on this machine: fp32, bf16 or int8."""
         from fcnpipe.networks.inference.predictor import choose_precision
 
         return choose_precision(wanted, device, self.header)
@@ -85,21 +85,21 @@ class StoredModel:
     def predictor(
         self, device: str = "auto", precision: str = "fp32", threads: int = 1
     ) -> TorchPredictor:
-        """Make it ready to run.
+        """Read the network and return a predictor that runs it.
 
         Parameters
         ----------
         device : {"auto", "cpu", "cuda"}
-            ``auto`` takes a GPU where there is one.
+            ``auto`` uses a GPU if there is one.
         precision : {"auto", "fp32", "bf16", "int8"}
-            Arithmetic of the network; the maps are float32 in any case.
+            Arithmetic of the network. The maps are float32 in any case.
         threads : int
-            Threads of the CPU; part of what makes the bits.
+            Threads of the CPU. Another number can change the last bits of the maps.
 
         Raises
         ------
         SpecError
-            If there is no such device or precision.
+            If the machine has no such device or precision.
         """
         from fcnpipe.networks.inference.predictor import TorchPredictor, choose_device
         from fcnpipe.networks.reach.analysis import ensure_same_size

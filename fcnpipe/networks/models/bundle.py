@@ -1,13 +1,13 @@
-"""A model is one file: safetensors weights with a JSON header. Never a pickle.
+"""Model files of fcnpipe: safetensors weights with a JSON header, never a pickle.
 
 ::
 
     NAME.safetensors
       metadata["fcnpipe"]   JSON of ModelHeader: architecture, bands, outputs, reach, certificate
-      tensors               the state dict of the architecture's class
+      tensors               state dict of the architecture's class
 
-The class is looked up in the folder fcnpipe/networks: architecture ``unet`` is class ``UNet`` of
-unet.py.
+The class is found by name in fcnpipe/networks/architectures: architecture ``unet`` is class ``UNet``
+of unet.py.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from fcnpipe.networks.models.base import StoredModel
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-
-METADATA_KEY = "fcnpipe"
 SUFFIX = ".safetensors"
+METADATA_KEY = "fcnpipe"
 
 
 class Bundle(StoredModel):
-    """A model in a file of weights with a header."""
+    """A model in a safetensors file with a header."""
 
     __slots__ = ()
 
@@ -44,12 +43,13 @@ class Bundle(StoredModel):
         Raises
         ------
         ModelError
-            If the weights are not those of the architecture, or of another file than the header.
+            If the weights do not match the architecture, or the file has changed since its header
+            was read.
         """
         from safetensors.torch import load
 
         module, data = build(self.header), self.path.read_bytes()
-        self.check_digest(_hash(data))
+        self.check_digest(_digest(data))
         weights = load(data)
         _check_weights(module, weights, self.path)
         module.load_state_dict(weights)
@@ -57,14 +57,15 @@ class Bundle(StoredModel):
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Read a model file, without its weights.
+    """Read the header of a model file, and compare the weights' shapes with the architecture.
 
     Raises
     ------
     ModelError
-        If it is no safetensors file, has no header, or its weights do not fit.
+        If it is not a safetensors file, has no valid header, or its weights do not match the
+        architecture.
     """
-    bundle = Bundle(path, read_header(path), _digest(path))
+    bundle = Bundle(path, read_header(path), _digest(path.read_bytes()))
     _check_shapes(bundle)
     return bundle
 
@@ -72,7 +73,7 @@ def load_bundle(path: Path) -> Bundle:
 def save_model(
     path: str | Path, weights: nn.Module | Mapping[str, Tensor], header: ModelHeader
 ) -> Path:
-    """Write a model file; another file of that name is replaced at once, never half-way.
+    """Write a model file, atomically: an existing file of that name is replaced as a whole.
 
     Parameters
     ----------
@@ -81,12 +82,12 @@ def save_model(
     weights : Module or mapping of str to Tensor
         A network, or its state dict.
     header : ModelHeader
-        What to say of it; `certificate.describe` makes one.
+        The header, as `headers.make_header` returns it.
 
     Raises
     ------
     ModelError
-        If the suffix is another one or the weights are not those of the header's architecture.
+        If the suffix is another one, or the weights do not match the header's architecture.
     """
     from safetensors.torch import save
 
@@ -108,7 +109,7 @@ def read_header(path: str | Path) -> ModelHeader:
     Raises
     ------
     ModelError
-        If the file is no safetensors file or has no valid header.
+        If the file is not a safetensors file or has no valid header.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -124,16 +125,12 @@ def read_header(path: str | Path) -> ModelHeader:
     return parse_header(metadata[METADATA_KEY], str(path))
 
 
-def _digest(path: Path) -> str:
-    return _hash(path.read_bytes())
-
-
-def _hash(data: bytes) -> str:
+def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _check_shapes(bundle: Bundle) -> None:
-    """Compare names and shapes with the architecture, without reading the weights."""
+    """Compare the names and shapes of the weights with the architecture, without reading weights."""
     import torch
 
     with torch.device("meta"):
@@ -152,11 +149,11 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _compare(
-    wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]], path: Path
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path
 ) -> None:
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
             raise ModelError(
-                f"model {path}: weight {name} is {given.get(name, 'missing')} but its architecture "
-                f"has {wanted.get(name, 'none')}: save it with the arguments it was trained with"
+                f"model {path}: weight {name} is {found.get(name, 'missing')} but its architecture "
+                f"has {expected.get(name, 'none')}: save it with the arguments it was trained with"
             )

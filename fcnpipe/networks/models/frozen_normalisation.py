@@ -1,9 +1,9 @@
-"""Normalisation with frozen statistics: a network that saw the whole image no longer does.
+"""Normalisation with frozen statistics, so that networks with GroupNorm or InstanceNorm can be tiled.
 
-GroupNorm and InstanceNorm take mean and variance over the image at hand, so a tile is normalised
-otherwise than the whole. With the statistics of one sample image kept, they are a factor and a summand
-for each channel, exact in tiles of any size. How much the answer changes depends on how typical the
-sample is; on the sample itself it stays.
+GroupNorm and InstanceNorm use the mean and the variance of the image at hand, so a tile is normalised
+differently from the whole image. With the statistics of one sample image frozen, each becomes a
+factor and an offset for each channel, which is exact in tiles of any size. On the sample itself the
+output stays the same; on other images it changes the more, the less typical the sample is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FrozenNorm(nn.Module):
     Parameters
     ----------
     factor, summand : Tensor
-        (channels,).
+        (channels,) float.
     """
 
     def __init__(self, factor: Tensor, summand: Tensor) -> None:
@@ -36,32 +36,32 @@ class FrozenNorm(nn.Module):
         self.summand = nn.Parameter(summand.detach()[:, None, None].clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the normalised (n, channels, h, w)."""
+        """Compute the normalised (n, channels, h, w)."""
         return x * self.factor + self.summand
 
 
 def freeze_norms(module: nn.Module, sample: Tensor) -> nn.Module:
-    """Give the network with its GroupNorm and InstanceNorm frozen to the statistics of a sample.
+    """Return a network whose GroupNorm and InstanceNorm are frozen to the statistics of a sample.
 
     Parameters
     ----------
     module : Module
         The network; it is not changed.
     sample : Tensor
-        (n, bands, h, w), scaled as the network will see images, as large and as typical as can be;
-        of several images the statistics are averaged.
+        (n, bands, h, w), scaled as the network's input is, as large and as typical as possible.
+        Statistics are averaged over the n images.
 
     Returns
     -------
     Module
-        In evaluation mode. It is no class of fcnpipe/networks any more: save it with
+        In evaluation mode. Its class is not an architecture of fcnpipe any more, so save it with
         `torch.export.save`.
 
     Raises
     ------
     ModelError
-        If it has no such layer, or one that is called several times and has no statistics of its
-        own.
+        If it has no such layer, or a layer that is called several times, each time with other
+        statistics.
 
     Examples
     --------
@@ -74,9 +74,9 @@ def freeze_norms(module: nn.Module, sample: Tensor) -> nn.Module:
     if not names:
         raise ModelError(
             f"network {type(module).__name__} has no GroupNorm or InstanceNorm layer to freeze: "
-            "use it as it is, or give its normalisation a layer"
+            "use it as it is, or make its normalisation a layer"
         )
-    for name, norm in _measure(frozen, names, sample).items():
+    for name, norm in _measure_statistics(frozen, names, sample).items():
         if not name:
             return norm
         parent, _, child = name.rpartition(".")
@@ -85,29 +85,31 @@ def freeze_norms(module: nn.Module, sample: Tensor) -> nn.Module:
 
 
 def _list_norms(module: nn.Module) -> Iterator[str]:
-    """Give the names of the layers that take statistics of the image."""
+    """Yield the names of the layers that use statistics of the image."""
     for name, layer in module.named_modules():
         own = isinstance(layer, _INSTANCE_NORMS) and not layer.track_running_stats
         if own or isinstance(layer, nn.GroupNorm):
             yield name
 
 
-def _measure(module: nn.Module, names: list[str], sample: Tensor) -> dict[str, FrozenNorm]:
-    """Run the sample through the network and give what takes the place of each layer."""
+def _measure_statistics(
+    module: nn.Module, names: list[str], sample: Tensor
+) -> dict[str, FrozenNorm]:
+    """Run the sample through the network, and return the frozen form of each layer by name."""
     found: dict[str, FrozenNorm] = {}
 
-    def note(name: str) -> Any:
+    def make_hook(name: str) -> Any:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if name in found:
                 raise ModelError(
-                    f"{name} ({type(layer).__name__}) is called several times, with statistics of its "
-                    "own each time: give each call its own layer"
+                    f"{name} ({type(layer).__name__}) is called several times, each time with "
+                    "other statistics: use a layer of its own for each call"
                 )
             found[name] = _freeze(layer, inputs[0])
 
         return hook
 
-    hooks = [module.get_submodule(n).register_forward_pre_hook(note(n)) for n in names]
+    hooks = [module.get_submodule(n).register_forward_pre_hook(make_hook(n)) for n in names]
     try:
         with torch.no_grad():
             module(sample)
@@ -118,7 +120,7 @@ def _measure(module: nn.Module, names: list[str], sample: Tensor) -> dict[str, F
 
 
 def _freeze(layer: Any, x: Tensor) -> FrozenNorm:
-    """Give the layer with the mean and variance of each group of channels of (n, c, h, w)."""
+    """Return a layer frozen to the mean and variance of each group of channels of (n, c, h, w)."""
     groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else x.shape[1]
     return FrozenNorm(*_measure_groups(x, groups, layer.weight, layer.bias, layer.eps))
 
@@ -126,7 +128,7 @@ def _freeze(layer: Any, x: Tensor) -> FrozenNorm:
 def _measure_groups(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Give factor and summand of each channel."""
+    """Return the factor and the summand of each channel."""
     values = x.reshape(len(x), groups, -1)
     each = x.shape[1] // groups
     mean = values.mean(dim=2).mean(dim=0).repeat_interleave(each)
@@ -142,41 +144,42 @@ def _measure_groups(
 
 
 def find_stride(graph: fx.GraphModule, bands: int) -> int:
-    """Give the total subsampling of a program, whatever its normalisations see, px.
+    """Return the total subsampling of a program, px, as if its normalisations were frozen.
 
     Raises
     ------
     ModelError
-        If something else stands in the way of tiling it, or it has nothing to freeze.
+        If the program cannot be tiled for another reason, or has nothing to freeze.
     """
     nodes = _list_calls(graph)
-    one = {node.name: (torch.ones(n), torch.zeros(n)) for node, n in _count_channels(nodes)}
-    return analyse(_replace_calls(graph, one), bands).stride
+    channels = {node.name: int(node.meta["val"].shape[1]) for node in nodes}
+    identity = {name: (torch.ones(n), torch.zeros(n)) for name, n in channels.items()}
+    return analyse(_replace_calls(graph, identity), bands).stride
 
 
 def freeze_program(graph: fx.GraphModule, sample: Tensor) -> fx.GraphModule:
-    """Give a program with its GroupNorm and InstanceNorm frozen, as `freeze_norms` does.
+    """Return a program whose GroupNorm and InstanceNorm are frozen, as `freeze_norms` does.
 
     Parameters
     ----------
     graph : GraphModule
-        What an exported program runs; it is not changed.
+        Graph of an exported program; it is not changed.
     sample : Tensor
-        (1, bands, h, w), scaled as the network will see images; sizes that the program takes.
+        (1, bands, h, w), scaled as the network's input is, of a size that the program accepts.
 
     Raises
     ------
     ModelError
         If it has nothing to freeze.
     """
-    meter = _StatisticsRecorder(graph, {node.name for node in _list_calls(graph)})
+    recorder = _StatisticsRecorder(graph, {node.name for node in _list_calls(graph)})
     with torch.no_grad():
-        meter.run(sample)
-    return _replace_calls(graph, meter.found)
+        recorder.run(sample)
+    return _replace_calls(graph, recorder.found)
 
 
 class _StatisticsRecorder(fx.Interpreter):
-    """Runs a program and notes the statistics that its normalisations take."""
+    """Run a program and record the statistics that its normalisations use."""
 
     def __init__(self, graph: fx.GraphModule, names: set[str]) -> None:
         super().__init__(graph)
@@ -184,7 +187,7 @@ class _StatisticsRecorder(fx.Interpreter):
         self.found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a call; of a normalisation, keep what takes its place."""
+        """Run a call; of a normalisation, record the factor and the summand that replace it."""
         if n.name in self.names:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             given = _name_arguments(n, args, kwargs)
@@ -207,27 +210,24 @@ def _name_arguments(node: fx.Node, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _list_calls(graph: fx.GraphModule) -> list[fx.Node]:
-    """Give the normalisations by statistics of the image."""
+    """Return the calls that normalise with statistics of the image."""
     kinds = (torch.ops.aten.group_norm.default, torch.ops.aten.instance_norm.default)
     calls = [node for node in graph.graph.nodes if node.target in kinds]
-    seeing = [n for n in calls if _name_arguments(n, n.args, n.kwargs).get("use_input_stats", True)]
-    if not seeing:
+    with_statistics = [
+        n for n in calls if _name_arguments(n, n.args, n.kwargs).get("use_input_stats", True)
+    ]
+    if not with_statistics:
         raise ModelError(
-            "the program calls no GroupNorm or InstanceNorm that sees the image: use it as it is, or "
+            "the program calls no GroupNorm or InstanceNorm with statistics of the image: use it as it is, or "
             "export it without decompositions"
         )
-    return seeing
-
-
-def _count_channels(nodes: list[fx.Node]) -> Iterator[tuple[fx.Node, int]]:
-    for node in nodes:
-        yield node, int(node.meta["val"].shape[1])
+    return with_statistics
 
 
 def _replace_calls(
     graph: fx.GraphModule, found: dict[str, tuple[Tensor, Tensor]]
 ) -> fx.GraphModule:
-    """Give a copy in which each of these calls is a factor and a summand."""
+    """Return a copy in which each of these calls is a multiplication and an addition."""
     frozen = copy.deepcopy(graph)
     for node in list(frozen.graph.nodes):
         if node.name not in found:

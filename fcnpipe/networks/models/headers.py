@@ -1,4 +1,4 @@
-"""Headers of models: made from a network, and checked against the network of a file."""
+"""Headers of models: made by analysing and proving a network, and checked against a model file."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ def make_header(
     elevation: Mapping[str, float | Share],
     **rest: Any,
 ) -> ModelHeader:
-    """Analyse, prove and describe a network of the folder, ready for `save_model`.
+    """Analyse and prove a network of a known architecture, and return its header for `save_model`.
 
     Parameters
     ----------
     module : Module
-        Its class is one of fcnpipe/networks; ``module.arguments`` made it, among them ``bands``.
+        Its class is in fcnpipe/networks/architectures, and ``module.arguments`` are the arguments
+        that it was made with. It is analysed in evaluation mode, and not changed.
     name : str
         Name of the model.
     outputs : sequence of Output
@@ -54,8 +55,8 @@ def make_header(
     """
     arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
     bands = int(arguments.get("bands", 1))
-    still = ensure_same_size(copy.deepcopy(module).eval(), bands)
-    program = trace_same_size(still, bands)
+    evaluated = ensure_same_size(copy.deepcopy(module).eval(), bands)
+    program = trace_same_size(evaluated, bands)
     reach = analyse_program(program)
     return ModelHeader(
         name=name,
@@ -66,18 +67,24 @@ def make_header(
         elevation={k: v if isinstance(v, Share) else Share(weight=v) for k, v in elevation.items()},
         reach=reach,
         bytes_per_pixel=activation_bytes(program) + PIPELINE_BYTES_PER_PIXEL,
-        certificate=certify(still, bands, reach),
+        certificate=certify(evaluated, bands, reach),
         **rest,
     )
 
 
 def check_model(name_or_path: str | Path) -> Certificate:
-    """Prove a model file anew and compare with what its header says.
+    """Analyse and prove the network of a model file again, and compare it with the file's header.
+
+    Returns
+    -------
+    Certificate
+        The new proof. For the matched filter, and for an exported program, which is analysed when it
+        is loaded: the certificate of the header.
 
     Raises
     ------
     ModelError
-        If the file cannot be used, its network cannot be tiled, or its header says another reach.
+        If the file cannot be used, its network cannot be tiled, or its header states another reach.
     """
     model = load_model(name_or_path)
     if not isinstance(model, Bundle):
@@ -87,7 +94,7 @@ def check_model(name_or_path: str | Path) -> Certificate:
     reach = analyse(module, model.header.channels)
     if reach != model.header.reach:
         raise ModelError(
-            f"model {name_or_path}: its header says {model.header.reach} but its network has "
-            f"{reach}: save it again"
+            f"model {name_or_path}: its header states {model.header.reach} but its network has "
+            f"{reach}: save it again with save_model"
         )
     return certify(module, model.header.channels, reach)

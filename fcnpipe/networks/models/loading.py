@@ -1,4 +1,4 @@
-"""Load a model by name or file."""
+"""Loading of models by name or file, and the list of bundled models."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ _PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".t7", 
 def load_model(
     name_or_path: str | Path, fwhm: float = 3.0, declared: tuple[int, int] | None = None
 ) -> Model:
-    """Give a model by name or file.
+    """Load a model by name or file.
 
     Parameters
     ----------
     name_or_path : str or Path
-        ``none`` for a matched filter, a bundled name (see `list_models`), a model file, or an
-        exported program (``.pt2``; see `exported.load_exported`).
+        ``none`` for a matched filter, the name of a bundled model (see `list_models`), a model
+        file, or an exported program (``.pt2``; see `exported.load_exported`).
     fwhm : float
-        Width of the matched filter, px; nothing else reads it.
+        Full width at half maximum of the matched filter, px. Other models ignore it.
     declared : (int, int), optional
-        Halo and stride of an exported program, px, on the user's word: nothing is proven.
+        Halo and stride of an exported program, px, as declared by the user. Nothing is proven then.
 
     Raises
     ------
     ModelError
-        If it is unknown, a pickle, no safetensors file, has no header, or its weights do not fit; of
-        a program, if it cannot be tiled; if a halo is declared of something that is proven.
+        If the model is unknown, is a pickle or not a safetensors file, has no header, or its
+        weights do not match the architecture; if an exported program cannot be tiled; if a halo is
+        declared for a model whose halo is proven.
     """
     if Path(name_or_path).suffix == ".pt2":
         from fcnpipe.networks.models.exported import load_exported
@@ -46,15 +47,15 @@ def load_model(
         )
     if str(name_or_path) == "none":
         return MatchedFilter(fwhm)
-    return load_bundle(_locate(str(name_or_path)))
+    return load_bundle(_find_bundle(str(name_or_path)))
 
 
 def list_models() -> tuple[str, ...]:
-    """Give the names that `load_model` knows without a path."""
+    """Return the names that `load_model` knows: the bundled models and ``none``."""
     return (*sorted(path.stem for path in WEIGHTS.glob(f"*{SUFFIX}")), "none")
 
 
-def _locate(name: str) -> Path:
+def _find_bundle(name: str) -> Path:
     path = Path(name)
     if path.suffix in _PICKLES:
         raise ModelError(
@@ -62,7 +63,7 @@ def _locate(name: str) -> Path:
         )
     if path.suffix == ".onnx":
         raise ModelError(
-            f"model {name} is ONNX, which is not read here: convert it to .pt2 (load it into torch, "
+            f"model {name} is ONNX, which is not supported: convert it to .pt2 (load it into torch, "
             "torch.export.export with dynamic height and width, torch.export.save)"
         )
     if path.suffix == SUFFIX:
@@ -74,5 +75,5 @@ def _locate(name: str) -> Path:
         return bundled
     raise ModelError(
         f"model {name!r} is neither a {SUFFIX} file nor one of {', '.join(list_models())}: "
-        "choose one of these, or give the path of a file"
+        "choose one of these, or the path of a file"
     )

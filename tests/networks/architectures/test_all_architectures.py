@@ -1,4 +1,4 @@
-"""Every architecture against the table of published geometry, and against itself in pieces."""
+"""Every architecture: published geometry, NaN probe, tile versus whole, and model files."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import TOLERANCE, declare, probe, tiling_error
 from tests.networks.activation_scaling import standardise_activations
 
-SEEN = 1e-6
-"""Least difference, of logits of order 1, that counts as seen to fail."""
+VISIBLE = 1e-6
+"""Minimum difference, of logits of order 1, that counts as a failure of a comparison."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What the table says, and the arguments that make a small one of the same geometry."""
+    """Published geometry, and the arguments of a small network of the same geometry."""
 
     name: str
     arguments: dict[str, Any]
@@ -48,7 +48,7 @@ class Row:
         return "-".join([self.name, *map(str, self.arguments.values())])
 
     def build(self) -> nn.Module:
-        """Give the published size, without its weights."""
+        """Build the published size, without memory for its weights."""
         with torch.device("meta"):
             return architecture(self.name)(**self.arguments)
 
@@ -73,32 +73,32 @@ TABLE = [
     Row("bulge_disk", {}, 481_762, 8, 51, 56, {"base": 2}),
 ]
 UNPOOLING = ("segnet", "segnet_basic")
-"""Networks that send values where the maxima were: a NaN is always the maximum, so it shows less."""
+"""Networks with max-unpooling: a NaN is always the maximum, so it shows less than the reach."""
 every_row = pytest.mark.parametrize("row", TABLE, ids=str)
 
 
 @cache
 def published(row: Row) -> Reach:
-    """Give what is read off the graph of the published size; nothing is computed."""
+    """Analyse the graph of the published size; nothing is computed."""
     module = row.build().to_empty(device="cpu").eval()
     return analyse(module, module.arguments["bands"])
 
 
 @cache
 def small(row: Row, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Give a narrow network of the same geometry, whose logits are of order 1."""
+    """Build a narrow network of the same geometry, whose logits are of order 1."""
     torch.manual_seed(0)
     module = architecture(row.name)(**{**row.arguments, **row.small})
     return standardise_activations(module, module.arguments["bands"]).eval().to(dtype)
 
 
 @every_row
-def test_weights_are_as_many_as_published(row: Row) -> None:
+def test_the_number_of_weights_is_the_published_one(row: Row) -> None:
     assert sum(p.numel() for p in row.build().parameters()) == row.parameters
 
 
 @every_row
-def test_the_published_size_reaches_as_far_as_the_table_says(row: Row) -> None:
+def test_the_published_size_has_the_reach_of_the_table(row: Row) -> None:
     reach = published(row)
     assert (reach.top, reach.bottom, reach.left, reach.right) == (row.furthest,) * 4
     assert (reach.stride_y, reach.stride_x, reach.halo) == (row.stride, row.stride, row.halo)
@@ -117,17 +117,17 @@ def test_nans_show_the_reach(row: Row) -> None:
 
 
 @every_row
-def test_tiles_equal_the_whole_and_with_a_shorter_halo_they_do_not(row: Row) -> None:
+def test_tiles_equal_the_whole_and_differ_with_a_shorter_halo(row: Row) -> None:
     module, reach = small(row), published(row)
     bands, halo = module.arguments["bands"], reach.minimum_halo
     assert tiling_error(module, bands, reach, halo) <= TOLERANCE
     assert tiling_error(module, bands, reach, row.halo) <= TOLERANCE
-    assert tiling_error(module, bands, reach, halo - row.stride) > SEEN
+    assert tiling_error(module, bands, reach, halo - row.stride) > VISIBLE
 
 
 @every_row
 def test_shifts_by_the_stride_commute_and_others_do_not(row: Row) -> None:
-    """An origin off by one is a shift by one."""
+    """A window whose origin is off by one pixel is a shift by one."""
     module = small(row)
     reach, stride = row.furthest, row.stride
     length = 2 * row.halo + 4 * stride
@@ -135,11 +135,11 @@ def test_shifts_by_the_stride_commute_and_others_do_not(row: Row) -> None:
     whole, origins = run(module, strip), (stride, 2 * stride, 1)
     errors = [difference(module, strip, whole, origin, reach) for origin in origins]
     assert max(errors[:2]) <= TOLERANCE
-    assert errors[2] > SEEN if stride > 1 else errors[2] <= TOLERANCE
+    assert errors[2] > VISIBLE if stride > 1 else errors[2] <= TOLERANCE
 
 
 def difference(module: nn.Module, strip: Tensor, whole: Tensor, origin: int, reach: int) -> float:
-    """Compare a window from ``origin`` on with the whole, beyond the reach of its edges."""
+    """Compare a window that starts at ``origin`` with the whole, beyond the reach of its edges."""
     length = strip.shape[-1] - 2 * getattr(module, "stride", 1)
     part = run(module, strip[..., origin : origin + length])
     inner = slice(reach, length - reach)
@@ -147,7 +147,7 @@ def difference(module: nn.Module, strip: Tensor, whole: Tensor, origin: int, rea
 
 
 @every_row
-def test_the_border_is_felt_at_the_edge_and_no_further_than_the_reach(row: Row) -> None:
+def test_the_border_has_an_effect_within_the_reach_only(row: Row) -> None:
     module = small(row)
     before = 2 * row.stride
     length = before + 2 * row.halo
@@ -165,7 +165,7 @@ def run(module: nn.Module, image: Tensor) -> Tensor:
 
 
 @every_row
-def test_arguments_and_a_file_build_it_again(row: Row, tmp_path: Any) -> None:
+def test_arguments_and_a_file_restore_the_network(row: Row, tmp_path: Any) -> None:
     module, reach = small(row, torch.float32), published(row)
     arguments = module.arguments
     assert type(module)(**arguments).arguments == arguments
@@ -182,13 +182,12 @@ def test_arguments_and_a_file_build_it_again(row: Row, tmp_path: Any) -> None:
         reach=reach,
         certificate=declare(reach),
     )
-    again = load_model(save_model(tmp_path / "model.safetensors", module, header)).module()
+    restored = load_model(save_model(tmp_path / "model.safetensors", module, header)).module()
     image = torch.randn(1, arguments["bands"], row.stride, 2 * row.stride)
-    assert torch.equal(run(again, image), run(module, image))
+    assert torch.equal(run(restored, image), run(module, image))
 
 
-def test_a_published_width_is_checked_by_command() -> None:
-    """As the next does for the largest."""
+def test_a_published_width_is_checked_by_the_benchmark() -> None:
     assert check_published("pang")
 
 
@@ -227,13 +226,13 @@ def test_every_architecture_is_in_the_table() -> None:
         ("bulge_disk", {"units": "mag"}),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(name: str, wrong: dict[str, Any]) -> None:
+def test_wrong_arguments_are_refused_by_name(name: str, wrong: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=f"{next(iter(wrong))} = "), torch.device("meta"):
         architecture(name)(**wrong)
 
 
 def test_the_published_overlap_tiles_of_the_unet_are_out_of_phase() -> None:
-    """Windows of 572 px at steps of 388, as published: 388 is no multiple of 16, 384 is."""
+    """Windows of 572 px at steps of 388 px, as published: 388 is not a multiple of 16, 384 is."""
     torch.manual_seed(0)
     network = standardise_activations(UNet(1, 2, 2, 4, padding="valid"), 1, 188).double()
     strip = torch.randn(1, 1, 188, 972, dtype=torch.float64)

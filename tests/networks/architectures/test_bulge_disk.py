@@ -1,4 +1,4 @@
-"""Bulge and disk: their sum is the denoised total, bit for bit."""
+"""Bulge and disk: their sum equals the denoised total, bit for bit."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_bulge_and_disk_add_up_to_the_total_exactly(units: str, dtype: torch.dty
 
 @given(st.floats(0, 1e300), st.floats(0, 1), st.sampled_from(PRECISIONS))
 @settings(max_examples=300, deadline=None)
-def test_no_number_breaks_the_sum(total: float, fraction: float, dtype: torch.dtype) -> None:
-    """Zeros and subnormal numbers too."""
+def test_the_sum_is_exact_for_any_number(total: float, fraction: float, dtype: torch.dtype) -> None:
+    """Zeros and subnormal numbers are included."""
     whole = torch.tensor(total, dtype=torch.float64).clamp(max=torch.finfo(dtype).max).to(dtype)
     whole = torch.where(whole.isinf(), torch.finfo(dtype).max, whole)
     share = torch.tensor(fraction, dtype=dtype)
@@ -55,8 +55,8 @@ def test_no_number_breaks_the_sum(total: float, fraction: float, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_it_takes_more_than_a_fraction_and_the_rest(dtype: torch.dtype) -> None:
-    """What one would write first misses the total in the last bit of some pixels."""
+def test_simpler_formulas_are_not_exact(dtype: torch.dtype) -> None:
+    """The obvious formulas differ from the total in the last bit of some pixels."""
     generator = torch.Generator().manual_seed(0)
     total, fraction = torch.rand(2, 100_000, generator=generator, dtype=torch.float64).to(dtype)
     for naive in (fraction * total, total - (1 - fraction) * total):
@@ -71,10 +71,10 @@ def test_fractions_are_those_of_a_softmax() -> None:
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     with torch.no_grad():
         size, share = network.trunk(x).chunk(2, dim=1)
-        given = network(x)
+        images = network(x)
     fractions = torch.cat([share, torch.zeros_like(share)], dim=1).softmax(dim=1)
-    wanted = fractions * functional.softplus(size)
-    torch.testing.assert_close(given, wanted, rtol=1e-12, atol=1e-14)
+    expected = fractions * functional.softplus(size)
+    torch.testing.assert_close(images, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_asinh_units_undo_the_scaling_of_the_input() -> None:
@@ -90,7 +90,7 @@ def test_gradients_reach_total_and_fraction() -> None:
     assert torch.autograd.gradcheck(split_total, (total, fraction))
 
 
-def test_a_part_is_what_the_whole_gives_there() -> None:
+def test_a_crop_of_the_forward_pass_equals_the_whole() -> None:
     network = activation_scaling().double()
     x, keep = torch.randn(1, 1, 24, 32, dtype=torch.float64), Box(5, 3, 17, 30)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""FCN: fixed bilinear kernels, cuts that centre the scores, any size."""
+"""FCN: fixed bilinear kernels, crops that centre the scores, any image size."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ NARROW = {"width": 1 / 256, "outputs": 2, "bands": 1}
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 16, 32, 64])
 def test_the_kernel_is_exact_on_linear_functions(size: int) -> None:
-    """Away from the border, samples of a plane become the plane at the places in between."""
+    """Away from the border, samples of a plane are interpolated to the plane."""
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 else factor - 0.5
     y, x = torch.meshgrid(torch.arange(6.0), torch.arange(7.0), indexing="ij")
     plane = (2 * y - 3 * x + 5).double()
     kernel = bilinear_kernel(size).double()[None, None]
-    raised = functional.conv_transpose2d(plane[None, None], kernel, stride=factor)[0, 0]
-    rows, columns = ((torch.arange(n, dtype=torch.float64) - centre) / factor for n in raised.shape)
-    wanted = 2 * rows[:, None] - 3 * columns + 5
+    upsampled = functional.conv_transpose2d(plane[None, None], kernel, stride=factor)[0, 0]
+    rows, columns = (
+        (torch.arange(n, dtype=torch.float64) - centre) / factor for n in upsampled.shape
+    )
+    expected = 2 * rows[:, None] - 3 * columns + 5
     inner = (slice(size, -size),) * 2
-    torch.testing.assert_close(raised[inner], wanted[inner], rtol=0, atol=1e-5)
-    assert raised[inner].numel()
+    torch.testing.assert_close(upsampled[inner], expected[inner], rtol=0, atol=1e-5)
+    assert upsampled[inner].numel()
     assert kernel.max() <= 1
     assert torch.equal(kernel, kernel.flip(2, 3))
 
 
-def test_channels_are_raised_on_their_own() -> None:
+def test_channels_are_upsampled_separately() -> None:
     x = torch.randn(1, 3, 4, 4)
     kernels = bilinear_kernel(4).repeat(3, 1, 1, 1)
     for i in range(3):
@@ -43,14 +45,14 @@ def test_kernels_are_neither_trained_nor_stored(coarseness: int) -> None:
     network = FCN(coarseness=coarseness, **NARROW)  # type: ignore[arg-type]
     shapes = {name: tuple(buffer.shape) for name, buffer in network.named_buffers()}
     side = 2 * coarseness
-    assert shapes == {"twice": (2, 1, 4, 4), "rest": (2, 1, side, side)}
+    assert shapes == {"kernels_x2": (2, 1, 4, 4), "kernels_final": (2, 1, side, side)}
     assert not set(shapes) & set(network.state_dict())
     network(torch.randn(1, 1, 32, 32)).sum().backward()
     assert not any(buffer.requires_grad for buffer in network.buffers())
 
 
 @pytest.mark.parametrize("coarseness", [32, 16, 8])
-def test_every_size_keeps_its_shape(coarseness: int) -> None:
+def test_the_output_has_the_size_of_the_input(coarseness: int) -> None:
     network = FCN(coarseness=coarseness, **NARROW).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         for side in (1, 2, 3, 31, 32, 33, 50, 64, 97):
@@ -59,11 +61,11 @@ def test_every_size_keeps_its_shape(coarseness: int) -> None:
 
 
 @pytest.mark.parametrize(("coarseness", "scores"), [(32, 1), (16, 2), (8, 3)])
-def test_the_cuts_put_each_score_where_its_pixels_are(coarseness: int, scores: int) -> None:
-    """With kernels that only look at their middle, a plane comes out as a plane, of each score.
+def test_the_crops_align_each_score_with_its_pixels(coarseness: int, scores: int) -> None:
+    """With kernels that are 0 except in the middle, each score of a plane is a plane.
 
-    Max-pooling takes the far corner of a cell of 32, 16 and 8 px: 15.5, 7.5 and 3.5 px from its
-    middle. Wrong cuts would add to these.
+    Max-pooling selects the far corner of a cell of 32, 16 and 8 px: 15.5, 7.5 and 3.5 px from its
+    middle. Wrong crops would add to these offsets.
     """
     network = FCN(1, 1, coarseness, width=1 / 4096).eval()  # type: ignore[arg-type]
     for layer in network.modules():
@@ -74,8 +76,8 @@ def test_the_cuts_put_each_score_where_its_pixels_are(coarseness: int, scores: i
     y, x = torch.meshgrid(torch.arange(192.0), torch.arange(224.0), indexing="ij")
     plane = x + 2 * y + 10
     with torch.no_grad():
-        given = network.double()(plane.double()[None, None])[0, 0]
+        found = network.double()(plane.double()[None, None])[0, 0]
     corners = (1 + 2) * sum((15.5, 7.5, 3.5)[:scores])
     inner = (slice(64, -64),) * 2
-    wanted = scores * plane.double() + corners
-    torch.testing.assert_close(given[inner], wanted[inner], rtol=0, atol=1e-9)
+    expected = scores * plane.double() + corners
+    torch.testing.assert_close(found[inner], expected[inner], rtol=0, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Hradis's network: its lists of layers, its field, and valid against same padding."""
+"""Network of Hradis: layers, receptive field, and valid against same padding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def convolutions(network: nn.Module) -> list[nn.Conv2d]:
     return [m for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
-def test_l15_is_as_published() -> None:
+def test_l15_has_the_published_layers() -> None:
     with torch.device("meta"):
         layers = convolutions(Hradis())
     kernels, outputs, groups = zip(
@@ -28,7 +28,7 @@ def test_l15_is_as_published() -> None:
 
 
 @pytest.mark.parametrize(("layers", "field"), [(15, 51), (10, 35)])
-def test_a_field_becomes_one_pixel(layers: int, field: int) -> None:
+def test_an_image_of_the_receptive_field_becomes_one_pixel(layers: int, field: int) -> None:
     network = Hradis(layers=layers, padding="valid", **NARROW)  # type: ignore[arg-type]
     assert len(convolutions(network)) == layers
     assert network(torch.zeros(1, 1, field, field + 2)).shape == (1, 1, 1, 3)
@@ -37,7 +37,7 @@ def test_a_field_becomes_one_pixel(layers: int, field: int) -> None:
 
 
 @pytest.mark.parametrize(("layers", "reach"), [(15, 25), (10, 17)])
-def test_valid_is_the_inside_of_same(layers: int, reach: int) -> None:
+def test_valid_padding_equals_the_inside_of_same_padding(layers: int, reach: int) -> None:
     torch.manual_seed(0)
     same = Hradis(layers=layers, **NARROW)  # type: ignore[arg-type]
     valid = Hradis(layers=layers, padding="valid", **NARROW)  # type: ignore[arg-type]

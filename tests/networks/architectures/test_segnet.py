@@ -1,4 +1,4 @@
-"""SegNet and SegNet-Basic: values go back to where the maxima were."""
+"""SegNet and SegNet-Basic: unpooling, layers and reach."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 
 @given(st.data())
 @settings(max_examples=30, deadline=None)
-def test_pooling_what_was_unpooled_gives_the_same(data: st.DataObject) -> None:
-    """For values that are not negative, as after ReLU; few levels, so that there are ties."""
+def test_pooling_inverts_unpooling(data: st.DataObject) -> None:
+    """For values that are not negative, as after ReLU; few different ones, so that there are ties."""
     shape = [data.draw(st.integers(1, 2)) for _ in range(2)]
     shape += [2 * data.draw(st.integers(1, 5)) for _ in range(2)]
     torch.manual_seed(data.draw(st.integers(0, 99)))
     x = torch.randint(0, data.draw(st.integers(1, 9)) + 1, shape).double()
     for network in NETWORKS.values():
-        pooled, places = network.pool(x)
-        spread = network.unpool(pooled, places)
+        pooled, indices = network.pool(x)
+        spread = network.unpool(pooled, indices)
         assert spread.shape == x.shape
         assert torch.equal(network.pool(spread)[0], pooled)
         cells = spread.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
@@ -39,15 +39,15 @@ def test_pooling_what_was_unpooled_gives_the_same(data: st.DataObject) -> None:
         assert bool(((spread == 0) | (spread == x)).all())
 
 
-def test_of_equal_values_the_first_in_raster_order_is_taken(network: nn.Module) -> None:
+def test_of_equal_values_the_first_in_raster_order_is_the_maximum(network: nn.Module) -> None:
     for value in (0.0, 3.0):
         for memory in (torch.contiguous_format, torch.channels_last):
             x = torch.full((1, 2, 4, 6), value).to(memory_format=memory)
-            places = network.pool(x)[1]
-            assert places[0, 0].tolist() == [[0, 2, 4], [12, 14, 16]]
+            indices = network.pool(x)[1]
+            assert indices[0, 0].tolist() == [[0, 2, 4], [12, 14, 16]]
 
 
-def test_channels_last_gives_the_same_places(network: nn.Module) -> None:
+def test_channels_last_has_the_same_indices(network: nn.Module) -> None:
     x = torch.randint(0, 3, (2, 3, 16, 16)).float()
     wide = x.to(memory_format=torch.channels_last)
     assert torch.equal(network.pool(x)[1], network.pool(wide)[1])
@@ -60,7 +60,7 @@ def test_layers_are_those_of_the_paper() -> None:
         kind: [sum(isinstance(m, kind) for m in net.modules()) for net in (full, basic)]
         for kind in (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)
     }
-    # The last convolution of SegNet is bare, and so is SegNet-Basic's decoder of ReLUs.
+    # The last convolution of SegNet has no normalisation or ReLU, the decoder of SegNet-Basic no ReLU.
     assert kinds == {nn.Conv2d: [26, 9], nn.BatchNorm2d: [25, 8], nn.ReLU: [25, 4]}
     widths = [m.out_channels for m in full.up.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [512] * 5 + [256] * 3 + [128] * 2 + [64] * 2 + [11]

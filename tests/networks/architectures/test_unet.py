@@ -1,4 +1,4 @@
-"""The U-Net: its published geometry, its size and its symmetries."""
+"""U-Net: published geometry, number of weights, and symmetries."""
 
 import pytest
 import torch
@@ -21,11 +21,11 @@ def _count(**arguments):
     ("base", "depth", "parameters"),
     [(16, 3, 481_800), (8, 3, 121_000), (16, 4, 1_942_000), (64, 4, 31_030_000)],
 )
-def test_sizes_are_those_of_the_table(base, depth, parameters):
+def test_numbers_of_weights_are_those_of_the_table(base, depth, parameters):
     assert _count(base=base, depth=depth, outputs=3) == pytest.approx(parameters, rel=3e-3)
 
 
-def test_valid_padding_is_the_published_geometry():
+def test_valid_padding_has_the_published_geometry():
     network = UNet(base=2, depth=4, outputs=2, padding="valid")
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
@@ -55,7 +55,7 @@ def test_shifts_by_the_stride_commute_beyond_the_reach():
 @pytest.mark.parametrize("upsampling", ["transposed", "nearest", "bilinear"])
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_a_part_is_what_the_whole_gives_there(upsampling, data):
+def test_a_crop_of_the_forward_pass_equals_the_whole(upsampling, data):
     depth, cells = data.draw(st.integers(1, 3)), st.integers(1, 9)
     height, width = (data.draw(cells) << depth for _ in range(2))
     y = sorted(data.draw(st.sets(st.integers(0, height), min_size=2, max_size=2)))
@@ -69,16 +69,16 @@ def test_a_part_is_what_the_whole_gives_there(upsampling, data):
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
 
 
-def test_valid_is_the_inside_of_same():
+def test_valid_padding_equals_the_inside_of_same_padding():
     torch.manual_seed(0)
     same, valid = UNet(base=2, depth=2).double(), UNet(base=2, depth=2, padding="valid").double()
     valid.load_state_dict(same.state_dict())
     x = torch.randn(1, 1, 96, 96, dtype=torch.float64)
     with torch.no_grad():
-        # Cut at 2: the poolings of both then pair the same pixels.
+        # Cropped by 2 px, so that the poolings of both have the same windows.
         small, whole = valid(x[..., 2:-2, 2:-2]), same(x)
     edge = (96 - small.shape[-1]) // 2
-    # Beyond the reach of the zeros that same padding puts outside.
+    # Pixels within the reach of the zeros of same padding differ.
     inner = slice(8, -8)
     torch.testing.assert_close(
         whole[..., edge:-edge, edge:-edge][..., inner, inner],
@@ -88,7 +88,7 @@ def test_valid_is_the_inside_of_same():
     )
 
 
-def test_arguments_build_it_again():
+def test_arguments_build_the_same_network():
     network = UNet(base=3, depth=2, upsampling="nearest")
     again = UNet(**network.arguments)
     again.load_state_dict(network.state_dict())
@@ -97,6 +97,6 @@ def test_arguments_build_it_again():
 @pytest.mark.parametrize(
     "wrong", [{"base": 0}, {"depth": -1}, {"padding": "reflect"}, {"upsampling": "cubic"}]
 )
-def test_refuses_what_cannot_be(wrong):
+def test_wrong_arguments_are_refused(wrong):
     with pytest.raises(SpecError, match=str(next(iter(wrong)))):
         UNet(**wrong)

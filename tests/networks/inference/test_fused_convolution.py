@@ -1,4 +1,4 @@
-"""Fused convolutions give what convolution and ReLU give."""
+"""Fused convolutions equal convolution and ReLU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcnpipe.networks.inference.fused_convolution import ConvolutionReLU, fuse
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 3e-5), (torch.bfloat16, 0)])
-def test_a_fused_unet_gives_the_same(dtype: torch.dtype, error: float) -> None:
+def test_a_fused_unet_returns_the_same(dtype: torch.dtype, error: float) -> None:
     torch.manual_seed(2)
     plain = UNet(bands=2, base=8, depth=2).eval().to(dtype, memory_format=torch.channels_last)
     fused = fuse(copy.deepcopy(plain))
@@ -23,7 +23,7 @@ def test_a_fused_unet_gives_the_same(dtype: torch.dtype, error: float) -> None:
         torch.testing.assert_close(fused(window), plain(window), rtol=0, atol=error)
 
 
-def test_only_what_can_be_fused_is_fused() -> None:
+def test_only_plain_convolutions_are_fused() -> None:
     layers = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding="same"),
         nn.ReLU(),

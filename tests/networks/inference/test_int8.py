@@ -1,4 +1,4 @@
-"""A U-Net in bytes: the same as arithmetic on the rounded values, and close to the real one."""
+"""A U-Net in int8: equal to float64 arithmetic on the rounded values, and close to the network."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from fcnpipe.networks.inference.int8 import Int8UNet, measure_ranges
 from fcnpipe.networks.inference.predictor import choose_precision
 from fcnpipe.testing.networks import starry
 
-pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU does not multiply bytes")
+pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI")
 
 
 def make(
@@ -24,19 +24,19 @@ def make(
 ) -> tuple[UNet, dict[str, tuple[float, float]]]:
     torch.manual_seed(seed)
     network = UNet(base=base, depth=depth).eval().requires_grad_(False)
-    for layer in network.modules():  # biases begin as 0, which would hide those that are lost
+    for layer in network.modules():  # biases are 0 initially, which would hide missing ones
         if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
             torch.nn.init.normal_(layer.bias, std=0.1)
-    return network, measure_ranges(network, [see(seed, 64, 64)])
+    return network, measure_ranges(network, [make_input(seed, 64, 64)])
 
 
-def see(seed: int, height: int, width: int) -> Tensor:
+def make_input(seed: int, height: int, width: int) -> Tensor:
     sky = torch.from_numpy(np.arcsinh(starry(1, (height, width), seed)))[None]
     return sky.contiguous(memory_format=torch.channels_last)
 
 
 def simulate(network: UNet, ranges: dict[str, tuple[float, float]], x: Tensor) -> Tensor:
-    """What bytes give, in float64: values and weights rounded where the integers round them."""
+    """Compute in float64, with values and weights rounded where int8 arithmetic rounds them."""
 
     def rounded(name: str, values: Tensor) -> Tensor:
         low, high = ranges[name]
@@ -69,11 +69,11 @@ def simulate(network: UNet, ranges: dict[str, tuple[float, float]], x: Tensor) -
         x = rounded(f"down.{level}.3", x.relu())
         skips.append(x)
     x, below = skips.pop(), f"down.{len(network.down) - 1}.3"
-    for i, (rise, join) in enumerate(zip(network.up, network.join, strict=True)):
-        flat = rise.weight.double() * scale_of(below)
+    for i, (up, join) in enumerate(zip(network.up, network.join, strict=True)):
+        flat = up.weight.double() * scale_of(below)
         unit = flat.abs().amax(0, keepdim=True) / 127
         whole = torch.round(flat / unit) * unit / scale_of(below)
-        x = torch.nn.functional.conv_transpose2d(x, whole, rise.bias.double(), stride=2)
+        x = torch.nn.functional.conv_transpose2d(x, whole, up.bias.double(), stride=2)
         x = rounded(f"up.{i}", x)
         level = len(network.up) - 1 - i
         halves = [(skips.pop(), scale_of(f"down.{level}.3")), (x, scale_of(f"up.{i}"))]
@@ -84,11 +84,11 @@ def simulate(network: UNet, ranges: dict[str, tuple[float, float]], x: Tensor) -
 
 
 @pytest.mark.parametrize(("depth", "base"), [(1, 8), (2, 16), (3, 4)])
-def test_it_is_arithmetic_on_rounded_values(depth: int, base: int) -> None:
+def test_int8_equals_arithmetic_on_rounded_values(depth: int, base: int) -> None:
     network, ranges = make(3, depth, base)
-    x = see(4, 40, 56)
+    x = make_input(4, 40, 56)
     found, expected = Int8UNet(network, ranges)(x).double(), simulate(network, ranges, x)
-    # A sum that falls between two bytes may be rounded to either; that is rare, and one step.
+    # A sum halfway between two quantised values may be rounded to either. That is rare, and one step.
     away = (found - expected).abs()
     step = float((network(x).double() - expected).abs().mean())
     assert float(away.median()) < 1e-4
@@ -96,16 +96,16 @@ def test_it_is_arithmetic_on_rounded_values(depth: int, base: int) -> None:
     assert found.shape == (1, 3, 40, 56)
 
 
-def test_it_is_close_to_the_network() -> None:
+def test_int8_is_close_to_the_network() -> None:
     network, ranges = make()
-    x = see(5, 64, 64)
+    x = make_input(5, 64, 64)
     off = (Int8UNet(network, ranges)(x) - network(x)).abs()
     assert float(off.mean()) < 0.05 * float(network(x).std())
 
 
 @given(st.data())
 @settings(max_examples=30, deadline=None)
-def test_a_part_is_what_the_whole_gives_there(data: st.DataObject) -> None:
+def test_a_crop_of_the_forward_pass_equals_the_whole(data: st.DataObject) -> None:
     depth, cells = data.draw(st.integers(1, 3)), st.integers(1, 9)
     network, ranges = make(
         data.draw(st.integers(0, 9)), depth, data.draw(st.sampled_from((2, 4, 8)))
@@ -113,26 +113,28 @@ def test_a_part_is_what_the_whole_gives_there(data: st.DataObject) -> None:
     height, width = (data.draw(cells) << depth for _ in range(2))
     y = sorted(data.draw(st.sets(st.integers(0, height), min_size=2, max_size=2)))
     x = sorted(data.draw(st.sets(st.integers(0, width), min_size=2, max_size=2)))
-    keep, image, bytes_ = (
+    keep, image, int8_unet = (
         Box(y[0], x[0], y[1], x[1]),
-        see(1, height, width),
+        make_input(1, height, width),
         Int8UNet(network, ranges),
     )
-    part, whole = bytes_.forward_crop(image, keep), bytes_(image)[(..., *keep.slices)]
+    part, whole = int8_unet.forward_crop(image, keep), int8_unet(image)[(..., *keep.slices)]
     torch.testing.assert_close(part, whole, rtol=0, atol=0)
 
 
-def test_the_default_model_says_nearly_the_same() -> None:
+def test_the_default_model_predicts_nearly_the_same() -> None:
     model, snr = load_model("default"), 3 * starry(1, (256, 256), 7)
-    full, bytes_ = (model.predictor("cpu", p)(snr) for p in ("fp32", "int8"))
+    full, quantised = (model.predictor("cpu", p)(snr) for p in ("fp32", "int8"))
     level = model.header.defaults.thresh
-    flips = (full.probability[0] > level) != (bytes_.probability[0] > level)
+    flips = (full.probability[0] > level) != (quantised.probability[0] > level)
     assert flips.mean() < 5e-3
-    assert 0 < np.abs(full.elevation - bytes_.elevation).mean() < 5e-3
+    assert 0 < np.abs(full.elevation - quantised.elevation).mean() < 5e-3
     assert model.precision("auto", "cpu") == "int8"
 
 
-def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_ranges_and_machines_without_int8_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network, ranges = make()
     header = load_model("default").header
     with pytest.raises(ModelError, match=r"layer 'up.1' has no range"):

@@ -41,14 +41,14 @@ TUNE = "from fcnpipe.networks.inference.memory_allocator import tune_allocator; 
 
 
 @needs_glibc
-def test_large_arrays_are_kept_for_the_next() -> None:
-    # Eight arrays of 64 MiB touch 131,072 pages anew unless the process keeps them.
+def test_memory_of_large_arrays_is_reused() -> None:
+    # Eight arrays of 64 MiB touch 131,072 new pages unless the process keeps the memory.
     plain = page_faults("", MALLOC_MMAP_THRESHOLD_="1048576")
     assert plain > 100  # a page may be 4 KiB or 2 MiB
     assert page_faults(TUNE) < plain / 10
     assert page_faults("", **worker_environment()) < plain / 10
 
 
-def test_where_there_is_no_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert tune_allocator() is False

@@ -33,7 +33,7 @@ def model(small_file: Path) -> Model:
     return load_model(small_file)
 
 
-def test_maps_are_what_the_network_says(model: Model) -> None:
+def test_maps_equal_the_outputs_of_the_network(model: Model) -> None:
     snr = starry(1, (32, 48))
     with torch.no_grad():
         logits = small_unet()(torch.asinh(torch.from_numpy(snr))[None])[0]
@@ -43,7 +43,7 @@ def test_maps_are_what_the_network_says(model: Model) -> None:
     np.testing.assert_allclose(maps.elevation, 0.25 * outputs[0] + 0.75 * outputs[1], atol=2e-6)
 
 
-def test_only_what_is_sure_counts_in_the_elevation(small_file: Path) -> None:
+def test_an_output_below_its_floor_adds_no_elevation(small_file: Path) -> None:
     bundle = load_model(small_file)
     assert isinstance(bundle, Bundle)
     names = [output.name for output in bundle.header.outputs]
@@ -70,8 +70,8 @@ def test_each_output_has_its_activation(small_header: ModelHeader) -> None:
         Output(name="f", role="component:f", activation="sigmoid"),
     )
     header = small_header.model_copy(update={"outputs": outputs})
-    logits = torch.from_numpy(starry(5, (4, 6))).transpose(0, 2)  # any numbers
-    with pytest.raises(ModelError, match="gives 5 channels but its header names 6"):
+    logits = torch.from_numpy(starry(5, (4, 6))).transpose(0, 2)  # arbitrary numbers
+    with pytest.raises(ModelError, match="returns 5 channels but its header names 6"):
         activate(logits, header)
     logits = torch.cat([logits, logits[..., :1] + 1], dim=-1)
     a, b, c, d, e, f = logits.double().numpy().transpose(2, 0, 1)
@@ -81,7 +81,7 @@ def test_each_output_has_its_activation(small_header: ModelHeader) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_outputs_are_what_the_maps_are_made_of(model: Model) -> None:
+def test_maps_are_made_of_the_outputs(model: Model) -> None:
     snr, keep = starry(1, (32, 48)), Box(4, 8, 20, 40)
     predictor = model.predictor("cpu")
     outputs, maps = predictor.outputs(snr, keep), predictor(snr, keep)
@@ -92,22 +92,22 @@ def test_outputs_are_what_the_maps_are_made_of(model: Model) -> None:
 
 def test_extra_channels_are_not_scaled(small_header: ModelHeader) -> None:
     header = small_header.model_copy(update={"extra": ("mask", "prior")})
-    seen = []
+    inputs = []
 
-    class Witness(torch.nn.Module):
+    class Recorder(torch.nn.Module):
         def forward(self, window: torch.Tensor) -> torch.Tensor:
-            seen.append(window.numpy()[0])
+            inputs.append(window.numpy()[0])
             return window
 
     snr = starry(3, (8, 8))
-    TorchPredictor(Witness(), header)(snr)
-    np.testing.assert_allclose(seen[0][0], np.arcsinh(snr[0]), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(seen[0][1:], snr[1:])
+    TorchPredictor(Recorder(), header)(snr)
+    np.testing.assert_allclose(inputs[0][0], np.arcsinh(snr[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(inputs[0][1:], snr[1:])
     with pytest.raises(ModelError, match=r"1 band\(s\) and mask, prior, the window has 1"):
-        TorchPredictor(Witness(), header)(snr[:1])
+        TorchPredictor(Recorder(), header)(snr[:1])
 
 
-def test_an_image_is_not_made_in_bf16_unasked(
+def test_auto_precision_of_an_image_is_fp32(
     small_header: ModelHeader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
@@ -118,12 +118,12 @@ def test_an_image_is_not_made_in_bf16_unasked(
     assert choose_precision("bf16", "cpu", header) == "bf16"
 
 
-def test_a_halo_too_short_is_seen(model: Model) -> None:
+def test_a_halo_too_short_changes_the_maps(model: Model) -> None:
     predictor, snr = model.predictor("cpu"), starry(1, (96, 96))
     whole = predictor(snr).elevation
-    least = model.header.reach.minimum_halo
-    exact = predict_in_windows(predictor, snr, 32, least).elevation
-    short = predict_in_windows(predictor, snr, 32, least - model.stride).elevation
+    halo = model.header.reach.minimum_halo
+    exact = predict_in_windows(predictor, snr, 32, halo).elevation
+    short = predict_in_windows(predictor, snr, 32, halo - model.stride).elevation
     assert np.abs(exact - whole).max() < 2e-5
     assert np.abs(short - whole).max() > 2e-5
 
@@ -135,18 +135,18 @@ def test_bf16_is_close(model: Model) -> None:
     assert 0 < np.abs(half.elevation - full.elevation).max() < 0.1
 
 
-@pytest.mark.parametrize(("native", "meant"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_what_the_hardware_has(
-    model: Model, monkeypatch: pytest.MonkeyPatch, native: bool, meant: str
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_follows_the_hardware(
+    model: Model, monkeypatch: pytest.MonkeyPatch, native: bool, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    assert model.precision("auto", "cpu") == meant
+    assert model.precision("auto", "cpu") == expected
     assert model.precision("fp32", "cpu") == "fp32"
-    assert model.predictor("cpu", "auto").precision == meant
+    assert model.predictor("cpu", "auto").precision == expected
 
 
-def test_the_number_of_threads_is_kept(model: Model) -> None:
+def test_the_number_of_threads_is_set(model: Model) -> None:
     before = torch.get_num_threads()
     try:
         model.predictor("cpu", threads=2)(starry(1, (8, 8)))
@@ -157,7 +157,7 @@ def test_the_number_of_threads_is_kept(model: Model) -> None:
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_scaling_is_asinh(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
-    monkeypatch.setattr("fcnpipe.networks.inference.predictor._numpy_is_wide", lambda: wide)
+    monkeypatch.setattr("fcnpipe.networks.inference.predictor._arcsinh_has_avx512", lambda: wide)
     snr = np.float32([[[-3e38, -5, -0.0, 0, 1e-3, 2, 1e6]]])
     np.testing.assert_allclose(
         scale_input(snr, Scaling()), np.arcsinh(snr.astype(float)), rtol=1e-6
@@ -171,7 +171,7 @@ def test_scaling_is_asinh(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
     np.testing.assert_allclose(soft, np.arcsinh(snr.astype(float) / 3), rtol=1e-6)
 
 
-def test_what_cannot_be_is_refused(model: Model) -> None:
+def test_unknown_options_and_other_bands_are_refused(model: Model) -> None:
     with pytest.raises(SpecError, match="auto, fp32, bf16 or int8"):
         model.predictor("cpu", precision="fp8")
     with pytest.raises(SpecError, match="auto, cpu or cuda"):
@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused(model: Model) -> None:
         model.predictor("cpu")(starry(2, (8, 8)))
 
 
-def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_refused_on_a_machine_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == "cpu"
     with pytest.raises(SpecError, match="no CUDA device"):

@@ -25,11 +25,11 @@ def fields(header: ModelHeader, **changes: object) -> dict[str, object]:
     return {**header.model_dump(mode="json"), **changes}
 
 
-def remade(header: ModelHeader, **changes: object) -> ModelHeader:
+def changed(header: ModelHeader, **changes: object) -> ModelHeader:
     return ModelHeader.model_validate(fields(header, **changes))
 
 
-def test_what_was_saved_is_loaded(small_file: Path, small_header: ModelHeader) -> None:
+def test_a_saved_model_is_loaded(small_file: Path, small_header: ModelHeader) -> None:
     model = load_model(small_file)
     assert isinstance(model, Bundle)
     assert model.header == small_header == read_header(small_file)
@@ -38,12 +38,12 @@ def test_what_was_saved_is_loaded(small_file: Path, small_header: ModelHeader) -
     assert all(torch.equal(state[k], v) for k, v in model.module().state_dict().items())
 
 
-def test_the_digest_is_of_the_bytes(small_file: Path) -> None:
+def test_the_digest_is_that_of_the_bytes(small_file: Path) -> None:
     expected = hashlib.blake2b(small_file.read_bytes(), digest_size=16).hexdigest()
     assert load_model(small_file).digest == expected
 
 
-def test_saving_twice_gives_the_same_bytes(
+def test_saving_twice_writes_the_same_bytes(
     small_file: Path, small_header: ModelHeader, tmp_path: Path
 ) -> None:
     again = save_model(tmp_path / "again.safetensors", small_unet().state_dict(), small_header)
@@ -51,7 +51,7 @@ def test_saving_twice_gives_the_same_bytes(
     assert [p.name for p in tmp_path.iterdir()] == ["again.safetensors"]
 
 
-def test_bundled_models_are_known_by_name(
+def test_bundled_models_are_loaded_by_name(
     small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "default.safetensors").write_bytes(small_file.read_bytes())
@@ -70,7 +70,7 @@ def test_all_bundled_models_load() -> None:
 def test_the_folder_is_the_registry(small_header: ModelHeader) -> None:
     assert "unet" in list_architectures()
     assert architecture_name(small_unet()) == small_header.architecture == "unet"
-    with pytest.raises(ModelError, match="give it a file"):
+    with pytest.raises(ModelError, match="add a module for it"):
         architecture_name(nn.Conv2d(1, 1, 1))
 
 
@@ -122,6 +122,8 @@ def test_a_broken_header_is_refused_by_field(
     assert "colour" in refusal(write(path, small_file, fields(small_header, colour="red")))
     strange = fields(small_header, architecture="bundle")
     assert "unet" in refusal(write(path, small_file, strange))
+    registry = fields(small_header, architecture="registry")
+    assert "is not one of" in refusal(write(path, small_file, registry))
     foreign = fields(small_header, architecture="os.path")
     assert "is not one of" in refusal(write(path, small_file, foreign))
     more = fields(small_header, arguments={"bands": 1, "colour": 2})
@@ -137,10 +139,10 @@ def test_weights_of_another_shape_are_refused(
     lacking = write(path, small_file, fields(small_header), drop="head.bias")
     assert "head.bias is missing" in refusal(lacking)
     with pytest.raises(ModelError, match="its architecture"):
-        save_model(path, small_unet(), remade(small_header, arguments=wide))
+        save_model(path, small_unet(), changed(small_header, arguments=wide))
 
 
-def test_the_suffix_is_asked_for(small_header: ModelHeader, tmp_path: Path) -> None:
+def test_another_suffix_is_refused(small_header: ModelHeader, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="must end in"):
         save_model(tmp_path / "net.pt", small_unet(), small_header)
 
@@ -156,7 +158,7 @@ def test_the_suffix_is_asked_for(small_header: ModelHeader, tmp_path: Path) -> N
         ),
     ],
 )
-def test_outputs_must_fit_together(
+def test_inconsistent_outputs_are_refused(
     small_header: ModelHeader, changes: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(ModelError, match=reason):
@@ -169,7 +171,7 @@ def test_the_source_is_the_first_class(small_header: ModelHeader) -> None:
         {"name": "heat", "role": "centre"},
         {"name": "blob", "role": "source"},
     ]
-    header = remade(small_header, outputs=outputs)
+    header = changed(small_header, outputs=outputs)
     assert header.classes == ("source", "galaxy")
     assert header.class_channels == (2, 0)
 
@@ -193,7 +195,7 @@ def test_the_halo_covers_the_furthest_side_in_steps_of_the_stride() -> None:
     assert (reach.stride, reach.halo, reach.minimum_halo) == (6, 18, 12)
 
 
-def test_reading_a_header_needs_no_torch(small_file: Path) -> None:
+def test_reading_a_header_does_not_import_torch(small_file: Path) -> None:
     code = (
         "import sys; from fcnpipe.networks import read_header;"
         f"read_header({str(small_file)!r}); assert 'torch' not in sys.modules"

@@ -22,9 +22,10 @@ from fcnpipe.simulation.scenes import draw
 from tests.networks import small_networks as small
 from tests.networks.conftest import OUTPUTS, small_unet
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, on saving
+# A warning of torch about its own code when a program is saved.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
-SAID = {
+SIDECAR = {
     "outputs": [output.model_dump(include={"name", "role"}) for output in OUTPUTS],
     "elevation": {"heat": 0.75, "blob": 0.25},
     "scaling": {"softening": 2.0},
@@ -34,7 +35,7 @@ SAID = {
 
 
 def export(network: nn.Module, path: Path, step: int | None = 1, **limits: int) -> Path:
-    """Save a program of free sizes, multiples of a step; of one size if None."""
+    """Save a program that accepts multiples of ``step``, or one size only if it is None."""
     dims = [torch.export.Dim(name, min=8, **limits) for name in "yx"]
     sizes = {2 + i: step * dims[i] for i in range(2)} if step else None
     example = (torch.zeros(1, 1, 64, 96),)
@@ -53,11 +54,11 @@ def draw_field(path: Path, side: int) -> Path:
     return path
 
 
-def copied(program: Path, folder: Path, **said: object) -> Path:
+def copied(program: Path, folder: Path, **sidecar: object) -> Path:
     path = folder / "net.pt2"
     path.write_bytes(program.read_bytes())
-    if said:
-        path.with_suffix(".json").write_text(json.dumps(said))
+    if sidecar:
+        path.with_suffix(".json").write_text(json.dumps(sidecar))
     return path
 
 
@@ -70,7 +71,7 @@ def refusal(path: Path) -> str:
     return message
 
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- read ---------------------------------------------------------------------------------
 
 
 def test_a_program_is_analysed_and_proven_as_its_network_is(
@@ -85,29 +86,29 @@ def test_a_program_is_analysed_and_proven_as_its_network_is(
     assert load_model(program) is model
 
 
-def test_without_a_word_the_first_output_is_the_source(program: Path) -> None:
+def test_without_a_sidecar_the_first_output_is_the_source(program: Path) -> None:
     header = load_model(program).header
     assert (header.name, header.architecture, header.bands) == ("net", "exported", 1)
     assert header.classes == ("source", "output1", "output2")
     assert {name: share.weight for name, share in header.elevation.items()} == {"source": 1.0}
 
 
-def test_what_is_said_beside_it_is_the_header(program: Path, tmp_path: Path) -> None:
-    model = load_model(copied(program, tmp_path, **SAID))
+def test_the_sidecar_sets_fields_of_the_header(program: Path, tmp_path: Path) -> None:
+    model = load_model(copied(program, tmp_path, **SIDECAR))
     header = model.header
     assert header.outputs == OUTPUTS
     assert (header.scaling.softening, header.defaults.minarea, header.licence) == (2.0, 7, "MIT")
     assert model.digest != load_model(program).digest
 
 
-def test_a_program_gives_what_its_network_gives(program: Path) -> None:
+def test_a_program_predicts_what_its_network_predicts(program: Path) -> None:
     snr = np.random.default_rng(0).normal(0, 3, (1, 36, 44)).astype(np.float32)
     model = load_model(program)
     maps = model.predictor(device="cpu")(snr)
     with torch.no_grad():
         expected = torch.sigmoid(small_unet()(torch.asinh(torch.from_numpy(snr[None]))))[0].numpy()
     np.testing.assert_allclose(maps.probability, expected, atol=2e-6)
-    with pytest.raises(ModelError, match="no multiple of stride 4"):
+    with pytest.raises(ModelError, match="not a multiple of stride 4"):
         model.predictor(device="cpu")(snr[:, :35])
 
 
@@ -115,8 +116,8 @@ def test_labels_are_those_of_the_same_network_in_a_bundle(
     program: Path, small_file: Path, tmp_path: Path
 ) -> None:
     field = draw_field(tmp_path / "field.fits", 150)
-    said = {key: SAID[key] for key in ("outputs", "elevation")}
-    models = {"bundle": small_file, "program": copied(program, tmp_path, **said)}
+    sidecar = {key: SIDECAR[key] for key in ("outputs", "elevation")}
+    models = {"bundle": small_file, "program": copied(program, tmp_path, **sidecar)}
     options = ["--window", "64", "--engine", "serial", "--thresh", "0.45", "--quiet"]
     labels = {}
     for name, model in models.items():
@@ -134,7 +135,7 @@ def test_labels_are_those_of_the_same_network_in_a_bundle(
 # --- declared -------------------------------------------------------------------------------------
 
 
-def test_a_declared_halo_is_taken_and_marked_unproven(tmp_path: Path) -> None:
+def test_a_declared_halo_is_used_and_marked_unproven(tmp_path: Path) -> None:
     path = export(
         small.after_conv(nn.Sequential(nn.GroupNorm(1, 2), small.conv(3, 2, 1))),
         tmp_path / "net.pt2",
@@ -197,20 +198,20 @@ def run(*arguments: object) -> int:
 
 
 @pytest.mark.parametrize(
-    "said", [{"declared_halo": 10, "declared_stride": 4}, {"declared_halo": "far"}]
+    "sidecar", [{"declared_halo": 10, "declared_stride": 4}, {"declared_halo": "far"}]
 )
 def test_a_declaration_that_cannot_be_is_refused(
-    program: Path, tmp_path: Path, said: dict[str, object]
+    program: Path, tmp_path: Path, sidecar: dict[str, object]
 ) -> None:
-    assert "declared_halo=" in refusal(copied(program, tmp_path, **said))
+    assert "declared_halo=" in refusal(copied(program, tmp_path, **sidecar))
 
 
 # --- refused --------------------------------------------------------------------------------------
 
 
-def test_programs_that_cannot_run_are_refused_with_the_mend(tmp_path: Path) -> None:
+def test_programs_that_cannot_run_are_refused_with_a_fix(tmp_path: Path) -> None:
     fixed = export(small.conv(3, 1, 1), tmp_path / "fixed.pt2", None)
-    assert "takes images of 64 px only: export it with dynamic height and width" in refusal(fixed)
+    assert "accepts images of 64 px only: export it with dynamic height and width" in refusal(fixed)
     capped = export(small.conv(3, 1, 1), tmp_path / "capped.pt2", max=512)
     assert "at most 512 px: export it without a maximum" in refusal(capped)
     shrinking = export(nn.Conv2d(1, 1, 5), tmp_path / "shrinking.pt2")
@@ -219,7 +220,7 @@ def test_programs_that_cannot_run_are_refused_with_the_mend(tmp_path: Path) -> N
     assert "must take one" in refusal(two)
 
 
-def test_what_is_wrong_beside_it_is_named(program: Path, tmp_path: Path) -> None:
+def test_errors_in_the_sidecar_are_named(program: Path, tmp_path: Path) -> None:
     assert "reach is read off" in refusal(copied(program, tmp_path, reach=1))
     assert "colour" in refusal(copied(program, tmp_path, colour="red"))
     few = [{"name": "a", "role": "source"}]
@@ -228,7 +229,7 @@ def test_what_is_wrong_beside_it_is_named(program: Path, tmp_path: Path) -> None
     assert "not a JSON object" in refusal(tmp_path / "net.pt2")
 
 
-def test_onnx_and_what_is_no_program_are_refused(tmp_path: Path) -> None:
+def test_onnx_and_other_files_are_refused(tmp_path: Path) -> None:
     assert "convert it to .pt2" in refusal(tmp_path / "net.onnx")
     assert "cannot be read: No such file or directory; check" in refusal(tmp_path / "absent.pt2")
     (tmp_path / "text.pt2").write_text("hello")
@@ -238,7 +239,7 @@ def test_onnx_and_what_is_no_program_are_refused(tmp_path: Path) -> None:
 
 
 def tampered(program: Path, path: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
-    """Copy an archive with one of its parts changed, or put in."""
+    """Copy an archive with one of its parts changed, or added."""
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
         names = old.namelist()
         root = names[0].partition("/")[0]
@@ -288,12 +289,12 @@ ATTACKS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 def test_a_program_that_could_run_code_is_refused_unread(
     program: Path, tmp_path: Path, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part, change, said = ATTACKS[attack]
+    part, change, reason = ATTACKS[attack]
     path = tampered(program, tmp_path / "evil.pt2", part, change)
     assert path.read_bytes() != program.read_bytes()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("was read"))
-    assert said in refusal(path)
+    monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("torch read it"))
+    assert reason in refusal(path)
     assert not (tmp_path / "boom").exists()
 
 

@@ -27,20 +27,20 @@ def network(norm: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", NORMS)
-def test_frozen_norms_answer_as_before_on_the_sample_and_tile_exactly(kind: str) -> None:
-    given = network(NORMS[kind])
+def test_frozen_norms_keep_the_output_on_the_sample_and_tile_exactly(kind: str) -> None:
+    original = network(NORMS[kind])
     sample = torch.randn(1, 1, 40, 56)
     with pytest.raises(ModelError, match=r"1 \(.*Norm.*\) normalises .* freeze its statistics"):
-        analyse(given)
-    frozen = freeze_norms(given, sample)
+        analyse(original)
+    frozen = freeze_norms(original, sample)
     with torch.no_grad():
-        torch.testing.assert_close(frozen(sample), given(sample), rtol=0, atol=1e-5)
+        torch.testing.assert_close(frozen(sample), original(sample), rtol=0, atol=1e-5)
     proof = certify(frozen)
     assert proof.probed
     assert proof.halo == 3
     assert proof.error is not None
     assert proof.error <= TOLERANCE < proof.error_short
-    assert isinstance(given[1], type(NORMS[kind]))  # type: ignore[index]
+    assert isinstance(original[1], type(NORMS[kind]))  # type: ignore[index]
 
 
 def test_statistics_of_several_images_are_averaged() -> None:
@@ -52,14 +52,14 @@ def test_statistics_of_several_images_are_averaged() -> None:
         assert frozen(torch.full((1, 1, 2, 2), 3.0)).allclose(torch.ones(1))
 
 
-def test_a_norm_with_running_statistics_is_exact_as_it_is() -> None:
+def test_a_norm_with_running_statistics_needs_no_freezing() -> None:
     norm = nn.InstanceNorm2d(4, track_running_stats=True)
     assert certify(network(norm)).probed
     with pytest.raises(ModelError, match="no GroupNorm or InstanceNorm"):
         freeze_norms(network(norm), torch.zeros(1, 1, 32, 32))
 
 
-def test_a_norm_by_itself_is_frozen() -> None:
+def test_a_single_norm_is_frozen() -> None:
     assert isinstance(freeze_norms(nn.GroupNorm(1, 2), torch.randn(1, 2, 8, 8)), FrozenNorm)
 
 

@@ -34,5 +34,5 @@ def test_a_header_with_another_reach_than_its_network_is_refused(
     header["reach"]["left"] = 8
     path = tmp_path / "wrong.safetensors"
     save_file(load_file(small_file), path, {"fcnpipe": json.dumps(header)})
-    with pytest.raises(ModelError, match="its header says"):
+    with pytest.raises(ModelError, match="its header states"):
         check_model(path)
