@@ -66,7 +66,7 @@ def package(requirement: str) -> str:
     return match[0]
 
 
-# --- floors ---------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def test_imports_go_down_only() -> None:
@@ -87,8 +87,8 @@ def test_the_science_core_loads_nothing_else() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_no_room_imports_the_root() -> None:
-    """A submodule is no name of the root; what lies below the root does not import it."""
+def test_no_module_imports_the_root() -> None:
+    """Inside the package, only submodules are imported from the root package."""
     modules = {p.stem for p in (ROOT / "fcnpipe").iterdir() if p.suffix == ".py" or p.is_dir()}
     wrong = [
         f"{path}:{node.lineno} {alias.name}"
@@ -107,7 +107,7 @@ def test_no_room_imports_the_root() -> None:
     assert not wrong
 
 
-def test_the_root_gives_functions_whatever_was_imported_before() -> None:
+def test_root_functions_are_independent_of_imported_submodules() -> None:
     code = (
         "import fcnpipe, fcnpipe.networks.reach, fcnpipe.pipeline.run\n"
         "print(callable(fcnpipe.segment), callable(fcnpipe.open), callable(fcnpipe.reach))"
@@ -122,8 +122,8 @@ def test_importing_the_root_loads_nothing() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_lazy_imports_are_for_the_roof_and_for_optional_packages() -> None:
-    """A function that imports ours hides an edge; torch and Dask may come late, they are heavy."""
+def test_late_imports_are_for_the_command_line_and_heavy_packages() -> None:
+    """An import inside a function hides a dependency; only heavy packages are imported late."""
     allowed = ("fcnpipe/cli/", "fcnpipe/networks/", "fcnpipe/engines/__init__.py")
     late = [
         f"{path}:{node.lineno} {node.module}"
@@ -214,21 +214,21 @@ def test_environment_and_pyproject_agree() -> None:
     assert [*listed, *last["pip"]] == [f"python{project()['requires-python']}", "pip", *wanted]
 
 
-def test_constraints_pin_all_that_is_asked_for() -> None:
+def test_constraints_pin_all_dependencies() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {normal(line.partition("==")[0]) for line in lines if "==" in line}
     assert all("==" in line and "+" not in line for line in lines if line and line[0] != "#")
     assert {normal(package(r)) for r in requirements("dask", "prefect", "remote", "test")} <= pinned
 
 
-def test_what_is_imported_is_asked_for_and_the_other_way_round() -> None:
+def test_dependencies_are_those_that_are_imported() -> None:
     owners = packages_distributions()
     asked = {normal(package(r)) for r in requirements("dask", "test")}
     used = {normal(owner) for name in third_party("fcnpipe") for owner in owners.get(name, [name])}
     assert used - asked == set()
-    # The demo cuts its picture out of a file that scikit-image ships; its code is not run.
+    # The demo reads an image that scikit-image ships, not its code.
     unused = {normal(package(r)) for r in requirements()} - used - {"scikit-image"}
-    assert unused == set(), "asked for, and not used"
+    assert unused == set(), "dependencies that are not imported"
 
 
 def third_party(folder: str) -> set[str]:
@@ -253,7 +253,7 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-# --- size and words -------------------------------------------------------------------------------
+# --- sizes and names -------------------------------------------------------------------------------
 
 
 def functions(*folders: str) -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -263,7 +263,7 @@ def functions(*folders: str) -> Iterator[tuple[str, ast.FunctionDef]]:
                 yield f"{path}:{node.lineno} {node.name}", node
 
 
-def test_no_function_does_more_than_one_thing() -> None:
+def test_functions_are_short() -> None:
     wrong = []
     for place, node in functions("fcnpipe", "flows"):
         length = (node.end_lineno or 0) - node.body[0].lineno + 1
@@ -281,11 +281,11 @@ def test_no_file_is_too_long() -> None:
 
 
 @pytest.mark.parametrize("word", ["utils", "helpers", "common", "manager", "misc"])
-def test_no_module_without_a_subject(word: str) -> None:
+def test_module_names_state_a_subject(word: str) -> None:
     assert not [path for path, _ in sources("fcnpipe", "flows") if word in path]
 
 
-def test_no_path_of_a_machine() -> None:
+def test_no_file_contains_a_path_of_a_machine() -> None:
     homes = re.compile(r"(?<![\w.])/(work|home|root|Users)/")
     suffixes = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ""}
     tracked = subprocess.run(

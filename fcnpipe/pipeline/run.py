@@ -230,7 +230,7 @@ def _concerns_the_run(report: TaskReport) -> bool:
 
 
 def finish(session: Session) -> None:
-    """Give the store, which the last stage has verified, its final name.
+    """Rename the verified store to its final name.
 
     Raises
     ------
