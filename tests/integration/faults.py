@@ -1,8 +1,8 @@
-"""What may befall a run, as real processes meet it: each fault with what the user then sees.
+"""Fault injection: kills, signals, full disks, damaged files and hanging tiles in real processes.
 
-A fault is a function that takes a `Case`, disturbs a run of ``fcnpipe segment`` at the moment that
-the case names, checks what the run says, and gives it in a few words. Afterwards the same run is
-taken up, if it is not done, and must give the bytes of a run that nothing befell: `befall`.
+A fault is a function that takes a `Case`, disturbs a run of ``fcnpipe segment`` at the moment of the
+case, checks exit code and standard error, and returns the outcome in a few words. `run_with_fault`
+then resumes the run if it is unfinished, and compares its files with those of `run_without_fault`.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ import psutil
 
 import fcnpipe
 from fcnpipe.stores import partial_path
-from tests.integration.scenes import read_all
+from tests.integration.scenes import list_differences, read_all
 
 HOOKS = Path(__file__).with_name("hooks")
 SETTINGS = {"model": "none", "window": 128, "tile": 128, "workers": 2}
 MOMENTS = {"early": "measure_cells", "middle": "predict", "late": "measure"}
-"""The task, on the second tile of the second row, at which a fault strikes."""
+"""Moment -> the task at which a fault happens, on the tile `TILE`."""
 TILE = "r001c001"
-PATIENCE_SECONDS = 280.0
+"""The second tile of the second row."""
+TIMEOUT_SECONDS = 280.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run that something befalls.
+    """A run with a fault.
 
     Attributes
     ----------
     folder : Path
-        Empty; for the output and all else.
+        Empty folder for the output and all other files.
     field : Path
         The image.
     moment : str
-        When it happens.
+        Moment of the fault, a key of `MOMENTS`.
     """
 
     folder: Path
@@ -61,42 +62,42 @@ class Case:
 
     @contextmanager
     def run(self, fault: str = "", *options: str, **variables: str) -> Iterator[Run]:
-        """Start ``fcnpipe segment`` with a fault inside; nothing of it is left afterwards."""
+        """Start ``fcnpipe segment`` with a fault inside; kill what remains of it at the end."""
         self.out.parent.mkdir(exist_ok=True)
         flags = [f for n, v in SETTINGS.items() for f in (f"--{n}", str(v))]
         command = [sys.executable, "-m", "fcnpipe", "segment", str(self.field), str(self.out)]
-        started = Run([*command, *flags, "--quiet", *options], self.environment(fault) | variables)
+        run = Run([*command, *flags, "--quiet", *options], self.environment(fault) | variables)
         try:
-            yield started
+            yield run
         finally:
-            started.end()
+            run.end()
 
     def environment(self, fault: str) -> dict[str, str]:
-        """What makes a process of the run meet a fault; none if empty."""
+        """Return the environment that injects ``fault`` into a process; no fault if empty."""
         path = os.pathsep.join([str(HOOKS), str(Path(__file__).parents[2])])
-        what = {"task": self.task, "tile": TILE, "fault": fault, "folder": str(self.folder)}
-        found = {**os.environ, "PYTHONPATH": path}
-        return found | ({"FCNPIPE_FAULT": json.dumps(what)} if fault else {})
+        settings = {"task": self.task, "tile": TILE, "fault": fault, "folder": str(self.folder)}
+        environment = {**os.environ, "PYTHONPATH": path}
+        return environment | ({"FCNPIPE_FAULT": json.dumps(settings)} if fault else {})
 
     def wait_for_moment(self, run: Run) -> int:
-        """Wait until the fault's task is reached; give the process that does it."""
+        """Wait until the task of the fault is reached; return the id of its process."""
         mark = self.folder / "reached"
         wait_for(lambda: mark.exists() or run.process.poll() is not None)
         assert mark.exists(), run.process.communicate()
         return int(mark.read_text())
 
-    def go_on(self) -> None:
-        """Let the waiting task go on."""
+    def let_task_continue(self) -> None:
+        """End the wait of the task of the fault."""
         (self.folder / "go").touch()
 
-    def take_up(self) -> None:
-        """Run it again, in this process and undisturbed."""
+    def resume(self) -> None:
+        """Run the same job in this process, without a fault."""
         self.out.parent.mkdir(exist_ok=True)
         fcnpipe.segment(self.field, self.out, **SETTINGS, quiet=True)
 
 
 class Run:
-    """A process that leads a session of its own, as under a terminal."""
+    """A process that leads a session of its own, as in a terminal."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -106,32 +107,32 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Where the tests run in the background, Ctrl-C is ignored, and so it would be here.
+            # A shell starts background jobs with SIGINT ignored, and children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def finish(self) -> tuple[int, str]:
-        """Give exit code and standard error; nothing that the run started is left."""
-        said = self.process.communicate(timeout=PATIENCE_SECONDS)[1]
-        wait_for(lambda: not alive(self.process.pid))
-        return self.process.returncode, said
+        """Wait for the run and all its processes; return exit code and standard error."""
+        stderr = self.process.communicate(timeout=TIMEOUT_SECONDS)[1]
+        wait_for(lambda: not list_processes(self.process.pid))
+        return self.process.returncode, stderr
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill all processes of the session."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
 
-def wait_for(ready: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
-    begun = time.monotonic()
+def wait_for(ready: Callable[[], object], seconds: float = TIMEOUT_SECONDS) -> None:
+    start = time.monotonic()
     while not ready():
-        assert time.monotonic() - begun < seconds
+        assert time.monotonic() - start < seconds
         time.sleep(0.02)
 
 
-def alive(session: int) -> list[psutil.Process]:
-    """Give the processes of a session."""
+def list_processes(session: int) -> list[psutil.Process]:
+    """Return the live processes of a session."""
     return [process for process in psutil.process_iter() if _session(process) == session]
 
 
@@ -142,54 +143,54 @@ def _session(process: psutil.Process) -> int:
     return -1
 
 
-def one_line(said: str) -> str:
-    """Give what a run said, which must be one line, without its paths."""
-    assert said.startswith("fcnpipe: "), said
-    assert said.count("\n") == 1, said
-    return said.removeprefix("fcnpipe: ").strip()
+def check_one_line(stderr: str) -> str:
+    """Check that a run printed a single line, and return its text."""
+    assert stderr.startswith("fcnpipe: "), stderr
+    assert stderr.count("\n") == 1, stderr
+    return stderr.removeprefix("fcnpipe: ").strip()
 
 
 # --- processes that die ---------------------------------------------------------------------------
 
 
 def worker_killed(case: Case) -> str:
-    """SIGKILL of a Dask worker: another does its tile, the run does not stop."""
+    """SIGKILL of a Dask worker: another worker does its tile, and the run continues."""
     with case.run("wait", "--engine", "dask") as run:
         os.kill(case.wait_for_moment(run), signal.SIGKILL)
-        case.go_on()
+        case.let_task_continue()
         assert run.finish() == (0, "")
-    return "goes on by itself, exit 0"
+    return "continues, exit 0"
 
 
 def run_killed(case: Case) -> str:
-    """SIGKILL of the process of the run: its workers leave, a resume does the rest."""
+    """SIGKILL of the process of the run: its workers end, and the same command resumes it."""
     with case.run("wait", "--engine", "dask") as run:
         case.wait_for_moment(run)
         run.process.kill()
         run.process.wait(60)
-        wait_for(lambda: not alive(run.process.pid))
-    return "ends, its workers too; the same command does the rest"
+        wait_for(lambda: not list_processes(run.process.pid))
+    return "ends with its workers; the same command resumes it"
 
 
 def scheduler_killed(case: Case) -> str:
-    """SIGKILL of an external Dask scheduler: the run says so; with a new one it is taken up."""
+    """SIGKILL of an external Dask scheduler: the run ends and names it."""
     with (
         external_cluster(case) as (scheduler, address),
         case.run("", "--scheduler", address) as run,
     ):
         case.wait_for_moment(run)
         scheduler.kill()
-        case.go_on()
-        code, said = run.finish()
-    assert code == 2, said
-    assert "scheduler" in one_line(said), said
-    assert "gone" in said, said
+        case.let_task_continue()
+        code, stderr = run.finish()
+    assert code == 2, stderr
+    assert "scheduler" in check_one_line(stderr), stderr
+    assert "gone" in stderr, stderr
     return "exit 2, names the scheduler"
 
 
 @contextmanager
 def external_cluster(case: Case) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A scheduler and a worker as processes: the scheduler, and its address."""
+    """Start a scheduler and a worker as processes; yield the scheduler and its address."""
     file = case.folder / "scheduler.json"
     dask = [sys.executable, "-c", "import sys; from dask.__main__ import main; main()"]
     here = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
@@ -207,45 +208,45 @@ def external_cluster(case: Case) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def interrupted(case: Case, number: int, engine: str) -> str:
-    """Ctrl-C, which the whole group gets, or SIGTERM: ends at once, nothing is left running."""
+    """Ctrl-C to the whole process group, or SIGTERM: the run and its workers end at once."""
     with case.run("wait", "--engine", engine) as run:
         case.wait_for_moment(run)
         send = os.killpg if number == signal.SIGINT else os.kill
         send(run.process.pid, number)
-        code, said = run.finish()
+        code, stderr = run.finish()
     assert code == 130
-    assert one_line(said) == "interrupted; the same command takes the run up again"
-    return "exit 130, the same command goes on"
+    assert check_one_line(stderr).startswith("interrupted: run the same command")
+    return "exit 130; the same command resumes it"
 
 
-# --- tiles that do not end, or take too much ------------------------------------------------------
+# --- tiles that hang, or need too much memory -----------------------------------------------------
 
 
 def tile_hangs(case: Case, engine: str) -> str:
-    """A task on a tile hangs: it is abandoned and named, the rest lands."""
+    """A task on a tile hangs: the tile is abandoned and named, the others are finished."""
     with case.run("hang", "--engine", engine, "--tile-timeout", "6") as run:
-        code, said = run.finish()
-    return _named(code, said, "not done after 6 s")
+        code, stderr = run.finish()
+    return check_failed_tile(code, stderr, "not done after 6 s")
 
 
 def memory_runs_out(case: Case, engine: str) -> str:
-    """A task on a tile asks for more memory than there is: it is named, the rest lands."""
+    """A task on a tile allocates more memory than exists: it is named, the others are finished."""
     with case.run("memory", "--engine", engine) as run:
-        code, said = run.finish()
-    return _named(code, said, "MemoryError")
+        code, stderr = run.finish()
+    return check_failed_tile(code, stderr, "MemoryError")
 
 
 def worker_out_of_memory(case: Case) -> str:
-    """The kernel kills each Dask worker that comes to a tile: it is named, the rest lands."""
+    """Each Dask worker that starts the tile is killed: it is named, the others are finished."""
     with case.run("kill", "--engine", "dask") as run:
-        code, said = run.finish()
-    return _named(code, said, "worker")
+        code, stderr = run.finish()
+    return check_failed_tile(code, stderr, "worker")
 
 
-def _named(code: int, said: str, why: str) -> str:
-    assert code == 3, said
-    assert f"1 tile(s) failed: {TILE}" in one_line(said)
-    assert why in said, said
+def check_failed_tile(code: int, stderr: str, why: str) -> str:
+    assert code == 3, stderr
+    assert f"1 tile(s) failed: {TILE}" in check_one_line(stderr)
+    assert why in stderr, stderr
     return f"exit 3, names {TILE} ({why})"
 
 
@@ -253,39 +254,39 @@ def _named(code: int, said: str, why: str) -> str:
 
 
 def disk_full(case: Case) -> str:
-    """The disk of the output fills up: one line; with room again the run is taken up."""
+    """The disk of the output is full: one line; after making room the run is resumed."""
     filler, mounted = case.out.parent / "filler", os.path.ismount(case.out.parent)
     with case.run("wait" if mounted else "full", "--engine", "threads") as run:
         case.wait_for_moment(run)
         if mounted:
             fill(filler)
-        case.go_on()
-        code, said = run.finish()
+        case.let_task_continue()
+        code, stderr = run.finish()
     filler.unlink(missing_ok=True)
-    assert code == 2, said
-    assert "make room" in one_line(said)
+    assert code == 2, stderr
+    assert "make room" in check_one_line(stderr)
     return "exit 2, 'make room'"
 
 
 def disk_read_only(case: Case) -> str:
-    """The disk of the output may not be written any more: one line."""
+    """The disk of the output becomes read-only: one line."""
     with case.run("wait", "--engine", "threads") as run:
         case.wait_for_moment(run)
         with read_only(case.out.parent):
-            case.go_on()
-            code, said = run.finish()
-            assert code == 2, said
-            assert "cannot write" in one_line(said)
+            case.let_task_continue()
+            code, stderr = run.finish()
+            assert code == 2, stderr
+            assert "cannot write" in check_one_line(stderr)
             with case.run() as again:
-                code, said = again.finish()
-            assert code == 2, said
-            assert "choose another" in one_line(said)
+                code, stderr = again.finish()
+            assert code == 2, stderr
+            assert "choose another" in check_one_line(stderr)
     return "exit 2, 'cannot write'"
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Make a folder a file system of 64 MB, where this is allowed."""
+    """Mount a file system of 64 MB at a folder, where this is permitted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
@@ -297,13 +298,13 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def may_mount(folder: Path) -> bool:
-    """Whether `small_disk` can do what it is for."""
+    """Return whether `small_disk` can mount."""
     with small_disk(folder / "probe"):
         return os.path.ismount(folder / "probe")
 
 
 def fill(file: Path) -> None:
-    """Write until there is no room."""
+    """Write to a file until the disk is full."""
     with suppress(OSError), file.open("wb", buffering=0) as filler:
         while filler.write(bytes(1 << 16)):
             pass
@@ -311,7 +312,7 @@ def fill(file: Path) -> None:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Let nobody write into a folder."""
+    """Make a folder read-only."""
     if os.path.ismount(folder):
         wait_for(lambda: _remount("ro", folder))  # refused while a file is being written
         try:
@@ -329,91 +330,93 @@ def read_only(folder: Path) -> Iterator[None]:
             path.chmod(0o755)
 
 
-def _remount(how: str, folder: Path) -> bool:
-    command = ["mount", "-o", f"remount,{how}", str(folder)]
+def _remount(mode: str, folder: Path) -> bool:
+    command = ["mount", "-o", f"remount,{mode}", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def input_changes(case: Case) -> str:
-    """The image is cut short while it is read: not published, and not taken up so."""
-    before = case.field.read_bytes()
+    """The image is truncated while it is read: the store is not published, a resume is refused."""
+    content = case.field.read_bytes()
     try:
         with case.run("wait", "--engine", "threads") as run:
             case.wait_for_moment(run)
-            os.truncate(case.field, len(before) // 2)
-            case.go_on()
-            code, said = run.finish()
-        assert code == 2, said
-        assert "changed while it was read" in one_line(said)
+            os.truncate(case.field, len(content) // 2)
+            case.let_task_continue()
+            code, stderr = run.finish()
+        assert code == 2, stderr
+        assert "changed while it was read" in check_one_line(stderr)
         with case.run() as again:
-            code, said = again.finish()
-        assert code == 2, said
-        assert "truncated; copy it again" in one_line(said)
+            code, stderr = again.finish()
+        assert code == 2, stderr
+        assert "truncated; copy it again" in check_one_line(stderr)
     finally:
-        case.field.write_bytes(before)
-    return "exit 2, names the file; refused until it is put back"
+        case.field.write_bytes(content)
+    return "exit 2, names the file; refused until the file is restored"
 
 
-def shards_lost(case: Case) -> str:
-    """Files are lost, or end too early, of which the ledger of a killed run says that they are there."""
+def lose_partial_shards(case: Case) -> str:
+    """Files that the ledger of a killed run marks as done are missing or truncated."""
     with case.run("wait", "--engine", "threads") as run:
         case.wait_for_moment(run)
         run.process.kill()
     level = partial_path(case.out) / "image" / "0"
-    # Early there are no maps yet, but the coordinates of the pixels.
+    # Early there are no maps, only the pixel coordinates.
     files = sorted(level.glob("*/c/**/[0-9]/[0-9]")) or sorted(level.glob("*/c/[0-9]"))
-    spoil(files[0], files[-1])
-    return "done again when the run is taken up"
+    truncate_and_delete(files[0], files[-1])
+    return "repeated when the run is resumed"
 
 
-def published_shards_lost(case: Case) -> str:
-    """Files are lost of a finished store, or end too early: found, named, made anew."""
-    case.take_up()
-    places = {
+def lose_published_shards(case: Case) -> str:
+    """Files of a finished store are missing or truncated: verify names them and restores them."""
+    case.resume()
+    names = {
         "early": ("probability/c/0/1/1", "flags/c/0/2"),
         "middle": ("label/c/1/1", "label/c/0/2"),
         "late": ("elevation/c/0/1", "label/c/2/0"),
     }[case.moment]
-    spoil(*(case.out / "image/0" / place for place in places))
-    code, said = verify(case.out, "--deep")
+    truncate_and_delete(*(case.out / "image/0" / name for name in names))
+    code, stderr = verify(case.out, "--deep")
     assert code == 2
-    assert all(place.split("/")[0] in one_line(said) for place in places), said
-    assert "is missing" in said, said
-    assert "is not what was written" in said, said
+    assert all(name.split("/")[0] in check_one_line(stderr) for name in names), stderr
+    assert "is missing" in stderr, stderr
+    assert "is not what was written" in stderr, stderr
     assert verify(case.out, "--repair", "--quiet") == (0, "")
     assert verify(case.out, "--deep") == (0, "")
-    return "`verify --deep` names them, `--repair` makes them anew"
+    return "`verify --deep` names them, `--repair` restores them"
 
 
-def spoil(one: Path, other: Path) -> None:
-    one.write_bytes(one.read_bytes()[:-30])
-    other.unlink()
+def truncate_and_delete(truncated: Path, deleted: Path) -> None:
+    truncated.write_bytes(truncated.read_bytes()[:-30])
+    deleted.unlink()
 
 
 def verify(out: Path, *options: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "fcnpipe", "verify", str(out), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-    return done.returncode, done.stderr
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    return ended.returncode, ended.stderr
 
 
 def second_run(case: Case) -> str:
-    """Another run on the same output: refused, the first is not disturbed."""
+    """A second run on the same output is refused, and the first run continues."""
     with case.run("wait", "--engine", "threads") as run:
         case.wait_for_moment(run)
         with case.run() as other:
-            code, said = other.finish()
+            code, stderr = other.finish()
         assert code == 2
-        assert f"is being written by another run (process {run.process.pid} on " in one_line(said)
-        case.go_on()
+        assert f"is being written by another run (process {run.process.pid} on " in check_one_line(
+            stderr
+        )
+        case.let_task_continue()
         assert run.finish() == (0, "")
-    return "the second: exit 2, names the process of the first"
+    return "the second run: exit 2, names the process of the first"
 
 
 def clock_jumps(case: Case) -> str:
-    """The clock of the machine is set, back and forth, all the time."""
+    """The clock of the machine jumps back and forth at each reading."""
     with case.run("", "--engine", "threads", FCNPIPE_CLOCK="1") as run:
         assert run.finish() == (0, "")
-    return "nothing, exit 0"
+    return "unaffected, exit 0"
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -437,29 +440,28 @@ FAULTS: dict[str, Fault] = {
     "full disk": disk_full,
     "read-only disk": disk_read_only,
     "image cut short": input_changes,
-    "lost shards of a killed run": shards_lost,
-    "lost shards of a finished store": published_shards_lost,
+    "lost shards of a killed run": lose_partial_shards,
+    "lost shards of a finished store": lose_published_shards,
     "two runs at once": second_run,
     "clock jumps": clock_jumps,
 }
-ON_A_DISK = (disk_full, disk_read_only)
-"""Faults that want a file system of their own."""
+NEED_A_DISK = (disk_full, disk_read_only)
+"""Faults that need a file system of their own."""
 
 
-def befall(fault: Fault, case: Case, undisturbed: dict[str, bytes]) -> tuple[str, list[str]]:
-    """Let a fault befall a run, and take that up: what was said, and the files that differ then."""
-    with small_disk(case.out.parent) if fault in ON_A_DISK else nullcontext():
-        said = fault(case)
-        case.take_up()
+def run_with_fault(fault: Fault, case: Case, reference: dict[str, bytes]) -> tuple[str, list[str]]:
+    """Run with a fault and resume; return the outcome and the files that differ from ``reference``."""
+    with small_disk(case.out.parent) if fault in NEED_A_DISK else nullcontext():
+        outcome = fault(case)
+        case.resume()
         found = read_all(case.out)
         assert not partial_path(case.out).exists()
-    names = found.keys() | undisturbed.keys()
-    return said, sorted(n for n in names if found.get(n) != undisturbed.get(n))
+    return outcome, list_differences(found, reference)
 
 
-def run_undisturbed(folder: Path, field: Path) -> dict[str, bytes]:
-    """Give every file of the result of a run that nothing befalls."""
+def run_without_fault(folder: Path, field: Path) -> dict[str, bytes]:
+    """Return all files of the result of a run without a fault."""
     case = Case(folder / "undisturbed", field, "middle")
     case.folder.mkdir()
-    case.take_up()
+    case.resume()
     return read_all(case.out)

@@ -1,4 +1,4 @@
-"""One bad tile is named, exit code 3, and the rest lands."""
+"""A tile that cannot be read is named with exit code 3, and the other tiles are finished."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from fcnpipe.core.geometry import Tile
 from fcnpipe.pipeline.job import Job
 from fcnpipe.pipeline.stages import prediction
 from fcnpipe.simulation.scenes import draw
-from tests.integration.scenes import read_all
+from tests.integration.scenes import list_differences, read_all
 
 EDGE = 256
 BAD = slice(EDGE, 2 * EDGE), slice(EDGE, 2 * EDGE)
@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 
 
 def write_compressed(path: Path, image: np.ndarray, broken: int | None) -> Path:
-    """Write 3 x 3 tiles, each compressed by itself, and spoil the bytes of one."""
+    """Write 3 x 3 tiles, each compressed separately, and overwrite the bytes of one of them."""
     hdu = fits.CompImageHDU(
         image, compression_type="GZIP_1", tile_shape=(EDGE, EDGE), quantize_level=0
     )
@@ -74,7 +74,7 @@ def test_a_tile_that_cannot_be_read(image: np.ndarray, tmp_path: Path, engine: s
 
 
 def compare(folder: Path) -> None:
-    """Away from the bad tile the labels are as without it, but for the sky, that hangs together."""
+    """Far from the bad tile the labels are almost the same; they differ by the sky, fitted globally."""
     whole = xr.open_datatree(folder / "good.zarr", engine="zarr")
     rest = xr.open_datatree(folder / "bad.zarr.partial", engine="zarr")
     assert rest.attrs["status"] == "incomplete"
@@ -89,7 +89,7 @@ def compare(folder: Path) -> None:
     assert (rest["tiles"].status.values == [[2, 2, 2], [2, 0, 2], [2, 2, 2]]).all()
 
 
-def test_a_passing_failure_leaves_no_trace(
+def test_a_resumed_run_after_a_failure_gives_the_same_bytes(
     image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field, look = tmp_path / "field.fits", prediction._look
@@ -108,4 +108,4 @@ def test_a_passing_failure_leaves_no_trace(
     monkeypatch.undo()
     fcnpipe.segment(field, tmp_path / "bad.zarr", **settings)
     good, bad = (read_all(tmp_path / name) for name in ("good.zarr", "bad.zarr"))
-    assert [name for name in good.keys() | bad.keys() if good.get(name) != bad.get(name)] == []
+    assert list_differences(good, bad) == []

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, the same command again: the same bytes."""
+"""Runs killed with kill -9 at any moment are resumed by the same command and give the same bytes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 import fcnpipe
 from fcnpipe.core.errors import StoreError
 from tests.integration.faults import HOOKS
-from tests.integration.scenes import read_all, write_field
+from tests.integration.scenes import list_differences, read_all, write_field
 
 OPTIONS = {"model": "none", "window": 128, "tile": 128, "workers": 2}
 SETTINGS = [
@@ -31,37 +31,37 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_field(tmp_path_factory.mktemp("field") / "field.fits", (300, 400))
 
 
-def take_up(field: Path, out: Path, **more: Any) -> None:
-    """Run it in this process, undisturbed: the processes of the others take longer than their work."""
+def resume(field: Path, out: Path, **more: Any) -> None:
+    """Run the job in this process, which is faster than to start another."""
     fcnpipe.segment(field, out, **(OPTIONS | more), quiet=True)
 
 
 def start(field: Path, out: Path, engine: str, *more: str) -> subprocess.Popen[bytes]:
-    """Start it as a process, which waits before its end until it may go on, or is killed in time."""
+    """Start the job as a process that waits before its end until it is killed or may continue."""
     command = [sys.executable, "-m", "fcnpipe", "segment", str(field), str(out), *SETTINGS, *more]
-    end = {"task": "check_tile", "tile": "r001c001", "fault": "wait", "folder": str(out.parent)}
+    fault = {"task": "check_tile", "tile": "r001c001", "fault": "wait", "folder": str(out.parent)}
     path = os.pathsep.join([str(HOOKS), str(Path(__file__).parents[2])])
-    environment = {**os.environ, "PYTHONPATH": path, "FCNPIPE_FAULT": json.dumps(end)}
+    environment = {**os.environ, "PYTHONPATH": path, "FCNPIPE_FAULT": json.dumps(fault)}
     return subprocess.Popen([*command, "--engine", engine], env=environment, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
 def finished(field: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a run that nothing befell."""
+    """The store of a run that was not killed."""
     out = tmp_path_factory.mktemp("undisturbed") / "out.zarr"
-    take_up(field, out)
+    resume(field, out)
     return out
 
 
 @pytest.fixture(scope="module")
-def undisturbed(finished: Path) -> dict[str, bytes]:
+def reference(finished: Path) -> dict[str, bytes]:
     return read_all(finished)
 
 
 def wait_for_marks(partial: Path, stage: int, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until so many tiles of a stage are in the ledger, or the run is over."""
+    """Wait until ``count`` tiles of a stage are marked in the ledger, or the run has ended."""
     while process.poll() is None:
-        if len(marks(partial, f"c/{stage}")) >= count:
+        if len(read_marks(partial, f"c/{stage}")) >= count:
             return
         time.sleep(0.005)
 
@@ -70,8 +70,8 @@ def wait_for_marks(partial: Path, stage: int, count: int, process: subprocess.Po
     ("engine", "stage", "count"),
     [("serial", 0, 3), ("serial", 2, 5), ("threads", 3, 9), ("dask", 1, 4)],
 )
-def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(
-    field: Path, undisturbed: dict[str, bytes], tmp_path: Path, engine: str, stage: int, count: int
+def test_a_killed_run_is_resumed_and_gives_the_same_bytes(
+    field: Path, reference: dict[str, bytes], tmp_path: Path, engine: str, stage: int, count: int
 ) -> None:
     out = tmp_path / "out.zarr"
     process = start(field, out, engine)
@@ -79,59 +79,56 @@ def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
     assert not out.exists()
-    take_up(field, out)
-    again = read_all(out)
-    assert again.keys() == undisturbed.keys()
-    assert [name for name in again if again[name] != undisturbed[name]] == []
+    resume(field, out)
+    assert list_differences(read_all(out), reference) == []
     assert not (tmp_path / "out.zarr.partial").exists()
 
 
-def test_what_overwrite_began_is_taken_up_by_the_same_command(
-    field: Path, finished: Path, undisturbed: dict[str, bytes], tmp_path: Path
+def test_a_killed_run_with_overwrite_is_resumed_by_the_same_command(
+    field: Path, finished: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """As a schedule gives it again after a kill; the old result stays until the new one is whole."""
+    """The old result stays until the new one is complete; a schedule may repeat the command."""
     out = tmp_path / "out.zarr"
     shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
     process = start(field, out, "threads", "--overwrite")
     wait_for_marks(tmp_path / "out.zarr.partial", 1, 7, process)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
-    done = marks(tmp_path / "out.zarr.partial")
+    done = read_marks(tmp_path / "out.zarr.partial")
     assert len(done) >= 12 + 7
-    assert read_all(out).items() <= undisturbed.items()
-    take_up(field, out, overwrite=True)
-    assert done.items() <= marks(out).items()
-    assert read_all(out) == undisturbed
+    assert read_all(out).items() <= reference.items()
+    resume(field, out, overwrite=True)
+    assert done.items() <= read_marks(out).items()
+    assert read_all(out) == reference
 
 
-def marks(store: Path, below: str = "c") -> dict[str, int]:
-    """Give when each mark of the ledger was set; one that is being written is none."""
+def read_marks(store: Path, below: str = "c") -> dict[str, int]:
+    """Return the time of each mark in the ledger, without marks that are being written."""
     found = {}
     for path in (store / "ledger" / below).rglob("*"):
-        with suppress(FileNotFoundError):  # it has its name meanwhile
+        with suppress(FileNotFoundError):  # renamed in the meantime
             if path.suffix != ".partial" and path.is_file():
                 found[str(path.relative_to(store))] = path.stat().st_mtime_ns
     return found
 
 
-def test_many_kills_in_a_row(field: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """Each comes a little further than the one before, whatever the speed of the machine."""
+def test_several_kills_in_a_row(field: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+    """Each run gets further than the one before, independent of the speed of the machine."""
     out, partial = tmp_path / "out.zarr", tmp_path / "out.zarr.partial"
     chance = random.Random(5)
     for count in sorted(chance.sample(range(3, 55), 3)):
         process = start(field, out, "serial")
-        while process.poll() is None and len(marks(partial)) < count:
+        while process.poll() is None and len(read_marks(partial)) < count:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.05))
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
-    take_up(field, out)
-    again = read_all(out)
-    assert [name for name in undisturbed if again.get(name) != undisturbed[name]] == []
+    resume(field, out)
+    assert list_differences(read_all(out), reference) == []
 
 
 def test_a_second_run_on_the_same_output_is_refused(
-    field: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    field: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.zarr"
     process = start(field, out, "serial")
@@ -140,11 +137,11 @@ def test_a_second_run_on_the_same_output_is_refused(
     command = [sys.executable, "-m", "fcnpipe", "segment", str(field), str(out), *SETTINGS]
     second = subprocess.run(command, capture_output=True, text=True, timeout=120)
     with pytest.raises(StoreError, match="is being written by another run"):
-        take_up(field, out, overwrite=True)
+        resume(field, out, overwrite=True)
     (tmp_path / "go").touch()
     process.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert second.stderr.count("\n") == 1
     assert "is being written by another run" in second.stderr
     assert process.wait(300) == 0
-    assert read_all(out) == undisturbed
+    assert read_all(out) == reference

@@ -1,11 +1,11 @@
-"""Whatever befalls a run: it says so in one line, and ends in the same bytes after all."""
+"""Injected faults: a run reports each in one line, and the resumed run gives the same bytes."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.integration.faults import FAULTS, Case, befall, may_mount, run_undisturbed
+from tests.integration.faults import FAULTS, Case, may_mount, run_with_fault, run_without_fault
 from tests.integration.scenes import write_field
 
 MOMENT = {
@@ -22,7 +22,7 @@ MOMENT = {
     "lost shards of a killed run": "middle",
     "clock jumps": "middle",
 }
-"""One of each kind, and when it strikes; ``python -m benchmarks.fault_injection`` tries all at all moments.
+"""One fault of each kind, and its moment; ``python -m benchmarks.fault_injection`` runs all at all moments.
 
 Two runs at once are in test_crash.
 """
@@ -34,16 +34,18 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return run_undisturbed(tmp_path_factory.mktemp("run"), field)
+def reference(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return run_without_fault(tmp_path_factory.mktemp("run"), field)
 
 
 @pytest.mark.parametrize("name", MOMENT)
-def test_a_run_ends_in_the_same_bytes(
-    field: Path, undisturbed: dict[str, bytes], tmp_path: Path, name: str
+def test_a_run_with_a_fault_gives_the_same_bytes(
+    field: Path, reference: dict[str, bytes], tmp_path: Path, name: str
 ) -> None:
     if name == "read-only disk" and os.geteuid() == 0 and not may_mount(tmp_path):
-        pytest.skip("root may write anywhere, and nothing can be mounted here")
-    said, different = befall(FAULTS[name], Case(tmp_path, field, MOMENT[name]), undisturbed)
-    assert said
+        pytest.skip("root can write anywhere, and mounting is not permitted here")
+    outcome, different = run_with_fault(
+        FAULTS[name], Case(tmp_path, field, MOMENT[name]), reference
+    )
+    assert outcome
     assert different == []

@@ -1,4 +1,4 @@
-"""Any network, its outputs stored as they are: the tiling is invisible, and so is a kill."""
+"""`predict` end to end: outputs of any network, in the units of the image, independent of tiles."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from fcnpipe.pipeline.stages import prediction
 from fcnpipe.reporting.observers import SilentObserver
 from fcnpipe.science import normalisation
 from fcnpipe.stores import ZarrStore
-from tests.integration.scenes import assert_same, content
+from tests.integration.scenes import assert_same_arrays, read_arrays
 
 SHAPE = (200, 290)
 LEVEL = 1000.0
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def flat(folder: Path) -> tuple[Path, np.ndarray]:
-    """Noise with a gradient on a high level, some stars, some missing pixels."""
+    """Noise with a gradient on a high sky level, with some stars and missing pixels."""
     rng = np.random.default_rng(5)
     image = LEVEL + rng.normal(0, 5, SHAPE) + 0.05 * np.arange(SHAPE[1])
     image[rng.random(SHAPE) > 0.995] += 3000
@@ -79,7 +79,7 @@ def field(flat: tuple[Path, np.ndarray]) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed(folder: Path) -> Path:
-    """A network of random weights with an output of every kind."""
+    """A network with random weights and an output of each role."""
     torch.manual_seed(2)
     network = UNet(1, len(OUTPUTS), base=4, depth=2).eval()
     with torch.no_grad():
@@ -88,7 +88,7 @@ def mixed(folder: Path) -> Path:
 
 
 def identity(channels: int) -> UNet:
-    """A U-Net that gives what it gets, exactly: each channel and its negative through the ReLUs."""
+    """Return a U-Net that is the identity: each channel and its negative pass through the ReLUs."""
     network = UNet(channels, channels, base=2 * channels, depth=1).eval()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -114,7 +114,7 @@ def predict(image: Any, out: Path, model: Path | str, **options: Any) -> xr.Data
     return xr.open_zarr(out, group="image/0", consolidated=False)
 
 
-# --- what lands -----------------------------------------------------------------------------------
+# --- stored arrays --------------------------------------------------------------------------------
 
 
 def test_each_output_is_an_array(field: Path, mixed: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_outputs_are_those_of_the_whole_image(field: Path, mixed: Path, tmp_path
 
 
 def test_a_network_without_padding_is_tiled_as_well(field: Path, tmp_path: Path) -> None:
-    """It is brought to the size of the image, with what it was trained with: no padding inside."""
+    """The network pads nothing, so its input is extended beyond the image by its reach."""
     torch.manual_seed(3)
     network = UNet(1, 1, base=4, depth=2, padding="valid").eval()
     header = make_header(network, "valid", [Output(name="glow", role="component:glow")], {})
@@ -233,16 +233,16 @@ def test_several_outputs_become_a_cube(sky: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what", "words"),
+    ("name", "what", "message"),
     [
-        ("a.fits", "dust", "'dust' is not in the store: choose of clean"),
+        ("a.fits", "dust", "'dust' is not in the store: choose one of clean"),
         ("a.csv", None, "no sources"),
     ],
 )
-def test_what_a_prediction_has_not_is_told(
-    sky: Path, tmp_path: Path, name: str, what: str | None, words: str
+def test_missing_kinds_of_export_are_refused(
+    sky: Path, tmp_path: Path, name: str, what: str | None, message: str
 ) -> None:
-    with pytest.raises(SpecError, match=words):
+    with pytest.raises(SpecError, match=message):
         fcnpipe.open(sky).export(tmp_path / name, what)
     assert not list(tmp_path.iterdir())
 
@@ -260,7 +260,7 @@ def test_the_scaling_is_undone(flat: tuple[Path, np.ndarray], tmp_path: Path) ->
     good = np.isfinite(truth)
     restored = predict(path, tmp_path / "whole.zarr", one, tile=64).clean.values
     np.testing.assert_allclose(restored[good], truth[good], rtol=2e-6)
-    assert np.isfinite(restored).all(), "what is missing is filled, and flagged"
+    assert np.isfinite(restored).all(), "missing pixels are filled and flagged"
     excess = predict(path, tmp_path / "rest.zarr", two).rest.values
     sky = truth[good] - excess[good]
     np.testing.assert_allclose(np.median(sky), np.nanmedian(truth), atol=1)
@@ -278,7 +278,7 @@ def test_a_linear_scaling_is_undone(flat: tuple[Path, np.ndarray], tmp_path: Pat
     np.testing.assert_array_equal(found.bad.values, np.where(good, 900.0, 950.0))
 
 
-def test_bands_go_in_and_come_out(tmp_path: Path) -> None:
+def test_several_bands_are_restored(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     bands = [(100 * i + 5 * i * rng.normal(size=(130, 140))).astype(np.float32) for i in (1, 2, 3)]
     for name, band in zip("gri", bands, strict=True):
@@ -290,7 +290,7 @@ def test_bands_go_in_and_come_out(tmp_path: Path) -> None:
     for name, band in zip("gri", bands, strict=True):
         np.testing.assert_allclose(found[name].values, band, rtol=2e-6, atol=1e-4)
     other = predict(images, tmp_path / "again.zarr", model, tile=64)
-    assert_same(content(tmp_path / "again.zarr"), content(tmp_path / "out.zarr"))
+    assert_same_arrays(read_arrays(tmp_path / "again.zarr"), read_arrays(tmp_path / "out.zarr"))
     assert other.attrs == found.attrs
     with pytest.raises(ModelError, match=r"takes 3 band\(s\) but the image has 1"):
         predict(images[0], tmp_path / "one.zarr", model)
@@ -340,20 +340,20 @@ def test_the_matched_filter_predicts_too(field: Path, tmp_path: Path) -> None:
     assert float(found.significance.max()) > 0.1
 
 
-# --- the tiling is invisible ----------------------------------------------------------------------
+# --- independence of tiles, engines and interruptions ---------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def reference(field: Path, mixed: Path, folder: Path) -> dict[str, np.ndarray]:
     predict(field, folder / "reference.zarr", mixed, tile=512)
-    return content(folder / "reference.zarr")
+    return read_arrays(folder / "reference.zarr")
 
 
 @pytest.mark.parametrize(
     ("engine", "workers", "tile"),
     [("serial", 1, 64), ("threads", 2, 128), ("threads", 3, 64), ("dask", 1, 128)],
 )
-def test_tile_and_engine_are_invisible(
+def test_result_does_not_depend_on_tile_and_engine(
     field: Path,
     mixed: Path,
     reference: dict[str, np.ndarray],
@@ -364,10 +364,10 @@ def test_tile_and_engine_are_invisible(
 ) -> None:
     out = tmp_path / "out.zarr"
     predict(field, out, mixed, engine=engine, workers=workers, tile=tile)
-    assert_same(content(out), reference)
+    assert_same_arrays(read_arrays(out), reference)
 
 
-def test_a_killed_run_is_taken_up(
+def test_a_killed_run_is_resumed(
     field: Path, mixed: Path, reference: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.zarr"
@@ -384,11 +384,11 @@ def test_a_killed_run_is_taken_up(
     assert not out.exists()
     result = fcnpipe.predict(field, out, model=str(mixed), window=64, quiet=True, workers=2)
     assert result.resumed
-    assert_same(content(out), reference)
+    assert_same_arrays(read_arrays(out), reference)
     assert fcnpipe.predict(field, out, model=str(mixed), window=64, quiet=True).resumed
 
 
-def test_a_tile_that_fails_is_named_and_done_later(
+def test_a_failed_tile_is_named_and_repeated(
     field: Path,
     mixed: Path,
     reference: dict[str, np.ndarray],
@@ -411,45 +411,45 @@ def test_a_tile_that_fails_is_named_and_done_later(
     np.testing.assert_array_equal(partial.clean[128:], reference["/image/0/clean"][128:])
     monkeypatch.undo()
     predict(field, out, mixed, tile=128)
-    assert_same(content(out), reference)
+    assert_same_arrays(read_arrays(out), reference)
 
 
-# --- what a network sees besides the bands --------------------------------------------------------
+# --- extra input channels -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def seeing(folder: Path) -> Path:
-    """Gives each channel that it sees."""
+def extra_identity(folder: Path) -> Path:
+    """An identity network with one output for each input channel."""
     outputs = [Output(name=name, role="restored") for name in ("light", *EXTRA)]
-    return save_identity(folder / "seeing.safetensors", outputs, scaling=RAW, extra=EXTRA)
+    return save_identity(folder / "extra.safetensors", outputs, scaling=RAW, extra=EXTRA)
 
 
-def test_extra_channels_are_of_the_image(
-    flat: tuple[Path, np.ndarray], seeing: Path, tmp_path: Path
+def test_extra_channels_describe_the_whole_image(
+    flat: tuple[Path, np.ndarray], extra_identity: Path, tmp_path: Path
 ) -> None:
     path, truth = flat
     prior = np.random.default_rng(3).random(SHAPE).astype(np.float32)
     prior[10, 20] = np.nan
     fits.writeto(tmp_path / "prior.fits", prior)
     options = {"prior": str(tmp_path / "prior.fits")}
-    found = predict(path, tmp_path / "out.zarr", seeing, tile=64, **options)
+    found = predict(path, tmp_path / "out.zarr", extra_identity, tile=64, **options)
     y, x = (np.linspace(-1, 1, size, dtype=np.float32) for size in SHAPE)
     np.testing.assert_array_equal(found.position_x, np.broadcast_to(x, SHAPE))
     np.testing.assert_array_equal(found.position_y, np.broadcast_to(y[:, None], SHAPE))
     np.testing.assert_array_equal(found["mask"], ~np.isfinite(truth))
     np.testing.assert_array_equal(found.prior, np.nan_to_num(prior, nan=0))
-    predict(path, tmp_path / "other.zarr", seeing, tile=256, **options)
-    assert_same(content(tmp_path / "out.zarr"), content(tmp_path / "other.zarr"))
+    predict(path, tmp_path / "other.zarr", extra_identity, tile=256, **options)
+    assert_same_arrays(read_arrays(tmp_path / "out.zarr"), read_arrays(tmp_path / "other.zarr"))
     changed = tmp_path / "changed.fits"
     fits.writeto(changed, prior + 1)
     with pytest.raises(StoreError, match="input digest"):
-        predict(path, tmp_path / "out.zarr", seeing, prior=str(changed))
-    assert load_model(seeing).header.bands == 1
-    assert check_model(seeing).error == 0
+        predict(path, tmp_path / "out.zarr", extra_identity, prior=str(changed))
+    assert load_model(extra_identity).header.bands == 1
+    assert check_model(extra_identity).error == 0
 
 
 @pytest.mark.parametrize("extra", [(), ("position_x", "position_y")])
-def test_only_a_position_sees_where_the_image_is_cut(
+def test_only_position_channels_depend_on_the_origin_of_the_image(
     extra: tuple[str, ...], tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
@@ -469,18 +469,18 @@ def test_only_a_position_sees_where_the_image_is_cut(
     assert (error == 0) if not extra else (error > 1e-2)
 
 
-# --- what is wrong --------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
-def test_what_changes_on_disk_is_found(
+def test_changes_on_disk_are_found(
     field: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Spoiler(SilentObserver):
+    class ImageChanger(SilentObserver):
         def start(self, stage: str, tasks: int, pixels: int) -> None:
             if stage == "publish":
-                spoil(ZarrStore.resume(out))
+                change_a_tile(ZarrStore.resume(out))
 
-    def spoil(store: ZarrStore) -> None:
+    def change_a_tile(store: ZarrStore) -> None:
         core = store.layout.grid.tile(0, 1).core
         store.write_tile("clean", core, store.read("clean", core) + np.float32(1))
 
@@ -489,22 +489,20 @@ def test_what_changes_on_disk_is_found(
         image=(str(field),), out=str(out), model=str(mixed), window=64, tile=64, engine="serial"
     )
     with pytest.raises(VerificationError, match="clean of r000c001 is not what was written"):
-        run.predict(spec, Spoiler())
+        run.predict(spec, ImageChanger())
     assert not out.exists()
     run.predict(spec.model_copy(update={"overwrite": True}))
     assert ZarrStore.open(out).verify().ok
     assert (
         commands.run_command(lambda: commands.app(["info", str(out)], standalone_mode=False)) == 0
     )
-    told = capsys.readouterr().out
-    assert all(f"{output.role}, " in told for output in OUTPUTS)
-    spoil(ZarrStore.open(out))
+    stdout = capsys.readouterr().out
+    assert all(f"{output.role}, " in stdout for output in OUTPUTS)
+    change_a_tile(ZarrStore.open(out))
     assert ZarrStore.open(out).verify().problems == ("clean of r000c001 is not what was written",)
 
 
-def test_a_catalogue_goes_with_the_store_it_describes(
-    field: Path, mixed: Path, tmp_path: Path
-) -> None:
+def test_a_catalogue_is_deleted_with_its_store(field: Path, mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     fcnpipe.segment(field, out, model="none", window=64, quiet=True)
     assert out.with_suffix(".parquet").exists()
@@ -517,9 +515,7 @@ def test_a_catalogue_goes_with_the_store_it_describes(
     assert "clean" in fcnpipe.open(out).image
 
 
-def test_options_of_sources_are_none_of_its_business(
-    field: Path, mixed: Path, tmp_path: Path
-) -> None:
+def test_options_of_segment_do_not_matter(field: Path, mixed: Path, tmp_path: Path) -> None:
     predict(field, tmp_path / "out.zarr", mixed)
     result = fcnpipe.predict(
         field, tmp_path / "out.zarr", model=str(mixed), window=64, thresh=7.0, quiet=True
@@ -529,7 +525,7 @@ def test_options_of_sources_are_none_of_its_business(
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], field: Path, tmp_path: Path) -> Any:
-    """Give the one line with which a command line ends in exit code 2."""
+    """Return a function that runs a command and returns its one line of error with exit code 2."""
 
     def call(command: str, model: Path, *options: str) -> str:
         paths = [str(field), str(tmp_path / "out.zarr")]
@@ -543,7 +539,7 @@ def refused(capsys: pytest.CaptureFixture[str], field: Path, tmp_path: Path) -> 
     return call
 
 
-def test_segment_names_predict(refused: Any, mixed: Path, tmp_path: Path) -> None:
+def test_segment_refers_to_predict(refused: Any, mixed: Path, tmp_path: Path) -> None:
     assert "has no elevation, so nothing can be segmented: use fcnpipe predict" in refused(
         "segment", mixed
     )
@@ -551,16 +547,20 @@ def test_segment_names_predict(refused: Any, mixed: Path, tmp_path: Path) -> Non
     assert "no output of role 'source' and no elevation" in refused("segment", model)
 
 
-def test_priors_must_fit(refused: Any, mixed: Path, seeing: Path, tmp_path: Path) -> None:
+def test_priors_must_fit(refused: Any, mixed: Path, extra_identity: Path, tmp_path: Path) -> None:
     fits.writeto(tmp_path / "small.fits", np.ones((20, 30), np.float32))
     small = str(tmp_path / "small.fits")
-    assert "give a prior map of the image's shape" in refused("predict", seeing, "--prior", small)
-    assert "needs a prior: give --prior FILE" in refused("predict", seeing)
-    assert "takes no prior: leave --prior out" in refused("predict", mixed, "--prior", small)
+    assert "give a prior map of the image's shape" in refused(
+        "predict", extra_identity, "--prior", small
+    )
+    assert "needs a prior: add --prior FILE" in refused("predict", extra_identity)
+    fits.writeto(tmp_path / "prior.fits", np.ones(SHAPE, np.float32))
+    prior = str(tmp_path / "prior.fits")
+    assert "takes no prior: leave --prior out" in refused("predict", mixed, "--prior", prior)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"outputs": []}, "outputs: Tuple should have at least 1 item"),
         ({"outputs": [{"name": "a", "role": "beauty"}]}, "outputs.0.role"),
@@ -570,8 +570,8 @@ def test_priors_must_fit(refused: Any, mixed: Path, seeing: Path, tmp_path: Path
         ({"extra": ["weather"]}, "extra.0"),
     ],
 )
-def test_what_cannot_be_stored_is_refused(
-    refused: Any, tmp_path: Path, changes: dict[str, Any], said: str
+def test_invalid_headers_are_refused(
+    refused: Any, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     path = save_identity(tmp_path / "m.safetensors", [Output(name="clean", role="restored")])
     raw = path.read_bytes()
@@ -581,4 +581,4 @@ def test_what_cannot_be_stored_is_refused(
     header["__metadata__"]["fcnpipe"] = json.dumps(fields)
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
-    assert said in refused("predict", path)
+    assert message in refused("predict", path)

@@ -1,7 +1,7 @@
-"""What is lost of a store is found, named, and made anew, byte for byte."""
+"""Damaged and missing files of a store are found, named, and restored byte for byte."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from fcnpipe.cli import commands
 from fcnpipe.core.errors import StoreError, VerificationError
 from fcnpipe.core.records import TaskReport
 from fcnpipe.core.spec import make_spec
-from fcnpipe.pipeline import run, tasks
-from fcnpipe.pipeline.session import Session, open_session
-from fcnpipe.pipeline.workflow import Stage
+from fcnpipe.pipeline import run
+from fcnpipe.pipeline.session import open_session
 from fcnpipe.reporting.observers import SilentObserver
 from fcnpipe.stores import ZarrStore
-from tests.integration.scenes import read_all, write_field
+from tests.integration.partial_runs import perform_until
+from tests.integration.scenes import list_differences, read_all, write_field
 
 SETTINGS = {"model": "none", "window": 128, "tile": 128, "quiet": True, "engine": "serial"}
 
@@ -36,7 +36,7 @@ def published(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(published: Path, tmp_path: Path) -> Path:
-    """A copy of the store, to be damaged."""
+    """A copy of the store, which the test may damage."""
     shutil.copy(published.with_suffix(".parquet"), tmp_path / "out.parquet")
     return Path(shutil.copytree(published, tmp_path / "out.zarr"))
 
@@ -45,7 +45,7 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-40])
 
 
-def flip(file: Path) -> None:
+def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 4
     file.write_bytes(content)
@@ -57,7 +57,7 @@ def delete(file: Path) -> None:
 
 @dataclass
 class Predictions(SilentObserver):
-    """The tiles that the network was run on."""
+    """Records the tiles on which the network runs."""
 
     names: list[str] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ class Predictions(SilentObserver):
 
 
 @pytest.mark.parametrize(
-    ("harm", "file", "told", "predicted"),
+    ("damage", "file", "message", "predicted"),
     [
         (truncate, "image/0/label/c/1/2", "image/0/label r001c002 is not what was written", []),
         (delete, "image/0/label/c/0/0", "image/0/label r000c000 is missing", []),
@@ -77,52 +77,61 @@ class Predictions(SilentObserver):
             "image/0/probability r001c001 is missing",
             ["r001c001"],
         ),
-        (flip, "image/0/elevation/c/2/3", "image/0/elevation r002c003 is not what", ["r002c003"]),
+        (
+            flip_a_bit,
+            "image/0/elevation/c/2/3",
+            "image/0/elevation r002c003 is not what",
+            ["r002c003"],
+        ),
         (delete, "image/1/science/c/0/1/1", "image/1/science r001c001 is missing", []),
-        (flip, "background/sky/c/0/0", "background/sky is not what was written", []),
+        (flip_a_bit, "background/sky/c/0/0", "background/sky is not what was written", []),
         (delete, "sources/kron_flux/c/0", "sources/kron_flux is not what was written", []),
-        (truncate, "sources/area/zarr.json", "sources/area has no metadata that can", []),
-        (delete, "image/0/wcs/zarr.json", "image/0/wcs has no metadata that can be read", []),
+        (truncate, "sources/area/zarr.json", "sources/area has no readable metadata", []),
+        (delete, "image/0/wcs/zarr.json", "image/0/wcs has no readable metadata", []),
         (delete, "ledger/c/1/2/0", "ledger ", []),
-        (flip, "checksums/0/probability/c/0/0", "checksums/0/probability is not what was", []),
-        (delete, "checksums/0/flags/zarr.json", "checksums/0/flags has no metadata that can", []),
-        (flip, "../out.parquet", "parquet out.parquet", []),
+        (
+            flip_a_bit,
+            "checksums/0/probability/c/0/0",
+            "checksums/0/probability is not what was",
+            [],
+        ),
+        (delete, "checksums/0/flags/zarr.json", "checksums/0/flags has no readable metadata", []),
+        (flip_a_bit, "../out.parquet", "parquet out.parquet", []),
         (delete, "../out.parquet", "parquet out.parquet cannot be read", []),
     ],
 )
-def test_damage_is_found_and_mended(
+def test_damage_is_found_and_repaired(
     published: Path,
     out: Path,
-    harm: Callable[[Path], None],
+    damage: Callable[[Path], None],
     file: str,
-    told: str,
+    message: str,
     predicted: list[str],
 ) -> None:
-    harm(out / file)
-    damage = [*ZarrStore.open(out).find_damage()]
-    assert told in str(damage[0]), damage
-    watched = Predictions()
-    assert run.repair(str(out), watched, engine="serial") == tuple(damage)
-    assert watched.names == predicted
-    mended, before = read_all(out), read_all(published)
-    assert [n for n in before.keys() | mended.keys() if mended.get(n) != before.get(n)] == []
+    damage(out / file)
+    found = [*ZarrStore.open(out).find_damage()]
+    assert message in str(found[0]), found
+    predictions = Predictions()
+    assert run.repair(str(out), predictions, engine="serial") == tuple(found)
+    assert predictions.names == predicted
+    assert list_differences(read_all(out), read_all(published)) == []
     names = ["out.parquet", "out.report.html", "out.report.json", "out.zarr"]
     assert sorted(p.name for p in out.parent.iterdir()) == names
 
 
-def test_a_shard_that_is_lost_with_its_checksum_is_made_anew(published: Path, out: Path) -> None:
-    """What is not there may be one that is all fill value, or lost: nobody can tell any more."""
+def test_a_shard_that_is_lost_with_its_checksum_is_recomputed(published: Path, out: Path) -> None:
+    """Without its checksum, a shard without file may be missing or all fill value: it is recomputed."""
     delete(out / "checksums/0/elevation/c/0/0")
     delete(out / "image/0/elevation/c/1/1")
     damage = [str(d) for d in ZarrStore.open(out).find_damage()]
-    assert damage[0].startswith("image/0/elevation r001c001 is not there, and may have been")
-    watched = Predictions()
-    run.repair(str(out), watched, engine="serial")
-    assert watched.names == ["r001c001"]
+    assert damage[0].startswith("image/0/elevation r001c001 is empty or missing")
+    predictions = Predictions()
+    run.repair(str(out), predictions, engine="serial")
+    assert predictions.names == ["r001c001"]
     assert read_all(out) == read_all(published)
 
 
-def test_the_command_says_what_is_damaged_and_mends_it(
+def test_the_command_names_and_repairs_damage(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -135,50 +144,33 @@ def test_the_command_says_what_is_damaged_and_mends_it(
     assert call("--deep")[0] == 0
     delete(out / "image/0/elevation/c/0/0")
     truncate(out / "image/0/elevation/c/1/1")
-    code, _, said = call("--deep")
-    assert (code, said.count("\n")) == (2, 1)
-    assert "image/0/elevation r000c000 is missing; image/0/elevation r001c001 is not" in said
-    assert f"'fcnpipe verify --repair {out}' makes it anew" in said
-    code, printed, said = call("--repair", "--quiet")
-    assert (code, said) == (0, "")
-    assert "mended image/0/elevation r000c000" in printed
+    code, _, stderr = call("--deep")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "image/0/elevation r000c000 is missing; image/0/elevation r001c001 is not" in stderr
+    assert f"'fcnpipe verify --repair {out}'" in stderr
+    code, stdout, stderr = call("--repair", "--quiet")
+    assert (code, stderr) == (0, "")
+    assert "image/0/elevation r000c000" in stdout
     assert call("--deep")[0] == 0
 
 
-def test_a_store_of_another_image_is_not_mended(image: Path, out: Path) -> None:
+def test_a_store_of_another_image_is_not_repaired(image: Path, out: Path) -> None:
     delete(out / "image/0/elevation/c/0/0")
-    before, damaged = image.read_bytes(), read_all(out)
+    content, damaged = image.read_bytes(), read_all(out)
     try:
-        image.write_bytes(before[:-100_000] + bytes(100_000))
+        image.write_bytes(content[:-100_000] + bytes(100_000))
         with pytest.raises(StoreError, match="differs in input digest"):
             run.repair(str(out), engine="serial")
     finally:
-        image.write_bytes(before)
+        image.write_bytes(content)
     assert read_all(out) == damaged
 
 
-# --- a run that is taken up -----------------------------------------------------------------------
-
-
-def steps(stages: tuple[Stage, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for stage in stages:
-        for step in stage.steps:
-            if step.beside:
-                yield step.beside, run.ONE
-            yield step.task, step.names
-
-
-def perform_until(session: Session | None, done: str) -> None:
-    assert session is not None
-    for task, names in steps(session.stages):
-        for name in names:
-            assert not tasks.perform(session.job, task, name).error
-        if task == done:
-            break
+# --- resumed runs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("harm", "file", "done"),
+    ("damage", "file", "done"),
     [
         (truncate, "image/0/probability/c/0/1/1", "measure"),
         (delete, "image/0/elevation/c/1/2", "predict"),
@@ -190,40 +182,38 @@ def perform_until(session: Session | None, done: str) -> None:
         (truncate, ".scratch/facts-predict/r001c001.npz", "label"),
     ],
 )
-def test_what_a_ledger_vouches_for_and_is_gone_is_done_again(
+def test_tasks_whose_results_are_lost_are_repeated(
     image: Path,
     published: Path,
     tmp_path: Path,
-    harm: Callable[[Path], None],
+    damage: Callable[[Path], None],
     file: str,
     done: str,
 ) -> None:
     spec = make_spec(image=(str(image),), out=str(tmp_path / "out.zarr"), **SETTINGS)
     with open_session(spec) as session:
         perform_until(session, done)
-    harm(tmp_path / "out.zarr.partial" / file)
+    damage(tmp_path / "out.zarr.partial" / file)
     run.segment(spec)
-    again, before = read_all(tmp_path / "out.zarr"), read_all(published)
-    assert [n for n in before.keys() | again.keys() if again.get(n) != before.get(n)] == []
+    assert list_differences(read_all(tmp_path / "out.zarr"), read_all(published)) == []
 
 
-def rot(file: Path) -> None:
-    """Let a shard be a whole one with other values."""
+def replace_shard(file: Path) -> None:
+    """Replace a shard by an intact one with other values."""
     file.write_bytes((file.parent / "0").read_bytes())
 
 
-@pytest.mark.parametrize("harm", [flip, rot])
-def test_what_a_run_stumbles_over_is_done_again_when_it_is_taken_up(
-    image: Path, published: Path, tmp_path: Path, harm: Callable[[Path], None]
+@pytest.mark.parametrize("damage", [flip_a_bit, replace_shard])
+def test_damage_that_stops_a_run_is_repaired_by_the_resumed_run(
+    image: Path, published: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     out = tmp_path / "out.zarr"
     spec = make_spec(image=(str(image),), out=str(out), **SETTINGS)
     with open_session(spec) as session:
         perform_until(session, "measure")
-    harm(tmp_path / "out.zarr.partial/image/0/label/c/1/1")
+    damage(tmp_path / "out.zarr.partial/image/0/label/c/1/1")
     with pytest.raises((StoreError, VerificationError), match=r"damaged|not what was written"):
         run.segment(spec)
     assert not out.exists()
     run.segment(spec)
-    again, before = read_all(out), read_all(published)
-    assert [n for n in before.keys() | again.keys() if again.get(n) != before.get(n)] == []
+    assert list_differences(read_all(out), read_all(published)) == []

@@ -1,4 +1,4 @@
-"""The main job, end to end: the tiling is invisible, a kill is invisible, a bad tile is named."""
+"""`segment` end to end: results do not depend on tile size, engine or number of workers."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from astropy.io import fits
 import fcnpipe
 from fcnpipe.core.errors import FcnpipeError
 from fcnpipe.pipeline.run import Result
-from tests.integration.scenes import assert_same, content, write_field
+from tests.integration.scenes import assert_same_arrays, read_arrays, write_field
 
 SHAPE = (700, 900)
 
@@ -28,10 +28,10 @@ def run(field: Path, out: Path, **options: object) -> Result:
 def reference(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     out = tmp_path_factory.mktemp("reference") / "out.zarr"
     run(field, out, tile=1024)
-    return content(out)
+    return read_arrays(out)
 
 
-def test_the_reference_is_worth_comparing_with(reference: dict[str, np.ndarray]) -> None:
+def test_the_reference_has_sources_on_seams(reference: dict[str, np.ndarray]) -> None:
     labels = reference["/image/0/label"]
     assert labels.shape == SHAPE
     assert labels.max() == len(reference["/sources/label"]) > 100
@@ -51,7 +51,7 @@ def test_the_reference_is_worth_comparing_with(reference: dict[str, np.ndarray])
         ("dask", 2, 256),
     ],
 )
-def test_tile_and_engine_are_invisible(
+def test_result_does_not_depend_on_tile_and_engine(
     field: Path,
     reference: dict[str, np.ndarray],
     tmp_path: Path,
@@ -61,7 +61,7 @@ def test_tile_and_engine_are_invisible(
 ) -> None:
     out = tmp_path / "out.zarr"
     run(field, out, tile=tile, engine=engine, workers=workers)
-    assert_same(content(out), reference)
+    assert_same_arrays(read_arrays(out), reference)
 
 
 def test_the_same_command_again_changes_nothing(field: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_another_run_is_refused_and_overwrite_replaces_it(field: Path, tmp_path:
         ({"scheduler": "nowhere"}, "no Dask scheduler answers"),
     ],
 )
-def test_what_is_refused_is_not_in_the_way(
+def test_a_refused_run_leaves_no_files(
     field: Path, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     if "mask" in options:
@@ -113,4 +113,4 @@ def test_hdus_of_one_file_are_bands_noise_and_flags(tmp_path: Path) -> None:
     settings = {"model": "none", "engine": "serial", "weight_type": "rms", "quiet": True}
     done = fcnpipe.segment(bands, out, weight=f"{path}[ERR]", mask=f"{path}[DQ]", **settings)
     assert done.sources > 0
-    np.testing.assert_array_equal(content(out)["/image/0/flags"], 2 * np.eye(96))
+    np.testing.assert_array_equal(read_arrays(out)["/image/0/flags"], 2 * np.eye(96))

@@ -1,6 +1,5 @@
-"""Labels that change on disk during a run are found before it is published."""
+"""Labels that change on disk during a run are found before publication; any step can be resumed."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,11 @@ import pytest
 from fcnpipe.core.errors import VerificationError
 from fcnpipe.core.spec import make_spec
 from fcnpipe.pipeline import run
-from fcnpipe.pipeline import tasks as work
 from fcnpipe.pipeline.session import open_session
-from fcnpipe.pipeline.workflow import Stage
 from fcnpipe.reporting.observers import SilentObserver
 from fcnpipe.stores import ZarrStore
-from tests.integration.scenes import read_all, write_field
+from tests.integration.partial_runs import perform_until
+from tests.integration.scenes import list_differences, read_all, write_field
 
 SETTINGS = {"model": "none", "window": 256, "tile": 256, "quiet": True}
 
@@ -25,13 +23,13 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_field(tmp_path_factory.mktemp("field") / "field.fits", (500, 600))
 
 
-def spec(field: Path, out: Path, engine: str = "serial"):
+def make_run_spec(field: Path, out: Path, engine: str = "serial"):
     return make_spec(image=(str(field),), out=str(out), engine=engine, workers=2, **SETTINGS)
 
 
 @dataclass
-class Spoiler(SilentObserver):
-    """Clears some labelled pixels on disk when a stage begins."""
+class LabelEraser(SilentObserver):
+    """Sets some labelled pixels on disk to 0 when a stage starts."""
 
     out: Path
     stage: str
@@ -48,12 +46,12 @@ class Spoiler(SilentObserver):
 
 @pytest.mark.parametrize("engine", ["serial", "threads", "dask"])
 @pytest.mark.parametrize("stage", ["measure", "publish"])
-def test_spoilt_labels_are_not_published(
+def test_changed_labels_are_not_published(
     field: Path, tmp_path: Path, stage: str, engine: str
 ) -> None:
     out = tmp_path / "out.zarr"
     with pytest.raises(VerificationError, match="is not published"):
-        run.segment(spec(field, out, engine), Spoiler(out, stage))
+        run.segment(make_run_spec(field, out, engine), LabelEraser(out, stage))
     assert not out.exists()
     assert not out.with_suffix(".parquet").exists()
     assert ZarrStore.resume(out).attrs["status"] == "partial"
@@ -65,34 +63,20 @@ PUBLISH = (
 )  # fmt: skip
 
 
-def list_calls(stages: Iterable[Stage]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every task and its names, those that may run at the same time one after the other."""
-    for stage in stages:
-        for step in stage.steps:
-            if step.beside:
-                yield step.beside, run.ONE
-            yield step.task, step.names
-
-
 @pytest.mark.parametrize("last", PUBLISH)
-def test_a_run_that_ends_after_any_step_is_taken_up(
-    field: Path, tmp_path: Path, last: str, whole: dict[str, bytes]
+def test_a_run_that_ends_after_any_step_is_resumed(
+    field: Path, tmp_path: Path, last: str, reference: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out.zarr"
-    with open_session(spec(field, out)) as session:
-        for task, names in list_calls(session.stages):
-            for name in names:
-                assert not work.perform(session.job, task, name).error
-            if task == last:
-                break
-    run.segment(spec(field, out))
-    again = read_all(out)
-    assert [n for n in whole.keys() | again.keys() if whole.get(n) != again.get(n)] == []
+    with open_session(make_run_spec(field, out)) as session:
+        perform_until(session, last)
+    run.segment(make_run_spec(field, out))
+    assert list_differences(read_all(out), reference) == []
 
 
 @pytest.fixture(scope="module")
-def whole(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every file of the run that nothing befell."""
-    out = tmp_path_factory.mktemp("whole") / "out.zarr"
-    run.segment(spec(field, out))
+def reference(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """All files of a run without interruption."""
+    out = tmp_path_factory.mktemp("reference") / "out.zarr"
+    run.segment(make_run_spec(field, out))
     return read_all(out)

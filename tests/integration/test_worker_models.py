@@ -83,18 +83,17 @@ def test_a_worker_with_another_model_is_excluded(here: Path, scheduler: Path) ->
                 run.run_stage(session, stage, SilentObserver())
             run.finish(session)
         assert ZarrStore.open(here / "out.zarr").verify().ok
-        (line,) = [line for line in log.splitlines() if "cannot do" in line]
+        (line,) = [line for line in log.splitlines() if "cannot run" in line]
         assert "Dask worker late cannot run the tasks of this run" in line
-        assert f"model {here / NAME} is another file here" in line
-        elsewhere = (
-            f"/proc/self/cwd/{NAME}"  # another file in each folder, as on different machines
-        )
+        assert f"model {here / NAME} is another file on this machine" in line
+        # Another file in each folder, as on different machines.
+        elsewhere = f"/proc/self/cwd/{NAME}"
         for folder, seed in ((here, 1), (early, 1), (late, 2)):
             write_model(folder / NAME, seed)
         again = make_run_spec(scheduler=str(scheduler), model=elsewhere, overwrite=True)
         with processes.workers(scheduler, 1, "--name", "wrong", folder=late):
             wait_for_workers(scheduler, 2)
-            match = f"worker wrong cannot do.*{elsewhere} is another file"
+            match = f"worker wrong cannot run.*{elsewhere} is another file"
             with pytest.raises(EngineError, match=match), open_session(again):
                 pass
 
@@ -108,7 +107,9 @@ def test_a_model_is_loaded_once_per_process(here: Path, monkeypatch: pytest.Monk
         assert {id(job.predictor) for job in jobs} == {id(loaded[0])}
         write_model(here / NAME, seed=2)
         other: Job = replace(session.job, model_digest="0" * 32)
-        with pytest.raises(ModelError, match=f"model {here / NAME} is another file here"):
+        with pytest.raises(
+            ModelError, match=f"model {here / NAME} is another file on this machine"
+        ):
             other.load_network()
 
 

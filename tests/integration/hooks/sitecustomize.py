@@ -1,17 +1,17 @@
-"""Faults inside a process that runs fcnpipe, from outside the package.
+"""Fault injection in a process that runs fcnpipe, without any change to the package.
 
-Python imports a module of this name when it starts, Dask's workers too, if this folder is on
-PYTHONPATH. ``FCNPIPE_FAULT`` says what befalls one task on one tile::
+Python imports a module of this name at start-up if this folder is on PYTHONPATH, in Dask workers too.
+``FCNPIPE_FAULT`` describes the fault of one task on one tile::
 
     {"task": "predict", "tile": "r001c001", "fault": "wait", "folder": "..."}
 
-The process that comes to it leaves FOLDER/reached, with its number, and then
+The process that starts this task on this tile writes its process id to FOLDER/reached, and then
 
-    wait    waits for FOLDER/go         memory  asks for more memory than there is
-    hang    sleeps for an hour          kill    gets SIGKILL, as from a kernel short of memory
-    full    may write no more, as to a full disk
+    wait    waits for FOLDER/go         memory  allocates more memory than exists
+    hang    sleeps for an hour          kill    sends itself SIGKILL, as a kernel short of memory does
+    full    cannot write any more, as on a full disk
 
-``FCNPIPE_CLOCK`` set makes the wall clock jump by days, back and forth, whenever it is read.
+If ``FCNPIPE_CLOCK`` is set, the wall clock jumps back and forth by days at each reading.
 """
 
 import json
@@ -55,8 +55,8 @@ def full(folder):
 FAULTS = {"wait": wait, "hang": hang, "memory": memory, "kill": kill, "full": full}
 
 
-class Injection:
-    """Finds ``fcnpipe.pipeline.tasks`` and puts the fault into its table of tasks."""
+class TaskPatcher:
+    """Import hook that adds the fault to the table of tasks of ``fcnpipe.pipeline.tasks``."""
 
     def __init__(self, task, tile, fault, folder):
         self.task, self.tile, self.fault, self.folder = task, tile, fault, folder
@@ -72,20 +72,20 @@ class Injection:
 
         def exec_module(module):
             execute(module)
-            module.TASKS[self.task] = self.spoil(module.TASKS[self.task])
+            module.TASKS[self.task] = self.add_fault(module.TASKS[self.task])
 
         spec.loader.exec_module = exec_module
         return spec
 
-    def spoil(self, task):
-        def spoilt(job, name):
+    def add_fault(self, task):
+        def task_with_fault(job, name):
             if name == self.tile:
-                self.befall()
+                self.run_fault()
             return task(job, name)
 
-        return spoilt
+        return task_with_fault
 
-    def befall(self):
+    def run_fault(self):
         mark = os.path.join(self.folder, "reached")
         with open(f"{mark}.new", "w") as file:
             file.write(str(os.getpid()))
@@ -94,7 +94,7 @@ class Injection:
 
 
 if FAULT in os.environ:
-    sys.meta_path.insert(0, Injection(**json.loads(os.environ[FAULT])))
+    sys.meta_path.insert(0, TaskPatcher(**json.loads(os.environ[FAULT])))
 
 if "FCNPIPE_CLOCK" in os.environ:
     import itertools

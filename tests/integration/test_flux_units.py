@@ -1,4 +1,4 @@
-"""Fluxes of any unit: an image times a power of two is the same image."""
+"""Units: an image multiplied by a power of two gives fluxes multiplied by it, and all else equal."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from fcnpipe.core.errors import InputError
 from fcnpipe.simulation.scenes import draw
 
 FLUXES = ("segment_flux", "segment_flux_err", "kron_flux", "kron_flux_err", "max_value")
-QUIET = {"model": "none", "engine": "serial", "quiet": True, "overwrite": True}
+SETTINGS = {"model": "none", "engine": "serial", "quiet": True, "overwrite": True}
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def image() -> np.ndarray:
     return draw("ground", (96, 96), 3).image.astype(np.float64)
 
 
-def catalogue(folder: Path, values: np.ndarray, **options: object) -> xr.Dataset:
+def measure(folder: Path, values: np.ndarray, **options: object) -> xr.Dataset:
     fits.writeto(folder / "a.fits", values, overwrite=True)
-    fcnpipe.segment(folder / "a.fits", folder / "a.zarr", **QUIET, **options)
+    fcnpipe.segment(folder / "a.fits", folder / "a.zarr", **SETTINGS, **options)
     return xr.open_zarr(folder / "a.zarr", group="sources").load()
 
 
@@ -32,8 +32,8 @@ def test_the_unit_of_the_image_scales_fluxes_and_errors(
     image: np.ndarray, tmp_path: Path, exponent: int, gain: float | None
 ) -> None:
     scale = math.ldexp(1, exponent)
-    plain = catalogue(tmp_path, image, gain=gain)
-    scaled = catalogue(tmp_path, image * scale, gain=gain and gain / scale)
+    plain = measure(tmp_path, image, gain=gain)
+    scaled = measure(tmp_path, image * scale, gain=gain and gain / scale)
     assert plain.sizes["source"] > 5
     assert (plain.segment_flux_err > 0).all()
     for name in plain:
@@ -42,14 +42,14 @@ def test_the_unit_of_the_image_scales_fluxes_and_errors(
             np.testing.assert_allclose(scaled[name], plain[name] * factor, 1e-6, err_msg=name)
 
 
-def test_variance_and_rms_say_the_same(image: np.ndarray, tmp_path: Path) -> None:
+def test_variance_and_rms_maps_are_equivalent(image: np.ndarray, tmp_path: Path) -> None:
     exponent = -80
     noise = np.linspace(1, 2, image.size).reshape(image.shape) * math.ldexp(4, exponent)
     found = []
     for kind, power in (("rms", 1), ("variance", 2)):
         fits.writeto(tmp_path / "map.fits", noise**power, overwrite=True)
         options = {"weight": str(tmp_path / "map.fits"), "weight_type": kind}
-        found.append(catalogue(tmp_path, image * math.ldexp(1, exponent), **options))
+        found.append(measure(tmp_path, image * math.ldexp(1, exponent), **options))
     rms, variance = found
     assert rms.sizes == variance.sizes
     for name in ("source_id", *FLUXES):
@@ -60,5 +60,7 @@ def test_variance_and_rms_say_the_same(image: np.ndarray, tmp_path: Path) -> Non
 def test_pixels_that_float32_cannot_hold_are_refused_by_their_value(
     image: np.ndarray, tmp_path: Path, scale: float
 ) -> None:
-    with pytest.raises(InputError, match=r"a\.fits has pixels of .*e[+-]\d\d, but .* float32"):
-        catalogue(tmp_path, image * scale)
+    with pytest.raises(
+        InputError, match=r"a\.fits has pixels of .*e[+-]\d\d, outside the range of float32"
+    ):
+        measure(tmp_path, image * scale)

@@ -1,0 +1,26 @@
+"""Runs that stop after a given task, as if the process ended there."""
+
+from collections.abc import Iterable, Iterator
+
+from fcnpipe.pipeline import tasks
+from fcnpipe.pipeline.session import Session
+from fcnpipe.pipeline.workflow import ONCE, Stage
+
+
+def list_calls(stages: Iterable[Stage]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each task and its names; tasks that may run side by side follow one another."""
+    for stage in stages:
+        for step in stage.steps:
+            if step.beside:
+                yield step.beside, ONCE
+            yield step.task, step.names
+
+
+def perform_until(session: Session | None, last: str) -> None:
+    """Run the tasks of a session one after the other, up to ``last`` and including it."""
+    assert session is not None
+    for task, names in list_calls(session.stages):
+        for name in names:
+            assert not tasks.perform(session.job, task, name).error
+        if task == last:
+            break
