@@ -209,7 +209,7 @@ def test_pickled_store_holds_only_the_path(partial: ZarrStore) -> None:
     assert len(pickle.dumps(partial)) < 500
 
 
-# -- errors ------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------
 
 
 def test_full_disk_is_reported_in_one_line(
