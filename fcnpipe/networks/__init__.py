@@ -1,4 +1,4 @@
-"""Networks: architectures, model files, reach analysis and its proof, and the matched filter.
+"""Networks: architectures, reach analysis and its proof, inference, model files, matched filter.
 
 Importing this package does not import torch; loading a network does.
 """

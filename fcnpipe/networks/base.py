@@ -354,7 +354,7 @@ class Maps:
 
 
 class Predictor(Protocol):
-    """Predicts the maps of a window; equal windows give equal bits."""
+    """Predicts the maps of a window; equal windows have equal bits."""
 
     def __call__(self, snr: NDArray[np.float32], keep: Box | None = None) -> Maps:
         """Predict the maps of a window.

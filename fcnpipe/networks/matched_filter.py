@@ -131,7 +131,7 @@ class MatchedFilter:
         return self.header.bytes_per_pixel
 
     def precision(self, wanted: str, device: str = "auto") -> str:
-        """Return fp32, whatever is wanted."""
+        """Return fp32, the only arithmetic of the filter."""
         return "fp32"
 
     def predictor(
@@ -183,7 +183,7 @@ def filter_image(snr: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray
     -------
     ndarray
         (h, w) float32, in sigmas. The terms of each pixel are summed in a fixed order, so any crop
-        of the input that contains its neighbours gives the same bits.
+        of the input that contains its neighbours has the same bits.
 
     Notes
     -----

@@ -1,6 +1,6 @@
 """Predictor: runs a torch network on windows, S/N in, probability and elevation maps out.
 
-Equal windows give equal bits. The time goes into the convolutions, and is set by their arithmetic:
+Equal windows have equal bits. The time goes into the convolutions, and is set by their arithmetic:
 float32, bfloat16 where the hardware has it, or int8 (:mod:`fcnpipe.networks.inference.int8`). In each
 arithmetic, eager mode with channels last is as fast, within the noise, as inductor and OpenVINO, and
 faster than TorchScript with fused convolutions; ``benchmarks/forward_pass.py`` prints the figures.
@@ -137,7 +137,7 @@ class TorchPredictor:
         Returns
         -------
         Maps
-            Equal windows give equal bits on one kind of device with one number of threads.
+            Equal windows have equal bits on one kind of device with one number of threads.
 
         Raises
         ------

@@ -2,7 +2,7 @@
 
 GroupNorm and InstanceNorm use the mean and the variance of the image at hand, so a tile is normalised
 differently from the whole image. With the statistics of one sample image frozen, each becomes a
-factor and an offset for each channel, which is exact in tiles of any size. On the sample itself the
+factor and a summand for each channel, which is exact in tiles of any size. On the sample itself the
 output stays the same; on other images it changes the more, the less typical the sample is.
 """
 
@@ -99,13 +99,16 @@ def _measure_statistics(
     found: dict[str, FrozenNorm] = {}
 
     def make_hook(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(layer: Any, inputs: tuple[Tensor, ...]) -> None:
             if name in found:
                 raise ModelError(
                     f"{name} ({type(layer).__name__}) is called several times, each time with "
                     "other statistics: use a layer of its own for each call"
                 )
-            found[name] = _freeze(layer, inputs[0])
+            x = inputs[0]
+            groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else x.shape[1]
+            pair = _measure_groups(x, groups, layer.weight, layer.bias, layer.eps)
+            found[name] = FrozenNorm(*pair)
 
         return hook
 
@@ -117,12 +120,6 @@ def _measure_statistics(
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _freeze(layer: Any, x: Tensor) -> FrozenNorm:
-    """Return a layer frozen to the mean and variance of each group of channels of (n, c, h, w)."""
-    groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else x.shape[1]
-    return FrozenNorm(*_measure_groups(x, groups, layer.weight, layer.bias, layer.eps))
 
 
 def _measure_groups(

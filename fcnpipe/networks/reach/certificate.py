@@ -33,6 +33,7 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import round_up
 from fcnpipe.networks.base import Certificate, Reach
 from fcnpipe.networks.reach.analysis import analyse, ensure_same_size
+from fcnpipe.networks.reach.image_sizes import dtype_of
 
 TOLERANCE = 1e-12
 """Maximum difference between tiles and the whole in float64; relative to the outputs if above 1."""
@@ -152,7 +153,7 @@ def _probe_axis(
     stride, thickness = _stride_and_thickness(reach, axis)
     margin = round_up(width + 2 * stride, stride)
     phases = torch.arange(stride)
-    image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=_dtype(module))
+    image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=dtype_of(module))
     image[phases, :, :, margin + phases] = torch.nan
     is_nan = torch.isnan(_run(module, image, axis)).any(dim=2).any(dim=1)
     phase, output = torch.nonzero(is_nan, as_tuple=True)
@@ -244,7 +245,3 @@ def _run(module: nn.Module, strip: Tensor, axis: int) -> Tensor:
             continue
         return output.transpose(2, 3) if axis == 2 else output
     raise AssertionError("unreachable")
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters()), torch.float32)

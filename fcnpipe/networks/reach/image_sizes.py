@@ -125,7 +125,7 @@ def _output_size(module: nn.Module, bands: int, size: Size) -> Size | None:
     """Return the size of the output; None if the network does not accept the size of the input."""
     try:
         with torch.inference_mode():
-            output = module(torch.zeros(1, bands, *size, dtype=_dtype(module)))
+            output = module(torch.zeros(1, bands, *size, dtype=dtype_of(module)))
     except Exception:  # any error of the user's forward
         return None
     is_image = isinstance(output, Tensor) and output.ndim == 4
@@ -144,7 +144,7 @@ def find_data_dependence(module: nn.Module, bands: int, size: Size) -> str:
         ]
     try:
         with _without_torch_log(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            module(torch.empty(1, bands, *size, dtype=_dtype(module)))
+            module(torch.empty(1, bands, *size, dtype=dtype_of(module)))
     except (DataDependentOutputException, DynamicOutputShapeException):
         return entered[-1]
     except Exception:  # another fault, which torch.export reports
@@ -248,7 +248,7 @@ def _dry_run(module: nn.Module, bands: int, size: Size) -> _DryRun | None:
             watch,
             torch.no_grad(),
         ):
-            output = module(torch.empty(1, bands, *size, dtype=_dtype(module)))
+            output = module(torch.empty(1, bands, *size, dtype=dtype_of(module)))
     except Exception:  # any error of the user's forward at a size that it does not accept
         return None
     if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape) < 1:
@@ -267,7 +267,8 @@ def _without_torch_log() -> Iterator[None]:
         logger.disabled = before
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the type of the weights of a network; float32 if it has none."""
     return next((p.dtype for p in module.parameters()), torch.float32)
 
 

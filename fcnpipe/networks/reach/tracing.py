@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from fcnpipe.core.errors import ModelError
-from fcnpipe.networks.reach.image_sizes import SIZES, choose_size, find_data_dependence
+from fcnpipe.networks.reach.image_sizes import SIZES, choose_size, dtype_of, find_data_dependence
 from fcnpipe.networks.reach.operations import shape_of
 from fcnpipe.networks.reach.rules import has_rule
 
@@ -82,8 +82,7 @@ def _size_bytes(node: fx.Node) -> int:
 
 
 def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.export.ExportedProgram:
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    example = (torch.zeros(1, bands, *size, dtype=dtype),)
+    example = (torch.zeros(1, bands, *size, dtype=dtype_of(module)),)
     # The graph of a program that was read from a file names its layers only if it is traced itself,
     # without the module around it.
     network = getattr(module, "exported_graph", module)
