@@ -14,9 +14,10 @@ The reach that was read off the graph is a claim. Two trials test it, along each
                   from it with a halo that is one stride shorter
 
 Both trials are needed. The NaN probe misses operations that depend on the size of the image
-(``align_corners``), because their receptive field is right for each size. The comparison misses
-weights that happen to be tiny. A reach must be probed at all phases of the stride: one position
-alone can be off by a pixel. The images are strips a few strides thick, so a proof takes seconds.
+(``align_corners``), because in an image of one size their receptive field is local too. The
+comparison misses weights that happen to be tiny. The probe runs at all phases of the stride, because
+one position alone can be off by a pixel. The images are strips a few strides thick, so a proof takes
+seconds.
 """
 
 from __future__ import annotations
