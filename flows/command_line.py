@@ -21,7 +21,7 @@ AtOnce = Annotated[
 ]
 
 
-def run_as_command(start: Callable[..., Any], name: str) -> None:
+def run_as_command(start: Callable[..., Any], name: str, example: str = "") -> None:
     """Run the command of a flow and exit with the codes of ``fcnpipe``.
 
     Parameters
@@ -30,10 +30,13 @@ def run_as_command(start: Callable[..., Any], name: str) -> None:
         Function from which ``typer`` makes the command.
     name : str
         Name of the module.
+    example : str
+        Arguments of the example at the end of the help.
     """
     freeze_objects()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(start)
+    epilog = f"Example: python -m {name} {example}" if example else None
+    app.command(epilog=epilog)(start)
     with stopped_by_signals():
         code = run_command(lambda: app(prog_name=f"python -m {name}", standalone_mode=False))
     leave(code)

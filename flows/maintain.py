@@ -203,7 +203,7 @@ def start(
         ),
     ] = 1800.0,
 ) -> None:
-    """Run the flow once and print the number of leftovers and of dead flow runs."""
+    """Remove leftovers of killed runs, and set dead flow runs to Crashed."""
     if silent_seconds < MIN_SILENT_SECONDS:
         raise SpecError(
             f"silent_seconds={silent_seconds:g} is below {MIN_SILENT_SECONDS:g}: a healthy run may be "
@@ -215,4 +215,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_as_command(start, "flows.maintain")
+    run_as_command(start, "flows.maintain", "found survey --older-than-days 7 --remove")

@@ -56,7 +56,10 @@ def start(
     retries: Retries = 1,
     timeout: Timeout = None,
 ) -> None:
-    """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
+    """Store the outputs of a model for an image as a Prefect flow; run again to resume.
+
+    The flow uses the server of PREFECT_API_URL, or a temporary one.
+    """
     spec = complete_spec(options, "python -m flows.predict IMAGE... OUT.zarr --model MODEL")
     with temporary_server():
         facts = predict(spec, Patience(retries=retries, timeout_seconds=timeout))
@@ -65,4 +68,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_as_command(start, "flows.predict")
+    run_as_command(start, "flows.predict", "cells.tif cells.zarr --model membrane-unet")

@@ -65,7 +65,10 @@ def start(
     retries: Retries = 1,
     timeout: Timeout = None,
 ) -> None:
-    """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
+    """Find, separate and catalogue the sources of an image as a Prefect flow; run again to resume.
+
+    The flow uses the server of PREFECT_API_URL, or a temporary one.
+    """
     spec = complete_spec(options, "python -m flows.segment IMAGE... OUT.zarr")
     with temporary_server():
         facts = segment(spec, Patience(retries=retries, timeout_seconds=timeout))
@@ -74,4 +77,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_as_command(start, "flows.segment")
+    run_as_command(start, "flows.segment", "field.fits field.zarr --engine dask")

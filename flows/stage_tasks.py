@@ -98,9 +98,9 @@ def hold_slot(limit: str | None) -> Iterator[None]:
     with ExitStack() as held:
         if limit is not None:
             # A server that is unavailable for a while must not end a run that works.
-            taken = concurrency(limit, strict=True, raise_on_lease_renewal_failure=False)
+            slot = concurrency(limit, strict=True, raise_on_lease_renewal_failure=False)
             try:
-                held.enter_context(taken)
+                held.enter_context(slot)
             except ConcurrencySlotAcquisitionError:
                 raise SpecError(
                     f"Prefect has no concurrency limit {limit!r}: create it with "

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +98,9 @@ def segment_survey(
     entries = image_list.list_images(images, folder, options, column)
     create_folder(folder)
     since = (
-        result_table.mark_started(table) if any(e.options.get("overwrite") for e in entries) else None
+        result_table.mark_started(table)
+        if any(e.options.get("overwrite") for e in entries)
+        else None
     )
     rows = run_images(entries, BatchOptions(command, at_once, patience, since), table)
     raise_for_failed(rows)
@@ -165,7 +168,13 @@ def raise_for_failed(rows: list[SurveyRow]) -> None:
 # --- command line ---------------------------------------------------------------------------------
 
 
-@with_run_options
+PATHS = (
+    "IMAGE... FOLDER",
+    "Images: files, URLs, globs, tables or YAML files; then the folder or URL for the stores.",
+)
+
+
+@partial(with_run_options, paths=PATHS)
 def start(
     options: dict[str, Any],
     at_once: AtOnce = 1,
@@ -185,7 +194,7 @@ def start(
     ] = "image",
     retries: Retries = 1,
 ) -> None:
-    """Run the flow for the images IMAGE... (files, globs, tables, YAML files); OUT is a folder for the stores."""
+    """Find the sources of many images, or store the outputs of a network for each; run again to resume."""
     images, folder = list(options.pop("image", ())), options.pop("out", None)
     if not folder:
         raise SpecError("IMAGE or FOLDER not given: python -m flows.survey IMAGE... FOLDER")
@@ -199,4 +208,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_as_command(start, "flows.survey")
+    run_as_command(start, "flows.survey", "'night/*.fits' night --at-once 4")

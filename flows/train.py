@@ -90,10 +90,13 @@ def start(
     ],
     retries: Retries = 1,
 ) -> None:
-    """Run the flow in this process, with the server of PREFECT_API_URL or a temporary one."""
+    """Train a network and save a model file as a Prefect flow; run again to resume.
+
+    The flow uses the server of PREFECT_API_URL, or a temporary one.
+    """
     with temporary_server():
         typer.echo(train(recipe, folder, Patience(retries=retries)))
 
 
 if __name__ == "__main__":
-    run_as_command(start, "flows.train")
+    run_as_command(start, "flows.train", "recipe.yaml training")

@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -225,7 +226,7 @@ class WatchRun:
 
 def _locate_state(source: str, folder: str, state: str | None) -> Path:
     if state is None and is_remote(folder):
-        raise SpecError(f"state not given: {folder} is remote, use a local file as state")
+        raise SpecError(f"state not given: {folder} is remote: use a local file (--state FILE)")
     name = f"watch-{safe_stem(source)[:40]}-{short_digest(source)}.json"
     return Path(state) if state else Path(folder) / name
 
@@ -233,7 +234,13 @@ def _locate_state(source: str, folder: str, state: str | None) -> Path:
 # --- command line ---------------------------------------------------------------------------------
 
 
-@with_run_options
+PATHS = (
+    "SOURCE FOLDER",
+    "Folder or URL with the images, then the folder or URL for the stores.",
+)
+
+
+@partial(with_run_options, paths=PATHS)
 def start(
     options: dict[str, Any],
     settle: Annotated[
@@ -253,7 +260,7 @@ def start(
         ),
     ] = None,
 ) -> None:
-    """Run the flow once for the new images in IMAGE, a folder or URL; OUT is a folder for the stores."""
+    """Find the sources of the images that are new in a folder or under a URL."""
     images, folder = options.pop("image", ()), options.pop("out", None)
     if len(images) != 1 or not folder:
         raise SpecError("SOURCE and FOLDER not given: python -m flows.watch SOURCE FOLDER")
@@ -266,4 +273,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_as_command(start, "flows.watch")
+    run_as_command(start, "flows.watch", "incoming found --settle 60")

@@ -41,12 +41,12 @@ def train(
     from fcnpipe.reporting.progress import count_steps, show_progress
     from fcnpipe.training import distributed, loop, model_packaging
 
-    given, begun = loop.load_recipe(Path(recipe)), time.perf_counter()
+    settings, started = loop.load_recipe(Path(recipe)), time.perf_counter()
     first = distributed.is_first_process()
     with show_progress(quiet or not first) as progress:
-        report = count_steps(progress, "train", loop.pixels_per_step(given))
-        loop.train(given, Path(out), resume, report)
-        progress.end("train", time.perf_counter() - begun)
+        report = count_steps(progress, "train", loop.pixels_per_step(settings))
+        loop.train(settings, Path(out), resume, report)
+        progress.end("train", time.perf_counter() - started)
     if first:
         typer.echo(str(model_packaging.pack(Path(out))))
 

