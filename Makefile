@@ -1,10 +1,10 @@
-# make env    .venv with all that tests and demo need        make check   style, types, floors, doctests
-# make test   the whole suite                                make bench   measure; see benchmarks/
-# make demo   a simulated field through the whole pipeline
+# make env    .venv with everything for tests and demo      make check   style, types, import layers, doctests
+# make test   the whole suite                               make bench   benchmarks, small; see benchmarks/
+# make demo   a real and a simulated image through the whole pipeline
 # make audit  compare constraints.txt with the published advisories; needs a network
 #
-# A bare machine with python3 (>= 3.11), pip and make is enough. Packages come from wherever pip is
-# configured to look, in the versions of constraints.txt.
+# A bare machine with python3 (>= 3.11), pip and make is enough. pip installs the versions of
+# constraints.txt from its configured index.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -17,7 +17,7 @@ OUT    ?= out
 
 env: $(STAMP)
 
-# Installs anew only when what is to be installed has changed.
+# Installs again only if the dependencies have changed.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fcnpipe needs Python 3.11 or newer: make env PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,18 +43,18 @@ bench: env
 audit:
 	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit \
 	    && build/audit/bin/python -m pip install --quiet pip-audit 2>build/audit/log; } \
-	    || { echo 'audit: pip-audit cannot be installed here: run it where there is a network' >&2; exit 2; }
+	    || { echo 'audit: pip-audit cannot be installed here: run it on a machine with network access' >&2; exit 2; }
 	@build/audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt >build/audit/report 2>build/audit/log; \
 	    code=$$?; cat build/audit/report; test $$code = 0 && tail -n 1 build/audit/log; \
 	    test $$code = 0 || test -s build/audit/report \
-	    || { echo 'audit: the advisories cannot be reached (build/audit/log): run it where there is a network' >&2; exit 2; }; \
+	    || { echo 'audit: the advisories cannot be reached (build/audit/log): run it on a machine with network access' >&2; exit 2; }; \
 	    exit $$code
 
-# After a change of pyproject.toml: the newest versions that fit, for constraints.txt.
+# After a change of pyproject.toml: pin the newest compatible versions in constraints.txt.
 pin:
 	rm -rf build/pin && $(PYTHON) -m venv build/pin
 	build/pin/bin/python -m pip install --quiet -e '.[dask,prefect,remote,test]'
-	echo '# The versions that the suite ran with; "make env" installs these. After a change of pyproject.toml: make pin.' > constraints.txt
+	echo '# Versions that the test suite ran with; "make env" installs them. After a change of pyproject.toml: make pin.' > constraints.txt
 	build/pin/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' >> constraints.txt
 
 clean:
