@@ -54,7 +54,7 @@ class ModelError(FcnpipeError, ValueError):
 
 
 class PlanError(FcnpipeError, ValueError):
-    """A run does not fit: too little memory or disk space, or a tile that is not a multiple of the shard size."""
+    """A run does not fit the memory or the disk, or its tile, window, stride and chunk are not multiples."""
 
 
 class EngineError(FcnpipeError, RuntimeError):

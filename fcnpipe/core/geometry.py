@@ -10,7 +10,7 @@
             +--+--+--+--------+-----+               canvas = image padded at the high side to a
             |        |        |     |                        multiple of the stride
 
-Axes are (y, x), boxes are half-open, and pixel centres are at whole numbers.
+Axes are (y, x), boxes are half-open, and pixel centres are at integer coordinates.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class TileGrid:
         return self.tile(y // self.edge[0], x // self.edge[1])
 
     def cores_in(self, box: Box) -> Iterator[Box]:
-        """Yield the intersections of the tile cores with ``box``, in raster order."""
+        """Yield the intersections of the tile cores with ``box``, a box inside the image, in raster order."""
         rows = range(box.y0 // self.edge[0], -(-box.y1 // self.edge[0]))
         columns = range(box.x0 // self.edge[1], -(-box.x1 // self.edge[1]))
         return (self.tile(r, c).core.clip(box) for r in rows for c in columns)

@@ -61,7 +61,8 @@ def check_url(path: str) -> str:
     Raises
     ------
     SpecError
-        If it contains a user name, a password or a signature. The message does not repeat the secret.
+        If it contains a password, a signature or another secret, or a user name in a URL of S3, Google Cloud
+        Storage or a web server. The message does not repeat the secret.
 
     Examples
     --------

@@ -73,7 +73,7 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class OutputMap:
-    """Storage of one network output: an array with axes (y, x) and the name of the output.
+    """Storage of one network output: an array with axes (y, x) that has the name of the output.
 
     Attributes
     ----------

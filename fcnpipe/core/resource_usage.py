@@ -1,6 +1,6 @@
 """Resource usage of a process: bytes of pixels and maps read and written, and peak memory.
 
-Bytes are counted for the process, not for a task, because a task may read in a thread other than its own. All
+Bytes are counted per process, not per task, because a task may read in a thread other than its own. All
 bytes moved between two measurements belong to the later one, whichever thread moved them. Sums over measurements
 are therefore exact.
 """
@@ -43,13 +43,13 @@ _moved = {"read": 0, "written": 0}
 
 
 def count_read(size_bytes: int) -> None:
-    """Add a number of bytes read."""
+    """Add ``size_bytes`` to the count of bytes read."""
     with _lock:
         _moved["read"] += size_bytes
 
 
 def count_written(size_bytes: int) -> None:
-    """Add a number of bytes written."""
+    """Add ``size_bytes`` to the count of bytes written."""
     with _lock:
         _moved["written"] += size_bytes
 

@@ -1,4 +1,4 @@
-"""RunSpec: the options of a run, behind the flags, the YAML file, the Python call and Prefect."""
+"""RunSpec: the options of a run, shared by the command line, YAML files, the Python API and Prefect."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ RUNTIME_OPTIONS = frozenset(
         "log_file",
     }
 )
-"""Options that change how a run is executed, never its result; the run key leaves them out."""
+"""Options that change how a run is executed, never its result; they are not part of the run key."""
 MODEL_SUFFIXES = (".safetensors", ".pt2")
 """Suffixes of model files; any other model name is that of a bundled model."""
 SOURCE_OPTIONS = ("thresh", "minarea", "mincont", "dynamics", "gain", "mag_zeropoint")
-"""Options of source detection, None if not given; a prediction does not use them."""
+"""Options of source detection, None if not set; a prediction does not use them."""
 _NAME_OPTIONS = (
     "image", "out", "model", "weight", "mask", "prior", "scheduler", "scratch", "log_file"
 )  # fmt: skip
-"""Options that hold names of files and folders, or addresses."""
+"""Options that hold the name of a file, folder or model, a URL, or the address of a scheduler."""
 _REQUIRED_PARTNERS = {"stride": "halo", "mask_bits": "mask", "weight_type": "weight"}
 """Options that have an effect only together with another option."""
 
@@ -92,7 +92,9 @@ class RunSpec(BaseModel):
         "unproven.",
     )
     stride: int | None = Field(
-        None, ge=1, description="Declared stride in px for such a model; 1 by default."
+        None,
+        ge=1,
+        description="Declared stride in px for a model that cannot be analysed; 1 by default.",
     )
     window: int = Field(
         1024, ge=64, le=8192, description="Edge of the network's window in px, without the halo."
@@ -132,7 +134,7 @@ class RunSpec(BaseModel):
     )
     satur_level: float | None = Field(
         None,
-        description="Pixel value from which a pixel is saturated; the header's SATURATE by default.",
+        description="Value at or above which a pixel is saturated; the header's SATURATE by default.",
     )
     gain: float | None = Field(
         None,
@@ -197,7 +199,7 @@ class RunSpec(BaseModel):
 
     @property
     def on_dask(self) -> bool:
-        """Whether workers of Dask process the tiles."""
+        """Whether Dask workers process the tiles."""
         return self.engine == "dask" or bool(self.scheduler or self.cluster)
 
     @property
@@ -206,7 +208,7 @@ class RunSpec(BaseModel):
         return None if self.halo is None else (self.halo, self.stride or 1)
 
     def result_options(self) -> dict[str, Any]:
-        """Return the options that decide the result, JSON-ready, for the run key."""
+        """Return the options that determine the result, JSON-ready, for the run key."""
         return self.model_dump(
             mode="json", exclude=set(RUNTIME_OPTIONS) | {"image", "weight", "mask", "prior"}
         )
@@ -225,12 +227,12 @@ class RunSpec(BaseModel):
 
 
 def make_spec(**options: Any) -> RunSpec:
-    """Return the spec of checked options.
+    """Check options and return them as a spec.
 
     Raises
     ------
     SpecError
-        One line that names the option, its value and the limit.
+        If an option is unknown or wrong. The message is one line with the option, its value and the limit.
     """
     try:
         spec = RunSpec(**options)
@@ -252,7 +254,7 @@ def make_spec(**options: Any) -> RunSpec:
 
 
 def drop_unpaired(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options without those that have no effect because the option they depend on is missing.
+    """Return the options without those that have no effect because their partner option is missing.
 
     Examples
     --------
@@ -277,7 +279,7 @@ def load_spec(path: str | Path, **overrides: Any) -> RunSpec:
     Raises
     ------
     SpecError
-        If the file is missing, does not hold a mapping, or an option is wrong.
+        If the file is missing or does not hold a mapping, or if an option is wrong.
     """
     return make_spec(**{**read_options(path), **overrides})
 

@@ -1,4 +1,4 @@
-"""RunSpec: one line for every mistake, and result options that leave out how a run is executed."""
+"""RunSpec: each mistake is reported in one line; result options exclude the runtime options."""
 
 import os
 from pathlib import Path
