@@ -79,7 +79,7 @@ def check_resumed(job: Job) -> None:
     again by the next resume.
     """
     pyramid = job.store.has_arrays("done-create_pyramid", ALL)
-    job.store.restore_frame(job.image.info.cards, pyramid)
+    job.store.restore_metadata(job.image.info.cards, pyramid)
     if _drop_broken_records(job):
         reset(job, (*SKY, *AFTER_PREDICT))
     for task in (t for t in WITH_MAPS if tasks.LEDGER[t] in job.store.layout.stages):

@@ -21,7 +21,7 @@ def convert_os_errors(path: Path) -> Iterator[None]:
     Raises
     ------
     StoreError
-        If the disk is full, permission is missing, a file is where a folder should be, ...
+        In place of any OSError, for example if the disk is full or permission is denied.
     """
     try:
         yield

@@ -163,7 +163,7 @@ class TileCheck:
     counts : (n,) int64
         Pixels of each label.
     problems : tuple of str
-        Contradictions to the catalogue within this tile, one line each.
+        Damaged maps, and contradictions between labels and catalogue, within this tile; one line each.
     checksums : dict
         CRC-32C of the shard of each map of the tile.
     """
@@ -248,7 +248,7 @@ class Store(Protocol):
         ...
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Read a box of an array, leading axes whole."""
+        """Read a box of an array; leading axes are read whole."""
         ...
 
     def mark(self, stage: str, tile: Tile) -> None:
@@ -256,17 +256,17 @@ class Store(Protocol):
         ...
 
     def done(self, stage: str) -> NDArray[np.bool_]:
-        """Return (tile_y, tile_x) bool: which tiles are marked."""
+        """Return a (tile_y, tile_x) bool array that is True for the marked tiles."""
         ...
 
     def put_arrays(self, stage: str, name: str, arrays: Arrays) -> None:
-        """Write a scratch record, whole or not at all."""
+        """Write a scratch record atomically."""
         ...
 
     def get_arrays(
         self, stage: str, name: str, only: Collection[str] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Read a scratch record, or ``only`` some of its arrays."""
+        """Read the arrays of a scratch record that ``only`` names; all by default."""
         ...
 
     def drop_arrays(self, stage: str) -> None:
@@ -286,7 +286,7 @@ class Store(Protocol):
         ...
 
     def write_sources(self, blocks: Iterable[Columns], count: int) -> None:
-        """Write the catalogue by blocks of rows."""
+        """Write the catalogue in blocks of rows."""
         ...
 
     def write_source_columns(self, columns: Iterable[Column]) -> None:
@@ -301,7 +301,7 @@ class Store(Protocol):
 
 
 class CatalogueReader(Protocol):
-    """Read access to the catalogue, for the parquet file and the verification."""
+    """Read access to the catalogue, for verification and the parquet file."""
 
     @property
     def identity(self) -> RunIdentity:
@@ -367,7 +367,7 @@ class StoreReader(CatalogueReader, Protocol):
         ...
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Read a box of an array, leading axes whole."""
+        """Read a box of an array; leading axes are read whole."""
         ...
 
     def checksum(self, name: str, box: Box, level: int = 0) -> int:
@@ -375,7 +375,7 @@ class StoreReader(CatalogueReader, Protocol):
         ...
 
     def read_checksums(self, level: int) -> dict[str, NDArray[np.uint32]]:
-        """Read the tables of checksums taken as the shards were written, by map."""
+        """Read the checksums computed as the shards were written: (shard_y, shard_x), by map."""
         ...
 
     def pending(self, stage: str) -> list[Tile]:

@@ -1,4 +1,4 @@
-"""Writing of the catalogue (group ``sources``), by blocks of rows or by columns."""
+"""Writing of the catalogue (group ``sources``), in blocks of rows or column by column."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TITLE = "one row a source, in order of label"
 
 
 def write_blocks(path: Path, blocks: Iterable[Columns], count: int) -> None:
-    """Write the catalogue of the store at ``path`` by blocks of rows.
+    """Write the catalogue of the store at ``path`` in blocks of rows.
 
     Parameters
     ----------

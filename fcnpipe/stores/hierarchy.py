@@ -63,7 +63,7 @@ def fill_array(group: zarr.Group, name: str, spec: ArraySpec, values: NDArray[An
 
     Notes
     -----
-    Uses a single call of zarr, because each call costs about 1 ms whatever the size.
+    This is a single call of zarr, because each call takes about 1 ms regardless of the size.
     """
     assert (values.shape, values.dtype) == (spec.shape, np.dtype(spec.dtype)), name
     _create(group, name, spec, data=values)
@@ -149,7 +149,7 @@ def pixel_centres(size: int, level: int) -> NDArray[Any]:
 
 
 def image_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
-    """Return the arrays of one level by name; elevation and flags exist only at full size."""
+    """Return the specification of each array of a level, by name; elevation and flags exist at level 0 only."""
     maps = _output_specs(layout, level) if layout.maps else _source_specs(layout, level)
     units = {"units": layout.unit} if layout.unit else {}
     science = {"long_name": "science image, NaN = no data", **units}
@@ -177,7 +177,7 @@ def _output_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
 
 
 def ledger_spec(layout: Layout) -> ArraySpec:
-    """Return the array of the ledger: one file of one byte for each tile and stage."""
+    """Return the specification of the ledger: one file of one byte for each tile and stage."""
     attrs = {
         "long_name": "stages that have landed, by tile",
         "flag_values": [0, 1],
@@ -245,11 +245,11 @@ def _image_spec(
 
 
 def storage_grid(layout: Layout, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return chunk and shard of an image of ``shape`` px on the tile grid.
+    """Return the shapes of a chunk and of a shard, px, of an image of ``shape`` px on the tile grid.
 
     Notes
     -----
-    An axis that is shorter than a tile has one shard, reduced to whole chunks.
+    An axis shorter than a tile has one shard, whose length is rounded up to a whole number of chunks.
     """
     pairs = list(zip(layout.edge, shape, strict=True))
     chunks = [min(layout.chunk, edge, size) for edge, size in pairs]
@@ -294,7 +294,7 @@ def _create_background(group: zarr.Group, layout: Layout) -> None:
 
 
 def cell_centres(cells: int, cell: int, size: int) -> NDArray[np.float64]:
-    """Return the centres of the mesh cells, px; the image clips the last cell.
+    """Return the centres of the mesh cells along an axis, px; the image border clips the last cell.
 
     Examples
     --------

@@ -11,7 +11,7 @@ from typing import Any
 from fcnpipe.core.errors import StoreError
 
 MAX_CHARACTERS = 12
-"""Characters that a message shows of a long value."""
+"""Number of characters of a long value that a message shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class RunIdentity:
 
         Notes
         -----
-        An option that only one of the two has means that another state of the code started the
-        run, even if its version is the same.
+        If only one of the two runs has an option, another state of the code started ``other``, even
+        if the versions are equal.
         """
         ours, theirs = _flatten(self), _flatten(other)
         found = [
@@ -68,8 +68,8 @@ class RunIdentity:
         ]
         if one_sided := sorted(ours.keys() ^ theirs.keys()):
             found.append(
-                f"the code that started it (fcnpipe {other.code_version}; known to only one of the "
-                f"two: {', '.join(one_sided)})"
+                f"the code that started it (fcnpipe {other.code_version}; only one of the two runs has "
+                f"{', '.join(one_sided)})"
             )
         return found
 
@@ -118,4 +118,4 @@ def _shorten(text: str, start: int) -> str:
     if len(text) <= 2 * MAX_CHARACTERS:
         return text
     rest = text[start : start + MAX_CHARACTERS]
-    return f"{'...' if start else ''}{rest}..." if rest else "...(no more)"
+    return f"{'...' if start else ''}{rest}..." if rest else "...(end)"

@@ -96,17 +96,17 @@ def _checksum_files(path: Path) -> int:
     return reduce(extend_checksum, files, 0)
 
 
-def restore_frame(path: Path, layout: Layout, pyramid: bool) -> None:
-    """Restore missing or damaged metadata and coordinates of a new store.
+def restore_metadata(path: Path, layout: Layout, pyramid: bool) -> None:
+    """Restore missing or damaged metadata and coordinates of a partial store.
 
     Parameters
     ----------
     path : Path
-        A partial store.
+        Folder of the store.
     layout : Layout
-        Its shapes and names.
+        Shapes and names.
     pyramid : bool
-        Whether its pyramid has been created.
+        Whether the pyramid has been created.
     """
     with tempfile.TemporaryDirectory(dir=path / SCRATCH) as folder:
         intact = Path(folder) / "fresh"
@@ -121,7 +121,7 @@ def restore_frame(path: Path, layout: Layout, pyramid: bool) -> None:
 
 
 def find_damage(store: StoreReader) -> Iterator[Damage]:
-    """Read and decode a whole store, and compare it with the checksums taken as it was written.
+    """Read and decode a whole store, and compare it with the checksums computed as it was written.
 
     Yields
     ------
@@ -129,14 +129,14 @@ def find_damage(store: StoreReader) -> Iterator[Damage]:
         Metadata first, then maps, other arrays, ledger and parquet file; nothing if the store is
         intact.
     """
-    nodes = [*_find_damaged_metadata(store.path)]
-    yield from nodes
+    damaged_nodes = [*_find_damaged_metadata(store.path)]
+    yield from damaged_nodes
     for level in range(1 + level_count(store.layout)):
         for name in store.list_maps(level):
             yield from _find_damaged_shards(store, name, level)
     yield from _find_damaged_arrays(store)
     yield from (Damage("ledger", gap) for gap in find_gaps(store))
-    if any(damage.place.startswith("sources") for damage in nodes):
+    if any(damage.place.startswith("sources") for damage in damaged_nodes):
         return  # the catalogue, with which the parquet file would be compared, is damaged itself
     if store.has_sources and (reason := describe_difference(store, parquet_path(store.path))):
         yield Damage("parquet", reason)

@@ -121,10 +121,9 @@ def lock_output(partial: Path, owner: str = "") -> Iterator[None]:
 
     Notes
     -----
-    The lock is one of the kernel, or of the server of a network file system. It ends with the
-    process that holds it, however and wherever that process ends, so there are no stale locks. On a
-    file system without locks the last run that starts owns the store, and `check_owner` stops the
-    others.
+    The kernel, or the server of a network file system, holds the lock. It releases the lock when the
+    process ends for any reason, so there are no stale locks. On a file system without locks the last
+    run that starts owns the store, and `check_owner` stops the others.
     """
     folder = os.open(partial, os.O_RDONLY)
     try:
@@ -184,7 +183,7 @@ def _find_state(out: Path, partial: Path, identity: RunIdentity) -> State:
 
 
 def _is_own_overwrite(partial: Path, identity: RunIdentity) -> bool:
-    """Return whether OUT.zarr.partial is of an earlier, interrupted call of this run with --overwrite."""
+    """Return whether an earlier, interrupted call of this run with --overwrite wrote OUT.zarr.partial."""
     found = read_attributes(partial)
     complete = found.get("run_key") == identity.key and found["status"] == "complete"
     return complete or (partial.exists() and _has_overwrite_mark(partial, identity))
@@ -271,12 +270,12 @@ def raise_problems(path: Path, problems: list[str]) -> None:
 
 
 def prepare_parquet(store: StoreReader) -> None:
-    """Write OUT.parquet under the name that it has until the store is published.
+    """Write OUT.parquet under its temporary name, which `publish_store` changes.
 
     Notes
     -----
-    Starts flushing to disk in the background, so that little remains to be flushed when the store
-    is renamed.
+    This also starts to flush all files to disk in the background, so that little remains to be
+    flushed when the store is renamed.
     """
     write_parquet(store, partial_parquet_path(final_path(store.path)))
     threading.Thread(target=os.sync, daemon=True).start()
@@ -296,12 +295,12 @@ def set_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def consolidate(path: Path, attributes: dict[str, Any]) -> None:
-    """Copy all metadata into those of the root and update its attributes, in one atomic write.
+    """Consolidate the metadata in the root and update its attributes, in one atomic write.
 
     Notes
     -----
-    Done without zarr and sorted by name: zarr keeps the order of the folder listing, so the bytes
-    would differ from run to run. The scratch folder is omitted.
+    The nodes are sorted by name. `zarr.consolidate_metadata` is not used, because it keeps the order of
+    the folder listing, so the bytes would differ from run to run. The scratch folder is omitted.
     """
     nodes = {
         file.parent.relative_to(path).as_posix(): json.loads(file.read_text())
@@ -338,14 +337,14 @@ def finish_publishing(partial: Path) -> None:
 
     Notes
     -----
-    Call it within `lock_output` of the store.
+    Hold the lock of the store (`lock_output`) during the call.
     """
     with convert_os_errors(partial):
         _finish_renames(partial)
 
 
 def _finish_renames(partial: Path) -> None:
-    """Do the steps of publication after the status is complete; repeatable after a crash."""
+    """Do the steps of publication that follow the status complete; they can be repeated after a crash."""
     out = final_path(partial)
     aside = out.with_name(f".{out.name}.replaced")
     if read_attributes(partial).get("status") == "complete" and partial != out:

@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
 
 def write_parquet(store: CatalogueReader, path: Path) -> None:
-    """Write the catalogue of a store to ``path`` by blocks of rows.
+    """Write the catalogue of a store to ``path`` in blocks of rows, atomically.
 
     Notes
     -----
-    The attributes of a column (units, long_name, ...) become its field metadata. The file appears
-    whole or not at all.
+    The attributes of a column (units, long_name, ...) become its field metadata.
     """
     import pyarrow as pa  # slow to import, and needed only once in a run
     import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ def write_parquet(store: CatalogueReader, path: Path) -> None:
     schema = _schema(store)
     with (
         atomic_write(path) as temporary,
-        pq.ParquetWriter(temporary, schema, **_encoding(schema)) as writer,
+        pq.ParquetWriter(temporary, schema, **_writer_options(schema)) as writer,
     ):
         for block in store.source_blocks():
             writer.write_table(pa.table(block, schema=schema))
@@ -60,8 +59,8 @@ def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Return writer options: measured values seldom repeat, so no dictionaries but byte streams."""
+def _writer_options(schema: pa.Schema) -> dict[str, Any]:
+    # Measured values seldom repeat: byte-stream splitting compresses them better than dictionaries.
     floats = [column.name for column in schema if str(column.type) in ("float", "double")]
     return {"compression": "zstd", "use_dictionary": False, "use_byte_stream_split": floats}
 

@@ -37,7 +37,7 @@ def level_count(layout: Layout) -> int:
 
 
 def level_grid(layout: Layout, level: int) -> TileGrid:
-    """Return the grid of the shards of a level; their edge is that of the full size."""
+    """Return the grid of the shards of a level; a shard has the same edge in px at each level."""
     return TileGrid(level_shape(layout, level), layout.edge)
 
 
@@ -98,12 +98,8 @@ def shrink_maps(
     """
     for name, shrink in _shrinkers(store.layout).items():
         if store.has(f"image/{level}/{name}"):
-            yield (
-                name,
-                _shrink_tile(
-                    store, level, tile, _select_reader(store, name, level, science), shrink
-                ),
-            )
+            read = _select_reader(store, name, level, science)
+            yield name, _shrink_tile(store, level, tile, read, shrink)
 
 
 def _select_reader(
@@ -124,7 +120,8 @@ def _shrink_tile(
     """Compute a core in pieces, so that only one shard of the level below is in memory."""
     below = Box(0, 0, *level_shape(store.layout, level - 1))
     core, edge = tile.core, store.layout.edge
-    # A piece is half a shard: one shard of the level below. It is odd only if there is one shard.
+    # A piece has half the edge of a shard: it covers one shard of the level below. The edge of a shard is
+    # odd only if there is a single shard.
     pieces = TileGrid(level_shape(store.layout, level), (-(-edge[0] // 2), -(-edge[1] // 2)))
     result: NDArray[Any] | None = None
     for piece in pieces.cores_in(core):
@@ -145,7 +142,7 @@ def _pad_to_even(data: NDArray[Any]) -> NDArray[Any]:
 
 
 def shrink_labels(labels: NDArray[Any]) -> NDArray[Any]:
-    """Return the most frequent label of each 2 x 2 pixels, (h, w); the greater label wins a tie.
+    """Return the most frequent label of each 2 x 2 square of pixels, (h, w); the greater label wins a tie.
 
     Examples
     --------
@@ -158,14 +155,14 @@ def shrink_labels(labels: NDArray[Any]) -> NDArray[Any]:
 
 
 def shrink_probability(probability: NDArray[Any]) -> NDArray[Any]:
-    """Return the rounded mean of each 2 x 2 pixels, ([class,] h, w)."""
+    """Return the rounded mean of each 2 x 2 square of pixels, ([class,] h, w)."""
     small = np.empty(_half_shape(probability), probability.dtype)
     _rounded_mean(_as_planes(probability), _as_planes(small))
     return small
 
 
 def shrink_science(science: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of each 2 x 2 pixels without NaN, ([band,] h, w); NaN if all four are."""
+    """Return the mean without NaN of each 2 x 2 square of pixels, ([band,] h, w); NaN if all four are NaN."""
     small = np.empty(_half_shape(science), np.float32)
     _mean_without_nan(_as_planes(science), _as_planes(small))
     return small

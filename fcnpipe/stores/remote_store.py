@@ -23,7 +23,7 @@ from fcnpipe.stores.zarr import WCS, ZarrStore
 
 
 def open_store(path: str | Path) -> ZarrStore:
-    """Open a finished store on disk or behind a URL, or a partial store on disk by its full name.
+    """Open a finished store on disk or behind a URL, or a partial store on disk by its path OUT.zarr.partial.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class RemoteStore(ZarrStore):
 
     @property
     def location(self) -> Any:
-        """Argument with which zarr and xarray open the store."""
+        """Store argument for zarr and xarray, with which they open the store."""
         return open_zarr_store(self.url)
 
     @property
@@ -109,11 +109,11 @@ class RemoteStore(ZarrStore):
         return name in self.root
 
     def done(self, stage: str) -> NDArray[np.bool_]:
-        """Return (tile_y, tile_x) bool: which tiles are marked."""
+        """Return a (tile_y, tile_x) bool array that is True for the marked tiles."""
         return np.asarray(self._open_array("ledger")[self._stage_index(stage)], bool)
 
     def find_damage(self) -> Iterator[Damage]:
-        """Raise StoreError: damage is searched only in stores on a local disk."""
+        """Raise StoreError, because only stores on a local disk can be searched for damage."""
         raise StoreError(
             f"{self.url} is behind a URL: copy it and its .parquet to a local disk, run "
             "'fcnpipe verify --deep' or '--repair' there and copy it back; "

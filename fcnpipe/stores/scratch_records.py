@@ -22,7 +22,7 @@ _PREFIX_BYTES = 10
 
 
 def write_record(folder: Path, name: str, arrays: Arrays) -> None:
-    """Write arrays as ``folder/name.npz``, whole or not at all."""
+    """Write arrays as ``folder/name.npz``, atomically."""
     with atomic_write(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -30,12 +30,12 @@ def write_record(folder: Path, name: str, arrays: Arrays) -> None:
 def read_record(
     folder: Path, name: str, only: Collection[str] | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Read a record, or ``only`` some of its arrays.
+    """Read the arrays of a record that ``only`` names; all by default.
 
     Raises
     ------
     KeyError
-        If there is no such record.
+        If there is no such record, or no such array in it.
     """
     path = folder / f"{name}.npz"
     if not path.exists():

@@ -34,7 +34,7 @@ from fcnpipe.stores.atomic_writes import atomic_write
 ZSTD_LEVEL = -1
 """Level 1 makes maps of noise 8 % smaller but takes twice as long to write and to read."""
 NO_FILE = 0
-"""Checksum of a shard of fill value only, which has no file."""
+"""Checksum of a shard that contains only the fill value and therefore has no file."""
 _OMITTED = np.iinfo(np.uint64).max
 _CRC_BYTES = 4
 _READ_BYTES = 1 << 22
@@ -44,7 +44,7 @@ _READ_BYTES = 1 << 22
 class ShardedMap:
     """A sharded array of a store, with axes (y, x) or (n, y, x).
 
-    Each shard holds all of n; a chunk holds one of n.
+    A shard holds all n planes; a chunk holds one of them.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class ShardedMap:
     fill: float
 
     def write(self, box: Box, data: NDArray[Any]) -> int:
-        """Write one shard, whole or not at all.
+        """Write one shard, atomically.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class ShardedMap:
         Returns
         -------
         int
-            CRC-32C of the file; 0 if all values are fill value, then there is no file.
+            CRC-32C of the file; 0 if all values are the fill value, in which case there is no file.
         """
         chunks, index, offset = [], np.full((*self._chunk_counts, 2), _OMITTED, np.uint64), 0
         for place in np.ndindex(*self._chunk_counts):
@@ -107,7 +107,7 @@ class ShardedMap:
     def is_whole(self, box: Box) -> bool:
         """Return whether the file of a shard has the length that its index states.
 
-        Reads the index only.
+        Only the index is read. The result is False if there is no file.
         """
         path = self.file(box)
         try:
@@ -149,14 +149,14 @@ class ShardedMap:
         return (*self.lead, self.shard[0] // self.chunk[0], self.shard[1] // self.chunk[1])
 
     def file(self, box: Box) -> Path:
-        """Return the path of the shard of a box; it does not exist if all values are fill value."""
+        """Return the path of the shard of a box; there is no file if all values are the fill value."""
         return self._file(box.y0 // self.shard[0], box.x0 // self.shard[1])
 
     def _file(self, row: int, column: int) -> Path:
         return self.path.joinpath("c", *("0" for _ in self.lead), str(row), str(column))
 
     def _chunk_values(self, data: NDArray[Any], place: tuple[int, ...]) -> NDArray[Any] | None:
-        """Return a chunk, padded at the edge of the image; None if all values are fill value."""
+        """Return a chunk, padded at the edge of the image; None if all values are the fill value."""
         y, x = place[-2] * self.chunk[0], place[-1] * self.chunk[1]
         values = data[place[:-2]][y : y + self.chunk[0], x : x + self.chunk[1]]
         if not (values.any() if self.fill == 0 else (~np.isnan(values)).any()):

@@ -21,7 +21,7 @@ from fcnpipe.stores.base import CatalogueReader, StoreReader, TileCheck, Verific
 from fcnpipe.stores.catalogue import ROW_CHUNK
 
 MAX_NAMES = 5
-"""Number of tiles or labels that a problem lists."""
+"""Maximum number of tiles or labels that one problem lists."""
 
 
 def verify_store(store: StoreReader) -> Verification:
@@ -85,14 +85,15 @@ def _find_disorder(store: CatalogueReader) -> Iterator[str]:
 
 
 def check_tile(store: StoreReader, tile: Tile, written: Mapping[str, int]) -> TileCheck:
-    """Compare the checksums of a tile's maps on disk with those taken as they were written.
+    """Compare the checksums of a tile's maps on disk with those computed as they were written.
 
-    In a store of `segment`, also count the pixels of each label and compare the labels of the peak
-    pixels.
+    In a store of `segment`, also count the pixels of each label, and compare the labels of the peak
+    pixels with the catalogue.
 
     Notes
     -----
-    The catalogue must be complete; the rows whose peak is in the band of the tile are read.
+    The catalogue must be complete. Of the catalogue, only the sources whose peak is in an image row of
+    the tile are read.
     """
     wrong = [name for name, known in written.items() if store.checksum(name, tile.core) != known]
     if wrong:
@@ -118,9 +119,9 @@ def _check_labels(store: StoreReader, tile: Tile) -> TileCheck:
 
 
 def check_sums(store: StoreReader, checks: Iterable[TileCheck]) -> Iterator[str]:
-    """Yield the problems of all tiles, of the order of the catalogue, and of its areas.
+    """Yield the problems in the order of the catalogue, in the tiles, and in the areas of the sources.
 
-    The areas are compared with the sums of the pixels that the tiles counted.
+    The area of each source is compared with the sum of its pixels over all tiles.
 
     Notes
     -----
@@ -133,7 +134,7 @@ def check_sums(store: StoreReader, checks: Iterable[TileCheck]) -> Iterator[str]
         return
     yield from _find_disorder(store)
     with tempfile.TemporaryFile() as file, convert_os_errors(Path(tempfile.gettempdir())):
-        # Allocated at once: a memory map of a file that exceeds the free disk space kills the process.
+        # Allocate the file first: a write to a memory map that exceeds the free disk space kills the process.
         os.posix_fallocate(file.fileno(), 0, 8 * (store.n_sources + 1))
         areas = np.memmap(file, np.int64, "r+", shape=(store.n_sources + 1,))
         for check in checks:
@@ -178,7 +179,7 @@ def _list_runs(labels):  # type: ignore[no-untyped-def]
 
 
 def _find_wrong_areas(store: CatalogueReader, areas: NDArray[np.int64]) -> Iterator[str]:
-    """Yield the rows whose area differs from the number of pixels, block by block."""
+    """Yield the labels whose area differs from the number of their pixels, a line or two for each block of rows."""
     start = 1
     for block in store.source_blocks(["area"]):
         counted = np.asarray(areas[start : start + len(block["area"])])

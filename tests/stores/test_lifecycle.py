@@ -1,4 +1,4 @@
-"""Life cycle of a store: resume after a crash gives the same bytes; other runs are refused."""
+"""Life cycle of a store: a resumed run writes the same bytes, and the stores of other runs are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_files(path: Path) -> dict[str, bytes]:
 
 
 class Killed(BaseException):
-    """Simulates kill -9."""
+    """A simulated kill -9; no handler of Exception catches it."""
 
 
 # -- same bytes ------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_resumed_store_keeps_its_tile_grid(partial: ZarrStore) -> None:
         ({"spec": {"thresh": 0.5}}, "option minarea: 5 -> null"),
         (
             {"spec": IDENTITY.spec | {"new": None}},
-            "the code that started it (fcnpipe 1; known to only one of the two: option new)",
+            "the code that started it (fcnpipe 1; only one of the two runs has option new)",
         ),
         ({"spec": {"thresh": 0.4, "minarea": 5}}, "option thresh: 0.5 -> 0.4;"),
         ({"input_digest": "8" * 64}, "input digest: input -> 888888888888...;"),
@@ -207,7 +207,7 @@ def test_long_values_are_shown_from_their_first_difference() -> None:
     one, other = (replace(IDENTITY, input_digest="8" * 64 + part) for part in ("", f"-{'7' * 64}"))
     third = replace(IDENTITY, input_digest="8" * 64 + f"-{'6' * 64}")
     assert other.differences(third) == ["input digest: ...666666666666... -> ...777777777777..."]
-    assert other.differences(one) == ["input digest: ...(no more) -> ...-77777777777..."]
+    assert other.differences(one) == ["input digest: ...(end) -> ...-77777777777..."]
 
 
 def test_overwrite_keeps_the_old_result_until_the_new_one_is_complete(published: ZarrStore) -> None:
@@ -236,7 +236,7 @@ def test_overwrite_starts_from_scratch(partial: ZarrStore) -> None:
 
 
 def test_interrupted_run_with_overwrite_is_resumed(partial: ZarrStore) -> None:
-    """The same command resumes it, as a schedule repeats it after a kill; another run does not."""
+    """A schedule repeats the same command after a kill, which resumes the run; another run starts from scratch."""
     out = lifecycle.final_path(partial.path)
     _, store = take_up(out, overwrite=True)
     for tile in LAYOUT.grid:

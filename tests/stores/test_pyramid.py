@@ -1,4 +1,4 @@
-"""Kernels of the pyramid, compared with a slow and obvious implementation."""
+"""Shrinking of maps for the pyramid, compared with a slow and obvious implementation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ seeds, sizes = st.integers(0, 2**32 - 1), st.integers(1, 9)
 
 
 def reduce_slowly(data: NDArray, reduce) -> NDArray:  # type: ignore[no-untyped-def, type-arg]
-    """Reduce each 2 x 2 pixels of the last two axes; an odd last row or column counts twice."""
+    """Reduce each 2 x 2 square of the last two axes; an odd last row or column counts twice."""
     *lead, height, width = data.shape
     small = np.empty((*lead, -(-height // 2), -(-width // 2)), data.dtype)
     for place in np.ndindex(small.shape):
@@ -52,7 +52,7 @@ def pad_to_even(data: NDArray) -> NDArray:  # type: ignore[type-arg]
 
 @given(seeds, sizes, sizes)
 @few
-def test_labels(seed: int, height: int, width: int) -> None:
+def test_shrunk_labels_are_the_most_frequent(seed: int, height: int, width: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 4, (height, width), np.int32)
     np.testing.assert_array_equal(
         shrink_labels(pad_to_even(labels)), reduce_slowly(labels, most_frequent)
@@ -62,7 +62,7 @@ def test_labels(seed: int, height: int, width: int) -> None:
 
 @given(seeds, sizes, sizes)
 @few
-def test_probability(seed: int, height: int, width: int) -> None:
+def test_shrunk_probability_is_the_rounded_mean(seed: int, height: int, width: int) -> None:
     maps = np.random.default_rng(seed).integers(0, 256, (2, height, width)).astype(np.uint8)
     np.testing.assert_array_equal(
         shrink_probability(pad_to_even(maps)), reduce_slowly(maps, rounded_mean)
@@ -71,7 +71,7 @@ def test_probability(seed: int, height: int, width: int) -> None:
 
 @given(seeds, sizes, sizes)
 @few
-def test_science(seed: int, height: int, width: int) -> None:
+def test_shrunk_science_is_the_mean_without_nan(seed: int, height: int, width: int) -> None:
     random = np.random.default_rng(seed)
     bands = random.normal(size=(2, height, width)).astype(np.float32)
     bands[random.random(bands.shape) < 0.5] = np.nan
