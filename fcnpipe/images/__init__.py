@@ -82,12 +82,12 @@ def open_map(path: PathLike, hdu: int | str | None, shape: tuple[int, ...], role
     shape : (int, int) or (int, int, int)
         Height and width of the image, preceded by its number of bands if the map may have as many.
     role : str
-        What the map is, for messages: ``weight``, ``mask``, ...
+        Role of the map, for messages: ``weight``, ``mask``, ...
 
     Returns
     -------
     Image
-        Read a mask with ``read_integer``.
+        The map. Its method ``read_integer`` keeps every bit of a mask.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def open_map(path: PathLike, hdu: int | str | None, shape: tuple[int, ...], role
     if not same_size or bands not in (1, *shape[:-2]):
         raise InputError(
             f"{role} {os.fspath(path)} is {format_shape(image.info.shape)} px but the image is "
-            f"{format_shape(shape)} px: give a {role} map of the image's shape"
+            f"{format_shape(shape)} px: use a {role} map of the image's shape"
         )
     return image
 
@@ -120,11 +120,11 @@ def _open_reader(path: str, hdu: int | str | None) -> Reader:
         if module.recognises(path):
             reader: Reader = module.open_reader(path, hdu)
             return reader
-    # A missing or forbidden object is not recognised either: this raises the better message.
+    # For a missing or forbidden object, which no format recognises either, this raises a clearer error.
     file_version(path)
     raise InputError(
         f"{path} is not a readable image ({_describe_start(path)}): "
-        "give FITS, zarr, TIFF, PNG, JPEG or npy"
+        "use FITS, zarr, TIFF, PNG, JPEG or npy"
     )
 
 

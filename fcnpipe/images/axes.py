@@ -11,7 +11,7 @@ import numpy as np
 from fcnpipe.core.errors import InputError
 
 MAX_COLOUR_CHANNELS = 4
-"""Red, green, blue and alpha: a last axis of at most this length is taken for colours."""
+"""Red, green, blue and alpha: a last axis of at most this length is assumed to hold colours."""
 
 
 def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
@@ -70,15 +70,15 @@ def number_bands(count: int) -> tuple[str, ...]:
 
 
 def check_real_dtype(dtype: np.dtype[Any], name: str) -> None:
-    """Raise InputError if pixels of this type are not real numbers (complex, text, object, record)."""
+    """Raise InputError unless pixels of this dtype are real numbers: booleans, integers or floats."""
     if dtype.kind not in "biuf":
         raise InputError(
-            f"{name} holds {dtype} pixels: only integers and floats are images; "
+            f"{name} holds {dtype} pixels: only images of integers or floats can be read; "
             "write the modulus or the part you want to a new file"
         )
 
 
 def format_shape(shape: Sequence[int]) -> str:
-    """Return a shape for messages, '3 x 20 x 30'; a single band is left out."""
+    """Return a shape for messages, '3 x 20 x 30'; the band axis is omitted if there is a single band."""
     shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     return " x ".join(str(n) for n in shape)

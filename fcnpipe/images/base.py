@@ -30,7 +30,7 @@ from fcnpipe.images.headers import header_number
 from fcnpipe.images.scaling import Float, Scaling
 
 ZARR_CHUNKS_IN_FLIGHT = 10
-"""Chunks that zarr decodes concurrently by default."""
+"""Number of chunks that zarr decodes concurrently by default."""
 
 
 class Reader(Protocol):
@@ -49,7 +49,7 @@ class Reader(Protocol):
 
     @property
     def scaling(self) -> Scaling:
-        """Relation of stored numbers and pixel values."""
+        """Conversion of stored numbers to pixel values."""
         ...
 
     @property
@@ -62,7 +62,7 @@ class Reader(Protocol):
 
         Notes
         -----
-        Safe to call from several threads. A strip may be overwritten when the next one is requested.
+        Several threads may call it at the same time. A strip may be overwritten when the next one is requested.
         """
         ...
 
@@ -123,7 +123,7 @@ class Image:
             reader.scaling.fill(values[rows], stored)
 
     def read_integer(self, box: Box, band: int = 0) -> NDArray[np.int64]:
-        """Read a box of a mask as (h, w) int64; every bit is kept, no data is -1.
+        """Read a box of a mask as (h, w) int64; every bit is kept, and -1 means no data.
 
         Raises
         ------
@@ -150,7 +150,7 @@ class Image:
 
     @property
     def satur_level(self) -> float | None:
-        """Minimum of the saturation levels in the headers, image units; None if unknown."""
+        """Lowest saturation level of the headers, image units; None if unknown."""
         levels = (header_number(r.info, ("SATURATE", "SATLEVEL")) for r in self.readers)
         return min((level for level in levels if level is not None), default=None)
 
@@ -178,7 +178,7 @@ class Image:
 
 
 def _read_strips(reader: Reader, box: Box, band: int) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Yield each strip of a box, preceded by its rows in the box."""
+    """Yield the strips of a box, each with the slice of its rows in the box."""
     start = 0
     for stored in reader.read_strips(box, band):
         count_read(stored.nbytes)

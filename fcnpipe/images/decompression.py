@@ -19,7 +19,7 @@ from fcnpipe.images.errors import LIBRARY_ERRORS, first_line, reading_error
 from fcnpipe.images.file_access import FileVersion, file_size, file_version, open_bytes, peek
 
 MAX_COPIES = 16
-"""Decompressed copies that a process keeps at a time."""
+"""Maximum number of decompressed copies that a process keeps."""
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 """First two bytes of a compressed file -> function that opens it."""
 _COPIES_LOCK = threading.Lock()
@@ -49,7 +49,7 @@ class DecompressedFile:
     copy: str = ""
 
     def content_path(self) -> str:
-        """Return the path of the decompressed bytes; another machine makes its own copy."""
+        """Return the path of the decompressed bytes; a process on another machine writes its own copy."""
         if not self.copy:
             return self.path
         return self.copy if os.path.exists(self.copy) else _decompress(self.path, self.version)
@@ -66,14 +66,14 @@ class DecompressedFile:
 
 
 def open_decompressed(path: str) -> DecompressedFile:
-    """Return a file in its present version, decompressed to a temporary copy if it is compressed."""
+    """Return the file at ``path`` with its current version; a compressed file gets a temporary copy."""
     version = file_version(path)
     copy = _decompress(path, version) if peek(path, 2) in _OPENERS else ""
     return DecompressedFile(path, version, copy)
 
 
 def peek_decompressed(path: str, count: int) -> bytes:
-    """Return the first ``count`` bytes of a file, decompressed if need be; empty if it cannot be read."""
+    """Return the first ``count`` decompressed bytes of a file; empty if it cannot be read."""
     start = peek(path, count)
     opener = _OPENERS.get(start[:2])
     if opener is None:
@@ -120,7 +120,7 @@ def _write_copy(path: str, version: FileVersion) -> str:
 
 
 def _lock_folder(folder: str) -> int:
-    """Lock a folder as long as this process lives, which shows the clean-up that it is in use."""
+    """Lock a folder while this process lives, so that `fcnpipe.survey.cleanup` keeps it."""
     handle = os.open(folder, os.O_RDONLY)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(handle, fcntl.LOCK_SH)
@@ -128,7 +128,7 @@ def _lock_folder(folder: str) -> int:
 
 
 def _remove_copy(copy: str, owner: int) -> None:
-    """Remove a copy and its folder, but only in the process that made it and not in its forks."""
+    """Remove a copy and its folder, but only in the process that wrote the copy, not in its forks."""
     if os.getpid() == owner:
         if copy in _FOLDER_HANDLES:
             os.close(_FOLDER_HANDLES.pop(copy))

@@ -24,9 +24,9 @@ def digest_file(
     path, version
         File or object, and its version.
     extent : (int, int), optional
-        First byte, and the one after the last; default is the whole file.
+        First byte, and the byte after the last one; the whole file by default.
     prefix : str
-        Text that the digest covers as well.
+        Text that the digest includes, before the content.
 
     Notes
     -----
@@ -50,8 +50,8 @@ def hash_file(
 
     Notes
     -----
-    It is the SHA-256 of ``prefix`` and of the SHA-256 of parts of :data:`_PART_BYTES`, so that all
-    cores can work on a large file.
+    It is the SHA-256 of ``prefix`` followed by the SHA-256 of each part of :data:`_PART_BYTES` bytes, so
+    that all cores can hash a large file.
     """
     if stop is None:
         stop = file_size(path, file_version(path) if version is None else version)

@@ -29,7 +29,7 @@ def reading_error(error: BaseException, message: str) -> InputError:
     Parameters
     ----------
     error : BaseException
-        What a library or a server raised. The message of a server's error is kept.
+        Error raised by a library or for a server. The message of a server's error is kept.
     message : str
         Message for all other errors.
     """
@@ -43,7 +43,10 @@ def reading_error(error: BaseException, message: str) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the error's name if it has no message."""
+    """Return the first line of an error's message, or the name of its class if it has no message.
+
+    For a KeyError it states that the key is missing, since its message is the key alone.
+    """
     if isinstance(error, KeyError) and error.args:
         return f"{error.args[0]} is missing"
     return (str(error) or type(error).__name__).splitlines()[0]

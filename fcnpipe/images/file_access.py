@@ -18,9 +18,9 @@ PathLike = str | os.PathLike[str]
 FileVersion = tuple[int, int] | ObjectVersion
 """Size in bytes and modification time in ns of a local file, or the version of an object behind a URL."""
 STRIP_BYTES = 256 << 10
-"""Bytes of a local file that are read at a time: they fit into the cache of a core."""
+"""Number of bytes of a local file that are read at a time; they fit into the cache of a CPU core."""
 GAP_BYTES = 4 << 10
-"""Largest gap between two rows, in bytes, that is read along: another system call would cost more."""
+"""Maximum gap between two rows, bytes, that is read with them: a second system call would take longer."""
 
 
 def locate(path: PathLike) -> str:
@@ -31,7 +31,7 @@ def locate(path: PathLike) -> str:
     Raises
     ------
     SpecError
-        If a URL carries a password or a signature.
+        If a URL contains a secret, see :func:`fcnpipe.core.paths.check_url`.
     InputError
         If a local path does not exist or cannot be read.
     """
@@ -54,7 +54,7 @@ def open_bytes(path: str, version: FileVersion | None = None) -> BinaryIO:
     path : str
         Local path or URL.
     version : FileVersion, optional
-        The version that is read of an object behind a URL; reading another one raises ``remote.Changed``.
+        Version of an object behind a URL; reads raise ``remote.Changed`` if the server has another one.
     """
     if is_remote(path):
         file = remote.RemoteFile(path, version if isinstance(version, ObjectVersion) else None)
@@ -123,8 +123,8 @@ def read_rows(
     Notes
     -----
     A local file is read, not memory-mapped: truncation of a mapped file would kill the process without
-    a message. Its strips share one buffer. The rows of an object are fetched concurrently and come as one
-    strip.
+    a message. Its strips share one buffer. The rows of an object are fetched concurrently and yielded as
+    one strip.
     """
     count, wanted, step = shape
     if isinstance(version, ObjectVersion):

@@ -17,14 +17,16 @@ ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 @dataclass(frozen=True, slots=True)
 class InputFingerprint:
-    """State of an input file, which differs from that of a later file at the same path.
+    """State of an input file when a run started, by which a later change is detected.
 
     Attributes
     ----------
     path : str
         Local path or URL, as `images.locate` returns it.
-    quick, thorough : str
-        Fingerprint of a single file (empty for a folder or URL), and of a file, folder or URL.
+    quick : str
+        Fingerprint of a single file; empty for a folder or URL.
+    thorough : str
+        Fingerprint of a file, folder or URL.
     """
 
     path: str
@@ -32,12 +34,12 @@ class InputFingerprint:
     thorough: str
 
     def check(self, thorough: bool) -> None:
-        """Raise InputChanged if the fingerprint differs from the file's present one."""
+        """Raise InputChanged if the file has changed, according to its quick or thorough fingerprint."""
         known = self.thorough if thorough else self.quick
         if fingerprint(self.path, thorough) != known:
             raise InputChanged(
-                f"{self.path} changed while it was read, so nothing is published: put the old one "
-                "back and run the same command again, or start again with --overwrite"
+                f"{self.path} changed while it was read, so nothing is published: restore the old "
+                "file and run the same command again, or start from scratch with --overwrite"
             )
 
 
@@ -49,7 +51,7 @@ def fingerprint_inputs(spec: RunSpec) -> tuple[InputFingerprint, ...]:
 
 
 def fingerprint(path: str, thorough: bool = False) -> str:
-    """Return a text that changes when a file is rewritten; empty if finding out takes long.
+    """Return a text that changes when a file is rewritten; empty for a folder or URL unless ``thorough``.
 
     Parameters
     ----------
@@ -60,8 +62,8 @@ def fingerprint(path: str, thorough: bool = False) -> str:
 
     Notes
     -----
-    On disk: inode, size and modification time. Times are compared for equality, never for order, so that
-    a change of the system clock does no harm.
+    On disk: inode, size and modification time. Times are compared for equality, never for order, so a
+    change of the system clock has no effect.
     """
     if is_remote(path):
         return _fingerprint_url(path) if thorough else ""
@@ -73,7 +75,7 @@ def fingerprint(path: str, thorough: bool = False) -> str:
 def _fingerprint_url(url: str) -> str:
     """Return the version of an object, or the digest of the versions of all objects below a URL.
 
-    A web server cannot list objects: there, the metadata of a zarr store represent the store.
+    A web server cannot list objects, so only the metadata of a zarr store are used there.
     """
     try:
         return str(remote.fetch_version(url))

@@ -74,7 +74,7 @@ class MaskedImage:
     Parameters
     ----------
     spec : RunSpec
-        Names the files and their options.
+        Names of the files, and their options.
 
     Raises
     ------
@@ -155,6 +155,13 @@ class MaskedImage:
 
     def read(self, box: Box, weights: NDArray[np.float64]) -> tuple[Float, NDArray[np.uint8]]:
         """Read all planes of a box, without subtracting the sky.
+
+        Parameters
+        ----------
+        box : Box
+            Inside the image.
+        weights : (bands,) float64
+            Weights of the bands in the detection plane, from :meth:`weigh_bands`.
 
         Returns
         -------
@@ -252,6 +259,13 @@ class MaskedImage:
     ) -> tuple[list[CellStatistics], Float]:
         """Measure the mesh cells of a box that is aligned with the mesh, plane by plane.
 
+        Parameters
+        ----------
+        box : Box
+            Inside the image; it starts at the corner of a mesh cell.
+        weights : (bands,) float64
+            Weights of the bands in the detection plane, from :meth:`weigh_bands`.
+
         Returns
         -------
         list of CellStatistics
@@ -268,7 +282,7 @@ class MaskedImage:
         return cells, measure_weight(weight, bad, cell)
 
     def find_unrepresentable_value(self) -> tuple[str, float] | None:
-        """Return a file and a value in it that float32 cannot hold, if the sample boxes contain one."""
+        """Return a file and a value in it that float32 cannot represent; None if the sample boxes have none."""
         maps = [(", ".join(self.spec.image), self._image)]
         if self.spec.weight and self._weight and self.spec.weight_type != "variance":
             maps.append((self.spec.weight, self._weight))
@@ -292,7 +306,7 @@ class MaskedImage:
         return np.sqrt(noise).astype(np.float32) if self.spec.weight_type == "variance" else noise
 
     def _read_weight(self, box: Box) -> NDArray[Any] | None:
-        """Read the weight map in its own units; variances of tiny fluxes underflow in float32."""
+        """Read the weight map in its own units, variances as float64: those of tiny fluxes underflow in float32."""
         if self._weight is None:
             return None
         if self.spec.weight_type == "variance":

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 STRIP_ROWS = 128
-"""Rows that are scaled at a time, so that the float64 intermediate stays in the CPU cache."""
+"""Number of rows that are scaled at a time, so that the float64 intermediate stays in the CPU cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Linear relation of stored numbers and pixel values: ``value = offset + factor * stored``.
+    """Linear relation between stored numbers and pixel values: ``value = offset + factor * stored``.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Scaling:
     blank: int | float | None = None
 
     def to_float(self, stored: NDArray[Any]) -> Float:
-        """Return pixel values, (h, w) float32, native and contiguous; blank becomes NaN.
+        """Return pixel values, (h, w) float32 in native byte order and contiguous; blank becomes NaN.
 
         Notes
         -----
@@ -48,7 +48,7 @@ class Scaling:
         return values
 
     def fill(self, values: NDArray[Any], stored: NDArray[Any]) -> None:
-        """Write the pixel values into ``values``, float32 as in :meth:`to_float` or float64."""
+        """Write the pixel values, as in :meth:`to_float`, into ``values``, an array of float32 or float64."""
         for start in range(0, len(stored), STRIP_ROWS):
             rows = slice(start, start + STRIP_ROWS)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -83,14 +83,14 @@ class Scaling:
         return values
 
     def _is_exact_in_float32(self, stored: NDArray[Any]) -> bool:
-        """Return whether float32 holds every value exactly (most often: uint16 stored as int16)."""
+        """Return whether float32 represents every value exactly, as for uint16 stored as int16."""
         short = stored.dtype.kind in "biu" and stored.dtype.itemsize <= 2
         shift = self.factor == 1 and self.offset.is_integer() and abs(self.offset) < 2**22
         return short and shift
 
 
 AS_STORED = Scaling()
-"""The stored number is the value."""
+"""Scaling that leaves the stored numbers unchanged."""
 
 
 def _round_away_from_zero(values: NDArray[np.float64]) -> NDArray[np.int64]:

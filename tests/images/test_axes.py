@@ -1,4 +1,4 @@
-"""Axes of image arrays."""
+"""Folding of array axes to (band, y, x), and refusal of arrays that are not images."""
 
 from __future__ import annotations
 

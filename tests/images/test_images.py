@@ -61,26 +61,26 @@ def test_the_minimum_saturation_level_is_used(tmp_path: Path) -> None:
     assert (image.satur_level, image.gain) == (500.0, 2.0)
 
 
-def test_bands_of_different_shapes(tmp_path: Path) -> None:
+def test_bands_of_different_shapes_are_refused(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.fits", (6, 5)), write(tmp_path / "b.fits", (6, 4))]
     with pytest.raises(InputError, match=r"b\.fits is 6 x 4 px but .*a\.fits is 6 x 5 px"):
         images.open_image(paths)
 
 
-def test_no_file() -> None:
+def test_an_empty_list_of_files_is_refused() -> None:
     with pytest.raises(InputError, match="no image was given"):
         images.open_image([])
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nope\.fits does not exist"):
         images.open_image(tmp_path / "nope.fits")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8brubbish", b"\x89PN"])
-def test_not_an_image(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_an_unknown_format_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.fits").write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.fits is not a readable image.*give FITS, zarr"):
+    with pytest.raises(InputError, match=r"a\.fits is not a readable image.*use FITS, zarr"):
         images.open_image(tmp_path / "a.fits")
 
 

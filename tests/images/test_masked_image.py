@@ -1,4 +1,4 @@
-"""Images with weight and mask maps."""
+"""A masked image refuses the image itself as its weight or mask."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from fcnpipe.images.scaling import STRIP_ROWS, Scaling
     st.sampled_from([0.0, 32768.0, 0.25]),
     st.sampled_from([None, 7]),
 )
-def test_scaling_of_whole_numbers(
+def test_integers_are_scaled_and_blank_is_nan(
     stored: int, factor: float, offset: float, blank: int | None
 ) -> None:
     scaling = Scaling(factor, offset, blank)

@@ -550,7 +550,7 @@ def test_segment_refers_to_predict(refused: Any, mixed: Path, tmp_path: Path) ->
 def test_priors_must_fit(refused: Any, mixed: Path, extra_identity: Path, tmp_path: Path) -> None:
     fits.writeto(tmp_path / "small.fits", np.ones((20, 30), np.float32))
     small = str(tmp_path / "small.fits")
-    assert "give a prior map of the image's shape" in refused(
+    assert "use a prior map of the image's shape" in refused(
         "predict", extra_identity, "--prior", small
     )
     assert "needs a prior: add --prior FILE" in refused("predict", extra_identity)

@@ -42,7 +42,7 @@ from fcnpipe.images.scaling import AS_STORED, Scaling
 from fcnpipe.remote import ObjectVersion
 
 CACHE_BYTES = 256 << 20
-"""Size of the cache of decoded cells: enough for a row of 1,100-px boxes of an image 60,000 px wide."""
+"""Size of the cache of decoded cells; it holds a row of 1,100-px boxes of an image 60,000 px wide."""
 CELL_ROWS = 64
 """Minimum height of a cell of an image that is compressed by rows, px."""
 CELL_EDGE = 512
@@ -55,7 +55,7 @@ _NOT_INHERITED = re.compile(
 
 
 def recognises(path: str) -> bool:
-    """Return whether a file, decompressed if need be, starts like a FITS file."""
+    """Return whether the content of a file, after decompression, starts like a FITS file."""
     return peek_decompressed(path, len(_MAGIC)) == _MAGIC
 
 
@@ -117,7 +117,9 @@ def _choose_hdu(path: str, hdus: fits.HDUList, hdu: int | str | None) -> int:
     except LIBRARY_ERRORS as error:
         raise _reading_error(path, error) from None
     if index is None and hdu is None:
-        raise InputError(f"{path} holds no image, only {_list_hdus(hdus)}: give a file with one")
+        raise InputError(
+            f"{path} holds no image, only {_list_hdus(hdus)}: use a file with an image"
+        )
     if index is None:
         raise InputError(f"{path} has no HDU {hdu!r}, only {_list_hdus(hdus)}: choose one of them")
     if not _is_image(hdus[index]):
@@ -175,6 +177,7 @@ def _make_reader(file: DecompressedFile, hdus: fits.HDUList, index: int) -> Read
     place = hdu.fileinfo()
     extent = Extent(place["hdrLoc"], place["datLoc"], place["datLoc"] + place["datSpan"])
     if isinstance(hdu, fits.CompImageHDU):
+        # The padding of the last block of 2880 bytes may be missing.
         _check_length(file, extent.stop - 2879, name)
         return CompressedReader(file, index, shape, _choose_cell(hdu, folded), extent, info)
     size = dtype.itemsize * int(np.prod(folded))
@@ -376,7 +379,7 @@ def _open_hdu(reader: CompressedReader, process: int) -> _OpenHdu:
 
 
 def _read_part(reader: CompressedReader, band: int, part: Box, core: Box) -> NDArray[Any]:
-    """Return a part of its decoded cell; decode the part alone if the cell is damaged elsewhere."""
+    """Return a part of a decoded cell; the part is decoded alone if the cell is damaged elsewhere."""
     try:
         return _read_cell(reader, band, core)[part.within(core)]
     except InputError:

@@ -1,8 +1,8 @@
-"""Readers of TIFF, PNG, JPEG and npy: stored values, colours as bands, without the alpha channel.
+"""Readers of TIFF, PNG, JPEG and npy images.
 
-The first row of the file is y = 0. Compressed or tiled TIFF is decoded chunk by chunk; uncompressed TIFF
-and npy are read by rows. PNG and JPEG cannot be read in part and are decoded whole, up to
-:data:`MAX_WHOLE_PIXELS`.
+Stored values are read without conversion. Colours are bands, and the alpha channel is dropped. The first row of
+the file is y = 0. Compressed or tiled TIFF is decoded chunk by chunk; uncompressed TIFF and npy are read by rows.
+PNG and JPEG cannot be read in part and are decoded whole, up to :data:`MAX_WHOLE_PIXELS`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else its log 
 
 
 def recognises(path: str) -> bool:
-    """Return whether a file starts like one of these formats."""
+    """Return whether a file starts with the signature of one of these formats."""
     return peek(path).startswith((_NPY, _PNG, _JPEG, *_TIFF))
 
 
@@ -411,9 +411,9 @@ _PLAIN_MODES = {"LA": "L", "La": "L"} | dict.fromkeys(
 
 
 def _open_picture(file: BinaryIO) -> Pillow.Image:
-    """Open a picture of any size; call it inside `silence_warnings`, whose lock protects the global limit.
+    """Open a picture without the size limit of Pillow, which is below `MAX_WHOLE_PIXELS`.
 
-    The limit of Pillow is lower than `MAX_WHOLE_PIXELS`.
+    The limit is global: call this inside `silence_warnings`, whose lock protects it.
     """
     limit, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
     try:

@@ -48,7 +48,7 @@ _MAX_DEPTH = 4
 
 
 def recognises(path: str) -> bool:
-    """Return whether a folder or URL holds zarr metadata."""
+    """Return whether a folder or URL contains zarr metadata."""
     return any(peek(f"{path.rstrip('/')}/{name}", 1) for name in _METADATA)
 
 
@@ -98,12 +98,12 @@ def _find_array(path: str, root: Node, member: str) -> str:
     what = f"no single image at {wanted!r}" if wanted else "no single image"
     if member == _RESULT_IMAGE and _RESULT_ATTRIBUTE in root.attrs:
         raise InputError(
-            f"{path} is a result that was made without --keep-image: give the image itself, or name "
+            f"{path} is a result that was made without --keep-image: use the image itself, or name "
             "an array with --hdu PATH"
         )
     if found := _list_arrays(root):
         raise InputError(f"{path} has {what}, only {found}: choose one with --hdu PATH")
-    raise InputError(f"{path} has {what}, and no arrays at all: give one that holds an image")
+    raise InputError(f"{path} has {what}, and no arrays at all: use a store that contains an image")
 
 
 def _get_node(root: Node, member: str) -> Node | None:
@@ -222,8 +222,8 @@ def _find_blank(array: zarr.Array[Any]) -> int | float | None:
 
     Notes
     -----
-    xarray writes it in v2 as the fill value of the array, in v3 as an attribute: for floats as base64 of
-    a little-endian double. In stores of other origin the fill value is an ordinary value.
+    xarray writes this number as the fill value of the array in zarr v2, and as an attribute in v3 (floats
+    as base64 of a little-endian double). In stores of other programs the fill value is an ordinary value.
     """
     blank: Any = array.attrs.get("_FillValue", array.attrs.get("missing_value"))
     if blank is None and "_ARRAY_DIMENSIONS" in array.attrs:
@@ -327,7 +327,10 @@ class ZarrReader:
         return digest.hexdigest()
 
     def _list_objects(self, root: str) -> dict[str, ObjectVersion]:
-        """Return the stored objects; a web server cannot list them, so it is asked for each possible one."""
+        """Return the versions of the stored objects by name.
+
+        A web server cannot list objects, so the version of each possible one is requested.
+        """
         if remote.can_list(root):
             return remote.list_objects(root)
         array = _open_array(self.path, self.member, self.metadata_digest, os.getpid())

@@ -293,7 +293,7 @@ def test_a_broken_card_does_not_affect_others(tmp_path: Path) -> None:
     assert images.open_image(path).gain == 2.5
 
 
-def test_first_usable_card_wins(tmp_path: Path) -> None:
+def test_the_first_card_with_a_number_is_used(tmp_path: Path) -> None:
     hdu = fits.PrimaryHDU(WHOLE)
     hdu.header["GAIN"], hdu.header["EGAIN"] = "?", 4
     info = images.open_image(write_hdu(tmp_path / "a.fits", hdu)).info
@@ -567,7 +567,7 @@ def test_the_cache_of_decoded_cells_is_limited(
 def test_hcompress_is_decoded_by_one_thread_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its decoder keeps its state in static variables and releases the GIL."""
+    """The HCOMPRESS decoder keeps its state in static variables and releases the GIL."""
     monkeypatch.setattr(reader, "CACHE_BYTES", 1)
     values = RNG.integers(0, 9999, (1024, 1024)).astype(np.int32)
     hdu = fits.CompImageHDU(values, compression_type="HCOMPRESS_1", tile_shape=(128, 128))

@@ -49,7 +49,7 @@ def single_array(folder: Path) -> Made:
 
 
 def missing_chunks(folder: Path) -> Made:
-    """Chunks that were never written hold the fill value."""
+    """Write an array of which most chunks were never written, so their pixels are the fill value."""
     made = zarr.create_array(
         str(folder / "a.zarr"), shape=(64, 64), chunks=(16, 16), dtype="f4", fill_value=np.nan
     )
@@ -173,7 +173,7 @@ def test_a_one_dimensional_array_is_refused(group: zarr.Group) -> None:
 
 def test_an_empty_group_has_no_image(tmp_path: Path) -> None:
     zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
-    with pytest.raises(InputError, match="no single image, and no arrays at all: give one that"):
+    with pytest.raises(InputError, match="no single image, and no arrays at all: use a store that"):
         images.open_image(tmp_path / "g.zarr")
 
 
@@ -235,7 +235,7 @@ def test_a_result_is_an_image_if_it_contains_one(tmp_path: Path, kept: bool) -> 
         assert images.open_image(tmp_path / "out.zarr").info.shape == CUBE.shape
         return
     with pytest.raises(
-        InputError, match=r"result that was made without --keep-image: give the image"
+        InputError, match=r"result that was made without --keep-image: use the image"
     ):
         images.open_image(tmp_path / "out.zarr")
 
