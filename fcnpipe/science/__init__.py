@@ -1,5 +1,6 @@
 """Image analysis on NumPy arrays: background, separation, measurement and scores, without I/O or engines.
 
-Compiled kernels that call each other are in one file. Numba caches a kernel with the modification time
-of its own file only: a kernel that calls one in another file keeps the old code of that one after an edit.
+Compiled kernels that call each other are in one file. Numba recompiles a cached kernel only when the
+kernel's own file changes. A kernel that called one in another file would keep the old code of that one
+after an edit.
 """

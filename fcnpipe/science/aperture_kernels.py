@@ -24,7 +24,7 @@ KRON_EXTENT = 6.0
 """Size, in semi-axes, of the ellipse in which the Kron radius is measured; a larger radius is invalid."""
 
 NEIGHBOUR_FRACTION = 0.1
-"""Fraction of an aperture above which neighbours' and bad pixels set the flag NEIGHBOURS."""
+"""The flag NEIGHBOURS is set if neighbours and bad pixels cover more than this fraction of an aperture."""
 
 NOT_COVERED = -1
 """Returned in place of flag bits where the region does not cover an aperture."""
@@ -183,7 +183,7 @@ def _chord_pixels(chord, x, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _pixel_state(field, label, y, x):  # type: ignore[no-untyped-def]
-    """Return ``_USABLE`` for a pixel of the source or of the background, else why it is not usable."""
+    """Return ``_USABLE``, or ``_LOST`` for a neighbour's pixel, or ``_LOST | _DEFECTIVE`` for a bad pixel."""
     owner = field.owner[y - field.y0, x - field.x0]
     if owner == 0 or owner == label:
         return _USABLE
@@ -195,7 +195,7 @@ def _find_replacement(field, source, place, box):  # type: ignore[no-untyped-def
     """Return the row and column at which to read a pixel, and its state.
 
     A neighbour's or bad pixel is replaced by its mirror image about the centroid's pixel. It is lost
-    if that one is not usable or is outside the box.
+    if the mirror image is not usable or is outside the box.
     """
     y, x = place
     state = _pixel_state(field, source.label, y, x)
@@ -218,9 +218,9 @@ def _copy_repaired(field, scratch, source, box, part):  # type: ignore[no-untype
 
 @njit(cache=True, nogil=True)
 def _copy_repaired_row(field, source, place, box, value):  # type: ignore[no-untyped-def]
-    """Copy the pixels of a row that start at ``place`` into ``value``, repaired; 0 where one is lost.
+    """Copy the pixels of a row that start at ``place`` into ``value``, repaired; lost pixels are 0.
 
-    Most rows need no repair: a check before the copy halves the time.
+    Most rows need no repair, so a check before the repair halves the time.
     """
     y, x0 = place
     row, start = y - field.y0, x0 - field.x0
@@ -241,7 +241,7 @@ def _copy_repaired_row(field, source, place, box, value):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def _kron_radius(field, scratch, source, box, scale):  # type: ignore[no-untyped-def]
-    """Return the first moment of the elliptical radius, in semi-axes; NaN above ``KRON_EXTENT``."""
+    """Return the Kron radius, in semi-axes: at least ``KRON_MIN_RADIUS``, NaN above ``KRON_EXTENT``."""
     y0, x0, y1, x1 = box
     form, limit = (source.cxx, source.cxy, source.cyy), scale * scale
     moment, total = 0.0, 0.0
@@ -350,7 +350,7 @@ def _half_area(ellipse, y):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _strip_pixels(ellipse, strip, x, x0, x1):  # type: ignore[no-untyped-def]
-    """Return the pixels [first, end) that a strip about x touches, and those, [low, high), that it fills."""
+    """Return the ranges of pixels that a strip about x touches, [first, end), and fills, [low, high)."""
     height, middle, half = ellipse.half_height, ellipse.row_middle, ellipse.row_half
     v, w = strip[0] / height, strip[1] / height
     half0, half1 = half * np.sqrt(max(1 - v * v, 0.0)), half * np.sqrt(max(1 - w * w, 0.0))
@@ -372,8 +372,9 @@ def _strip_pixels(ellipse, strip, x, x0, x1):  # type: ignore[no-untyped-def]
 def _area_left(ellipse, strip, x):  # type: ignore[no-untyped-def]
     """Return the area of a strip of an ellipse to the left of x.
 
-    The column at x is inside the ellipse from ``start`` to ``stop``, where the area ends at x. Beyond,
-    the chord of a row counts in full if the lowest or highest point is left of x, else not at all::
+    The column at x is inside the ellipse from ``start`` to ``stop``, where the area ends at x. Below
+    and above that range, the chords of the rows count in full if the ellipse's lowest or highest point
+    is to the left of x, else not at all::
 
         high        |  .--.      nothing
         stop       .|'    .'
@@ -413,7 +414,7 @@ def _enclosing_radius(field, scratch, source, box, goal):  # type: ignore[no-unt
     """Return the radius of the circle that encloses a flux; NaN if it is above a limit.
 
     Light is concentrated, so most circles are found among the pixels near the centroid. The search
-    starts with these and doubles the radius of the part until it succeeds or the box is complete.
+    starts with these pixels and doubles the searched radius until it succeeds or covers the box.
     """
     limit, target = goal
     if not np.isfinite(target) or target == 0:
@@ -432,7 +433,7 @@ def _enclosing_radius(field, scratch, source, box, goal):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def _search_radius(scratch, goal):  # type: ignore[no-untyped-def]
-    """Return the radius of the circle that encloses a flux, and whether the rings suffice to know it."""
+    """Return the radius of the circle that encloses a flux, and whether the rings suffice for it."""
     rings, limit, target = goal
     sign = 1.0 if target > 0 else -1.0
     k = 1
@@ -464,7 +465,7 @@ def _search_radius(scratch, goal):  # type: ignore[no-untyped-def]
 def _newton_radius(scratch, goal, k):  # type: ignore[no-untyped-def]
     """Return the radius of the circle that encloses a flux, near ring k, by Newton's method.
 
-    The slope is the flux along the circle. The result is 0 where the steps diverge (faint or noisy
+    The derivative is the integral of the flux along the circle. The result is 0 where the steps diverge (faint or noisy
     sources), the circle is small, or the rings do not suffice.
     """
     rings, limit, target = goal
@@ -569,7 +570,7 @@ def _sort_by_ring(scratch, source, box, part, max_rings):  # type: ignore[no-unt
     """Sort the pixels of a part of a box by distance from the centroid; return the number of rings.
 
     ``by_ring[ring_start[k]:ring_start[k + 1]]`` are the pixels (dy, dx, value) with k <= distance <
-    k + 1; ``cumulative[k]`` is the flux of those nearer. There are at most ``max_rings`` rings.
+    k + 1; ``cumulative[k]`` is the flux of the pixels with distance < k. There are at most ``max_rings`` rings.
     """
     y0, x0, y1, x1 = part
     ring, inside = scratch.ring_start, scratch.cumulative
@@ -620,7 +621,7 @@ def _circle_flux(scratch, rings, radius):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _windowed_position(scratch, source, box, sigma):  # type: ignore[no-untyped-def]
-    """Return the centroid in a Gaussian window centred on it; the isophotal one if the steps diverge.
+    """Return the centroid in a Gaussian window centred on it, or the isophotal one if the steps diverge.
 
     SExtractor moves the window by twice the centroid's shift until it converges. Newton's method has
     the same limit and takes half as many steps; it is used where the shift decreases in all directions.

@@ -156,7 +156,8 @@ def _check_region(region: Region, boxes: NDArray[np.int64]) -> None:
     for name in ("image", "noise", "labels", "flags"):
         if getattr(region, name).shape != region.box.shape:
             raise ValueError(
-                f"{name} has shape {getattr(region, name).shape}, but its box has {region.box.shape}"
+                f"{name} has shape {getattr(region, name).shape}, but its box has {region.box.shape}: "
+                "pass all maps of the box"
             )
     if not len(boxes):
         return
@@ -189,4 +190,4 @@ def _allocate_scratch(edge: int) -> Scratch:
 
 
 LAST_KERNEL: Any = measure_all_sources
-"""The compiled function that is the last one a run calls."""
+"""The kernel that a run compiles last: if it is cached, all kernels are."""

@@ -1,4 +1,4 @@
-"""Sky and noise of an image: cell statistics, repaired, and interpolated by a spline; noise from weight maps.
+"""Sky and noise of an image, by a spline through repaired cell statistics; noise from weight maps.
 
 ::
 
@@ -8,13 +8,13 @@
 
 The conventions are those of SExtractor (Bertin & Arnouts 1996). There are four differences:
 
-* the median of a cell is a grouped one, so that images of whole numbers have a smooth sky;
+* the median of a cell is a grouped median, so that integer images have a smooth sky;
 * constant cells count as not measured;
 * a cell filled by a source is found by comparison with its neighbours;
 * the spline continues as a straight line at the border of the image.
 
-Every step depends on global pixel positions only. Every tile, strip or whole image gets the same
-bits.
+Every step depends on global pixel positions only. The result for a pixel has the same bits in any
+tile, in any strip and in the whole image.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Background:
         subtract_spline(values, self.sky_coefficients, self.cell, y0, x0)
 
     def noise(self, y0: int, x0: int, shape: tuple[int, int]) -> Plane:
-        """Return the noise of a box; > 0, unless the image is blank (NaN) or noiseless (0)."""
+        """Return the noise, (h, w) float32 in image units, of a box; > 0, except NaN if blank and 0 if noiseless."""
         coefficients, limits = self.noise_coefficients, self.noise_limits
         return evaluate_spline(coefficients, self.cell, y0, x0, shape, limits)
 
@@ -125,6 +125,11 @@ def fit_background(cells: CellStatistics, cell: int, filter_size: int = 3) -> Ba
         Edge of a mesh cell in pixels.
     filter_size : int
         Edge of the median filter in cells, odd.
+
+    Returns
+    -------
+    Background
+        Check ``is_blank`` and ``is_noiseless`` before dividing by its noise.
 
     Raises
     ------

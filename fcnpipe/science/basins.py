@@ -9,9 +9,9 @@ each pass whose lower pixel is in the core, are those of the whole image::
       h c c c c 9         whose peak is known to another tile
       h h h h h h
 
-Only few core pixels can be the lower pixel of a pass. A pixel is one only if its higher neighbours (its
-*upper link*) have two or more connected components; the pixels of one component are joined above it
-already. A table of all 256 patterns finds these pixels::
+Only a few core pixels can be the lower pixel of a pass. A pixel can be one only if its higher neighbours
+(its *upper link*) have two or more connected components; the pixels of one component are already joined
+above it. A table of all 256 patterns finds these pixels::
 
       + + .     one component: p is on a slope       + . +     three components: p may be the lower
       + p .                                          . p .     pixel of two passes; the component of its
@@ -93,8 +93,8 @@ def separate(
     Returns
     -------
     SeparatedTile
-        Segments, and the records for the other tiles. A segment is a set of basins that belong to one
-        source in any case.
+        Segments, and the records for the other tiles. A segment is a set of basins that certainly belong
+        to one source.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def _check(
             "read the core and 1 px more on each side, clipped to the image"
         )
     if shape[0] * shape[1] >= 1 << INDEX_BITS:
-        raise PlanError(f"image of {shape} has more than 2**{INDEX_BITS} pixels: divide it")
+        raise PlanError(f"image of {shape} has 2**{INDEX_BITS} pixels or more: divide it")
     if lacks_weights:
         raise PlanError("mincont > 0 needs weights: pass the flux of each pixel, or mincont 0")
 
@@ -226,7 +226,7 @@ def _number_segments(
 
 
 def _component_table() -> NDArray[np.uint8]:
-    """Return, for each pattern of higher neighbours, the first direction in the component of each."""
+    """Return, for each pattern of higher neighbours, the first direction in the component of each direction."""
     first = np.tile(np.arange(8, dtype=np.uint8), (256, 1))
     for pattern in range(256):
         higher = [d for d in range(8) if pattern >> d & 1]
@@ -366,6 +366,7 @@ def _find_passes(
 
 @kernel
 def _add_flux(forest: Int32, weights: Int64, flux: Int64) -> None:
+    """Add the weight of each core pixel to the flux of its node."""
     for y in range(forest.shape[0]):
         for x in range(forest.shape[1]):
             if forest[y, x] < 0:

@@ -25,7 +25,7 @@ FLUX_UNIT = "image"
 """Placeholder in ``Column.unit`` for the unit of the image's pixels (``BUNIT``)."""
 
 Rows = Mapping[str, NDArray[Any]]
-"""Rows of some sources: arrays of one length by column name, ``label`` among them."""
+"""Rows of some sources: arrays of equal length by column name, including ``label``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Column:
     ucd : str
         IVOA Unified Content Descriptor (1.3), or empty.
     description : str
-        Description for users, of one line.
+        One-line description for users.
     """
 
     name: str
@@ -132,7 +132,7 @@ COLUMNS = (
     Column("flags", "int32", "", "meta.code.qual",
            "sum of " + ", ".join(f"{int(f)} {f.name}" for f in SourceFlag)),
 )  # fmt: skip
-"""Columns of every catalogue, in their order."""
+"""Columns of every catalogue, in order."""
 
 MAGNITUDES = (
     Column(
@@ -151,7 +151,12 @@ def list_columns(flux_unit: str = "", *, magnitudes: bool = False) -> tuple[Colu
     flux_unit : str
         Unit of the image (``BUNIT``); empty if unknown.
     magnitudes : bool
-        Whether to add the columns of a magnitude zero point.
+        Whether to add the magnitudes, which need a zero point.
+
+    Returns
+    -------
+    tuple of Column
+        With the unit of the image in place of ``FLUX_UNIT``.
 
     Examples
     --------
@@ -284,7 +289,7 @@ def check_labels(parts: Iterable[NDArray[Any]], count: int) -> None:
     Raises
     ------
     VerificationError
-        If a label does not; the message names the first one.
+        If a label is missing, occurs twice, or is outside 1 to ``count``; the message names one.
     """
     times = np.zeros(count, np.uint8)
     for labels in parts:

@@ -43,7 +43,20 @@ def quantise_flux(flux: NDArray[np.floating[Any]], unit: float) -> NDArray[np.in
 
 
 def quantise_variance(variance: NDArray[np.floating[Any]], unit: float) -> NDArray[np.int64]:
-    """Round variances to whole numbers of a unit, clipped to [0, ``VARIANCE_LIMIT``]; NaN becomes 0."""
+    """Round variances to whole numbers of a unit, clipped to [0, ``VARIANCE_LIMIT``].
+
+    Parameters
+    ----------
+    variance : array of float
+        Variance of each pixel; NaN becomes 0.
+    unit : float
+        Value of one count, preferably a power of two.
+
+    Returns
+    -------
+    array of int64
+        Counts, in the shape of ``variance``.
+    """
     return _quantise(variance, unit, (0, VARIANCE_LIMIT))
 
 
@@ -118,6 +131,6 @@ def _nearest(value, scale, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _round(values, scale, limits, counts):  # type: ignore[no-untyped-def]
-    """Round in one pass: NumPy needs five, with float64 copies, which takes longer than the sums."""
+    """Round in one pass. NumPy needs five passes and float64 copies, which takes longer than the sums."""
     for i in range(len(values)):
         counts[i] = _nearest(values[i], scale, limits[0], limits[1])

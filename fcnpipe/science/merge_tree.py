@@ -115,6 +115,7 @@ from fcnpipe.science.pixel_order import NEIGHBOURS, key_elevation, key_index
 from fcnpipe.science.source_selection import NO_SOURCE, SourceTable
 
 MILLION = 1_000_000
+"""Denominator of fractions in parts per million."""
 
 UInt8 = NDArray[np.uint8]
 Int32 = NDArray[np.int32]
@@ -142,7 +143,7 @@ class Criterion(NamedTuple):
     flux_limit: int = 1 << 62
     """Upper limit on the flux of any footprint; a tight one saves memory in fields that percolate."""
     extended: int = 0
-    """Number of pixels from which a branch is extended; 0 if no branch is."""
+    """Minimum number of pixels of an extended branch; 0 if no branch counts as extended."""
     extended_dynamics: int = 0
     """``dynamics`` of an extended branch."""
 
@@ -157,7 +158,7 @@ class Nodes(NamedTuple):
     peak_key: Key
     """Key of the peak; of a ghost, key of the outside pixel to which it climbs."""
     ghost: Flag
-    """Whether the peak lies outside the box."""
+    """Whether the peak is outside the box."""
     survivor: Int32
     """Row of the living node into which it died, directly or not; its own row if it lives."""
     absorber: Int32
@@ -363,7 +364,7 @@ def resolve(
 def tabulate(
     pending: PendingBranches, resolved: ResolvedBranches, criterion: Criterion
 ) -> SourceTable:
-    """Return the table from the segments of a tile to sources; parameters as in `resolve`."""
+    """Return the source of each segment of a tile; parameters are those of `resolve`."""
     rows = _resolve_rows(pending, resolved, criterion)
     peak_key = pending.branches.peak_key[pending.rows]
     peak = np.where(key_index(peak_key) == rows.source, key_elevation(peak_key), -1)
@@ -382,8 +383,9 @@ def contract(
     graph : BranchGraph
         All nodes and known passes of the box.
     rows : (n,) int32
-        Nodes that `resolve` or `tabulate` will be asked for.
+        Nodes whose source `resolve` or `tabulate` will return.
     criterion : Criterion
+        The same for all boxes.
 
     Returns
     -------
@@ -398,7 +400,7 @@ def contract(
     kept = _process_passes(
         nodes, links, np.argsort(links.level)[::-1], is_open, _kernel_limits(criterion)
     )
-    # 0 as the flux of an open footprint: only dynamics and area decide for now.
+    # The flux of an open footprint is not known yet. With 0 in its place only dynamics and area decide.
     flux = np.where(is_open, 0, nodes.total_flux[nodes.survivor])
     end = _follow_absorbers(nodes.absorber, nodes.death_flux, _minimum_flux(flux, criterion))
     final = ~is_open | (nodes.absorber < 0) | (criterion.mincont_ppm == 0)

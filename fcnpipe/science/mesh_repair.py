@@ -1,6 +1,6 @@
 """Repair of the background mesh: untrusted cells are filled from their neighbours, then median-filtered.
 
-A cell is not trusted if it is empty, constant, has few good pixels, or is filled by a source::
+A cell is not trusted if it is empty or constant, has few good pixels, or is filled by a source::
 
     sky    100 101  99 100         100 101  99 100
            101 180 nan 100   -->   101 100 100 100        180: filled by a galaxy, nan: no pixel
@@ -19,7 +19,7 @@ from fcnpipe.science.mesh_statistics import CellStatistics, Mask, Plane
 Float64 = NDArray[np.float64]
 
 MINIMUM_GOOD = 0.2
-"""A cell is filled from its neighbours if the clipping left a smaller fraction of a whole cell than this."""
+"""Minimum ``good`` of a trusted cell: a cell with fewer pixels after clipping is filled from its neighbours."""
 OUTLIER_SIGMA = 5.0
 """A cell is an outlier if its excess over the median of its neighbourhood is above this many sigma, estimated
 from the median absolute deviation, plus `MINIMUM_EXCESS`."""
@@ -54,9 +54,9 @@ def repair_cells(cells: CellStatistics, filter_size: int = 3) -> CellStatistics:
 
     Notes
     -----
-    A cell is not trusted if it has no usable pixel, is constant (padding, or the core of a
-    saturated star), has few pixels left after clipping, or is filled by a source: its sky or noise
-    is far above that of the cells around it. SExtractor relies on its median filter to remove the
+    A cell is not trusted if it has no usable pixel or is constant (padding, or the core of a
+    saturated star), has few pixels left after clipping, or is filled by a source. In that case its sky
+    or noise is far above that of the cells around it. SExtractor relies on its median filter to remove the
     last kind, which fails for a source larger than two cells.
     """
     if filter_size < 1 or filter_size % 2 == 0:
@@ -74,12 +74,18 @@ def repair_cells(cells: CellStatistics, filter_size: int = 3) -> CellStatistics:
 
 
 def find_trusted_cells(cells: CellStatistics) -> Mask:
-    """Return which cells of a mesh measured the sky; at least one, if any cell has a sky.
+    """Return which cells of a mesh measured the sky.
+
+    Parameters
+    ----------
+    cells : CellStatistics
+        The measured mesh of the whole image.
 
     Returns
     -------
     (my, mx) bool
-        False where the cell is empty, constant, mostly bad, or filled by a source.
+        False where the cell is empty, constant, mostly bad, or filled by a source. At least one cell
+        is True if any cell has a sky.
     """
     usable = np.isfinite(cells.sky)
     varied = usable & (cells.noise > 0)

@@ -9,7 +9,8 @@ r"""Natural bicubic spline through the background mesh, evaluated on any box of 
              <--->                                    straight lines outside the outermost nodes
 
 The value of a pixel depends only on its global position and on the coefficients, and is always
-computed in the same order of operations. Every tile, strip or whole image gets the same bits.
+computed in the same order of operations. It has the same bits in any tile, in any strip and in the
+whole image.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def fit_spline(mesh: NDArray[np.floating]) -> Coefficients:
     Parameters
     ----------
     mesh : (my, mx) float32 or float64
-        Values at the centres of the cells. The spline of one cell is constant, that of one row or
-        column varies along it only.
+        Values at the centres of the cells. The spline of a mesh of one cell is constant; that of
+        one row or one column varies along this axis only.
 
     Returns
     -------
@@ -91,12 +92,12 @@ def evaluate_spline(
     shape : (int, int)
         Height and width of the box.
     limits : (float, float)
-        Values are clipped to these limits. A noise map needs them, because a spline overshoots.
+        Values are clipped to these limits. A noise map needs them, because a spline can overshoot.
 
     Returns
     -------
     (h, w) float32
-        Values at the pixel centres. Half a cell beyond the mesh and further they are constant.
+        Values at the pixel centres; constant from half a cell beyond the mesh outwards.
 
     Notes
     -----
@@ -110,7 +111,7 @@ def evaluate_spline(
 
 
 def subtract_spline(values: Plane, coefficients: Coefficients, cell: int, y0: int, x0: int) -> None:
-    """Subtract a spline from a box of pixels in place: as with :func:`evaluate_spline`, in one step."""
+    """Subtract a spline from a box of pixels, in place; parameters are those of :func:`evaluate_spline`."""
     rows = _spline_weights(y0, values.shape[0], cell, coefficients.shape[0])
     columns = _spline_weights(x0, values.shape[1], cell, coefficients.shape[1])
     _evaluate_box(coefficients, rows, columns, (-np.inf, np.inf), values, True)

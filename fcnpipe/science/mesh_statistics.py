@@ -6,14 +6,14 @@
              |---------|---------|---------|----      the mesh is anchored at pixel (0, 0) of the image
               cell 0    cell 1    cell 2    cell 3    the last cell may be partial
 
-Statistics of a cell depend only on its own pixels. Any tile cut along the mesh therefore gets the
-same bits as the whole image.
+Statistics of a cell depend only on its own pixels. They have the same bits in the whole image and in
+any tile that is cut along the mesh.
 
 The method is that of SExtractor (Bertin & Arnouts 1996): clip at 3 sigma around the median until
 nothing changes, then sky = 2.5 median - 1.5 mean, or sky = median in a crowded cell. The noise is
 the standard deviation after clipping, which is 1.4 % low for pure Gaussian noise, as in
-SExtractor. There is one difference: the median is a grouped median, so that the sky of an image
-of whole numbers does not jump from one number to the next.
+SExtractor. There is one difference: the median is a grouped median, so that the sky of an integer
+image does not jump from one integer to the next.
 """
 
 from __future__ import annotations
@@ -127,6 +127,11 @@ def measure_weight(weight: Plane, bad: Mask, cell: int) -> Plane:
     -------
     (my, mx) float32
         Typical weight of each cell; NaN where no pixel has a positive weight.
+
+    Raises
+    ------
+    SpecError, InputError
+        As in `measure_cells`.
     """
     medians: Plane = _measure_planes(weight, bad | ~(weight > 0), cell)[1]
     return medians
@@ -145,7 +150,9 @@ def _check_image(image: Plane, bad: Mask, cell: int) -> None:
     if cell < 1:
         raise SpecError(f"a mesh cell of {cell} px is impossible: use 1 px or more, usually 64")
     if image.ndim != 2 or image.size == 0:
-        raise InputError(f"an image of shape {image.shape} has no sky: use (h, w), both >= 1")
+        raise InputError(
+            f"an image of shape {image.shape} has no sky: use (h, w) with h and w >= 1"
+        )
     if bad.shape != image.shape:
         raise InputError(
             f"a mask of shape {bad.shape} does not fit an image of shape {image.shape}: use equal shapes"
@@ -200,7 +207,7 @@ def _measure_cell(values):  # type: ignore[no-untyped-def]
     bins = min(max(values.size, _MIN_BINS), _MAX_BINS)
     counts, sums = np.empty(bins + 1, np.int64), np.empty((3, bins + 1), np.int64)
     n, mean, sigma = _initial_moments(values)
-    # Outliers can make the range so wide that sigma is a few bins only: refine the range then.
+    # Outliers can make the range so wide that sigma is only a few bins: the range is then refined.
     while sigma > 0.0:
         low, width = mean - _HALF_RANGE_SIGMA * sigma, 2.0 * _HALF_RANGE_SIGMA * sigma / bins
         _fill_histogram(values, low, width, counts)
@@ -321,8 +328,8 @@ def _clip_histogram(counts, sums):  # type: ignore[no-untyped-def]
 def _grouped_median(counts, sums, low, high):  # type: ignore[no-untyped-def]
     """Return the grouped median: the pixels of a bin are spread over the interval between bins.
 
-    In an image of whole numbers the plain median jumps by one unit, and the term 2.5 median of
-    the sky by 2.5 units. Spreading a value over its rounding interval removes the jump.
+    In an integer image the plain median jumps by one unit, and the term 2.5 median of the sky by
+    2.5 units. Spreading a value over its rounding interval removes the jump.
     """
     half = sums[0, low] + 0.5 * (sums[0, high] - sums[0, low])
     # Find the bin b with sums[b] <= half < sums[b + 1].

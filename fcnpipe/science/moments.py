@@ -43,13 +43,14 @@ def measure_isophotes(sums: Sums, unit: float, variance_unit: float, width: int)
     unit, variance_unit : float
         Value of one count of flux and of variance.
     width : int
-        Width of the image in pixels, by which global pixel indices become (y, x).
+        Width of the image in pixels, which converts global pixel indices to (y, x).
 
     Returns
     -------
     dict of (n,) arrays
         Names of photutils 3; positions are 0-based and in pixels, angles in degrees. All values are
-        finite, except that ``snr`` is NaN where the variance is 0. ``flags`` holds `SourceFlag` bits.
+        finite, except that ``snr`` is NaN where the variance is 0 and ``probability`` is NaN if
+        ``sums`` has no probabilities. ``flags`` holds `SourceFlag` bits.
 
     Notes
     -----

@@ -1,7 +1,7 @@
 """Normalisation of pixels for a network: flags, signal-to-noise, padding, and the inverse transform.
 
 The result for a pixel depends only on that pixel and on pixels within :data:`FILL_REACH`, never
-on the box that was read. So the input of the network does not depend on the tiling.
+on the box that was read. The input of the network therefore does not depend on the tiling.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILL_REACH = 4
 """A bad pixel is filled with the weighted mean of the good pixels within this many px in y and x."""
 _NO_DATA = int(PixelFlag.NO_DATA)
 BAD = int(PixelFlag.NO_DATA | PixelFlag.MASKED)
-"""Flag bits of pixels without information; saturated pixels have some."""
+"""Flag bits of pixels without usable data; a saturated pixel has usable data."""
 
 
 def flag_pixels(

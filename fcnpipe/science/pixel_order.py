@@ -5,9 +5,9 @@
     bits of a key   63 ... 48    47 ... 3              2 1 0
                     elevation    2**45 - 1 - index     0; a direction in the level of a pass
 
-Of two pixels the one with the higher elevation has the greater key; at equal elevation, the one that
-comes first in raster order. With this order there are neither ties nor plateaus, and no result depends
-on the order in which tiles are processed.
+Of two pixels, the one with the higher elevation has the greater key; at equal elevation, it is the one
+that comes first in raster order. This order has neither ties nor plateaus, so no result depends on the
+order in which tiles are processed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INDEX_BITS = 45
-"""Bits of a global pixel index in a key: an image has at most 2**45 pixels."""
+"""Bits of a global pixel index in a key: an image has fewer than 2**45 pixels."""
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 """(dy, dx) of the eight neighbours in raster order: directions 0 to 7."""
@@ -41,7 +41,7 @@ def pixel_key(elevation: Any, index: Any) -> Key:
     Returns
     -------
     array of uint64
-        Greater for a higher elevation, then for a lower index.
+        Greater for a higher elevation and, at equal elevation, for a lower index.
     """
     high = np.asarray(elevation, np.uint64) << np.uint64(48)
     return np.asarray(

@@ -1,6 +1,6 @@
 """Quantisation of a network's maps and thresholds, and the unit of fixed-point fluxes.
 
-All steps after the quantised maps use integers or a total order. So sums and comparisons do not
+All steps after the quantised maps use integers or a total order. Sums and comparisons therefore do not
 depend on the tiling.
 """
 
@@ -49,8 +49,8 @@ def zero_sky_elevation(
 
     Notes
     -----
-    Only foreground is separated. The elevation of the sky is noise, which does not compress:
-    without it the map takes a third of the space and of the time to write it.
+    Only the foreground is separated. The elevation of the sky is noise, which does not compress: without
+    this noise the map takes a third of the space and of the writing time.
     """
     elevation[probability < foreground // SKY_DIVISOR] = 0
 

@@ -2,7 +2,7 @@
 
 The scores are those of Haigh et al. 2021 (A&A 645, A107), completeness and purity by signal-to-noise,
 and the recall of close pairs by separation. There are two differences from Haigh et al. The position
-of a source is the brightest pixel of its own light, and not of the summed light, so that a faint
+of a source is the brightest pixel of its own light instead of the summed light, so that a faint
 source is not searched for on a bright neighbour. Pixels that only the sum of several sources lifts
 above the threshold of the truth have no owner and do not enter the area errors.
 """

@@ -58,6 +58,11 @@ def select(
     broad : int, optional
         Number of pixels from which ``minpeak`` is not required: a faint source that large is not noise.
 
+    Returns
+    -------
+    Selection
+        The selected sources of all tiles.
+
     Notes
     -----
     Tables are read one at a time. Memory grows with the number of sources only.

@@ -25,7 +25,7 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import PixelFlag
 
 FLUX_LIMIT = 2**40
-"""Maximum magnitude of a fixed-point flux, for which products with squared distances fit 128 bits."""
+"""Maximum magnitude of a fixed-point flux; its products with squared distances fit into 128 bits."""
 
 VARIANCE_LIMIT = 2**52
 """Maximum of a fixed-point variance."""
@@ -63,7 +63,7 @@ class Pixels:
         `PixelFlag` bits of the core **and a margin of 1 px**, clipped at the image. The margin holds
         the neighbours across the seams.
     core : Box
-        Position of the maps in the image; ``flags`` excepted.
+        Position in the image of all maps except ``flags``.
     shape : (int, int)
         Height and width of the image.
     """
@@ -114,7 +114,7 @@ class Sums:
     flags : (n,) uint8
         Union of the pixels' `PixelFlag` bits.
     beside_bad : (n,) int64
-        Number of pixels of the source with a bad pixel among themselves and their 8 neighbours.
+        Number of pixels of the source that are bad or have a bad pixel among their 8 neighbours.
     saturated : (n,) int64
         Number of saturated pixels of the source.
     border : (n,) bool
@@ -213,11 +213,13 @@ def _check_pixels(pixels: Pixels, labels: NDArray[np.int32], anchors: NDArray[np
     for name in ("labels", "value", "variance", "elevation"):
         if getattr(pixels, name).shape != pixels.core.shape:
             raise ValueError(
-                f"{name} has shape {getattr(pixels, name).shape}, but the core has {pixels.core.shape}"
+                f"{name} has shape {getattr(pixels, name).shape}, but the core has {pixels.core.shape}: "
+                "pass all maps of the core"
             )
     if pixels.probability.ndim != 3 or pixels.probability.shape[1:] != pixels.core.shape:
         raise ValueError(
-            f"probability has shape {pixels.probability.shape}, not (c, {pixels.core.shape})"
+            f"probability has shape {pixels.probability.shape}, but the core has {pixels.core.shape}: "
+            "pass (outputs, h, w) of the core"
         )
     if pixels.flags.shape != pixels.flags_box.shape:
         raise ValueError(
@@ -355,7 +357,7 @@ def _pack_rows(sums: Sums) -> _Rows:
 def _accumulate(maps, rows):  # type: ignore[no-untyped-def]
     """Add all pixels of a tile; return 0 or a key of ``_ERRORS``."""
     height, width = maps.labels.shape
-    # The row of the sums that a column had last: often the right one, which saves a search.
+    # The row of the sums that each column used last is often the right one again, which saves a search.
     above = np.zeros(width, np.int64)
     for i in range(height):
         j = _ZERO

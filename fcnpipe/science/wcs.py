@@ -29,8 +29,8 @@ def read_wcs(cards: Sequence[str]) -> WCS | None:
     Returns
     -------
     WCS or None
-        None if the cards have no celestial axes, or if astropy cannot use them: an invalid WCS costs
-        the sky positions, but not the catalogue. `describe_wcs_error` returns the reason.
+        None if the cards have no celestial axes, or if astropy cannot use them. With an invalid WCS the
+        catalogue is written without sky positions; `describe_wcs_error` returns the reason.
     """
     try:
         return _parse_cards(cards)

@@ -13,7 +13,10 @@ from fcnpipe.science.merge_tree import Criterion
 
 
 class Separator(Protocol):
-    """Divides the foreground of a tile into segments; picklable, with the same sources for any tiling."""
+    """Object that divides the foreground of a tile into segments.
+
+    It is picklable, and finds the same sources for any tiling.
+    """
 
     @property
     def criterion(self) -> Criterion:
@@ -46,6 +49,6 @@ class Separator(Protocol):
         Returns
         -------
         SeparatedTile
-            Segments, and the records that `fcnpipe.science.merge_tree.join` joins for every separator.
+            Segments, and the records with which `fcnpipe.science.merge_tree` joins tiles.
         """
         ...

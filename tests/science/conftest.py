@@ -1,4 +1,4 @@
-"""A crowded scene and its columns, measured by fcnpipe and by photutils."""
+"""Fixture of a crowded scene and its columns, measured by fcnpipe and by photutils."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def make_gaussian(
 
 
 def make_crowd(seed: int = 5, count: int = 45) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image and labels of overlapping sources on noise of 1."""
+    """Return the image and labels of overlapping sources with noise of standard deviation 1."""
     rng = np.random.default_rng(seed)
     image, best = np.zeros(SHAPE), np.full(SHAPE, 1.5)
     labels = np.zeros(SHAPE, np.int32)
@@ -80,7 +80,7 @@ def make_region(
 
 
 def measure(image: np.ndarray, labels: np.ndarray, flags: np.ndarray | None = None) -> Columns:
-    """Return all columns of an image whose noise is 1."""
+    """Return all columns of an image whose noise has a standard deviation of 1."""
     noise = np.ones(image.shape, np.float32)
     bits = np.zeros(image.shape, np.uint8) if flags is None else flags
     columns = measure_moments(make_pixels(image, labels, noise, bits))

@@ -32,7 +32,7 @@ def test_half_light_radius_is_the_flux_radius_of_photutils(scene):
 
 
 def test_windowed_position_is_close_to_that_of_photutils(scene):
-    """The factor 2 / 2.35 stands for the exact FWHM, and neighbours are mirrored about another point."""
+    """Two differences remain: the factor 2 / 2.35 in place of the exact FWHM, and the mirror point of neighbours."""
     *_, columns, peer = scene
     off = np.hypot(
         columns["x_winpos"] - peer.x_centroid_win, columns["y_winpos"] - peer.y_centroid_win

@@ -1,6 +1,6 @@
 """Cached kernels depend on their own file only.
 
-numba recompiles a cached kernel if its own file has changed. A kernel that used a function, a record
+Numba recompiles a cached kernel only if its own file has changed. A kernel that used a function, a record
 or a constant of another file would keep the old compiled code after a change of that file, and
 compute wrong numbers without a warning.
 """

@@ -81,7 +81,7 @@ def test_a_footprint_inside_a_tile_is_not_passed_up() -> None:
 
 
 def test_the_adjacent_source_absorbs_pixels_not_the_highest() -> None:
-    """9 is the highest peak; 5 dies at 1 but stays a source; 3 touches only 5, which absorbs it."""
+    """The peak of 5 dies at 1 but stays a source; the peak of 3 touches only 5 and is absorbed by it, not by 9."""
     elevation = np.array([[9, 1, 5, 2, 3]], np.uint16)
     for edge in (1, 2, 3, 5):
         run = TiledSeparation(elevation, elevation > 0, Criterion(2))
@@ -90,7 +90,7 @@ def test_the_adjacent_source_absorbs_pixels_not_the_highest() -> None:
 
 
 def test_a_basin_follows_the_branch_that_absorbed_it() -> None:
-    """6 absorbs 4 across 3; 6 is too low above 5, so 9 absorbs both."""
+    """The peak of 6 absorbs that of 4 across 3. It is itself too low above 5, so 9 absorbs both."""
     elevation = np.array([[9, 5, 6, 3, 4]], np.uint16)
     for edge in (1, 2, 5):
         run = TiledSeparation(elevation, elevation > 0, Criterion(2))
@@ -102,7 +102,7 @@ def test_a_basin_follows_the_branch_that_absorbed_it() -> None:
 def test_of_two_passes_at_one_pixel_the_first_in_raster_order_comes_first(
     edge: tuple[int, int],
 ) -> None:
-    """5 is too low above pixel 1, which touches the slopes of 9 and of 8."""
+    """The peak of 5 is too low above the pixel of 1, which touches the slopes of 9 and of 8."""
     elevation = np.array([[9, 3, 0, 4, 8], [0, 0, 1, 0, 0], [0, 0, 5, 0, 0]], np.uint16)
     for image in (elevation, elevation[:, ::-1]):
         run = TiledSeparation(image, image > 0, Criterion(5))
@@ -112,7 +112,7 @@ def test_of_two_passes_at_one_pixel_the_first_in_raster_order_comes_first(
 
 
 def test_contrast_counts_the_whole_footprint() -> None:
-    """A branch with flux 10 of 100 is a source at 10 % but not at 11 %, although its tile sees only 30."""
+    """A branch with 10 of a flux of 100 is a source at 10 % but not at 11 %, also if its tile has only part of the footprint."""
     elevation = np.array([[9, 8, 8, 8, 1, 5]], np.uint16)
     flux = np.array([[40, 30, 10, 9, 1, 10]])
     for ppm, sources in ((100_000, {0, 5}), (110_000, {0})):
@@ -123,7 +123,7 @@ def test_contrast_counts_the_whole_footprint() -> None:
 
 
 def test_a_pending_branch_follows_another_pending_branch() -> None:
-    """3 is too faint and 5 absorbs it; 5 is bright enough; both decisions wait for the flux of 9."""
+    """The peak of 3 is too faint and 5, which is bright enough, absorbs it; both decisions need the flux of 9."""
     elevation = np.array([[3, 2, 5, 1, 6, 8, 9]], np.uint16)
     flux = np.array([[1, 0, 50, 0, 10, 10, 100]])
     for edge in (1, 2, 3, 5, 7):

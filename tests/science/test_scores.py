@@ -177,7 +177,11 @@ FAINT = make_truth([[1, 1, 0, 2, 2, 0, 3, 3, 0, 0]], [(0, 0), (0, 3), (0, 6)], s
     [
         ([1, 1, 0, 2, 2, 0, 3, 3, 0, 0], 1.0, 1.0),  # a detected faint source is not a hit
         ([1, 1, 0, 2, 2, 0, 0, 0, 0, 0], 1.0, 1.0),  # a missed faint source is not a miss
-        ([1, 1, 0, 2, 2, 0, 0, 3, 0, 0], 2 / 3, 1.0),  # it must contain the brightest pixel
+        (
+            [1, 1, 0, 2, 2, 0, 0, 3, 0, 0],
+            2 / 3,
+            1.0,
+        ),  # a segment next to the brightest pixel is false
         ([1, 1, 0, 2, 2, 0, 3, 3, 0, 4], 2 / 3, 1.0),  # a segment without a source is false
         ([1, 1, 0, 0, 0, 0, 3, 3, 0, 0], 1.0, 0.5),
         ([1, 1, 1, 1, 1, 0, 3, 3, 0, 0], 1.0, 0.5),  # a merged pair is one hit
