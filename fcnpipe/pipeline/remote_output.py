@@ -8,8 +8,8 @@
         --> upload OUT.zarr/zarr.json --> remove the scratch store and the claim
 
 A reader of OUT.zarr sees no store before the last object is uploaded, and a complete one afterwards.
-The claim is one object that the server lets only one run create. It names the run and survives its
-death: the same command in the same folder resumes the run.
+The claim is one object that the server lets only one run create. It names the run and remains if the
+run is killed: the same command in the same folder resumes the run.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def local_output(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
     Yields
     ------
     RunSpec or None
-        The same spec if the output is on disk; None if the finished result of this run is already
-        behind the URL.
+        The same spec if the output is on disk; else the spec with the local store as its output, or
+        None if the finished result of this run is already behind the URL.
 
     Raises
     ------
@@ -106,8 +106,8 @@ def local_output(spec: RunSpec, command: Command) -> Iterator[RunSpec | None]:
     with lock_output(target.token_file):  # for the life of this process
         try:
             # A finished store on disk is uploaded as it is, unless the inputs have changed since.
-            afresh = spec.overwrite and not target.holds(spec, command)
-            yield spec.model_copy(update={"out": str(target.local), "overwrite": afresh})
+            overwrite = spec.overwrite and not target.holds(spec, command)
+            yield spec.model_copy(update={"out": str(target.local), "overwrite": overwrite})
         except BaseException:
             target.release_if_unused()
             raise
@@ -125,7 +125,7 @@ def locate_scratch(spec: RunSpec) -> Path:
 
 
 def list_scratch(spec: RunSpec) -> list[tuple[str, str]]:
-    """Return (item, value) rows for display on what a run needs besides its output."""
+    """Return (item, value) rows for display: the scratch folder of an output behind a URL; else none."""
     if not remote.is_remote(spec.out):
         return []
     folder = locate_scratch(spec).parent
@@ -159,7 +159,10 @@ def locate_report(out: str, suffix: str = "json") -> str:
 def read_report(out: str) -> RunReport | None:
     """Return the report of the last run on an output; None if there is none."""
     where = locate_report(out)
-    data = uploads.get(where) if remote.is_remote(out) else _read_file(Path(where))
+    if remote.is_remote(out):
+        data = uploads.get(where)
+    else:
+        data = Path(where).read_bytes() if Path(where).is_file() else None
     return parse_report(data) if data is not None else None
 
 
@@ -173,7 +176,7 @@ def was_finished(spec: RunSpec, command: Command, since: str = "") -> bool:
     command : {"segment", "predict"}
         What the run produces.
     since : str
-        As :func:`fcnpipe.reporting.event_log.utc_timestamp` gives it; any time if empty.
+        Time in the format of :func:`fcnpipe.reporting.event_log.utc_timestamp`; empty: any time.
 
     Raises
     ------
@@ -194,11 +197,8 @@ def _find_key(out: str) -> str:
         return ""
 
 
-def _read_file(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
 def _check_writable(url: str) -> str:
+    """Return the URL without a trailing slash; raise SpecError if it cannot be written."""
     if not remote.can_list(url):
         raise SpecError(f"{url} cannot be written: choose an output on disk, s3:// or gs://")
     return url.rstrip("/")
@@ -222,12 +222,12 @@ class Target:
     # -- ownership -----------------------------------------------------------------------
 
     def is_finished(self, spec: RunSpec, command: Command) -> bool:
-        """Return whether the result of this run is there.
+        """Return whether the finished result of this run is behind the URL.
 
         Raises
         ------
         StoreError
-            If the result of another run is there, or something else.
+            If the URL contains the result of another run, or something other than a store.
         """
         attributes = self._read_root()
         if attributes is None:
@@ -246,13 +246,13 @@ class Target:
         Raises
         ------
         StoreError
-            If another run has claimed it, or something other than a store is there.
+            If another run has claimed the URL, or it contains something other than a store.
         """
         owner = self._read_owner()
         if owner is not None and owner.get("token") == self._read_token():
             return
-        if self._read_root() is None and owner is None:
-            self._check_empty()
+        if self._read_root() is None and owner is None and remote.list_objects(self.url):
+            raise self._foreign_object_error()
         mine = {
             "token": self._make_token(),
             "host": socket.gethostname(),
@@ -291,8 +291,8 @@ class Target:
         return self.local.with_name(f"{self.local.name}{CLAIM_SUFFIX}")
 
     def _read_token(self) -> str:
-        said = self.token_file.read_text() if self.token_file.exists() else ""
-        return said.partition("\n")[0]
+        content = self.token_file.read_text() if self.token_file.exists() else ""
+        return content.partition("\n")[0]
 
     def _make_token(self) -> str:
         self.local.parent.mkdir(parents=True, exist_ok=True)
@@ -305,7 +305,7 @@ class Target:
         return None if data is None else dict(json.loads(data))
 
     def _read_root(self) -> dict[str, Any] | None:
-        """Return the root attributes of the store there; None if there is none."""
+        """Return the root attributes of the store behind the URL; None if there is none."""
         data = uploads.get(f"{self.url}/{ROOT}")
         if data is None:
             return None
@@ -313,14 +313,10 @@ class Target:
             attributes = json.loads(data)["attributes"]
             assert "run_key" in attributes
         except (ValueError, KeyError, TypeError, AssertionError):
-            raise self._not_ours() from None
+            raise self._foreign_object_error() from None
         return dict(attributes)
 
-    def _check_empty(self) -> None:
-        if remote.list_objects(self.url):
-            raise self._not_ours()
-
-    def _not_ours(self) -> StoreError:
+    def _foreign_object_error(self) -> StoreError:
         return StoreError(f"{self.url} exists and is not an fcnpipe store: choose another output")
 
     # -- upload --------------------------------------------------------------------------
@@ -338,15 +334,16 @@ class Target:
         self.check_owner()
         shrink_ledger(self.local)
         uploads.remove([f"{self.url}/{ROOT}"])  # readers see no store until all is uploaded
-        uploaded = self._read_uploaded()
+        log_file = self._upload_log
+        uploaded = set(log_file.read_text().split("\n")) if log_file.exists() else set()
         files = ((name, path) for name, path in self._files(self.local) if name not in uploaded)
-        with self._upload_log.open("a") as log:
+        with log_file.open("a") as log:
 
-            def note(name: str) -> None:
+            def record(name: str) -> None:
                 log.write(f"{name}\n")
                 log.flush()
 
-            uploads.put_files(self.url, files, note)
+            uploads.put_files(self.url, files, record)
         self._check_uploaded()
         if parquet_path(self.local).exists():
             self._upload_next_to(locate_catalogue(self.url), parquet_path(self.local))
@@ -366,7 +363,7 @@ class Target:
 
     def _upload_next_to(self, url: str, file: Path) -> None:
         folder, _, name = url.rpartition("/")
-        uploads.put_files(folder, [(name, file)], landed=lambda name: None)
+        uploads.put_files(folder, [(name, file)], on_uploaded=lambda name: None)
 
     def release_if_unused(self) -> None:
         """Remove the claim if the run has left nothing to resume."""
@@ -387,11 +384,8 @@ class Target:
     def _upload_log(self) -> Path:
         return self.local / UPLOAD_LOG
 
-    def _read_uploaded(self) -> set[str]:
-        return set(self._upload_log.read_text().split("\n")) if self._upload_log.exists() else set()
-
     def _files(self, folder: Path, deep: bool = True) -> Iterator[tuple[str, Path]]:
-        """Yield the files in and below a folder, with their relative names; not the root's metadata."""
+        """Yield name and path of the files in and below a folder, except the root metadata and the upload log."""
         for there, inner, names in os.walk(folder):
             for name in names:
                 path = Path(there, name)
@@ -402,15 +396,15 @@ class Target:
 
     def _check_uploaded(self) -> None:
         """Compare the listing with the local files, and remove leftovers of an earlier store."""
-        lost = next(self._list_lost(self.local, self.url), None)
-        if lost is not None:
+        missing = next(self._list_missing(self.local, self.url), None)
+        if missing is not None:
             self._upload_log.unlink()
             raise StoreError(
-                f"{lost} is missing or has another size than its upload: run the same command again"
+                f"{missing} is missing or has another size than its local file: run the same command again"
             )
 
-    def _list_lost(self, folder: Path, url: str) -> Iterator[str]:
-        """Yield the URLs below a folder that are missing or incomplete; remove objects that do not belong.
+    def _list_missing(self, folder: Path, url: str) -> Iterator[str]:
+        """Yield the URLs below a folder that are missing or incomplete; remove objects without a local file.
 
         Notes
         -----
@@ -426,7 +420,7 @@ class Target:
                 yield f"{url}/{name}"
         inner = [] if small else [p.name for p in sorted(folder.iterdir()) if p.is_dir()]
         for name in sorted({*inner, *folders}):
-            yield from self._list_lost(folder / name, f"{url}/{name}")
+            yield from self._list_missing(folder / name, f"{url}/{name}")
 
 
 def shrink_ledger(path: Path) -> None:

@@ -26,17 +26,17 @@ from fcnpipe.remote.retries import retry
 MAX_REQUESTS = 16
 """Maximum number of concurrent requests."""
 PART_BYTES = 8 << 20
-"""Maximum range of one request: several are faster than one, and a failed one costs less."""
+"""Maximum number of bytes of one request: concurrent requests are faster, and a failed one costs less."""
 GAP_BYTES = 64 << 10
-"""Largest gap between two rows, in bytes, that is read along to save a request."""
+"""Maximum gap between two rows, bytes, that is read with them to save a request."""
 
 Range = tuple[int, int]
-"""First byte, and the one after the last."""
+"""First byte, and the byte after the last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectVersion:
-    """Version of an object, which differs from that of a later object of the same name.
+    """Version of an object, by which a later change of the object is detected.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ def read(url: str, version: ObjectVersion, start: int, stop: int) -> bytes:
     Raises
     ------
     Changed
-        If the object has another version by now.
+        If the object has another version now.
     RemoteError
         As for `fetch_version`.
     """
@@ -122,7 +122,13 @@ def read_rows(
 
 
 def fetch_ranges(url: str, version: ObjectVersion, ranges: Sequence[Range]) -> list[bytes]:
-    """Read ranges of bytes concurrently; returns them in their order."""
+    """Read ranges of bytes concurrently, and return them in the order of ``ranges``.
+
+    Raises
+    ------
+    Changed, RemoteError
+        As for `read`.
+    """
     system, name = connect(url)
     found: list[bytes] = asyn.sync(asyn.get_loop(), _fetch_all, url, system, name, version, ranges)
     return found
@@ -165,7 +171,9 @@ def _object_size(content_range: str | None, name: str) -> int:
     """Return the size of an object from a Content-Range such as 'bytes 0-99/1234'."""
     length = (content_range or "").rpartition("/")[2]
     if not length.isdecimal():
-        raise RemoteError(f"{name}: its server does not support byte ranges; copy the file here")
+        raise RemoteError(
+            f"{name}: its server does not support byte ranges; copy it to a local disk"
+        )
     return int(length)
 
 

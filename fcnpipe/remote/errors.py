@@ -1,4 +1,4 @@
-"""Errors of objects behind URLs, one line each, and which of them are transient."""
+"""Errors of access to objects behind URLs, and their classification as transient or permanent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from fcnpipe.core.errors import FcnpipeError
 TRANSIENT_STATUS = (408, 425, 429)
 """HTTP status codes below 500 after which a retry may succeed."""
 TRANSIENT_S3_CODE = "NoSuchUpload"
-"""S3's error if its answer to the completion of a multipart upload was lost: the upload is over, and is retried."""
+"""Error code of S3 if the completion of a multipart upload is repeated because the first answer was lost.
+
+The whole upload is then retried.
+"""
 _PERMANENT_TYPES = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError)
 _PERMANENT_NUMBERS = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENOENT, errno.ENAMETOOLONG)
 _PERMANENT_NAMES = (
@@ -66,13 +69,13 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _s3_code(error: BaseException) -> str:
-    """Return S3's name of an error; empty if it is not an error of S3."""
+    """Return the error code of S3; empty if the error is not from S3."""
     answer = getattr(error.__cause__, "response", None) or {}
     return str(answer.get("Error", {}).get("Code", ""))
 
 
 def to_remote_error(url: str, error: BaseException, tries: int = 1) -> RemoteError:
-    """Return the error that explains, in one line, what a library raised for a URL."""
+    """Return the RemoteError, with a message of one line, for an error that a library raised for a URL."""
     if isinstance(error, RemoteError):
         return error
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]

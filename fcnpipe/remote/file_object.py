@@ -15,10 +15,11 @@ from fcnpipe.remote.file_systems import connect
 from fcnpipe.remote.retries import retry
 
 BLOCK_BYTES = 256 << 10
+"""Size of a cached block."""
 CACHE_BYTES = 64 << 20
 """Size of the block cache of a process, for all files together."""
 READ_AHEAD_BLOCKS = 4
-"""Blocks that are fetched at a time while a file is read sequentially."""
+"""Number of blocks that are fetched at a time while a file is read sequentially."""
 
 _Key = tuple[str, ObjectVersion, int]
 _BLOCKS: OrderedDict[_Key, bytes] = OrderedDict()
@@ -50,7 +51,7 @@ class RemoteFile(io.RawIOBase):
     url : str
         The file.
     version : ObjectVersion, optional
-        The version to read; default is the present one.
+        The version to read; the current one by default.
     """
 
     def __init__(self, url: str, version: ObjectVersion | None = None) -> None:

@@ -50,5 +50,7 @@ def storage_options(url: str) -> dict[str, Any]:
 def _describe_missing_package(url: str, protocol: str, error: Exception) -> str:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     package = _PACKAGES.get(protocol)
-    fix = f"pip install {package}, or 'fcnpipe[remote]'" if package else "or copy it here"
+    fix = (
+        f"pip install {package}, or 'fcnpipe[remote]'" if package else "or copy it to a local disk"
+    )
     return f"{url} cannot be reached: {reason}; {fix}"

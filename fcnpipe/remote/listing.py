@@ -16,7 +16,7 @@ from fcnpipe.remote.retries import retry
 
 
 def list_objects(url: str) -> dict[str, ObjectVersion]:
-    """Return the versions of all objects below a URL or folder, by their relative path, in order.
+    """Return the versions of all objects below a URL or folder, by relative path, sorted.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def list_objects(url: str) -> dict[str, ObjectVersion]:
 
 
 def find_objects(url: str, deep: bool = True) -> dict[str, dict[str, Any]]:
-    """Return fsspec's description of all objects below a URL or folder, by their relative path, in order.
+    """Return fsspec's description of all objects below a URL or folder, by relative path, sorted.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def find_objects(url: str, deep: bool = True) -> dict[str, dict[str, Any]]:
     Raises
     ------
     RemoteError
-        As `list_objects`.
+        As for `list_objects`.
     """
     system, root = connect(url.rstrip("/"))
     find = _find if deep else _list_files
@@ -48,7 +48,9 @@ def find_objects(url: str, deep: bool = True) -> dict[str, dict[str, Any]]:
 
 
 def list_folder(url: str) -> tuple[dict[str, ObjectVersion], list[str]]:
-    """Return the versions of the objects directly below a URL, by name, and the names of the folders there.
+    """Return the versions of the objects directly below a URL, by name, and the names of its subfolders.
+
+    Both are empty if there is nothing below the URL.
 
     Raises
     ------
@@ -72,7 +74,7 @@ async def _list(system: Any, root: str) -> list[dict[str, Any]]:
 
 
 def match_objects(pattern: str) -> list[str]:
-    """Return the URLs that match a glob pattern, in order.
+    """Return the sorted URLs that match a glob pattern.
 
     Raises
     ------
@@ -89,7 +91,13 @@ async def _glob(system: Any, name: str) -> list[str]:
 
 
 def fetch_versions(url: str, names: Iterable[str]) -> dict[str, ObjectVersion]:
-    """Return the versions of those of the named objects below a URL that exist, with one request for each."""
+    """Request the version of each named object below a URL, and return those that exist, by name.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer or denies access.
+    """
     urls = {name: f"{url.rstrip('/')}/{name}" for name in sorted(names)}
     found = asyn.sync(asyn.get_loop(), _fetch_versions, list(urls.values()))
     return {name: version for name, version in zip(urls, found, strict=True) if version is not None}

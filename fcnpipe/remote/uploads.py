@@ -49,12 +49,17 @@ def put(url: str, data: bytes) -> None:
 
 
 def put_new(url: str, data: bytes) -> bool:
-    """Write a small object unless it exists; return whether it was written.
+    """Write a small object unless it exists, and return whether it was written.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not accept it.
 
     Notes
     -----
-    The server decides (``If-None-Match``), so that of two concurrent calls only one succeeds. If the
-    answer is lost on the way, the retry returns False.
+    The server decides (``If-None-Match``), so only one of two concurrent calls succeeds. If the answer of a
+    successful request is lost, the retry returns False.
     """
     system, name = connect(url)
 
@@ -69,7 +74,9 @@ def put_new(url: str, data: bytes) -> bool:
     return made
 
 
-def put_files(url: str, files: Iterable[tuple[str, Path]], landed: Callable[[str], None]) -> None:
+def put_files(
+    url: str, files: Iterable[tuple[str, Path]], on_uploaded: Callable[[str], None]
+) -> None:
     """Upload files below a URL, several at a time.
 
     Parameters
@@ -78,25 +85,25 @@ def put_files(url: str, files: Iterable[tuple[str, Path]], landed: Callable[[str
         Parent of the files.
     files : iterable of (str, Path)
         Name below the URL, and the file.
-    landed : callable
-        Called with each name when the server has the file.
+    on_uploaded : callable
+        Called with the name of each file when the server has it.
 
     Raises
     ------
     RemoteError
         If the server does not accept a file; others may have been written.
     """
-    asyn.sync(asyn.get_loop(), _put_files, url.rstrip("/"), iter(files), landed)
+    asyn.sync(asyn.get_loop(), _put_files, url.rstrip("/"), iter(files), on_uploaded)
 
 
-async def _put_files(parent: str, files: Any, landed: Callable[[str], None]) -> None:
+async def _put_files(parent: str, files: Any, on_uploaded: Callable[[str], None]) -> None:
     async def work() -> None:
         for name, path in files:  # shared iterator: each worker takes the next file
             url = f"{parent}/{name}"
             system, target = connect(url)
             options = _multipart_options(system)
             await retry(url, partial(system._put_file, str(path), target, **options))
-            landed(name)
+            on_uploaded(name)
 
     workers = [asyncio.ensure_future(work()) for _ in range(MAX_UPLOADS)]
     try:
@@ -114,7 +121,13 @@ def _multipart_options(system: Any) -> dict[str, int]:
 
 
 def remove(urls: Iterable[str]) -> None:
-    """Delete objects; missing ones are ignored."""
+    """Delete objects; missing ones are ignored.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not delete an object.
+    """
     for url in urls:
         system, name = connect(url)
         asyn.sync(asyn.get_loop(), retry, url, partial(_remove, system, name))

@@ -189,7 +189,7 @@ WIDE_FORMS = {
 
 @pytest.mark.parametrize("name", WIDE_FORMS)
 def test_a_box_transfers_about_its_own_bytes(name: str, web: tuple[str, Site]) -> None:
-    """The image has 32 MB, the box 0.5 MB; the compression tiles and cache blocks that it touches are read."""
+    """The image has 32 MB, the box 0.5 MB; whole compression tiles and cache blocks that overlap it are read."""
     make, boxes = WIDE_FORMS[name]
     (web[1].folder / name).write_bytes(make())
     box = Box(100, 9000, 356, 9512)
@@ -331,7 +331,7 @@ def test_a_forbidden_object_is_reported(bucket: Bucket) -> None:
 def test_a_web_server_without_ranges_is_reported(web: tuple[str, Site]) -> None:
     web[1].ranges = False
     (web[1].folder / "a.fits").write_bytes(plain()[0])
-    with pytest.raises(InputError, match="does not support byte ranges; copy the file here"):
+    with pytest.raises(InputError, match="does not support byte ranges; copy it to a local"):
         images.open_image(f"{web[0]}/a.fits")
 
 

@@ -240,7 +240,7 @@ def test_a_killed_run_is_resumed_and_its_partial_store_is_invisible(
 
 
 def test_a_claim_without_a_run_is_removed(bucket: Bucket, out: str, tmp_path: Path) -> None:
-    """Clean-up removes it, but only if the claim behind the URL is the same one."""
+    """Clean-up removes the claim behind the URL only if its token is that of the local claim file."""
     mine, other = tmp_path / "mine.zarr.claim", tmp_path / "other.zarr.claim"
     place = out.removeprefix(f"{bucket.url}/")
     for file, token in ((mine, "a"), (other, "b")):
@@ -311,7 +311,7 @@ def test_a_web_server_is_refused_as_output(
 def test_a_multipart_upload_survives_faults(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, fault: str
 ) -> None:
-    """A part is lost, or the answer to the completion, after which the server no longer knows the upload."""
+    """A part, or the answer to the completion, is lost; afterwards the server no longer knows the upload."""
     monkeypatch.setattr(uploads, "PART_BYTES", PART)
     data, file = os.urandom(2 * PART + 5), tmp_path / "large"
     file.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Runs on inputs behind URLs give the result of a run on the same local files, despite server faults."""
+"""Runs on inputs behind URLs have the result of a run on the same local files, despite server faults."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_change_of_an_object_ends_the_run(inputs: Path, bucket: Bucket, tmp_pa
 def test_an_outage_of_the_server_is_not_missing_data(
     inputs: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """Pixels that cannot be read are not treated as missing: the run fails, and is resumed."""
+    """Pixels that the server does not deliver are not treated as missing: the run fails and can be resumed."""
     bucket.put_folder(inputs, "inputs")
     bucket.traffic.clear()
     bucket.traffic.fault = lambda *_: "403" if len(bucket.traffic.requests) > 60 else ""
@@ -122,7 +122,7 @@ def test_an_outage_of_the_server_is_not_missing_data(
     assert_same_except_names(found, segment(str(inputs), tmp_path / "whole.zarr"))
 
 
-def test_a_missing_input_is_one_line_of_error(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_missing_input_is_reported_in_one_line(bucket: Bucket, tmp_path: Path) -> None:
     url = f"{bucket.url}/none.fits"
     done = run("segment", url, f"{tmp_path}/out.zarr", "--model", "none", "--quiet")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
