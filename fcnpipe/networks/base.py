@@ -92,9 +92,9 @@ class Certificate:
         The reach that was proven or declared.
     halo : int
         Halo of the proof, px: the smallest one; any larger one is exact too.
-    error : float
-        Maximum difference of the outputs between tiles and the whole image, in float64. None if not
-        measured.
+    error : float, optional
+        Maximum difference of the outputs between tiles and the whole image, in float64. None if it
+        was not measured.
     error_short : float
         The same with a halo that is one stride shorter, which shows that the comparison can fail; 0
         if there is no halo to shorten.
@@ -115,7 +115,7 @@ class Certificate:
 
 
 _IMAGE_ROLES = ("restored", "component:")
-"""Roles of outputs that are images in the units of the input."""
+"""Start of the roles of outputs that are images in the units of the input."""
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
 _RESERVED_NAMES = frozenset(
     {"label", "science", "flags", "segments", "wcs", "class", "band", "y", "x"}
@@ -136,10 +136,10 @@ ExtraChannel = Literal["position_y", "position_x", "mask", "prior"]
 
 
 class Scaling(_Record):
-    """How pixels are scaled for the network.
+    """Scaling of the pixels for the network.
 
-    ``asinh``: ``asinh(S/N / softening)``, for skies. ``linear``: ``(value - offset) / scale`` of the
-    stored pixel, for images without a sky or a noise of their own, such as micrographs.
+    ``asinh``: ``asinh(S/N / softening)``, for images of the sky. ``linear``: ``(value - offset) / scale``
+    of the stored pixel, for images whose sky and noise are not measured, such as micrographs.
     """
 
     kind: Literal["asinh", "linear"] = "asinh"
@@ -170,8 +170,8 @@ class Output(_Record):
     )
     scaled: bool = Field(
         default=False,
-        description="Whether an image is scaled as the input is, or only in its unit (S/N). Default: "
-        "true for a restored image, false for a component, because components add up.",
+        description="Whether an image has the scaling of the input (true), or only its unit, S/N (false). "
+        "Default: true for a restored image, false for a component, because components add up.",
     )
     band: int = Field(
         default=0, ge=0, description="Band of the input whose unit, sky and noise an image has."
@@ -187,24 +187,24 @@ class Output(_Record):
 
     @property
     def is_image(self) -> bool:
-        """Whether it is an image in the units of the input."""
+        """Whether the output is an image in the units of the input."""
         return self.role.startswith(_IMAGE_ROLES)
 
     @property
     def is_16_bit(self) -> bool:
-        """Whether it is stored as uint16, in steps of 1/65535; others as uint8, in steps of 1/255."""
+        """Whether an output in [0, 1] is stored as uint16 (steps of 1/65535), not as uint8 (steps of 1/255)."""
         return self.role in ("elevation", "topography")
 
     @property
     def class_name(self) -> str | None:
-        """Name of the class whose probability this is; None if it is not a class."""
+        """Name of the class whose probability the output is; None if it is not a class."""
         return (
             self.role.removeprefix("class:") if self.role.startswith(("source", "class:")) else None
         )
 
 
 class Share(_Record):
-    """Term of an output in the elevation: ``weight * max(output - floor, 0) / (1 - floor)``."""
+    """Contribution of an output to the elevation: ``weight * max(output - floor, 0) / (1 - floor)``."""
 
     weight: float
     floor: float = Field(
@@ -234,7 +234,8 @@ class Defaults(_Record):
     extended: int | None = Field(
         default=None,
         ge=1,
-        description="Number of pixels above its saddle from which a branch needs extended_dynamics; None: none.",
+        description="Number of pixels above its saddle from which a branch needs extended_dynamics; "
+        "None: no branch needs it.",
     )
     extended_dynamics: float = Field(
         default=0.0, ge=0, le=1, description="Minimum dynamics of an extended branch."
@@ -242,11 +243,11 @@ class Defaults(_Record):
 
 
 class ModelHeader(_Record):
-    """Description of a model besides its weights, stored as JSON in the metadata of its file.
+    """Description of a model without its weights, stored as JSON in the metadata of its file.
 
     The probability map has the class of role ``source`` first, then each ``class:NAME`` in order.
-    The elevation map is the sum of the shares of the outputs, clipped to [0, 1]. A model that lacks
-    one of the two cannot segment, but each of its outputs can be predicted.
+    The elevation map is the sum of the shares of the outputs, clipped to [0, 1]. A model without an
+    output of role ``source`` or without an elevation cannot segment, but its outputs can be predicted.
     """
 
     name: str = Field(min_length=1)
@@ -302,7 +303,10 @@ class ModelHeader(_Record):
         if [output.role for output in self.outputs].count("source") > 1:
             raise ValueError("only one output can have the role 'source'")
         if wrong := [o.name for o in self.outputs if o.band >= max(self.bands, 1)]:
-            raise ValueError(f"outputs {wrong} name a band that is not among the {self.bands}")
+            raise ValueError(
+                f"outputs {wrong} name a band that is not among the {self.bands} of the input: "
+                f"use a band from 0 to {max(self.bands, 1) - 1}"
+            )
         return self
 
     @property
@@ -367,10 +371,15 @@ class Predictor(Protocol):
         keep : Box, optional
             The part of the window to return, in its pixels; this is how the halo is cut off. The
             whole window if None.
+
+        Returns
+        -------
+        Maps
+            The maps of ``keep``.
         """
 
     def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
-        """Predict the outputs of the network themselves, (output, h, w) float32; as `__call__`."""
+        """Predict the outputs of the network, (output, h, w) float32, with the parameters of `__call__`."""
 
 
 class Model(Protocol):
@@ -386,7 +395,7 @@ class Model(Protocol):
 
     @property
     def halo(self) -> int:
-        """Pixels to read beyond a core, px, a multiple of the stride."""
+        """Width of the halo around a core, px; a multiple of the stride."""
 
     @property
     def stride(self) -> int:
@@ -422,7 +431,7 @@ def threshold_of(header: ModelHeader, thresh: float | None = None) -> float:
     Raises
     ------
     ModelError
-        If the level is not inside (0, 1].
+        If the level is not in (0, 1].
 
     Examples
     --------
@@ -437,7 +446,7 @@ def threshold_of(header: ModelHeader, thresh: float | None = None) -> float:
         maximum = f"{sinh(ELEVATION_SIGMAS):.3g} sigma" if in_sigma else "1"
         raise ModelError(
             f"thresh={value} is outside (0, {maximum}], the range of model {header.name!r}: "
-            "choose one inside"
+            "choose a value inside"
         )
     return level
 
@@ -463,7 +472,7 @@ def check_separates(header: ModelHeader) -> None:
     Raises
     ------
     ModelError
-        If it has no output of role ``source``, or no elevation.
+        If the model has no output of role ``source``, or no elevation.
     """
     has_source = any(output.role == "source" for output in header.outputs)
     needed = {"output of role 'source'": has_source, "elevation": bool(header.elevation)}
@@ -480,8 +489,8 @@ def check_inputs(header: ModelHeader, bands: int, prior: str | None) -> None:
     Raises
     ------
     ModelError
-        If the image lacks bands (a model of one band accepts any image: it uses the detection
-        plane), or if a prior is missing or not used.
+        If the image has another number of bands (a model of one band accepts any image, because it
+        uses the detection plane); if the prior is missing; if a prior is set but not used.
     """
     if header.bands > 1:
         check_bands(header, bands)
@@ -529,7 +538,7 @@ def parse_header(text: str, where: str) -> ModelHeader:
     Raises
     ------
     ModelError
-        If it is not valid. The message names ``where``, the field and the fault, in one line.
+        If the header is not valid. The message names ``where``, the field and the fault, in one line.
     """
     try:
         return ModelHeader.model_validate_json(text)

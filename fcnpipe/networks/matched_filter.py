@@ -38,7 +38,7 @@ _TRUNCATION = 4.0
 
 
 def gaussian_taps(fwhm_px: float) -> NDArray[np.float32]:
-    """Return the kernel along one axis.
+    """Return the Gaussian kernel along one axis.
 
     Parameters
     ----------
@@ -187,8 +187,8 @@ def filter_image(snr: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray
 
     Notes
     -----
-    Pixels beyond the border are left out of the sum, and the sum is divided by the noise of the
-    taps that fell inside.
+    Pixels beyond the border are left out of the sum, and the sum is divided by its noise, which the
+    taps inside the image determine.
     """
     columns = np.empty_like(snr)
     _correlate_y(snr, taps, _inverse_noise(snr.shape[0], taps), columns)
@@ -206,7 +206,7 @@ def compute_maps(significance: NDArray[np.float32]) -> Maps:
 
 
 def _combine_bands(snr: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Add bands up with equal weights; the noise stays 1."""
+    """Return the sum of the bands with equal weights, scaled so that the noise stays 1."""
     total: NDArray[np.float32] = np.array(snr[0], dtype=np.float32, order="C")
     if len(snr) == 1:
         return total
@@ -217,7 +217,7 @@ def _combine_bands(snr: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _inverse_noise(length: int, taps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return 1 / noise of the taps that fall inside the image, for each of ``length`` pixels."""
+    """Return 1 / noise of the sum over the taps inside the image, for each of ``length`` pixels."""
     radius = len(taps) // 2
     squares = np.concatenate([[0.0], np.cumsum(taps.astype(np.float64) ** 2)])
     pixel = np.arange(length)

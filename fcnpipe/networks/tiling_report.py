@@ -25,14 +25,14 @@ from fcnpipe.networks.reach.image_sizes import SizeRule, measure_sizes
 from fcnpipe.networks.reach.rules import CircularPaddingError
 
 WINDOWS = (256, 512, 1024, 2048)
-"""Windows for which the overhead of the halo is reported, px."""
+"""Edges of the windows for which the overhead of the halo is reported, px."""
 
 Exactness = Literal["exact", "inside", "never", "declared"]
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a network can be tiled.
+    """Report of how a network can be tiled.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Tiling:
 
     @property
     def halo(self) -> int | None:
-        """Pixels to read beyond each core, px, a multiple of the stride; None if there is no reach."""
+        """Width of the halo around a core, px, a multiple of the stride; None if there is no reach."""
         return self.reach.minimum_halo if self.reach else None
 
     @property
@@ -77,7 +77,7 @@ class Tiling:
 
     @property
     def overhead(self) -> dict[int, float]:
-        """Pixels read for each pixel written, by window T (px): ``((T + 2 halo) / T)**2``."""
+        """Pixels read for each pixel written, by the edge T of the window (px): ``((T + 2 halo) / T)**2``."""
         if self.halo is None:
             return {}
         return {window: ((window + 2 * self.halo) / window) ** 2 for window in WINDOWS}
@@ -95,8 +95,9 @@ class Tiling:
             ("overhead", ", ".join(f"{f:.2f} at window {w}" for w, f in self.overhead.items())),
         ]
         if self.sizes:
-            same = "" if self.keeps_size else " (a run needs the size kept: pad inside the network)"
-            rows += [("height", f"{self.sizes[0]}{same}"), ("width", str(self.sizes[1]))]
+            fix = " (a run needs an output as large as the input: pad inside the network)"
+            height = f"{self.sizes[0]}{'' if self.keeps_size else fix}"
+            rows += [("height", height), ("width", str(self.sizes[1]))]
         if self.certificate:
             rows.append(("certificate", _summarise(self.certificate)))
         return rows
@@ -122,12 +123,12 @@ def reach(network: nn.Module | str | Path, bands: int = 1) -> Tiling:
         model file, or an exported program (``.pt2``). A module in training mode is analysed in
         evaluation mode; it is not changed.
     bands : int
-        Channels of the input of a module. A file knows its own.
+        Channels of the input of a module. It has no effect on a file, which states its own.
 
     Returns
     -------
     Tiling
-        Also of a network that cannot be tiled, with the layer and the fix.
+        The report. If the network cannot be tiled, its ``reason`` names the layer, the cause and the fix.
 
     Raises
     ------
@@ -174,7 +175,7 @@ def _report_bundle(bundle: Bundle) -> Tiling:
 
 
 def _report_header(model: Model) -> Tiling:
-    """Return the report of a model without a network, the matched filter, from its header."""
+    """Return the report of the matched filter, which has no network, from its header."""
     any_size = SizeRule(1, 1, ((0, 0),))
     header = model.header
     return Tiling(header.name, "exact", "", header.reach, (any_size, any_size), header.certificate)

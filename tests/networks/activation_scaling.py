@@ -1,4 +1,4 @@
-"""Random weights for which every layer of a network contributes to its output."""
+"""Scaling of random weights so that every layer of a network contributes to its output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def standardise_activations(module: nn.Module, bands: int, side: int = 64) -> nn.Module:
     """Scale and shift each convolution so that its outputs have mean 0 and standard deviation 1.
 
-    In many narrow layers with ReLU, the effect of random weights dies out. A test of the output could
+    The effect of random weights dies out in many narrow layers with ReLU. A test of the output could
     then not fail.
     """
 

@@ -1,4 +1,4 @@
-"""A small U-Net with random weights, its header and its model file."""
+"""Fixtures: a small U-Net with random weights, its header and its model file."""
 
 from __future__ import annotations
 

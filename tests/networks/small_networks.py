@@ -14,7 +14,7 @@ from fcnpipe.networks.base import Reach
 WIDTH = 2
 
 
-def even_reach(reach: int, stride: int = 1, cell: int | None = None) -> Reach:
+def symmetric_reach(reach: int, stride: int = 1, cell: int | None = None) -> Reach:
     """Return a reach that is the same on all four sides."""
     return Reach(reach, reach, reach, reach, stride, stride, reach if cell is None else cell)
 
@@ -103,7 +103,7 @@ class ChannelsLast(nn.Module):
 
 
 class AlignCorners(nn.Module):
-    """Sampling positions depend on the image's size, which a NaN probe cannot show."""
+    """Interpolation at positions that depend on the image's size, which a NaN probe cannot show."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class ResizeToInput(nn.Module):
 
 
 class AddsInPlace(nn.Module):
-    """Overwrites an array that is read again: what the sum reads is in the array returned."""
+    """Overwrites an array in place and returns it, so its reach is that of the in-place sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class AddsInPlace(nn.Module):
 
 
 class Level(nn.Module):
-    """Subsampling, layers at the coarser scale, upsampling, and a skip connection if joined."""
+    """Subsampling, layers at the coarser scale, upsampling, and a skip connection if ``joined``."""
 
     def __init__(self, down: nn.Module, inside: nn.Module, up: nn.Module, joined: bool) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Level(nn.Module):
 
 
 class Shift(nn.Module):
-    """Shift by a few pixels: crop one side, pad the other."""
+    """A shift by a few pixels: one side is cropped and the other padded."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()

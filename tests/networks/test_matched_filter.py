@@ -1,3 +1,5 @@
+"""Matched filter: its definition, its maps, and tiles equal to the whole bit for bit."""
+
 from __future__ import annotations
 
 import subprocess
@@ -89,7 +91,7 @@ def test_maps_follow_their_formulas() -> None:
     np.testing.assert_allclose(maps.probability[0], stats.norm.cdf(sigma - 4.0), atol=1e-6)
 
 
-def test_the_threshold_is_given_in_sigma() -> None:
+def test_the_threshold_is_in_sigma() -> None:
     header = MatchedFilter().header
     assert threshold_of(header) == pytest.approx(np.arcsinh(4.0) / 16)
     with pytest.raises(ModelError, match=r"outside \(0, 4.44e\+06 sigma\]"):

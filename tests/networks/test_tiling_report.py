@@ -1,3 +1,5 @@
+"""Reports of ``fcnpipe.reach`` and ``fcnpipe models check``."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Bulge and disk decomposition: a U-Net that maps a galaxy to noise-free bulge and disk images.
 
-After Tuccillo et al. The U-Net returns two numbers for each band of a pixel, from which follow the
-denoised total and the bulge's fraction of it. The two images add up to the total exactly, in floating
-point, so the decomposition neither creates nor loses flux.
+The task is that of Tuccillo et al. The U-Net returns two numbers for each band of a pixel, which
+determine the denoised total and the bulge's fraction of it. The two images add up to the total exactly,
+in floating point, so the decomposition neither creates nor loses flux.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BulgeDisk(nn.Module):
 
         total = softplus(t)             units "linear"
               = sinh(softplus(t))       units "asinh"
-        bulge = sigmoid(b) total        as a softmax of two
+        bulge = sigmoid(b) total        the same as a softmax over (b, 0)
         disk  = total - bulge
 
     Parameters
@@ -38,7 +38,7 @@ class BulgeDisk(nn.Module):
     outputs
         Channels of the output, even: the bulge in each of ``outputs / 2`` bands, then the disk.
     base, depth
-        As of `UNet`.
+        As in `UNet`.
     units
         ``"asinh"``: the input is the arcsinh of the output's unit, for instance of S/N.
         ``"linear"``: both have the same unit.
@@ -46,7 +46,7 @@ class BulgeDisk(nn.Module):
     Raises
     ------
     SpecError
-        When a size is below 1, outputs is odd, or the units are not one of the above.
+        If a size is below 1, outputs is odd, or the units are not one of the above.
     """
 
     def __init__(
@@ -112,33 +112,33 @@ class BulgeDisk(nn.Module):
         return self._total(self.trunk(x).chunk(2, dim=1)[0])
 
     def _split(self, outputs: Tensor) -> Tensor:
-        size, share = outputs.chunk(2, dim=1)
-        return torch.cat(split_total(self._total(size), torch.sigmoid(share)), dim=1)
+        t, b = outputs.chunk(2, dim=1)
+        return torch.cat(split_total(self._total(t), torch.sigmoid(b)), dim=1)
 
-    def _total(self, size: Tensor) -> Tensor:
-        total = functional.softplus(size)
+    def _total(self, t: Tensor) -> Tensor:
+        total = functional.softplus(t)
         return torch.sinh(total) if self.arguments["units"] == "asinh" else total
 
 
 def split_total(total: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a total into a fraction of it and the rest, whose floating-point sum is exactly the total.
+    """Split a total into two parts whose floating-point sum is exactly the total.
 
     Parameters
     ----------
     total
         Finite, not negative.
     fraction
-        In [0, 1], same shape.
+        In [0, 1], of the same shape.
 
     Returns
     -------
-    tuple of Tensor
-        Neither is negative.
+    part, rest : Tensor
+        ``fraction * total`` up to rounding, and the rest; neither is negative.
 
     Notes
     -----
     The rest ``total - part`` is rounded if the part is less than half of the total. The rest is then
-    more than half of it, so ``total - rest`` is exact (Sterbenz); it is returned as the part.
+    at least half of the total, so ``total - rest`` is exact (Sterbenz); it is returned as the part.
     """
     rest = total - fraction * total
     return total - rest, rest

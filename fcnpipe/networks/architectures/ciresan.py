@@ -7,7 +7,7 @@ returns the same numbers in one pass::
     fully connected, O x (C h w)      ->  convolution of h x w
     pooling of 2, stride 2            ->  pooling of 2, stride 1; all layers after it dilated by 2
 
-because a position that the pooling of one patch skips is used by the patch of another pixel.
+because a position that the pooling of one patch skips is needed by the patch of another pixel.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class CiresanPatch(nn.Module):
     bands
         Channels of the input.
     outputs
-        Classes.
+        Number of classes.
     maps
         Channels of each convolution.
     hidden
         Units of the fully connected layer.
     activation
-        ``"tanh"`` or ``"relu"``. Both are monotonic, so pooling before or after them is the same.
+        ``"tanh"`` or ``"relu"``. Both are monotonic, so they commute with max-pooling.
 
     Raises
     ------
     SpecError
-        When a size is below 1 or the activation is not one of the above.
+        If a size is below 1 or the activation is not one of the above.
     """
 
     def __init__(
@@ -103,22 +103,22 @@ class Ciresan(nn.Module):
     Parameters
     ----------
     bands, outputs, maps, hidden, activation
-        As of `CiresanPatch`.
+        As in `CiresanPatch`.
     members
-        Networks whose probabilities are averaged (four, as published, or one).
+        Number of networks whose probabilities are averaged; 4 in the paper.
     padding
-        ``"same"``: zeros around the image. ``"valid"``: no padding, the output is 94 px smaller;
-        reflect the image by 47 px for an output of its size.
+        ``"same"``: zeros around the image. ``"valid"``: no padding, the output is 94 px smaller. To
+        get an output of the size of an image, pad it by reflection, 47 px on each side.
 
     Raises
     ------
     SpecError
-        When a size is below 1 or an option is not one of the above.
+        If a size is below 1 or an option is not one of the above.
 
     Notes
     -----
-    Softmax probabilities are averaged, or sigmoids if there is one output, and returned as logits. A
-    pixel costs 1/555 of the operations of the patch classifier.
+    Softmax probabilities are averaged, or sigmoids if there is one output, and returned as logits. The
+    dense form takes 1/555 of the multiplications of the patch classifier for each pixel.
     """
 
     def __init__(
@@ -156,9 +156,9 @@ class Ciresan(nn.Module):
         Parameters
         ----------
         *patches
-            One, or several of the same shape to average.
+            One classifier, or several with the same arguments, whose probabilities are averaged.
         padding
-            As of the class.
+            As in the class.
         """
         first = patches[0]
         weight = next(first.parameters())

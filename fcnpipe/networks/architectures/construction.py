@@ -18,7 +18,7 @@ def check_sizes(network: str, **sizes: float) -> None:
     Raises
     ------
     SpecError
-        If one is not. The message names the first such argument.
+        If one of them is not. The message names the first such argument.
     """
     for name, value in sizes.items():
         if value < 1 if isinstance(value, int) else not value > 0:
@@ -31,19 +31,22 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     Raises
     ------
     SpecError
-        If it has not. The message lists the values.
+        If it does not. The message lists the possible values.
     """
     if value not in choices:
         raise SpecError(f"{name} = {value!r}: choose {' or '.join(repr(c) for c in choices)}")
 
 
 def scale_channels(channels: int, width: float, groups: int = 1) -> int:
-    """Return a number of channels scaled by ``width``: a multiple of ``groups``, and not 0."""
+    """Return a number of channels scaled by ``width``, rounded to a multiple of ``groups`` above 0."""
     return groups * max(1, round(channels * width / groups))
 
 
 def initialise_for_relu(module: nn.Module) -> None:
-    """Initialise a convolution so that activations keep their variance through ReLUs (He et al. 2015)."""
+    """Initialise a convolution so that activations keep their variance through ReLUs (He et al. 2015).
+
+    Other modules are left as they are, so `Module.apply` can be called with this function.
+    """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:

@@ -34,7 +34,7 @@ _PADDING = 100
 _HIDDEN = 4096
 _CROPS = {32: 19, 16: 27, 8: 31}
 _SKIP_CROPS = {16: 5, 8: 9}
-"""First row and column of the score of a stage, by its stride, that the upsampled score covers."""
+"""First row and column of the score of a stage that the upsampled score covers, by the stage's stride."""
 
 
 class FCN(nn.Module):
@@ -54,11 +54,11 @@ class FCN(nn.Module):
     Raises
     ------
     SpecError
-        When a size is not positive or the coarseness is not 32, 16 or 8.
+        If a size is not positive or the coarseness is not 32, 16 or 8.
 
     Notes
     -----
-    The kernels of the upsampling are bilinear and not trained, so they are not parameters.
+    The kernels of the upsampling are bilinear and not trained, so they are buffers, not parameters.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class FCN(nn.Module):
 
 
 def bilinear_kernel(size: int) -> Tensor:
-    """Return (size, size) float32 weights for bilinear upsampling by transposed convolution.
+    """Return the (size, size) float32 weights of bilinear upsampling by transposed convolution.
 
     With a stride of ``(size + 1) // 2`` it is exact on linear functions.
     """
@@ -145,7 +145,7 @@ def bilinear_kernel(size: int) -> Tensor:
 
 
 def upsample_bilinearly(x: Tensor, kernels: Tensor) -> Tensor:
-    """Upsample each channel with its own kernel, whose size is twice the stride; do not crop."""
+    """Upsample each channel with its own kernel, by half the kernel's size, without cropping."""
     return functional.conv_transpose2d(
         x, kernels, stride=kernels.shape[-1] // 2, groups=kernels.shape[0]
     )

@@ -36,24 +36,24 @@ class Hradis(nn.Module):
     bands
         Channels of the input.
     outputs
-        Channels of the output: as many as of the input, 3 or 1.
+        Channels of the output, usually as many as of the input.
     layers
         15 (L15, a receptive field of 51 px) or 10 (L10, 35 px).
     width
         Channels of the hidden layers as a fraction of the published ones, in multiples of 4.
     padding
-        ``"valid"``: no padding, as published; the output is smaller by the receptive field - 1 px.
+        ``"valid"``: no padding, as published; the output is smaller by the receptive field minus 1 px.
         ``"same"``: zeros around each convolution, the output is as large as the input.
 
     Raises
     ------
     SpecError
-        When a size is not positive or an option is not one of the above.
+        If a size is not positive or an option is not one of the above.
 
     Notes
     -----
-    L15 has the layers of the authors' code. L10 was written from memory of the paper's table: its
-    receptive field is the published one, the rest is unchecked.
+    L15 has the layers of the authors' code. The layers of L10 have not been compared with the paper:
+    only its receptive field is known to be the published one.
     """
 
     def __init__(

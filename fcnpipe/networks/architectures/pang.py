@@ -1,6 +1,6 @@
 """Network of Pang et al. 2010: a few 3x3 convolutions that separate cell nuclei from the background.
 
-The smallest network that labels each pixel: 1,465 weights, with a reach of 4 px.
+It is the smallest architecture: 1,465 weights, with a reach of 4 px.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Pang(nn.Module):
     Raises
     ------
     SpecError
-        When a size is below 1 or the activation is not one of the above.
+        If a size is below 1 or the activation is not one of the above.
 
     Notes
     -----

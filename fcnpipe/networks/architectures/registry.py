@@ -1,7 +1,8 @@
-"""Registry of architectures: finds the class of an architecture by the name of its module.
+"""Registry of architectures, which finds the class of an architecture by the name of its module.
 
-Each module of this folder holds one architecture: ``unet`` is class ``UNet`` of unet.py, and
-``bulge_disk`` is class ``BulgeDisk`` of bulge_disk.py. A new architecture is one new module.
+Each module of this folder, except this one and construction.py, holds one architecture: ``unet`` is
+class ``UNet`` of unet.py, and ``bulge_disk`` is class ``BulgeDisk`` of bulge_disk.py. A new
+architecture is one new module.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def architecture(name: str) -> type[nn.Module]:
     Raises
     ------
     ModelError
-        If there is none of this name.
+        If there is no architecture of this name.
     """
     if name not in list_architectures():
         raise ModelError(

@@ -38,7 +38,7 @@ class SegNet(nn.Module):
     Raises
     ------
     SpecError
-        When a size is not positive.
+        If a size is not positive.
 
     Notes
     -----

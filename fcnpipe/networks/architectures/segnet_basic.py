@@ -34,7 +34,7 @@ class SegNetBasic(nn.Module):
     Raises
     ------
     SpecError
-        When a size is not positive.
+        If a size is not positive.
 
     Notes
     -----

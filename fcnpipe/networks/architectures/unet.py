@@ -27,9 +27,9 @@ Upsampling = Literal["transposed", "nearest", "bilinear"]
 class UNet(nn.Module):
     """A U-Net of any depth and width that returns logits.
 
-    Each level has two 3x3 convolutions with ReLU. The encoder goes to the next level by 2x2
-    max-pooling, the decoder by 2x2 transposed convolution of stride 2 and concatenation with the
-    skip connection. The last layer is a 1x1 convolution.
+    Each level has two 3x3 convolutions with ReLU. Between two levels, the encoder has a 2x2
+    max-pooling; the decoder has a 2x2 transposed convolution of stride 2, or another upsampling, and
+    a concatenation with the skip connection. The last layer is a 1x1 convolution.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class UNet(nn.Module):
     Raises
     ------
     SpecError
-        When a size is below 1 or an option is not one of the above.
+        If a size is below 1 or an option is not one of the above.
 
     Notes
     -----
@@ -155,7 +155,7 @@ class UNet(nn.Module):
 
 
 def list_decoder_boxes(keep: Box, bounds: list[Box], margin: int = 0) -> list[tuple[Box, Box]]:
-    """Return which pixels of the decoder are needed for the output pixels ``keep``.
+    """Return the pixels of each level of the decoder that the output pixels ``keep`` need.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def list_decoder_boxes(keep: Box, bounds: list[Box], margin: int = 0) -> list[tu
     Notes
     -----
     Each of the two 3x3 convolutions of a level makes the outermost pixels of a box invalid, except
-    at the bounds, so boxes grow by 2 px.
+    at the bounds, so each box is grown by 2 px and clipped to the bounds.
     """
     boxes = []
     for bound in bounds:
@@ -186,7 +186,7 @@ def list_decoder_boxes(keep: Box, bounds: list[Box], margin: int = 0) -> list[tu
 
 
 def bounds_of(x: Tensor) -> Box:
-    """Return the box of all pixels of (..., h, w)."""
+    """Return the box of all pixels of a (..., h, w) tensor."""
     return Box(0, 0, *x.shape[-2:])
 
 

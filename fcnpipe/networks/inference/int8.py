@@ -31,19 +31,19 @@ Ranges = Mapping[str, tuple[float, float]]
 _UINT8_MAX = 255
 _INT8_MAX = 127
 _TYPICAL_EDGE = 1120
-"""Edge of a typical window with its halo, px."""
+"""Edge of a typical window with its halo, px, for which the kernel's memory layout is chosen."""
 _STRIP_ROWS = 64
 """Rows of the first layer that are computed at a time, so that their float32 values stay in the cache."""
 
 
 def is_available() -> bool:
-    """Return whether int8 is the fastest arithmetic of this CPU (VNNI), and this torch supports it."""
+    """Return whether this CPU has VNNI instructions, which make int8 the fastest, and this torch can use them."""
     has_vnni = getattr(torch.cpu, "_is_vnni_supported", bool)()
     return bool(has_vnni) and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 def is_supported(network: nn.Module) -> bool:
-    """Return whether a network can run in int8: a U-Net of same padding and transposed upsampling."""
+    """Return whether a network can run in int8: it is a U-Net of same padding and transposed upsampling."""
     needed = {"padding": "same", "upsampling": "transposed"}
     return isinstance(network, UNet) and needed.items() <= network.arguments.items()
 
@@ -63,7 +63,7 @@ def measure_ranges(network: UNet, inputs: Iterable[Tensor]) -> dict[str, tuple[f
     Returns
     -------
     dict
-        (minimum, maximum) by the layer's name; they always include 0.
+        (minimum, maximum) by the layer's name; each range includes 0.
     """
     ranges: dict[str, tuple[float, float]] = {}
     layers: dict[str, nn.Module] = {f"up.{i}": up_layer for i, up_layer in enumerate(network.up)}
@@ -97,7 +97,7 @@ class Int8UNet:
     Raises
     ------
     ModelError
-        If the network is of another kind, or a layer has no range.
+        If the network is not such a U-Net, or a layer has no range.
     """
 
     def __init__(self, network: nn.Module, ranges: Ranges) -> None:
@@ -196,7 +196,7 @@ class _FirstConvolution:
     def __init__(self, layer: nn.Conv2d, out: _Quantisation) -> None:
         self._shape = ([1, 1], [1, 1], [1, 1], 1)
         weight = (layer.weight / out.scale).detach()
-        # In the memory layout of the kernel. Otherwise each call reorders it.
+        # The weight is stored in the memory layout of the kernel; otherwise each call would reorder it.
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
             weight, *self._shape, [1, weight.shape[1], _TYPICAL_EDGE, _TYPICAL_EDGE]
         )
@@ -222,10 +222,11 @@ class _FirstConvolution:
 
 
 class _Int8Convolution:
-    """A convolution of uint8 values with ReLU, to uint8; to float32 logits if ``out`` is None.
+    """A convolution of uint8 values.
 
-    The scale of the input is contained in ``weight``. ``zeros`` are the quantised zeros of the input
-    channels, if they are not 0.
+    It returns uint8 values, after a ReLU unless ``relu`` is False, or float32 logits if ``out`` is None.
+    ``weight`` is multiplied by the scale of the input already. ``zeros`` are the quantised zeros of the
+    input channels; 0 if None.
     """
 
     def __init__(
@@ -246,24 +247,24 @@ class _Int8Convolution:
         self._weight = torch.ops.onednn.qconv_prepack(
             rounded.to(torch.int8), self._scale, 1.0, 0, *self._shape
         )
-        self._no_zeros, self._bias = torch.zeros(len(weight), dtype=torch.long), bias
+        self._weight_zeros, self._bias = torch.zeros(len(weight), dtype=torch.long), bias
         self._out = (out.scale, out.zero, torch.uint8) if out else (1.0, 0, torch.float32)
-        self._after = "relu" if relu and out else "none"
+        self._activation = "relu" if relu and out else "none"
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        weight = (self._weight, self._scale, self._no_zeros, self._bias)
-        after: tuple[str, list[Any], str] = (self._after, [], "")
+        weight = (self._weight, self._scale, self._weight_zeros, self._bias)
+        activation: tuple[str, list[Any], str] = (self._activation, [], "")
         result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, 0, *weight, *self._shape, *self._out, *after
+            x, 1.0, 0, *weight, *self._shape, *self._out, *activation
         )
         return result
 
 
 def _make_up_convolution(layer: nn.Module, scale: float, out: _Quantisation) -> _Int8Convolution:
-    """Return a 2x2 up-convolution as a 1x1 convolution to four times the channels.
+    """Return a 2x2 transposed convolution as a 1x1 convolution to four times the channels.
 
-    The channels of the four fine pixels of a coarse one follow each other; `_interleave` sorts them.
+    The channels of the four fine pixels of a coarse pixel follow each other; `_interleave` separates them.
     """
     weight: Any = layer.weight
     flat = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0], 1, 1)
@@ -275,7 +276,7 @@ def _make_joining_convolution(
 ) -> _Int8Convolution:
     """Return the convolution of the concatenated skip and upsampled channels.
 
-    It pads nothing: its input comes with a frame of quantised zeros, which differ in the two halves.
+    It has no padding, because its input has a frame of quantised zeros, which differ in the two halves.
     """
     half = layer.weight.shape[1] // 2
     scale, zeros = torch.full((2 * half,), skip.scale), torch.zeros(2 * half)
@@ -294,7 +295,7 @@ def _convolutions(pair: nn.Module) -> list[nn.Conv2d]:
 
 
 def _pool(x: Tensor) -> Tensor:
-    """Return the maximum of each 2 x 2 pixels, channel by channel."""
+    """Return the maximum of each cell of 2 x 2 pixels, channel by channel."""
     rows = x.permute(0, 2, 3, 1)
     rows = torch.maximum(rows[:, 0::2], rows[:, 1::2])
     return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2]).permute(0, 3, 1, 2)
@@ -303,8 +304,8 @@ def _pool(x: Tensor) -> Tensor:
 def _interleave(skip: Tensor, upsampled: Tensor, read: Box, fine: Box, zero: int) -> Tensor:
     """Concatenate the channels of a box of the skip connection and of the upsampled map, and pad them.
 
-    The frame of one pixel has the quantised zero of each half. In ``upsampled`` the channels of one pixel
-    hold four pixels of the box ``fine``.
+    The padding is a frame of one pixel with the quantised zero of each half. In ``upsampled`` the channels
+    of one pixel hold four pixels of the box ``fine``.
     """
     channels = skip.shape[1]
     out = torch.empty((1, 2 * channels, read.shape[0] + 2, read.shape[1] + 2), dtype=torch.uint8,
@@ -317,14 +318,14 @@ def _interleave(skip: Tensor, upsampled: Tensor, read: Box, fine: Box, zero: int
 
 
 def _view_as_words(x: Tensor, channels: int) -> NDArray[Any]:
-    """Return a view as (h, w, words): up to eight channels are copied at once."""
+    """Return a view as (h, w, words), in which a word of up to eight channels is copied at once."""
     size = next(n for n in (8, 4, 2, 1) if channels % n == 0)
     return x[0].permute(1, 2, 0).contiguous().numpy().view(f"u{size}")
 
 
 @njit(cache=True, nogil=True)
 def _interleave_words(skip, upsampled, out, corner, zero, words):  # type: ignore[no-untyped-def]
-    """Fill ``out``. The length of ``words`` is that of a pixel of ``skip``, known to the compiler."""
+    """Fill ``out``. The tuple ``words`` tells the compiler the number of words of a pixel of ``skip``."""
     height, width, _ = out.shape
     half = len(words)
     out[0, :, :half] = out[-1, :, :half] = out[:, 0, :half] = out[:, -1, :half] = 0

@@ -1,9 +1,9 @@
 """Tuning of the C allocator, so that the memory of activations is kept from one layer to the next.
 
 glibc maps and unmaps every array above 32 MB, so each layer of a large window pays for new pages. A
-U-Net of base 16 then runs up to twice slower: 2.8 instead of 4.8 Mpix/s in bfloat16 where the
-hardware has it, on one thread, and 2.2 Mpix/s on a Dask worker, whose nanny sets
-MALLOC_TRIM_THRESHOLD_. Measure with ``benchmarks/forward_pass.py``.
+U-Net of base 16 then runs at about half the speed: at 2.8 instead of 4.8 Mpix/s in bfloat16 (on
+hardware that has it) on one thread, and at 2.2 Mpix/s on a Dask worker, whose nanny sets
+MALLOC_TRIM_THRESHOLD_. ``benchmarks/forward_pass.py`` measures it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _NEVER = 2**31 - 1
 def tune_allocator() -> bool:
     """Make the C allocator keep freed memory in the process, in one arena.
 
-    Call it early, if possible before torch is imported and threads start: arenas that exist already
-    stay.
+    Call it early, if possible before torch is imported and threads start, because arenas that exist
+    already remain.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def tune_allocator() -> bool:
 def worker_environment() -> dict[str, str]:
     """Return the environment variables that tune the allocator of a worker process from its start.
 
-    Dask's nanny sets MALLOC_TRIM_THRESHOLD_ itself; these values must take precedence.
+    Dask's nanny sets MALLOC_TRIM_THRESHOLD_ itself; this value must take precedence over it.
 
     Examples
     --------

@@ -1,9 +1,10 @@
-"""Predictor: runs a torch network on windows, S/N in, probability and elevation maps out.
+"""Predictor that runs a torch network on windows of S/N, and returns probability and elevation maps.
 
-Equal windows have equal bits. The time goes into the convolutions, and is set by their arithmetic:
-float32, bfloat16 where the hardware has it, or int8 (:mod:`fcnpipe.networks.inference.int8`). In each
-arithmetic, eager mode with channels last is as fast, within the noise, as inductor and OpenVINO, and
-faster than TorchScript with fused convolutions; ``benchmarks/forward_pass.py`` prints the figures.
+Equal windows have equal bits. Most of the time is spent in the convolutions, so it depends on their
+arithmetic: float32, bfloat16 where the hardware has it, or int8
+(:mod:`fcnpipe.networks.inference.int8`). In each arithmetic, eager mode with channels last is as fast,
+within the noise, as inductor and OpenVINO, and faster than TorchScript with fused convolutions;
+``benchmarks/forward_pass.py`` prints the figures.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fcnpipe.networks.inference import int8
 from fcnpipe.networks.inference.fused_convolution import fuse
 
 _INPUT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
-"""Type of the input, by the arithmetic of the network."""
+"""Data type of the input, by the arithmetic of the network."""
 
 
 def choose_device(device: str) -> str:
@@ -49,7 +50,7 @@ def choose_precision(precision: str, device: str, header: ModelHeader) -> str:
     Raises
     ------
     SpecError
-        If precision or device is unknown, or the machine does not have it.
+        If the precision or the device is unknown, or the machine does not have it.
     ModelError
         If int8 is wanted and the model was saved without the ranges of its layers.
     """
@@ -96,12 +97,12 @@ class TorchPredictor:
     header : ModelHeader
         Scaling, outputs and their roles.
     device : {"cpu", "cuda"}
-        Where it runs.
+        Device that the network runs on.
     precision : {"auto", "fp32", "bf16", "int8"}
-        Arithmetic of the network. Activations and maps are float32 in any case.
+        Arithmetic of the network. The activations of the outputs and the maps are float32 in any case.
     threads : int
-        Threads of the CPU. They are set again at each call, because torch keeps the number per
-        thread.
+        Number of CPU threads of torch. It is set at each call, because torch stores it separately for
+        each calling thread.
 
     Raises
     ------
@@ -142,15 +143,14 @@ class TorchPredictor:
         Raises
         ------
         ModelError
-            If the window has other channels, or is not a multiple of the stride.
+            If the window has another number of channels, or its size is not a multiple of the stride.
         """
         return _make_maps(self._predict(snr, keep), self.header)
 
     def outputs(self, snr: NDArray[np.float32], keep: Box | None = None) -> NDArray[np.float32]:
-        """Predict the outputs of the network themselves, (output, h, w) float32; as `__call__`.
+        """Predict the outputs of the network, (output, h, w) float32, with the parameters of `__call__`.
 
-        Probabilities and other outputs in [0, 1] are returned after their activation, images
-        without one.
+        The activation of each output has been applied. Images have none by default.
         """
         return np.ascontiguousarray(self._predict(snr, keep).numpy())
 
@@ -160,8 +160,8 @@ class TorchPredictor:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
             logits = self._logits(self._input(snr), keep or Box(0, 0, *snr.shape[1:]))
-            # In memory the channels are last. Seen like that the array is contiguous, which makes
-            # the activation five times faster.
+            # In memory the channels are last. With the axes in that order the array is contiguous,
+            # which makes the activation five times faster.
             outputs = activate(logits[0].permute(1, 2, 0).float(), self.header)
             return outputs.permute(2, 0, 1).cpu()
 
@@ -199,14 +199,15 @@ def _prepare(
 def scale_input(snr: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:
     """Return S/N scaled for a network: ``asinh(snr / softening)``, float32 of the same shape.
 
-    Linear scaling returns the values as they are: they were scaled when they were read, in place of
-    a conversion to S/N.
+    With linear scaling the values are returned unchanged, because they were scaled when they were read,
+    instead of being converted to S/N.
 
     Notes
     -----
     numpy.arcsinh is used where it is compiled for vectors of 512 bits (1,400 Mpix/s on a Zen 4
-    core). Elsewhere a compiled loop is three times faster than it and torch.asinh (120 against 37
-    Mpix/s on a Zen 3 core), and exact to the last bit but one up to the largest float32.
+    core). Elsewhere a compiled loop is used, three times faster than numpy.arcsinh and torch.asinh
+    (120 against 37 Mpix/s on a Zen 3 core). Its error is at most 1 unit in the last place for values
+    from 1e-9 to the largest float32, and below 1e-16 for smaller ones.
     """
     if scaling.kind == "linear":
         return np.asarray(snr, np.float32)
@@ -271,7 +272,8 @@ def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
     if shape[0] != header.channels:
         extra = f" and {', '.join(header.extra)}" if header.extra else ""
         raise ModelError(
-            f"model {header.name!r} takes {header.bands} band(s){extra}, the window has {shape[0]}"
+            f"model {header.name!r} takes {header.bands} band(s){extra}, the window has {shape[0]} "
+            "channel(s): pass one for each of them"
         )
     if shape[1] % header.reach.stride_y or shape[2] % header.reach.stride_x:
         raise ModelError(
@@ -283,7 +285,8 @@ def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
 def _make_deterministic() -> None:
     """Restrict cuDNN to kernels that return the same bits each time, in full float32.
 
-    The settings stay: they belong to the process, and several threads predict at the same time.
+    The settings are not restored, because they belong to the process and several threads may predict
+    at the same time.
     """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -302,7 +305,7 @@ def _make_maps(outputs: Tensor, header: ModelHeader) -> Maps:
 
 @numba.njit(cache=True, nogil=True)
 def _add_share(elevation, output, floor, weight):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Add the weighted part of an output above its floor, in one pass over an array that is strided."""
+    """Add the weighted part of an output above its floor, in one pass over the strided array ``output``."""
     for y in range(elevation.shape[0]):
         for x in range(elevation.shape[1]):
             elevation[y, x] += weight * max(output[y, x] - floor, np.float32(0))

@@ -49,13 +49,14 @@ def read_archive(path: Path) -> bytes:
     Returns
     -------
     bytes
-        Content of the file. What was inspected is what the caller hands to torch.
+        Content of the file. The caller passes these bytes to torch, so torch reads exactly what was
+        inspected, even if the file is replaced.
 
     Raises
     ------
     ModelError
-        If it is not such an archive, or holds a pickle, compiled code, a call of something other
-        than a torch operator, or an expression that is not arithmetic.
+        If the file cannot be read, is not such an archive, or holds a pickle, compiled code, a call of
+        something other than a torch operator, or an expression that is not arithmetic.
     """
     try:
         data = path.read_bytes()
@@ -88,7 +89,7 @@ def _refusal(path: Path, content: str) -> ModelError:
 
 
 def _parts(archive: zipfile.ZipFile) -> list[tuple[str, str]]:
-    """Return (folder, part) of all entries. torch takes the folder of the first entry for all."""
+    """Return (folder, part) of all entries. torch reads all parts from the folder of the first entry."""
     names = [name for name in archive.namelist() if not name.endswith("/")]
     return [(name.partition("/")[0], name.partition("/")[2]) for name in names]
 
@@ -98,7 +99,7 @@ def _check_parts(archive: zipfile.ZipFile, path: Path) -> None:
     folders, names = {folder for folder, _ in parts}, [part for _, part in parts]
     unknown = [name for name in names if not _ALLOWED_PARTS.fullmatch(name)]
     if unknown or len(folders) != 1 or len(set(names)) < len(names):
-        raise _refusal(path, f"{unknown[0] if unknown else 'parts of two archives'}")
+        raise _refusal(path, unknown[0] if unknown else "parts of two archives")
 
 
 def _read(archive: zipfile.ZipFile, part: str) -> bytes:

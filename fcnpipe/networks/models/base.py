@@ -1,4 +1,4 @@
-"""Base class of models that are stored in files."""
+"""Base class of the models that are stored in files."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
     from fcnpipe.networks.inference.predictor import TorchPredictor
 
 MEMORY_FACTOR = 2
-"""Growth of the process in units of the network's activations: oneDNN copies arrays, and the heap
-fragments. Measured: 512 bytes a pixel for activations of 296; U-Net of base 16, depth 3, window 1024 + 2 x 56."""
+"""Growth of the process in units of the network's activations, because oneDNN copies arrays and the heap
+becomes fragmented. Measured for a U-Net of base 16 and depth 3 on windows of 1024 + 2 x 56 px: 512 bytes
+for each pixel, of which 296 bytes are activations."""
 PIPELINE_BYTES_PER_PIXEL = 40
-"""Memory of a window besides the activations: input, scaled input, outputs and maps."""
+"""Memory of a window in addition to the activations, bytes for each pixel: input, scaled input, outputs, maps."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model in a file; its network is read when a predictor is made.
+    """A model in a file, whose network is read only when a predictor is made.
 
     Attributes
     ----------
     path : Path
         The file.
     header : ModelHeader
-        Its header.
+        Header of the model.
     digest : str
-        BLAKE2b of the file's bytes, hexadecimal.
+        Hexadecimal BLAKE2b digest of the file's bytes, and of its sidecar file if it has one.
     """
 
     path: Path
@@ -41,7 +42,7 @@ class StoredModel:
 
     @property
     def halo(self) -> int:
-        """Pixels to read beyond a core, px, a multiple of the stride."""
+        """Width of the halo around a core, px; a multiple of the stride."""
         return self.header.halo
 
     @property
@@ -60,7 +61,7 @@ class StoredModel:
         return MEMORY_FACTOR * self.header.bytes_per_pixel
 
     def check_digest(self, found: str) -> None:
-        """Check that weights come from the file that the header was read from.
+        """Check that a digest is that of the file when its header was read.
 
         Raises
         ------
@@ -94,12 +95,15 @@ class StoredModel:
         precision : {"auto", "fp32", "bf16", "int8"}
             Arithmetic of the network. The maps are float32 in any case.
         threads : int
-            Threads of the CPU. Another number can change the last bits of the maps.
+            Number of CPU threads. Another number can change the last bits of the maps.
 
         Raises
         ------
         SpecError
-            If the machine has no such device or precision.
+            If the device or the precision is unknown, or the machine does not have it.
+        ModelError
+            If the file cannot be used, or has changed since its header was read; if int8 is wanted and
+            the header has no ranges.
         """
         from fcnpipe.networks.inference.predictor import TorchPredictor, choose_device
         from fcnpipe.networks.reach.analysis import ensure_same_size

@@ -78,11 +78,16 @@ def save_model(
     Parameters
     ----------
     path : str or Path
-        Ends in ``.safetensors``.
+        The file, whose name ends in ``.safetensors``.
     weights : Module or mapping of str to Tensor
         A network, or its state dict.
     header : ModelHeader
         The header, as `headers.make_header` returns it.
+
+    Returns
+    -------
+    Path
+        The file.
 
     Raises
     ------
@@ -93,7 +98,7 @@ def save_model(
 
     path = Path(path)
     if path.suffix != SUFFIX:
-        raise ModelError(f"model file {path} must end in {SUFFIX}")
+        raise ModelError(f"model file {path} must end in {SUFFIX}: use {path.stem}{SUFFIX}")
     state = weights if isinstance(weights, Mapping) else weights.state_dict()
     _check_weights(build(header), state, path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -104,7 +109,7 @@ def save_model(
 
 
 def read_header(path: str | Path) -> ModelHeader:
-    """Read only the header of a model file; torch is not imported.
+    """Read the header of a model file, without its weights and without importing torch.
 
     Raises
     ------

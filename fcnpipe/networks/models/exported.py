@@ -57,7 +57,7 @@ class ExportedNetwork(nn.Module):
     program : ExportedProgram
         Maps one (1, bands, h, w) tensor to one (1, outputs, h, w) tensor.
     name : str
-        Its name in messages.
+        Name of the program in messages.
 
     Raises
     ------
@@ -74,7 +74,7 @@ class ExportedNetwork(nn.Module):
         self.exported_graph = program.module(check_guards=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute (n, outputs, h, w) from (n, bands, h, w), one image at a time."""
+        """Compute the (n, outputs, h, w) output for (n, bands, h, w), one image at a time."""
         if len(x) == 1:
             only: Tensor = self.exported_graph(x)
             return only
@@ -112,7 +112,7 @@ class Exported(StoredModel):
         Raises
         ------
         ModelError
-            If the file cannot be read, or has changed since it was analysed.
+            If one of the files cannot be read, or has changed since the program was analysed.
         """
         network = read_network(self.path)
         self.check_digest(_digest(self.path))
@@ -127,7 +127,8 @@ def load_exported(path: Path, declared: tuple[int, int] | None = None) -> Export
     path : Path
         The program.
     declared : (int, int), optional
-        Halo and stride declared by the user, px. They take precedence over the sidecar file.
+        Halo and stride declared by the user, px. They take precedence over the sidecar file. With a
+        declaration, from either, nothing is proven.
 
     Raises
     ------
@@ -142,7 +143,7 @@ def load_exported(path: Path, declared: tuple[int, int] | None = None) -> Export
     (:mod:`fcnpipe.networks.models.archive_inspection`): it may contain only a graph of torch
     operators and plain arrays. Guards are never compiled.
 
-    Results are cached in the process by the digest of the files.
+    The loaded models are cached in the process, by the digest of their files.
     """
     return _load(path, _digest(path), declared)
 
@@ -182,7 +183,7 @@ def read_network(path: Path) -> ExportedNetwork:
     try:
         with _without_torch_warnings():
             program = torch.export.load(io.BytesIO(data))
-    except Exception as error:  # any error of torch about a file that it cannot read
+    except Exception as error:  # torch raises errors of many types for a file that it cannot read
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             f"model {path} cannot be read, torch.export reports '{first}': export it again with "
@@ -195,19 +196,30 @@ def read_network(path: Path) -> ExportedNetwork:
 
 @contextmanager
 def _without_torch_warnings() -> Iterator[None]:
-    """Suppress torch's warnings about its own containers."""
+    """Suppress the warnings that torch issues about its own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """Read the sidecar file of an exported program; an empty record if there is none.
+    """Read the sidecar file of an exported program.
+
+    Parameters
+    ----------
+    path : Path
+        The program, not the sidecar file.
+
+    Returns
+    -------
+    Sidecar
+        An empty record if the program has no sidecar file.
 
     Raises
     ------
     ModelError
-        If it is not a JSON object, or has fields that are computed from the program.
+        If the file is not a JSON object, has fields that are computed from the program, or declares an
+        invalid halo or stride.
     """
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
@@ -217,7 +229,7 @@ def read_sidecar(path: Path) -> Sidecar:
     except (ValueError, TypeError) as error:
         raise ModelError(f"{sidecar} is not a JSON object ({error}): write one") from None
     if derived := sorted((_DERIVED_FIELDS | {"reach"}) & fields.keys()):
-        raise ModelError(f"{sidecar}: {derived[0]} is read off the program: leave it out")
+        raise ModelError(f"{sidecar}: {derived[0]} is computed from the program: leave it out")
     halo, stride = fields.pop("declared_halo", None), fields.pop("declared_stride", 1)
     return Sidecar(fields, None if halo is None else _declare(halo, stride, str(sidecar)))
 
@@ -242,13 +254,13 @@ def _declare(halo: Any, stride: Any, where: str) -> Certificate:
 
 
 def _default_outputs(number: int) -> list[dict[str, str]]:
-    """Return outputs of which the first is the source probability and the others are classes."""
+    """Return the outputs of a program without a sidecar file: the source probability, then classes."""
     others = [{"name": f"output{i}", "role": f"class:output{i}"} for i in range(1, number)]
     return [{"name": "source", "role": "source"}, *others]
 
 
 def _default_elevation(outputs: Any) -> dict[str, float]:
-    """Return an elevation that is the source probability."""
+    """Return the shares of an elevation that equals the source probability."""
     named = [output for output in outputs if isinstance(output, dict)]
     return {str(o.get("name")): 1.0 for o in named if o.get("role") == "source"}
 

@@ -1,9 +1,10 @@
 """Normalisation with frozen statistics, so that networks with GroupNorm or InstanceNorm can be tiled.
 
-GroupNorm and InstanceNorm use the mean and the variance of the image at hand, so a tile is normalised
-differently from the whole image. With the statistics of one sample image frozen, each becomes a
-factor and a summand for each channel, which is exact in tiles of any size. On the sample itself the
-output stays the same; on other images it changes the more, the less typical the sample is.
+GroupNorm and InstanceNorm use the mean and the variance of their input, so a tile is normalised
+differently from the whole image. With the statistics of a sample image frozen, each layer becomes a
+multiplication and an addition for each channel, which is exact in tiles of any size. The output on the
+sample itself stays the same. The output on other images changes; the change is larger if the sample is
+less typical.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class FrozenNorm(nn.Module):
         self.summand = nn.Parameter(summand.detach()[:, None, None].clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the normalised (n, channels, h, w)."""
+        """Compute the normalised (n, channels, h, w) array."""
         return x * self.factor + self.summand
 
 
@@ -54,14 +55,13 @@ def freeze_norms(module: nn.Module, sample: Tensor) -> nn.Module:
     Returns
     -------
     Module
-        In evaluation mode. Its class is not an architecture of fcnpipe any more, so save it with
+        A copy in evaluation mode. It is no longer an architecture of fcnpipe, so save it with
         `torch.export.save`.
 
     Raises
     ------
     ModelError
-        If it has no such layer, or a layer that is called several times, each time with other
-        statistics.
+        If the network has no such layer, or calls one several times, each time with other statistics.
 
     Examples
     --------
@@ -85,17 +85,17 @@ def freeze_norms(module: nn.Module, sample: Tensor) -> nn.Module:
 
 
 def _list_norms(module: nn.Module) -> Iterator[str]:
-    """Yield the names of the layers that use statistics of the image."""
+    """Yield the names of the layers that use statistics of their input."""
     for name, layer in module.named_modules():
-        own = isinstance(layer, _INSTANCE_NORMS) and not layer.track_running_stats
-        if own or isinstance(layer, nn.GroupNorm):
+        is_instance_norm = isinstance(layer, _INSTANCE_NORMS) and not layer.track_running_stats
+        if is_instance_norm or isinstance(layer, nn.GroupNorm):
             yield name
 
 
 def _measure_statistics(
     module: nn.Module, names: list[str], sample: Tensor
 ) -> dict[str, FrozenNorm]:
-    """Run the sample through the network, and return the frozen form of each layer by name."""
+    """Run the network on the sample, and return the frozen form of each layer by name."""
     found: dict[str, FrozenNorm] = {}
 
     def make_hook(name: str) -> Any:
@@ -125,7 +125,7 @@ def _measure_statistics(
 def _measure_groups(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the factor and the summand of each channel."""
+    """Return the factor and the summand of each channel that replace a normalisation of ``x``."""
     values = x.reshape(len(x), groups, -1)
     each = x.shape[1] // groups
     mean = values.mean(dim=2).mean(dim=0).repeat_interleave(each)
@@ -141,12 +141,12 @@ def _measure_groups(
 
 
 def find_stride(graph: fx.GraphModule, bands: int) -> int:
-    """Return the total subsampling of a program, px, as if its normalisations were frozen.
+    """Return the total subsampling of a program, px, with its normalisations frozen.
 
     Raises
     ------
     ModelError
-        If the program cannot be tiled for another reason, or has nothing to freeze.
+        If the program cannot be tiled for another reason, or has no GroupNorm or InstanceNorm to freeze.
     """
     nodes = _list_calls(graph)
     channels = {node.name: int(node.meta["val"].shape[1]) for node in nodes}
@@ -164,10 +164,15 @@ def freeze_program(graph: fx.GraphModule, sample: Tensor) -> fx.GraphModule:
     sample : Tensor
         (1, bands, h, w), scaled as the network's input is, of a size that the program accepts.
 
+    Returns
+    -------
+    GraphModule
+        A copy whose normalisations are a multiplication and an addition.
+
     Raises
     ------
     ModelError
-        If it has nothing to freeze.
+        If the program has no GroupNorm or InstanceNorm to freeze.
     """
     recorder = _StatisticsRecorder(graph, {node.name for node in _list_calls(graph)})
     with torch.no_grad():
@@ -184,7 +189,7 @@ class _StatisticsRecorder(fx.Interpreter):
         self.found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a call; of a normalisation, record the factor and the summand that replace it."""
+        """Run a call; if it is a normalisation, record the factor and the summand that replace it."""
         if n.name in self.names:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             given = _name_arguments(n, args, kwargs)
@@ -207,7 +212,7 @@ def _name_arguments(node: fx.Node, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _list_calls(graph: fx.GraphModule) -> list[fx.Node]:
-    """Return the calls that normalise with statistics of the image."""
+    """Return the calls that normalise with statistics of their input; raise if there are none."""
     kinds = (torch.ops.aten.group_norm.default, torch.ops.aten.instance_norm.default)
     calls = [node for node in graph.graph.nodes if node.target in kinds]
     with_statistics = [
@@ -224,17 +229,17 @@ def _list_calls(graph: fx.GraphModule) -> list[fx.Node]:
 def _replace_calls(
     graph: fx.GraphModule, found: dict[str, tuple[Tensor, Tensor]]
 ) -> fx.GraphModule:
-    """Return a copy in which each of these calls is a multiplication and an addition."""
+    """Return a copy in which each call named in ``found`` is a multiplication and an addition."""
     frozen = copy.deepcopy(graph)
     for node in list(frozen.graph.nodes):
         if node.name not in found:
             continue
         x = _name_arguments(node, node.args, node.kwargs)["input"]
         with frozen.graph.inserting_before(node):
-            for what, values in zip(("mul", "add"), found[node.name], strict=True):
-                name = f"frozen_{node.name}_{what}"
+            for operator, values in zip(("mul", "add"), found[node.name], strict=True):
+                name = f"frozen_{node.name}_{operator}"
                 frozen.register_buffer(name, values[:, None, None].clone())
-                function = getattr(torch.ops.aten, what).Tensor
+                function = getattr(torch.ops.aten, operator).Tensor
                 x = frozen.graph.call_function(function, (x, frozen.graph.get_attr(name)))
         node.replace_all_uses_with(x)
         frozen.graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""Headers of models: made by analysing and proving a network, and checked against a model file."""
+"""Headers of models: construction by analysis and proof of a network, and check of a model file."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def make_header(
     elevation: Mapping[str, float | Share],
     **rest: Any,
 ) -> ModelHeader:
-    """Analyse and prove a network of a known architecture, and return its header for `save_model`.
+    """Analyse a network of a known architecture, prove its reach, and return its header for `save_model`.
 
     Parameters
     ----------
     module : Module
-        Its class is in fcnpipe/networks/architectures, and ``module.arguments`` are the arguments
-        that it was made with. It is analysed in evaluation mode, and not changed.
+        A network whose class is in fcnpipe/networks/architectures; ``module.arguments`` are the
+        arguments that it was made with. It is analysed in evaluation mode, and not changed.
     name : str
         Name of the model.
     outputs : sequence of Output
@@ -51,7 +51,9 @@ def make_header(
     Raises
     ------
     ModelError
-        If the network cannot be tiled exactly, or a field is wrong.
+        If the architecture is unknown, or the network cannot be tiled exactly.
+    pydantic.ValidationError
+        If a field is wrong.
     """
     arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
     bands = int(arguments.get("bands", 1))
@@ -73,13 +75,13 @@ def make_header(
 
 
 def check_model(name_or_path: str | Path) -> Certificate:
-    """Analyse and prove the network of a model file again, and compare it with the file's header.
+    """Analyse the network of a model file and prove its reach again, and compare it with the file's header.
 
     Returns
     -------
     Certificate
-        The new proof. For the matched filter, and for an exported program, which is analysed when it
-        is loaded: the certificate of the header.
+        The new proof. The certificate of the header for the matched filter, and for an exported
+        program, which is analysed each time it is loaded.
 
     Raises
     ------

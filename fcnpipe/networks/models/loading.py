@@ -27,7 +27,7 @@ def load_model(
     fwhm : float
         Full width at half maximum of the matched filter, px. Other models ignore it.
     declared : (int, int), optional
-        Halo and stride of an exported program, px, as declared by the user. Nothing is proven then.
+        Halo and stride of an exported program, px, as declared by the user; then nothing is proven.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def load_model(
     if declared is not None:
         raise ModelError(
             f"halo={declared[0]} is declared, but the halo of model {name_or_path} is known: leave it "
-            "out, it is for exported programs (.pt2) that cannot be analysed"
+            "out, because only exported programs (.pt2) that cannot be analysed need it"
         )
     if str(name_or_path) == "none":
         return MatchedFilter(fwhm)

@@ -1,1 +1,1 @@
-"""Receptive-field analysis of networks, and the proof that tiles with the halo found are exact."""
+"""Receptive-field analysis of networks, and the proof that tiles with the computed halo are exact."""

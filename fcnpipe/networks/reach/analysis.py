@@ -1,9 +1,10 @@
-"""Receptive-field analysis: the reach and the stride of a network, read off its exported graph.
+"""Receptive-field analysis: the reach and the stride of a network, computed from its exported graph.
 
-The graph is followed backwards from an output pixel to the input pixels that it depends on, along
-each axis on its own. At each operation the set of output indices becomes the set of input indices
-that it reads (:mod:`fcnpipe.networks.reach.rules`). Indices are unbounded: the border of the image
-plays no part. A network of four layers, for both output pixels of a cell of its stride, 2::
+The graph is followed backwards from an output pixel to the input pixels that it depends on,
+separately along each axis. At each operation the set of output indices becomes the set of input
+indices that it reads (:mod:`fcnpipe.networks.reach.rules`). Indices are unbounded: the border of the
+image has no effect. This is a network of four layers, the last layer first, for both output pixels of
+a cell of its stride, 2::
 
     output pixel             0                         1
     upsampling x 2, nearest  0                         0               floor(o / 2)
@@ -15,7 +16,7 @@ plays no part. A network of four layers, for both output pixels of a cell of its
 The reach is 4 px on both sides. Beyond the cell {0, 1} as a whole, 3 px are read on both sides: a
 core that is made of whole cells needs that much (`Reach.cell`).
 
-**Stride.** Each array of the network has a scale: input pixels for each of its pixels. The stride is
+**Stride.** Each array of the network has a scale: the input pixels for each of its pixels. The stride is
 the least common multiple of the scales; a shift of the input by it shifts every array by whole
 pixels, so it commutes with the network.
 
@@ -23,9 +24,9 @@ pixels, so it commutes with the network.
 as above. All of them are followed, and the reach is the maximum over them.
 
 **Sets, not intervals.** The closed formula for a chain of convolutions (Araujo et al. 2019,
-"Computing receptive fields of convolutional neural networks", Distill) follows the first and the
-last index only. Sets are followed here, because the gaps of dilated and transposed kernels can
-change what the next operation reads.
+"Computing receptive fields of convolutional neural networks", Distill) follows only the first and the
+last index. Sets are followed here, because the gaps of dilated and transposed kernels can change
+which pixels the next operation reads.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from fcnpipe.networks.reach.rules import Dependency, rule_of
 from fcnpipe.networks.reach.tracing import input_node, is_same_size, output_node, trace
 
 _Dependencies = dict[fx.Node, list[Dependency]]
-"""What each node that depends on the image reads, in the order of execution."""
+"""The dependencies of each node that depends on the image, in the order of execution."""
 
 
 def analyse(module: nn.Module, bands: int = 1, interior_only: bool = False) -> Reach:
@@ -70,8 +71,8 @@ def analyse(module: nn.Module, bands: int = 1, interior_only: bool = False) -> R
     Returns
     -------
     Reach
-        Maximum over the output pixels of a cell of ``stride_y x stride_x``. If the output has
-        another size than the input, it is centred on the input and brought to its scale first
+        Maximum over the output pixels of a cell of ``stride_y x stride_x``. If the output differs in
+        size from the input, it is centred on the input and brought to its scale first
         (`SameSizeNetwork`).
 
     Raises
@@ -140,7 +141,7 @@ def trace_same_size(module: nn.Module, bands: int = 1) -> torch.export.ExportedP
     program = trace(module, bands)
     if is_same_size(program):
         return program
-    # A layer that reads the whole image is the better reason, if there is one.
+    # If a layer reads the whole image, the error that names it is more helpful than the one below.
     _list_dependencies(program)
     before, after = shape_of(input_node(program))[2:], shape_of(output_node(program))[2:]
     raise ModelError(
@@ -161,7 +162,7 @@ def _list_dependencies(
             axes[node] = axes_after(operation)
     if output_node(program) not in axes:
         raise ModelError(
-            "the output does not depend on the image; return the result of the network"
+            "the output does not depend on the image: return the result of the network"
         )
     return dependencies
 

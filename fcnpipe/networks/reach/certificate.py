@@ -1,6 +1,6 @@
 """Certificate of a network: the proof, run on the network itself, that it can be tiled exactly.
 
-The reach that was read off the graph is a claim. Two trials test it, along each axis::
+The reach that was computed from the graph is a claim. Two trials test it, along each axis::
 
     NaN probe     image    0  0  0  0  0 NaN 0  0  0  0  0     one NaN column among zeros, for
                   output   0  0  N  N  N  N  N  N  N  0  0     each phase of the stride: N where
@@ -37,12 +37,13 @@ from fcnpipe.networks.reach.analysis import analyse, ensure_same_size
 from fcnpipe.networks.reach.image_sizes import dtype_of
 
 TOLERANCE = 1e-12
-"""Maximum difference between tiles and the whole in float64; relative to the outputs if above 1."""
+"""Maximum difference between tiles and the whole in float64; relative to the largest output if above 1."""
 _THICKNESS_FACTORS = (1, 2, 4, 8)
-"""Thicknesses of a strip to try in turn: reflection padding refuses thin images."""
+"""Factors by which the thickness of a strip is multiplied, in turn: reflection padding refuses thin images."""
 _CORE_STRIDES = (1, 7)
-"""Cores to try in turn: the halo plus this many strides. Odd numbers, so that a stride that is too
-small is noticed; the larger one where reflection padding refuses the smaller tiles."""
+"""Edges of the core to try in turn, as the halo plus this many strides. The numbers are odd, so that a
+stride that is too small is noticed. The larger one is needed where reflection padding refuses the
+smaller tiles."""
 
 
 def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Certificate:
@@ -55,12 +56,12 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
     bands : int
         Channels of the input.
     reach : Reach, optional
-        The claim; the reach read off the graph if None.
+        The claimed reach; the reach computed from the graph if None.
 
     Returns
     -------
     Certificate
-        Of kind ``proven``, with the errors that were measured.
+        A certificate of kind ``proven``, with the measured errors.
 
     Raises
     ------
@@ -69,7 +70,7 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
 
     Notes
     -----
-    A network whose output has another size than its input is adapted first (`ensure_same_size`).
+    A network whose output differs in size from its input is adapted first (`ensure_same_size`).
     """
     reach = reach or analyse(module, bands)
     module = ensure_same_size(module, bands)
@@ -80,7 +81,7 @@ def certify(module: nn.Module, bands: int = 1, reach: Reach | None = None) -> Ce
     if not error <= TOLERANCE:
         raise ModelError(
             f"network {type(module).__name__}: tiles with halo {halo} px differ from the whole "
-            f"by {error:.1e}, above {TOLERANCE:.0e}: remove what depends on the image's size"
+            f"by {error:.1e}, above {TOLERANCE:.0e}: remove each layer that depends on the image's size"
         )
     short = halo - reach.stride
     error_short = tiling_error(precise, bands, reach, short) if short >= 0 else 0.0
@@ -96,12 +97,12 @@ def declare(reach: Reach) -> Certificate:
 
 
 def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
-    """Measure the reach with NaNs: how far from a NaN pixel outputs become NaN, over all phases.
+    """Measure the reach as the largest distance from a NaN pixel to a NaN in the output, over all phases.
 
     Parameters
     ----------
     module : Module
-        Network in evaluation mode.
+        The network, in evaluation mode.
     bands : int
         Channels of the input.
     reach : Reach
@@ -111,7 +112,7 @@ def probe(module: nn.Module, bands: int, reach: Reach) -> Reach:
     Returns
     -------
     Reach
-        With the strides of ``reach``.
+        The measured reach, with the strides of ``reach``.
     """
     seen = _probe(module, bands, reach, 3 * reach.furthest // 2)
     if _exceeds(seen, reach):
@@ -127,7 +128,7 @@ def _check_probe(module: nn.Module, reach: Reach, seen: Reach) -> bool:
     if _exceeds(seen, claim):
         raise ModelError(
             f"network {type(module).__name__}: its claimed reach is {reach} but NaNs "
-            f"in the image show {seen}: claim that"
+            f"in the image show {seen}: claim this larger reach"
         )
     return seen == claim
 
@@ -178,11 +179,11 @@ def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> floa
     Parameters
     ----------
     module : Module
-        Network in evaluation mode and float64.
+        The network, in evaluation mode and float64.
     bands : int
         Channels of the input.
     reach : Reach
-        The strides are used, and the thickness of the strips follows from it.
+        Reach of the network, which sets the core and the thickness of the strips.
     halo : int
         Pixels read beyond each core, px, a multiple of the stride.
 
@@ -225,7 +226,7 @@ def _compare_tiles(module: nn.Module, bands: int, reach: Reach, cut: tuple[int, 
 
 
 def _stride_and_thickness(reach: Reach, axis: int) -> tuple[int, int]:
-    """Return the stride along a strip, and a thickness that a network with a shift does not empty."""
+    """Return the stride along a strip, and a thickness above any shift of the image across the strip."""
     across = (reach.left, reach.right) if axis == 2 else (reach.top, reach.bottom)
     along, step = (
         (reach.stride_y, reach.stride_x) if axis == 2 else (reach.stride_x, reach.stride_y)
@@ -234,7 +235,7 @@ def _stride_and_thickness(reach: Reach, axis: int) -> tuple[int, int]:
 
 
 def _run(module: nn.Module, strip: Tensor, axis: int) -> Tensor:
-    """Run strips that are long in x along ``axis``, as thin as the network accepts them."""
+    """Run a network on strips that are long in x, turned to ``axis``, as thin as it accepts them."""
     for factor in _THICKNESS_FACTORS:
         thick = strip.repeat(1, 1, factor, 1)
         try:

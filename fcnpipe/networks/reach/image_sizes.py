@@ -1,7 +1,7 @@
 """Image sizes that a network accepts, the sizes of its output, and adaptation to the input's size.
 
 Convolutions without padding shrink the image; strided convolutions and poolings subsample it. Along
-one axis the sizes follow a rule, found by running the network on tensors without data::
+each axis the sizes follow a rule, which is found by running the network on tensors without data::
 
     n = step m + c   ->   output_step m + d        U-Net of depth 4 without padding:
                                                    16 m + 12  ->  16 m - 172,  so 572 -> 388
@@ -34,7 +34,7 @@ from fcnpipe.core.errors import ModelError
 Size = tuple[int, int]
 
 SIZES: tuple[Size, ...] = ((96, 192), (144, 288), (320, 640))
-"""Image sizes (y, x) to try, px: multiples of common strides."""
+"""Image sizes (y, x) to try, px; multiples of common strides."""
 _ODD_SIZES = (*range(64, 129), *range(320, 385))
 """Edges of square images to try for a network that accepts none of `SIZES`, px."""
 
@@ -46,11 +46,11 @@ class SizeRule:
     Attributes
     ----------
     step, output_step : int
-        Difference between one such size and the next, of the input and of the output, px.
+        Difference between consecutive sizes of the input and of the output, px.
     complete : tuple of (int, int)
-        (c, d) of the sizes of which the network sees all pixels; 0 <= c < step.
+        (c, d) of the sizes at which the network sees all pixels; 0 <= c < step.
     truncated : tuple of (int, int)
-        (c, d) of the sizes that are accepted, but lose pixels at the high side.
+        (c, d) of the sizes that are accepted, but at which pixels at the high side are lost.
     minimum : int
         Smallest of the complete sizes, px.
 
@@ -98,9 +98,9 @@ def _signed(number: int) -> str:
 
 
 def choose_size(module: nn.Module, bands: int) -> Size | None:
-    """Return an image size (y, x) that a network accepts, px; one that its output keeps if possible.
+    """Return an image size (y, x) that a network accepts, px, preferably one that its output keeps.
 
-    None if it accepts none of the sizes tried.
+    Return None if the network accepts none of the sizes tried.
     """
     accepted = [(size, run) for size in SIZES if (run := _dry_run(module, bands, size))]
     if accepted:
@@ -170,14 +170,14 @@ def measure_sizes(
     bands : int
         Channels of the input.
     steps : tuple of int
-        Its strides (y, x), px.
+        Strides of the network (y, x), px.
     scales : tuple of Fraction
         Input pixels for each output pixel (y, x).
 
     Raises
     ------
     ModelError
-        If it accepts none of the sizes tried.
+        If the network accepts none of the sizes tried.
     """
     size = choose_size(module, bands)
     if size is None:
@@ -205,7 +205,7 @@ def _measure_axis(
             (lossy if found.unread[axis] else whole).append(
                 (n % step, found.size[axis] - output_step * (n // step))
             )
-    # If the output grows with the image all the same, only padding was dropped.
+    # If the output grows by the same number of pixels as the image, only padding was dropped.
     differences = {d - c for c, d in whole} if output_step == step else set()
     harmless = [(c, d) for c, d in lossy if not whole or d - c in differences]
     complete = tuple(sorted(whole + harmless))
@@ -218,7 +218,7 @@ def _measure_axis(
 def _find_minimum(
     run: Callable[[int], _DryRun | None], axis: int, rule: SizeRule, sizes: Iterable[int]
 ) -> int:
-    """Return the smallest size whose output has the size of the rule, and at least one pixel."""
+    """Return the smallest of the sizes whose output has the size of the rule and at least one pixel."""
     for n in sizes:
         expected = rule.output(n) or 0
         found = run(n) if expected > 0 else None
@@ -307,24 +307,24 @@ class _UnreadPixels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class SameSizeNetwork(nn.Module):
-    """A network whose output has another size than its input, adapted to the size of its input.
+    """Adapter for a network whose output differs in size from its input.
 
-    If it shrinks the image, zeros are put around the image; if it enlarges it, the output is
-    cropped. Either way an output pixel stays centred on the input pixels that it describes. An
-    output at a smaller scale is repeated up to the scale of the input; one at a larger scale is
-    folded into channels (pixel unshuffle).
+    If the network shrinks the image, zeros are put around the image; if it enlarges the image, the
+    output is cropped. In both cases an output pixel stays centred on the input pixels that it
+    describes. A coarser output is repeated up to the scale of the input; a finer output is folded into
+    channels (pixel unshuffle).
 
     Parameters
     ----------
     module : Module
         The network.
     rules : tuple of SizeRule
-        The sizes that it accepts along y and x.
+        The sizes that the network accepts along y and x.
 
     Raises
     ------
     ModelError
-        If it scales height and width differently.
+        If the network scales height and width differently.
     """
 
     def __init__(self, module: nn.Module, rules: tuple[SizeRule, SizeRule]) -> None:
@@ -341,7 +341,7 @@ class SameSizeNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute (n, outputs, h, w) from (n, bands, h, w)."""
+        """Compute the (n, outputs, h, w) output for (n, bands, h, w)."""
         pads = (self.left, self.right, self.top, self.bottom)
         y: Tensor = self.module(functional.pad(x, pads) if any(pads) else x)
         height, width = (int(length / self.scale) for length in x.shape[2:])
@@ -355,9 +355,9 @@ class SameSizeNetwork(nn.Module):
 
 
 def _paddings(rule: SizeRule) -> tuple[int, int, int]:
-    """Return the zeros before and after an image, and the first output row that is kept.
+    """Return the numbers of zeros before and after an image, and the first output row that is kept.
 
-    For images whose size is a multiple of ``rule.step``.
+    They hold for images whose size is a multiple of ``rule.step``.
     """
     scale = Fraction(rule.step, rule.output_step)
     c, d = rule.complete[0]

@@ -1,8 +1,8 @@
-"""Index maps: which input pixels an operation reads for given output pixels, along one axis.
+"""Index maps: the input pixels that an operation reads for given output pixels, along one axis.
 
-Kernel k, stride s, padding p, dilation d; ``o`` is an output index, ``i`` an input index, and
-``r`` the number of input pixels for each output pixel. Indices are unbounded: the border of the
-image does not cut them off.
+``k`` is the size of the kernel, ``s`` the stride, ``p`` the padding, ``d`` the dilation, ``o`` an
+output index, ``i`` an input index, and ``r`` the number of input pixels for each output pixel. Indices
+are unbounded: the border of the image does not cut them off.
 
 ::
 
@@ -34,7 +34,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class IndexMap:
-    """The input pixels that an operation reads for given output pixels, along one axis.
+    """Map from the output pixels of an operation to the input pixels that they read, along one axis.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
 """Operations of an exported graph: name, arguments, shapes, and which dimensions are y and x.
 
 An exported program (``torch.export``) is a graph of calls of torch operators. Reach analysis needs
-four facts of each call: which operator it is, its arguments by name, which of its inputs depend on
-the image, and at which dimensions height and width are.
+four facts about each call: which operator it is, its arguments by name, which of its inputs depend on
+the image, and which of their dimensions are height and width.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Operation:
 
     @property
     def image(self) -> fx.Node:
-        """The first argument, or the first that depends on the image if that is not a node."""
+        """The first argument if it is a node, else the first argument that depends on the image."""
         node = next(iter(self.arguments.values()))
         return node if isinstance(node, fx.Node) else next(n for n in self.inputs)
 
@@ -119,7 +119,7 @@ def axes_after(operation: Operation) -> tuple[int, int]:
 def _axes_after_rank_change(
     operation: Operation, axes: tuple[int, int], rank: int
 ) -> tuple[int, int]:
-    """Return the axes after dimensions before them were removed or inserted."""
+    """Return which dimensions are height and width after others were removed or inserted."""
     after = shape_of(operation.node)
     change = len(after) - rank if after else 0
     dim = operation.arguments.get("dim")

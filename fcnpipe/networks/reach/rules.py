@@ -58,7 +58,7 @@ _MAX_INTERPOLATION_FACTOR = 64
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """One input of an operation, and which of its pixels are read along y and x."""
+    """An input of an operation, and the index maps of the pixels that are read along y and x."""
 
     source: fx.Node
     y: IndexMap
@@ -66,14 +66,14 @@ class Dependency:
 
 
 class CircularPaddingError(ModelError):
-    """The network pads with the opposite side of the image: it is exact only away from the border."""
+    """The network pads with the opposite side of the image, so tiles are exact only away from the border."""
 
 
 Rule = Callable[[Operation], list[Dependency]]
 
 
 def rule_of(operation: Operation) -> Rule:
-    """Return the rule of an operation; one that refuses it if its receptive field is not known."""
+    """Return the rule of an operation. The rule of an unknown operator raises a `ModelError`."""
     if operation.name in _RULES:
         return _RULES[operation.name]
     return _pointwise if _is_tagged_pointwise(operation.node) else _unknown
@@ -137,7 +137,7 @@ def _pooling(operation: Operation) -> list[Dependency]:
 
 
 def _max_unpooling(operation: Operation) -> list[Dependency]:
-    """Return where the values go: the windows of the pooling that made the indices."""
+    """Return the windows of the pooling that made the indices: unpooling puts each value into its window."""
     pool = operation.arguments["indices"]
     while pool.all_input_nodes and "max_pool" not in operator_name(pool):
         pool = pool.all_input_nodes[0]
@@ -257,7 +257,7 @@ def _reduction(operation: Operation) -> list[Dependency]:
     dims = [dims] if isinstance(dims, int) else dims
     if not dims or any(operation.is_spatial(dim, operation.image) for dim in dims):
         raise operation.refusal(
-            f"takes {operation.name} over the whole image, as squeeze-excite does",
+            f"applies {operation.name} over the whole image, as squeeze-excite does",
             "leave it out, or pool over a fixed window",
         )
     return _same_pixel(operation)
@@ -324,7 +324,7 @@ def _view(operation: Operation) -> list[Dependency]:
     return _same_pixel(operation)
 
 
-# --- refused, at least in some modes --------------------------------------------------------------
+# --- operators that are refused, at least in some modes -------------------------------------------
 
 
 def _image_statistics(operation: Operation) -> list[Dependency]:

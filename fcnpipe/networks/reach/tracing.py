@@ -1,4 +1,4 @@
-"""Export of a network to a graph of torch operators, and facts that can be read off the graph."""
+"""Export of a network to a graph of torch operators; size, memory, input and output of the graph."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fcnpipe.networks.reach.rules import has_rule
 
 
 def trace(module: nn.Module, bands: int = 1) -> torch.export.ExportedProgram:
-    """Return the graph of a network, at an image size that its output keeps if there is one.
+    """Return the graph of a network, traced at an image size that its output keeps if possible.
 
     Raises
     ------
     ModelError
-        If torch.export cannot trace it, for instance because its control flow depends on pixel
-        values, or if it is not a map from one image to one image.
+        If torch.export cannot trace the network, for instance because its control flow depends on pixel
+        values, or if the network does not map one image to one image.
     """
     size = choose_size(module, bands) or SIZES[0]
     program = _export(module, bands, size)
@@ -58,7 +58,7 @@ def activation_bytes(program: torch.export.ExportedProgram) -> int:
 
 
 def input_node(program: torch.export.ExportedProgram) -> fx.Node:
-    """Return the node of the image."""
+    """Return the node of the network's input, the image."""
     return _find(program, program.graph_signature.user_inputs[0])
 
 
@@ -83,8 +83,8 @@ def _size_bytes(node: fx.Node) -> int:
 
 def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.export.ExportedProgram:
     example = (torch.zeros(1, bands, *size, dtype=dtype_of(module)),)
-    # The graph of a program that was read from a file names its layers only if it is traced itself,
-    # without the module around it.
+    # The graph of a program that was read from a file names its layers only if that graph is traced
+    # itself, without the `ExportedNetwork` around it.
     network = getattr(module, "exported_graph", module)
     try:
         with _without_torch_messages(), torch.no_grad():
@@ -93,7 +93,7 @@ def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.expor
             )
             if not all(map(_needs_no_decomposition, program.graph.nodes)):
                 program = program.run_decompositions({})
-    except Exception as error:  # any error of the user's forward, or of torch.export
+    except Exception as error:  # the user's forward and torch.export can raise any type
         if layer := find_data_dependence(module, bands, size):
             raise ModelError(
                 f"{layer} branches on the values of pixels, so it cannot be tiled exactly: "
@@ -110,8 +110,8 @@ def _export(module: nn.Module, bands: int, size: tuple[int, int]) -> torch.expor
 def _needs_no_decomposition(node: fx.Node) -> bool:
     """Return whether a call has a rule and overwrites no array that is read again.
 
-    A graph with other calls is decomposed and made functional, which takes ten times as long as
-    tracing it. An in-place ReLU needs none of it.
+    A graph with other calls is decomposed and made functional, which takes ten times as long as tracing
+    it. An in-place ReLU does not need this.
     """
     if node.op != "call_function":
         return True

@@ -29,12 +29,12 @@ from fcnpipe.networks.reach.certificate import TOLERANCE, declare, probe, tiling
 from tests.networks.activation_scaling import standardise_activations
 
 VISIBLE = 1e-6
-"""Minimum difference, of logits of order 1, that counts as a failure of a comparison."""
+"""Minimum difference of two outputs, of order 1, that counts as different."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """Published geometry, and the arguments of a small network of the same geometry."""
+    """An architecture: its published geometry, and the arguments of a narrow network of the same geometry."""
 
     name: str
     arguments: dict[str, Any]
@@ -79,7 +79,7 @@ every_row = pytest.mark.parametrize("row", TABLE, ids=str)
 
 @cache
 def published(row: Row) -> Reach:
-    """Analyse the graph of the published size; nothing is computed."""
+    """Analyse the graph of the network of published size, without running it."""
     module = row.build().to_empty(device="cpu").eval()
     return analyse(module, module.arguments["bands"])
 

@@ -17,7 +17,7 @@ from tests.networks.activation_scaling import standardise_activations
 PRECISIONS = [torch.float64, torch.float32, torch.bfloat16]
 
 
-def activation_scaling(units: str = "asinh", **arguments: int) -> BulgeDisk:
+def make_network(units: str = "asinh", **arguments: int) -> BulgeDisk:
     torch.manual_seed(0)
     network = BulgeDisk(base=4, depth=2, units=units, **arguments)  # type: ignore[arg-type]
     standardise_activations(network.trunk, network.arguments["bands"])  # type: ignore[arg-type]
@@ -27,7 +27,7 @@ def activation_scaling(units: str = "asinh", **arguments: int) -> BulgeDisk:
 @pytest.mark.parametrize("units", ["asinh", "linear"])
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_bulge_and_disk_add_up_to_the_total_exactly(units: str, dtype: torch.dtype) -> None:
-    network = activation_scaling(units, bands=2, outputs=4).to(dtype)
+    network = make_network(units, bands=2, outputs=4).to(dtype)
     x = 4 * torch.randn(2, 2, 64, 64, dtype=dtype)
     with torch.no_grad():
         bulge, disk = network(x).chunk(2, dim=1)
@@ -67,7 +67,7 @@ def test_simpler_formulas_are_not_exact(dtype: torch.dtype) -> None:
 
 
 def test_fractions_are_those_of_a_softmax() -> None:
-    network = activation_scaling("linear").double()
+    network = make_network("linear").double()
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     with torch.no_grad():
         size, share = network.trunk(x).chunk(2, dim=1)
@@ -79,7 +79,7 @@ def test_fractions_are_those_of_a_softmax() -> None:
 
 def test_asinh_units_undo_the_scaling_of_the_input() -> None:
     x = torch.randn(1, 1, 16, 16)
-    linear, asinh = activation_scaling("linear"), activation_scaling("asinh")
+    linear, asinh = make_network("linear"), make_network("asinh")
     with torch.no_grad():
         torch.testing.assert_close(torch.asinh(asinh.denoise(x)), linear.denoise(x))
 
@@ -91,7 +91,7 @@ def test_gradients_reach_total_and_fraction() -> None:
 
 
 def test_a_crop_of_the_forward_pass_equals_the_whole() -> None:
-    network = activation_scaling().double()
+    network = make_network().double()
     x, keep = torch.randn(1, 1, 24, 32, dtype=torch.float64), Box(5, 3, 17, 30)
     with torch.no_grad():
         part, whole = network.forward_crop(x, keep), network(x)[(..., *keep.slices)]

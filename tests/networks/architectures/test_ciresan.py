@@ -98,7 +98,7 @@ def test_the_dense_form_has_the_arguments_and_a_copy_of_the_weights() -> None:
 
 
 def test_the_dense_form_takes_555_times_fewer_operations() -> None:
-    """Multiplications for a pixel: 121.5 million by its patch, 218,896 in an image."""
+    """A pixel takes 121.5 million multiplications in its patch, and 218,896 in the dense form."""
     with torch.device("meta"):
         patch, dense = CiresanPatch(), Ciresan(padding="valid")
         inputs = [

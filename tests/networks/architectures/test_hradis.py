@@ -1,4 +1,4 @@
-"""Network of Hradis: layers, receptive field, and valid against same padding."""
+"""Network of Hradis: layers, receptive field, and valid compared with same padding."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_valid_padding_equals_the_inside_of_same_padding(layers: int, reach: int
 
 @pytest.mark.parametrize("bands", [1, 3])
 @pytest.mark.parametrize("width", [1.0, 0.3, 1 / 64])
-def test_as_many_bands_out_as_in_at_any_width(bands: int, width: float) -> None:
+def test_the_output_has_the_bands_of_the_input_at_any_width(bands: int, width: float) -> None:
     with torch.device("meta"):
         network = Hradis(bands, bands, width=width)
         assert network(torch.empty(2, bands, 40, 30)).shape == (2, bands, 40, 30)
 
 
-def test_what_is_restored_may_be_negative() -> None:
-    """No ReLU after the last layer."""
+def test_the_restored_image_may_be_negative() -> None:
+    """The last layer has no ReLU."""
     torch.manual_seed(0)
     network = standardise_activations(Hradis(**NARROW), 1)  # type: ignore[arg-type]
     with torch.no_grad():

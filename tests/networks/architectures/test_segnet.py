@@ -24,7 +24,7 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 @given(st.data())
 @settings(max_examples=30, deadline=None)
 def test_pooling_inverts_unpooling(data: st.DataObject) -> None:
-    """For values that are not negative, as after ReLU; few different ones, so that there are ties."""
+    """The values are not negative, as after a ReLU, and only a few differ, so that there are ties."""
     shape = [data.draw(st.integers(1, 2)) for _ in range(2)]
     shape += [2 * data.draw(st.integers(1, 5)) for _ in range(2)]
     torch.manual_seed(data.draw(st.integers(0, 99)))
@@ -86,7 +86,7 @@ def test_moved_maxima_show_the_whole_reach() -> None:
 
 
 def spread_of_a_column(network: nn.Module, stride: int, margin: int) -> int:
-    """Change one column, for each phase, and give how far outputs change."""
+    """Return the largest distance, px, at which outputs change with one column, over all phases."""
     phases = torch.arange(stride)
     image = torch.randn(1, 3, stride, 2 * margin + stride, dtype=torch.float64)
     changed = image.repeat(stride + 1, 1, 1, 1)
@@ -102,5 +102,5 @@ def test_segnet_basic_runs_in_bfloat16() -> None:
     with torch.no_grad():
         whole, half = network(x), network.bfloat16()(x.bfloat16())
     assert half.dtype == torch.bfloat16
-    # ties among rounded numbers are pooled elsewhere, so a few pixels differ by much
+    # Rounded numbers have ties, whose maxima are at other positions, so a few pixels differ by much.
     assert (half.float() - whole).abs().median() < 0.2 * whole.std()

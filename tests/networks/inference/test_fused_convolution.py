@@ -1,4 +1,4 @@
-"""Fused convolutions equal convolution and ReLU."""
+"""Fused convolutions: the results equal those of a convolution and a ReLU."""
 
 from __future__ import annotations
 

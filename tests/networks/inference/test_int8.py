@@ -19,7 +19,7 @@ from fcnpipe.testing.networks import starry
 pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI")
 
 
-def make(
+def make_network(
     seed: int = 0, depth: int = 2, base: int = 8
 ) -> tuple[UNet, dict[str, tuple[float, float]]]:
     torch.manual_seed(seed)
@@ -36,7 +36,7 @@ def make_input(seed: int, height: int, width: int) -> Tensor:
 
 
 def simulate(network: UNet, ranges: dict[str, tuple[float, float]], x: Tensor) -> Tensor:
-    """Compute in float64, with values and weights rounded where int8 arithmetic rounds them."""
+    """Run the network in float64, with values and weights rounded where int8 arithmetic rounds them."""
 
     def rounded(name: str, values: Tensor) -> Tensor:
         low, high = ranges[name]
@@ -85,10 +85,10 @@ def simulate(network: UNet, ranges: dict[str, tuple[float, float]], x: Tensor) -
 
 @pytest.mark.parametrize(("depth", "base"), [(1, 8), (2, 16), (3, 4)])
 def test_int8_equals_arithmetic_on_rounded_values(depth: int, base: int) -> None:
-    network, ranges = make(3, depth, base)
+    network, ranges = make_network(3, depth, base)
     x = make_input(4, 40, 56)
     found, expected = Int8UNet(network, ranges)(x).double(), simulate(network, ranges, x)
-    # A sum halfway between two quantised values may be rounded to either. That is rare, and one step.
+    # A sum halfway between two quantised values may be rounded to either. This is rare, and one step.
     away = (found - expected).abs()
     step = float((network(x).double() - expected).abs().mean())
     assert float(away.median()) < 1e-4
@@ -97,7 +97,7 @@ def test_int8_equals_arithmetic_on_rounded_values(depth: int, base: int) -> None
 
 
 def test_int8_is_close_to_the_network() -> None:
-    network, ranges = make()
+    network, ranges = make_network()
     x = make_input(5, 64, 64)
     off = (Int8UNet(network, ranges)(x) - network(x)).abs()
     assert float(off.mean()) < 0.05 * float(network(x).std())
@@ -107,7 +107,7 @@ def test_int8_is_close_to_the_network() -> None:
 @settings(max_examples=30, deadline=None)
 def test_a_crop_of_the_forward_pass_equals_the_whole(data: st.DataObject) -> None:
     depth, cells = data.draw(st.integers(1, 3)), st.integers(1, 9)
-    network, ranges = make(
+    network, ranges = make_network(
         data.draw(st.integers(0, 9)), depth, data.draw(st.sampled_from((2, 4, 8)))
     )
     height, width = (data.draw(cells) << depth for _ in range(2))
@@ -135,7 +135,7 @@ def test_the_default_model_predicts_nearly_the_same() -> None:
 def test_networks_ranges_and_machines_without_int8_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    network, ranges = make()
+    network, ranges = make_network()
     header = load_model("default").header
     with pytest.raises(ModelError, match=r"layer 'up.1' has no range"):
         Int8UNet(network, {name: ends for name, ends in ranges.items() if name != "up.1"})

@@ -1,3 +1,5 @@
+"""Tuning of the C allocator: page faults of large arrays with and without it."""
+
 from __future__ import annotations
 
 import ctypes

@@ -1,3 +1,5 @@
+"""Predictor of torch networks: maps, activations, scaling, devices and arithmetic."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -162,9 +164,9 @@ def test_scaling_is_asinh(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
     np.testing.assert_allclose(
         scale_input(snr, Scaling()), np.arcsinh(snr.astype(float)), rtol=1e-6
     )
-    inside_out = np.asfortranarray(starry(2, (5, 7)))
+    column_major = np.asfortranarray(starry(2, (5, 7)))
     np.testing.assert_allclose(
-        scale_input(inside_out, Scaling()), np.arcsinh(inside_out), atol=1e-6
+        scale_input(column_major, Scaling()), np.arcsinh(column_major), atol=1e-6
     )
     soft = scale_input(snr, Scaling(softening=3.0))
     assert soft.dtype == np.float32

@@ -1,3 +1,5 @@
+"""Model files of fcnpipe: saving, loading, and refusal of broken or foreign files."""
+
 from __future__ import annotations
 
 import hashlib
@@ -87,7 +89,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     assert "does not exist: check" in refusal("/no/such/file.safetensors")
 
 
-def test_pickles_are_refused_unread(tmp_path: Path) -> None:
+def test_pickles_are_refused_without_being_loaded(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     path.write_bytes(pickle.dumps({"a": 1}))
     assert "pickle" in refusal(path)
@@ -120,8 +122,8 @@ def test_a_broken_header_is_refused_by_field(
     path = tmp_path / "broken.safetensors"
     assert "bands" in refusal(write(path, small_file, fields(small_header, bands=-1)))
     assert "colour" in refusal(write(path, small_file, fields(small_header, colour="red")))
-    strange = fields(small_header, architecture="bundle")
-    assert "unet" in refusal(write(path, small_file, strange))
+    unknown = fields(small_header, architecture="bundle")
+    assert "unet" in refusal(write(path, small_file, unknown))
     registry = fields(small_header, architecture="registry")
     assert "is not one of" in refusal(write(path, small_file, registry))
     foreign = fields(small_header, architecture="os.path")

@@ -1,3 +1,5 @@
+"""Exported programs: loading, sidecar files, declared halos, and refusal of archives that hold code."""
+
 from __future__ import annotations
 
 import json
@@ -22,7 +24,7 @@ from fcnpipe.simulation.scenes import draw
 from tests.networks import small_networks as small
 from tests.networks.conftest import OUTPUTS, small_unet
 
-# A warning of torch about its own code when a program is saved.
+# torch warns about its own code when a program is saved.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 SIDECAR = {
@@ -35,7 +37,7 @@ SIDECAR = {
 
 
 def export(network: nn.Module, path: Path, step: int | None = 1, **limits: int) -> Path:
-    """Save a program that accepts multiples of ``step``, or one size only if it is None."""
+    """Save a program that accepts sizes in multiples of ``step``, or only one size if it is None."""
     dims = [torch.export.Dim(name, min=8, **limits) for name in "yx"]
     sizes = {2 + i: step * dims[i] for i in range(2)} if step else None
     example = (torch.zeros(1, 1, 64, 96),)
@@ -71,7 +73,7 @@ def refusal(path: Path) -> str:
     return message
 
 
-# --- read ---------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 def test_a_program_is_analysed_and_proven_as_its_network_is(
@@ -132,7 +134,7 @@ def test_labels_are_those_of_the_same_network_in_a_bundle(
     np.testing.assert_array_equal(labels["program"], labels["bundle"])
 
 
-# --- declared -------------------------------------------------------------------------------------
+# --- declared halos -------------------------------------------------------------------------------
 
 
 def test_a_declared_halo_is_used_and_marked_unproven(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_a_halo_is_declared_on_the_command_line(tmp_path: Path, program: Path) -
 
 
 @pytest.mark.parametrize(
-    ("model", "given", "words"),
+    ("model", "options", "reason"),
     [
         ("net.pt2", ["--halo", "10", "--stride", "4"], "declared_halo=10 is not a multiple"),
         ("net.pt2", ["--stride", "4"], "stride=4 has no effect without option halo"),
@@ -182,13 +184,13 @@ def test_a_halo_is_declared_on_the_command_line(tmp_path: Path, program: Path) -
     ],
 )
 def test_a_halo_that_cannot_be_declared_is_refused(
-    program: Path, tmp_path: Path, capsys: Any, model: str, given: list[str], words: str
+    program: Path, tmp_path: Path, capsys: Any, model: str, options: list[str], reason: str
 ) -> None:
     copied(program, tmp_path)
     field = draw_field(tmp_path / "field.fits", 64)
     name = tmp_path / model if model.endswith(".pt2") else model
-    assert run("segment", field, tmp_path / "out.zarr", "--model", name, "--quiet", *given) == 2
-    assert words in capsys.readouterr().err
+    assert run("segment", field, tmp_path / "out.zarr", "--model", name, "--quiet", *options) == 2
+    assert reason in capsys.readouterr().err
 
 
 def run(*arguments: object) -> int:
@@ -200,13 +202,13 @@ def run(*arguments: object) -> int:
 @pytest.mark.parametrize(
     "sidecar", [{"declared_halo": 10, "declared_stride": 4}, {"declared_halo": "far"}]
 )
-def test_a_declaration_that_cannot_be_is_refused(
+def test_an_invalid_declaration_in_the_sidecar_is_refused(
     program: Path, tmp_path: Path, sidecar: dict[str, object]
 ) -> None:
     assert "declared_halo=" in refusal(copied(program, tmp_path, **sidecar))
 
 
-# --- refused --------------------------------------------------------------------------------------
+# --- refused programs -----------------------------------------------------------------------------
 
 
 def test_programs_that_cannot_run_are_refused_with_a_fix(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_programs_that_cannot_run_are_refused_with_a_fix(tmp_path: Path) -> None
 
 
 def test_errors_in_the_sidecar_are_named(program: Path, tmp_path: Path) -> None:
-    assert "reach is read off" in refusal(copied(program, tmp_path, reach=1))
+    assert "reach is computed from" in refusal(copied(program, tmp_path, reach=1))
     assert "colour" in refusal(copied(program, tmp_path, colour="red"))
     few = [{"name": "a", "role": "source"}]
     assert "names 1 outputs: name them all" in refusal(copied(program, tmp_path, outputs=few))
@@ -239,7 +241,7 @@ def test_onnx_and_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def tampered(program: Path, path: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
-    """Copy an archive with one of its parts changed, or added."""
+    """Copy an archive, with one of its parts changed or added."""
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
         names = old.namelist()
         root = names[0].partition("/")[0]
@@ -286,7 +288,7 @@ ATTACKS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_program_that_could_run_code_is_refused_unread(
+def test_a_program_that_could_run_code_is_refused_before_torch_reads_it(
     program: Path, tmp_path: Path, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part, change, reason = ATTACKS[attack]

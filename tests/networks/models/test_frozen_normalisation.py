@@ -1,3 +1,5 @@
+"""Frozen normalisation: the output on the sample is kept, and tiles are exact."""
+
 from __future__ import annotations
 
 import pytest

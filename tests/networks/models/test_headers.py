@@ -1,3 +1,5 @@
+"""Headers of models: construction from a network, and check of a file."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""Reach and stride read off the graph, compared with published values and with NaN probes."""
+"""Reach and stride computed from the graph, compared with published values and with measurements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcnpipe.networks.base import Reach
 from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import certify
 from tests.networks import small_networks as small
-from tests.networks.small_networks import even_reach
+from tests.networks.small_networks import symmetric_reach
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_plain_stack_reaches_the_sum_of_its_kernels() -> None:
     widths = [3, 8, 8, 8, 1]
     pairs = pairwise(widths)
     layers = [layer for i, o in pairs for layer in (nn.Conv2d(i, o, 3, padding=1), nn.Sigmoid())]
-    assert analyse(nn.Sequential(*layers), bands=3) == even_reach(4)
+    assert analyse(nn.Sequential(*layers), bands=3) == symmetric_reach(4)
 
 
 def test_a_dense_ciresan_stack_has_a_receptive_field_of_95() -> None:
@@ -51,7 +51,7 @@ def test_a_dense_ciresan_stack_has_a_receptive_field_of_95() -> None:
             nn.MaxPool2d(2, 1, dilation=dilation),
         ]
     layers.append(nn.Conv2d(1, 1, 3, dilation=16))
-    assert analyse(nn.Sequential(nn.ZeroPad2d(47), *layers)) == even_reach(47)
+    assert analyse(nn.Sequential(nn.ZeroPad2d(47), *layers)) == symmetric_reach(47)
 
 
 def test_even_kernels_reach_further_on_one_side() -> None:
@@ -72,22 +72,25 @@ def test_each_axis_has_its_own_reach_and_stride() -> None:
 
 
 def test_unpooling_reads_the_windows_of_its_pooling() -> None:
-    assert analyse(small.SegNetLike()) == even_reach(11, 2)
+    assert analyse(small.SegNetLike()) == symmetric_reach(11, 2)
 
 
 def measured_influence(network: nn.Module, bands: int, reach: Reach) -> tuple[int, int]:
-    """Return how far left and right a pixel of another value changes the output, in 60 trials."""
+    """Return the reach to the left and right that changes of a pixel show in 60 trials."""
     generator = torch.Generator().manual_seed(0)
     margin, size = 4 * reach.stride, 8 * reach.stride + 2 * reach.furthest // reach.stride * 2
     size -= size % reach.stride
     left = right = 0
     for trial in range(60):
         image = torch.randn(1, bands, margin, size, generator=generator, dtype=torch.float64)
-        changed, at = image.clone(), size // 2 + trial % reach.stride
-        changed[..., at] += 100 * (-1) ** trial
+        changed, column = image.clone(), size // 2 + trial % reach.stride
+        changed[..., column] += 100 * (-1) ** trial
         with torch.no_grad():
             touched = (network(image) != network(changed)).nonzero()[:, 3]
-        left, right = max(left, int(touched.max()) - at), max(right, at - int(touched.min()))
+        left, right = (
+            max(left, int(touched.max()) - column),
+            max(right, column - int(touched.min())),
+        )
     return left, right
 
 
@@ -108,8 +111,8 @@ def test_a_valid_unet_has_the_reach_of_a_padded_one() -> None:
 
 def test_in_place_operations_are_followed() -> None:
     network = nn.Sequential(small.conv(3, 1), nn.ReLU(inplace=True), small.AddsInPlace())
-    assert analyse(network) == even_reach(2)
+    assert analyse(network) == symmetric_reach(2)
 
 
 def test_a_network_in_float64_is_analysed() -> None:
-    assert analyse(small.conv(3, 1, 1).to(torch.float64)) == even_reach(1)
+    assert analyse(small.conv(3, 1, 1).to(torch.float64)) == symmetric_reach(1)

@@ -33,7 +33,7 @@ def test_a_unet_is_proven_and_a_shorter_halo_fails(upsampling: str) -> None:
 def test_the_reach_of_the_graph_is_the_reach_that_nans_and_tiles_show() -> None:
     drawn: set[str] = set()
 
-    # Examples are not shrunk: the analysis of a graph takes a while.
+    # Examples are not shrunk, because the analysis of each graph takes long.
     @settings(max_examples=20, phases=[Phase.explicit, Phase.generate])
     @given(small.networks())
     def check(network: nn.Module) -> None:

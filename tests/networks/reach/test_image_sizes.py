@@ -1,4 +1,4 @@
-"""Image sizes that networks accept, and networks whose output has another size than the input."""
+"""Image sizes that networks accept, and networks whose output differs in size from the input."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_published_unet_maps_572_to_388_px() -> None:
 
 
 def test_refused_sizes_leave_no_traceback_in_the_log() -> None:
-    """torch logs a traceback for each."""
+    """torch itself logs a traceback for each of them."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     handler = logging.handlers.BufferingHandler(9)
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""The receptive field of each operator equals what a NaN probe shows; the others are refused."""
+"""Rules of the operators: the receptive field equals what a NaN probe shows; other operators are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.reach.analysis import analyse
 from fcnpipe.networks.reach.certificate import certify, probe
 from tests.networks import small_networks as small
-from tests.networks.small_networks import even_reach
+from tests.networks.small_networks import symmetric_reach
 
 
 class ConvolutionThen(nn.Module):
@@ -27,7 +27,7 @@ class ConvolutionThen(nn.Module):
         return self.function(self.conv(x))
 
 
-ALONG: dict[str, Callable[[Tensor, int], Tensor]] = {
+ALONG_A_DIMENSION: dict[str, Callable[[Tensor, int], Tensor]] = {
     "select": lambda x, dim: x.select(dim, 0).unsqueeze(1),
     "unbind": lambda x, dim: torch.stack(x.unbind(dim)[:2], 1),
     "index_select": lambda x, dim: x.index_select(dim, torch.tensor([0, 2])),
@@ -39,13 +39,13 @@ ALONG: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", ALONG)
-def test_along_the_channels_the_reach_stays_and_along_the_image_it_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ALONG_A_DIMENSION)
+def test_an_operator_adds_no_reach_along_channels_and_is_refused_along_the_image(name: str) -> None:
     torch.manual_seed(0)
-    network = ConvolutionThen(lambda x: ALONG[name](x, 1)).eval()
-    assert analyse(network) == probe(network, 1, even_reach(1)) == even_reach(1)
+    network = ConvolutionThen(lambda x: ALONG_A_DIMENSION[name](x, 1)).eval()
+    assert analyse(network) == probe(network, 1, symmetric_reach(1)) == symmetric_reach(1)
     with pytest.raises(ModelError, match=r"the network \(ConvolutionThen\) (?!uses)"):
-        analyse(ConvolutionThen(lambda x: ALONG[name](x, 3)).eval())
+        analyse(ConvolutionThen(lambda x: ALONG_A_DIMENSION[name](x, 3)).eval())
 
 
 POINTWISE = {
@@ -62,7 +62,7 @@ POINTWISE = {
 def test_functions_of_one_pixel_add_no_reach(name: str) -> None:
     torch.manual_seed(0)
     network = ConvolutionThen(POINTWISE[name]).eval()
-    assert analyse(network) == probe(network, 1, even_reach(1)) == even_reach(1)
+    assert analyse(network) == probe(network, 1, symmetric_reach(1)) == symmetric_reach(1)
 
 
 def test_repeating_the_image_is_refused() -> None:
@@ -71,11 +71,11 @@ def test_repeating_the_image_is_refused() -> None:
 
 
 def test_layers_over_channels_add_no_reach() -> None:
-    assert analyse(small.ChannelsLast()) == even_reach(3)
+    assert analyse(small.ChannelsLast()) == symmetric_reach(3)
     pointwise = nn.Sequential(
         small.conv(1, 1), nn.BatchNorm2d(2), nn.Dropout(), nn.LocalResponseNorm(2), nn.Softmax(1)
     )
-    assert analyse(pointwise.eval()) == even_reach(0)
+    assert analyse(pointwise.eval()) == symmetric_reach(0)
 
 
 def one_level(down: nn.Module, up: nn.Module) -> nn.Module:
@@ -123,7 +123,7 @@ REFUSED = {
     "1 (GroupNorm) normalises": small.after_conv(nn.GroupNorm(1, 2)),
     "1 (InstanceNorm2d) normalises": small.after_conv(nn.InstanceNorm2d(2)),
     "1 (LayerNorm) normalises": small.after_conv(nn.LayerNorm([96, 192])),
-    "1 (SqueezeExcite) takes mean": small.after_conv(small.SqueezeExcite()),
+    "1 (SqueezeExcite) applies mean": small.after_conv(small.SqueezeExcite()),
     "1 (AdaptiveAvgPool2d) pools": small.after_conv(nn.AdaptiveAvgPool2d(1)),
     "1 (Attention) reshapes": small.after_conv(small.Attention()),
     "1 (RowAttention) multiplies each pixel": small.after_conv(small.RowAttention()),
@@ -137,7 +137,7 @@ REFUSED = {
     "1 (Conv2d) pads with the opposite side": small.after_conv(
         nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
     ),
-    "1 (Softmax) takes softmax": small.after_conv(nn.Softmax(dim=3)),
+    "1 (Softmax) applies softmax": small.after_conv(nn.Softmax(dim=3)),
     "1 (Position) uses a constant": small.after_conv(small.Position()),
     "1 (CoordinateBands) joins a constant": small.after_conv(small.CoordinateBands()),
     "1 (Flip) uses aten.flip.default, whose reach is not known": small.after_conv(small.Flip()),

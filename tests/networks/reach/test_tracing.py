@@ -1,3 +1,5 @@
+"""Tracing of networks: refused sizes, and peak memory of the activations."""
+
 from __future__ import annotations
 
 import pytest
@@ -15,7 +17,7 @@ def test_a_network_that_changes_the_size_is_refused_for_runs() -> None:
 
 
 def test_activation_memory_is_the_peak_of_the_arrays_alive_together() -> None:
-    """Arrays of 8 and 1 channels, then of 8 and 8: 64 bytes for each pixel."""
+    """At the peak two arrays of 8 channels are alive: 64 bytes for each pixel."""
     network = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 1, 1))
     assert activation_bytes(trace(network)) == 64
     assert activation_bytes(trace(UNet(1, 3, 4, 2).eval())) == 4 * 16
