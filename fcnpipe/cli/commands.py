@@ -7,7 +7,7 @@ code    meaning
 ======  =================================================================================
 0       done
 2       wrong options or input: one line on standard error with the value, limit and fix
-3       some tiles failed: their names; the same command again repeats only these
+3       some tiles failed and are named: the same command again repeats only these
 130     interrupted: the same command again resumes
 ======  =================================================================================
 """

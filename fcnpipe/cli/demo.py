@@ -20,14 +20,17 @@ from fcnpipe.simulation import fits_fields
 from fcnpipe.stores import ZarrStore
 
 SHAPE = (1200, 1600)
+"""Height and width of the simulated field, px."""
 SEED = 7
 KIND = "ground"
 WINDOW = 512
+"""Edge of the network's window, px."""
 MIN_SNR = 5.0
 """Signal-to-noise from which a true source counts in the scores."""
 SNR_EDGES = (5.0, 10.0, 30.0, np.inf)
 """Edges of the bins of signal-to-noise for the completeness."""
 BRIGHTEST = 10
+"""Number of sources in the table."""
 COLUMNS = {
     "label": ("label", "d"),
     "x_centroid": ("x", ".1f"),
@@ -77,6 +80,11 @@ def run_demo(folder: Path, model: str, progress: Observer) -> list[ImageResult]:
     progress : Observer
         Receives the progress of the runs.
 
+    Returns
+    -------
+    list of ImageResult
+        The results of the two images.
+
     Raises
     ------
     StoreError
@@ -86,7 +94,7 @@ def run_demo(folder: Path, model: str, progress: Observer) -> list[ImageResult]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
-            f"folder {folder} cannot be created: {error.strerror}; choose another"
+            f"folder {folder} cannot be created: {error.strerror}; choose another folder"
         ) from None
     return [_segment_hubble(folder, model, progress), _segment_field(folder, model, progress)]
 
@@ -143,8 +151,8 @@ def list_scores(out: Path, field: Path) -> list[tuple[str, str]]:
 
     Notes
     -----
-    The truth contains every source that owns a pixel, most of which are too faint to be found. Only those
-    with a signal-to-noise of at least `MIN_SNR` count; see `fcnpipe.science.scores.score_detection`.
+    The truth contains every source that owns a pixel, most of which are too faint to be found. Only
+    sources with a signal-to-noise of at least `MIN_SNR` count; see `fcnpipe.science.scores.score_detection`.
     """
     store = ZarrStore.open(out)
     label = store.read("label", store.layout.grid.frame)
@@ -157,8 +165,8 @@ def list_scores(out: Path, field: Path) -> list[tuple[str, str]]:
     return [
         ("truth", f"{scores.sources} sources with S/N >= {MIN_SNR:g}; {faint} fainter are ignored"),
         ("F score", f"{scores.f_score:.3f}"),
-        ("purity", f"{scores.precision:.3f}: part of the detections that are true sources"),
-        ("completeness", f"{scores.recall:.3f}: part of the true sources that are detected"),
+        ("purity", f"{scores.precision:.3f}: fraction of the detections that are true sources"),
+        ("completeness", f"{scores.recall:.3f}: fraction of the true sources that are detected"),
         *(
             (_describe_bin(low, high), f"{fraction:.3f} of {number} sources")
             for low, high, fraction, number in bins
@@ -172,7 +180,7 @@ def _describe_bin(low: float, high: float) -> str:
 
 
 def tabulate_brightest(out: Path) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return heads and rows of a table of the brightest sources of a store, without columns of NaN."""
+    """Return the heads and rows of a table of the brightest sources of a store, without columns of only NaN."""
     sources = results.open(out).sources
     columns = {name: sources[name].values for name in COLUMNS if name in sources}
     columns["snr"] = columns["kron_flux"] / sources["kron_flux_err"].values

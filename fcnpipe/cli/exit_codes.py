@@ -49,7 +49,7 @@ def _exit_at_once(number: int, frame: object) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit without waiting for threads of tasks that were abandoned.
+    """Exit without waiting for the threads of abandoned tasks.
 
     Notes
     -----
@@ -80,8 +80,8 @@ def run_command(command: Callable[[], Any]) -> int:
         return _print_usage_error(error)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
-    except typer.Exit as leave:
-        return leave.exit_code
+    except typer.Exit as request:
+        return request.exit_code
     if code == INTERRUPTED:  # typer returns this code for Ctrl-C, and raises Abort otherwise
         return _print_error(_INTERRUPTION, INTERRUPTED)
     return code if isinstance(code, int) else 0

@@ -23,7 +23,10 @@ ModelName = Annotated[
 @app.command(epilog="Example: fcnpipe train recipe.yaml training")
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE.yaml", help="Network, training data and schedule.")
+        str,
+        typer.Argument(
+            metavar="RECIPE.yaml", help="YAML file with the network, training data and schedule."
+        ),
     ],
     out: Annotated[
         str, typer.Argument(metavar="FOLDER", help="Folder for checkpoints, log and model file.")
@@ -104,7 +107,7 @@ def check_model(name: ModelName) -> None:
 )
 def freeze_model(
     model: Annotated[
-        str, typer.Argument(metavar="NET.pt2", help="Network as saved by torch.export.")
+        str, typer.Argument(metavar="NET.pt2", help="Network saved with torch.export.save.")
     ],
     image: Annotated[
         str,
@@ -117,7 +120,9 @@ def freeze_model(
     side: Annotated[
         int,
         typer.Option(
-            metavar="px", min=64, help="Edge of the central part of a larger image in px."
+            metavar="px",
+            min=64,
+            help="Edge in px of the central part that is used if the image is larger.",
         ),
     ] = 2048,
 ) -> None:

@@ -1,8 +1,8 @@
 """The fields of RunSpec as options of a command.
 
-The name, type, limits and help of an option come from the field of :class:`fcnpipe.core.spec.RunSpec`, so
-that a new field is a new option. Every option defaults to None, which means "not given": its value then
-comes from the YAML file or, without one there, from the spec.
+The name, type, limits and help of an option come from the field of :class:`fcnpipe.core.spec.RunSpec`, so a
+new field is a new option. Every option defaults to None, which means "not given": its value then comes from
+the YAML file, or from the spec if the file does not set it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ IMAGE_AND_OUT = (
     "IMAGE... OUT.zarr",
     "Image (one file, or one for each band), then the output store.",
 )
-"""Name and help of the paths that a run takes."""
+"""Name and help of the paths of a run."""
 
 _CONFIG = inspect.Parameter(
     "config",
@@ -121,13 +121,13 @@ def with_run_options(
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> Any:
-        own = {name: values.pop(name) for name in list(values) if name in kept}
-        return command(**own, options=collect_options(**values))
+        own_values = {name: values.pop(name) for name in list(values) if name in own}
+        return command(**own_values, options=collect_options(**values))
 
-    kept = _own_parameters(command)
+    own = _own_parameters(command)
     unused = ("image", "out", *left_out)
-    made = [_parameter(name, panel) for name, panel in _list_fields() if name not in unused]
-    signature = inspect.Signature([_make_paths(*paths), *kept.values(), _CONFIG, *made])
+    options = [_make_option(name, panel) for name, panel in _list_fields() if name not in unused]
+    signature = inspect.Signature([_make_paths(*paths), *own.values(), _CONFIG, *options])
     vars(wrapped).update(__signature__=signature, __annotations__={})
     return wrapped
 
@@ -135,7 +135,7 @@ def with_run_options(
 def collect_options(
     paths: Sequence[str] | None = None, config: str | None = None, **values: Any
 ) -> dict[str, Any]:
-    """Return the given options: YAML file, paths and flags, each overriding the ones before.
+    """Return the given options of the YAML file, the paths and the flags; the later take precedence.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def collect_options(
 
 
 def split_paths(paths: Sequence[str]) -> dict[str, Any]:
-    """Return image and output of ``IMAGE... OUT``; a single path is an image."""
+    """Return the images and the output of ``IMAGE... OUT``; a single path is an image."""
     if not paths:
         return {}
     if len(paths) == 1:
@@ -169,7 +169,7 @@ def split_paths(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def complete_spec(options: Mapping[str, Any], usage: str) -> RunSpec:
-    """Return the spec of checked options.
+    """Check the options of a run, and return their spec.
 
     Raises
     ------
@@ -215,7 +215,7 @@ def _parse(name: str, value: Any) -> Any:
     return value
 
 
-def _parameter(name: str, panel: str) -> inspect.Parameter:
+def _make_option(name: str, panel: str) -> inspect.Parameter:
     field = RunSpec.model_fields[name]
     kind: Any = _flag_type(name, field.annotation) | None
     option = typer.Option(
@@ -242,14 +242,17 @@ def _flag_type(name: str, annotation: Any) -> Any:
 
 
 def _describe_values(name: str, field: FieldInfo) -> str | None:
-    """Return unit or kind and limits of the values; None leaves a choice to typer, a switch has none."""
+    """Return the unit or kind of the values and their limits.
+
+    The text is empty for a switch. It is None for a choice, whose values typer shows.
+    """
     if field.annotation is bool:
         return ""
     return " ".join(filter(None, (METAVARS.get(name), _describe_limits(field)))) or None
 
 
 def _describe_limits(field: FieldInfo) -> str:
-    """Return the limits of a field in typer's notation, ``[64<=x<=8192]``; that of int64 is left out."""
+    """Return the limits of a field in typer's notation, ``[64<=x<=8192]``, without the limit of int64."""
     limits = {
         name: getattr(limit, name)
         for limit in field.metadata
@@ -265,7 +268,7 @@ def _describe_limits(field: FieldInfo) -> str:
 
 
 def _describe_default(name: str, field: FieldInfo) -> str:
-    """Return the default as typer shows those of other options; a backslash escapes rich's markup."""
+    """Return the default in the form that typer uses; the backslash prevents that rich reads it as markup."""
     if field.default not in (None, False):
         return rf"\[default: {field.default}]"
     value = _read_model_defaults().get(name)
@@ -278,8 +281,8 @@ def _read_model_defaults() -> dict[str, Any]:
 
     Notes
     -----
-    `fcnpipe.networks.read_header` reads the same, but imports numpy, and ``--help`` must be fast. Help
-    texts do without the values if the file cannot be read.
+    `fcnpipe.networks.read_header` returns the same values, but imports numpy, and ``--help`` must be fast.
+    If the file cannot be read, the help texts do not show the values.
     """
     path = WEIGHTS / f"{RunSpec.model_fields['model'].default}.safetensors"
     try:

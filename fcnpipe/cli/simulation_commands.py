@@ -1,4 +1,4 @@
-"""Commands with simulated fields: ``simulate``, ``evaluate``, ``demo``."""
+"""Commands for simulated fields: ``simulate``, ``evaluate``, ``demo``."""
 
 from __future__ import annotations
 

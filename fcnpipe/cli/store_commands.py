@@ -14,7 +14,7 @@ from fcnpipe.core.errors import StoreError, VerificationError
 app = typer.Typer()
 StorePath = Annotated[str, typer.Argument(metavar="OUT.zarr", help="A finished store.")]
 MAX_LISTED = 20
-"""Maximum number of damaged parts in a message."""
+"""Maximum number of parts of a store that a message names."""
 
 
 @app.command(epilog="Example: fcnpipe info field.zarr --report")
@@ -91,7 +91,7 @@ def verify(
         _repair(store, quiet)
     if damage := [*open_store(store).find_damage()] if deep or repair else []:
         raise VerificationError(
-            f"{store} is damaged: {_list(damage)}; repair it with 'fcnpipe verify --repair {store}'"
+            f"{store} is damaged: {_join_parts(damage)}; repair it with 'fcnpipe verify --repair {store}'"
         )
     found = open_store(store).verify()
     if not found.ok:
@@ -110,12 +110,12 @@ def _repair(store: str, quiet: bool) -> None:
     with show_progress(quiet) as progress:
         repaired = run.repair(store, progress)
     if repaired:
-        typer.echo(f"{store}: repaired {_list(repaired)}")
+        typer.echo(f"{store}: repaired {_join_parts(repaired)}")
 
 
-def _list(things: Sequence[object]) -> str:
-    more = f" and {len(things) - MAX_LISTED} more" if len(things) > MAX_LISTED else ""
-    return "; ".join(map(str, things[:MAX_LISTED])) + more
+def _join_parts(parts: Sequence[object]) -> str:
+    more = f" and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else ""
+    return "; ".join(map(str, parts[:MAX_LISTED])) + more
 
 
 @app.command(epilog="Example: fcnpipe export field.zarr field.reg")

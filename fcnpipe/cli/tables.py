@@ -49,7 +49,7 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
 
 
 def print_columns(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows right-aligned below their heads, one line a row whatever the width of the terminal."""
+    """Print rows right-aligned below their heads, one line for each row even if the terminal is narrower."""
     lines = [tuple(heads), *map(tuple, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

@@ -41,7 +41,7 @@ def invoke(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
 
 @pytest.fixture
 def received(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
-    """Specs that reached the pipeline, which is replaced by a function that does nothing."""
+    """Specs that reach the pipeline, which is replaced by a function that only records them."""
     specs: list[RunSpec] = []
 
     def segment(spec: RunSpec, observer: Any) -> run.Result:
@@ -228,7 +228,7 @@ def test_version(invoke: Any) -> None:
 
 
 def list_commands(group: Any = None, prefix: str = "fcnpipe") -> Iterator[tuple[str, Any]]:
-    """Yield the name and the click command of every command, groups included."""
+    """Yield the name and the click command of every command, including the groups."""
     group = group or typer.main.get_command(commands.app)
     yield prefix, group
     for name, command in getattr(group, "commands", {}).items():

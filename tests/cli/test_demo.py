@@ -1,4 +1,4 @@
-"""The demonstration: its scores count what can be found, and its table of sources is readable."""
+"""The demonstration: its scores count only detectable sources, and its table of sources is readable."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def score(label: Any, field: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
 
 
 @pytest.mark.parametrize("faint_found", [False, True])
-def test_faint_sources_count_neither_as_hits_nor_as_false(
+def test_faint_sources_count_neither_as_true_nor_as_false(
     field: Path, monkeypatch: pytest.MonkeyPatch, faint_found: bool
 ) -> None:
     truth, _ = fits_fields.read_truth(field)
@@ -72,7 +72,7 @@ def test_completeness_by_signal_to_noise_covers_the_counted_sources(
 
 
 def tabulate(monkeypatch: pytest.MonkeyPatch, sky: bool) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the table of a catalogue of twelve sources, of which the brightest has no flux error."""
+    """Return the table of a catalogue of twelve sources, the brightest of which has no flux error."""
     flux = np.array([3e5, *np.arange(10) + 0.25, np.nan])
     columns = {
         "label": (np.arange(1, 13), ""),
@@ -90,7 +90,7 @@ def tabulate(monkeypatch: pytest.MonkeyPatch, sky: bool) -> tuple[list[str], lis
     return demo.tabulate_brightest(Path("out.zarr"))
 
 
-def test_the_table_has_one_line_a_source_and_units_in_its_head(
+def test_the_table_has_one_line_for_each_source_and_units_in_its_head(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
