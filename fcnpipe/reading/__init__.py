@@ -1,1 +1,1 @@
-"""Reading of finished stores."""
+"""Reading of finished stores: sky coordinates, cone search, cutouts and exports."""

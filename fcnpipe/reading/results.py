@@ -25,7 +25,7 @@ def open(path: str | Path) -> Segmentation:
 
     Parameters
     ----------
-    path : path
+    path : str or Path
         The store OUT.zarr, or its URL.
 
     Returns
@@ -60,7 +60,7 @@ class Segmentation:
 
     @cached_property
     def image(self) -> xr.Dataset:
-        """Maps at full resolution; with a WCS also lazy coordinates ``ra`` and ``dec`` (y, x), ICRS degrees."""
+        """Maps at full resolution; with a WCS also the lazy coordinates ``ra`` and ``dec`` (y, x), ICRS degrees."""
         dataset = self.tree["image/0"].to_dataset()
         if not self.has_sky:
             return dataset
@@ -69,12 +69,12 @@ class Segmentation:
 
     @cached_property
     def sources(self) -> xr.Dataset:
-        """The catalogue: one row for each source, columns in the order of the store.
+        """The catalogue: one row for each source, and the columns in the order of the store.
 
         Raises
         ------
         StoreError
-            If the run found no sources.
+            If the store has no catalogue, because ``fcnpipe predict`` made it.
         """
         columns = self.store.columns
         return self.tree["sources"].to_dataset()[columns]
@@ -129,10 +129,10 @@ class Segmentation:
 
         Parameters
         ----------
-        label, source_id : int
-            The source, by one of the two.
+        label, source_id : int, optional
+            Label or permanent id of the source; exactly one of the two is needed.
         margin : int
-            Margin around its bounding box in px; clipped at the edge of the image.
+            Margin around the bounding box of the source, px; the cutout is clipped at the edge of the image.
 
         Returns
         -------
@@ -155,14 +155,32 @@ class Segmentation:
         )
 
     def export(self, path: str | Path, kind: str | None = None) -> None:
-        """Write one of ``fcnpipe.export.KINDS`` to a file; by default the suffix decides which."""
+        """Write the catalogue, a map, regions or a picture to a file.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file; an existing one is replaced.
+        kind : str, optional
+            One of ``fcnpipe.export.KINDS``, or names of outputs for a prediction; by default the suffix of
+            the file selects it. See `fcnpipe.export.export`.
+
+        Raises
+        ------
+        SpecError
+            If the kind or the suffix is unknown, or if the file is a URL.
+        StoreError
+            If the file cannot be written.
+        """
         to_sky = partial(pixel_to_icrs, cards=self.store.cards) if self.has_sky else None
         export.export(self.store, path, kind, to_sky=to_sky)
 
     def _find_row(self, label: int | None, source_id: int | None) -> int:
         if label is not None and source_id is None:
             if not 1 <= label <= self.store.n_sources:
-                raise SpecError(f"label={label} is not in 1 to {self.store.n_sources}")
+                raise SpecError(
+                    f"label={label} is not in 1 to {self.store.n_sources}: use a label of the catalogue"
+                )
             return label - 1
         if source_id is None or label is not None:
             raise SpecError("a cutout needs a label or a source_id: use one of the two")
@@ -170,7 +188,7 @@ class Segmentation:
         ids = self.store.read_sources(["source_id"])["source_id"].astype(np.int64)
         row = int(np.searchsorted(ids, source_id))
         if row == len(ids) or ids[row] != source_id:
-            raise SpecError(f"source_id={source_id} is not in the catalogue")
+            raise SpecError(f"source_id={source_id} is not in the catalogue: use one of its ids")
         return row
 
 

@@ -66,7 +66,7 @@ class SkyIndex(CoordinateTransformIndex):
     transform: SkyTransform
 
     def isel(self, indexers: Any) -> SkyIndex | None:
-        """Return the index of a part; None, hence no sky index, unless the part is made of slices of step 1."""
+        """Return the index of a part of the image, or None unless the part is made of slices of step 1."""
         shape, origin = list(self.transform.shape), list(self.transform.origin)
         for axis, dim in enumerate("yx"):
             cut = indexers.get(dim, slice(None))

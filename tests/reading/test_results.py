@@ -1,4 +1,4 @@
-"""fcnpipe.open: sky coordinates, cone search, cutouts, exports."""
+"""Stores opened by fcnpipe.open: sky coordinates, cone search, cutouts, exports."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_strides_and_single_rows_keep_the_coordinates_without_the_index(
 
 def test_cone_search_agrees_with_astropy(result: Segmentation) -> None:
     ra, dec = result.sources.ra.values, result.sources.dec.values
-    apart = (
+    separation = (
         SkyCoord(ra, dec, unit="deg").separation(SkyCoord(150.0, 2.0, unit="deg")).to_value(u.deg)
     )
     found = result.cone(150.0, 2.0, 0.095)
-    expected = [i for i in np.argsort(apart) if apart[i] <= 0.095]
+    expected = [i for i in np.argsort(separation) if separation[i] <= 0.095]
     assert 1 <= len(expected) < 4
     np.testing.assert_array_equal(found.label, np.array(expected) + 1)
-    np.testing.assert_allclose(found.separation, apart[expected])
+    np.testing.assert_allclose(found.separation, separation[expected])
     assert result.cone(10.0, 2.0, 0.1).sizes["source"] == 0
 
 
