@@ -1,4 +1,4 @@
-"""The command lines in deploy/ and in the guides, and a check of each with the parser of its program.
+"""Collection of the command lines in deploy/ and in the guides, and a check with the parser of each program.
 
 Commands are in comments after three spaces, in ``sh`` blocks of Markdown, and in the fields of the formats:
 ``command`` of compose and Kubernetes, ``ExecStart`` of systemd, ``CMD`` of Docker.
@@ -21,48 +21,12 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 GUIDES = ("README.md", "deploy/README.md", "docs/operations.md")
-SYSTEM_PROGRAMS = {
-    *(
-        "cd",
-        "chmod",
-        "conda",
-        "createdb",
-        "curl",
-        "install",
-        "openssl",
-        "pg_dump",
-        "pg_restore",
-        "pip",
-    ),
-    *(
-        "rsync",
-        "set",
-        "source",
-        ".",
-        "sudo",
-        "journalctl",
-        "scancel",
-        "squeue",
-        "sacct",
-        "useradd",
-        "git",
-    ),
-    *(
-        "scontrol",
-        "exec",
-        "exit",
-        "trap",
-        "wait",
-        "echo",
-        "if",
-        "then",
-        "fi",
-        "while",
-        "do",
-        "done",
-    ),
-}
-"""Programs of the system, for which only the existence of files is checked."""
+_SYSTEM_PROGRAMS = """
+    . cd chmod conda createdb curl do done echo exec exit fi git if install journalctl openssl pg_dump
+    pg_restore pip rsync sacct scancel scontrol set source squeue sudo then trap useradd wait while
+"""
+SYSTEM_PROGRAMS = frozenset(_SYSTEM_PROGRAMS.split())
+"""Programs of the system and words of the shell, for which only the existence of files is checked."""
 
 
 @dataclass(frozen=True)

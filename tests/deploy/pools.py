@@ -1,4 +1,4 @@
-"""The work pools of the deployments in deploy/: their templates, and the Kubernetes job of a run."""
+"""The work pools of the deployments in deploy/: job templates, deployments, and the Kubernetes job of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command lines and environment variables of deploy/ and the guides."""
+"""The command lines of deploy/ and the guides, and the environment variables of deploy/."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_the_dask_cluster_of_compose_segments(
     assert found == {name: {value} for name, value in read_environment("worker.env").items()}
 
 
-def test_the_prefect_server_and_worker_of_compose(tmp_path: Path) -> None:
+def test_the_prefect_server_and_worker_of_compose_listen_on_loopback(tmp_path: Path) -> None:
     ports = Ports()
     database = f"sqlite+aiosqlite:///{tmp_path}/prefect.db"
     with started(
@@ -208,7 +208,7 @@ def certified(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_dask_over_tls(
+def test_a_dask_cluster_with_tls_segments_and_refuses_plain_connections(
     field: Path, undisturbed: dict[str, bytes], certified: dict[str, str], tmp_path: Path
 ) -> None:
     assert not (tmp_path / "dask.key").stat().st_mode & 0o077
@@ -246,8 +246,8 @@ def test_dask_over_tls(
 def test_a_job_at_its_time_limit_is_requeued_and_resumes(
     field: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    out, asked = tmp_path / "out.zarr", tmp_path / "scontrol.txt"
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    out, requests = tmp_path / "out.zarr", tmp_path / "scontrol.txt"
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {requests}\n')
     (tmp_path / "scontrol").chmod(0o755)
     environment = os.environ | OURS | {"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "42"}
     environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
@@ -261,17 +261,17 @@ def test_a_job_at_its_time_limit_is_requeued_and_resumes(
     wait_until((tmp_path / "out.zarr.partial/ledger/c/1").exists, "tiles are being predicted", 120)
     job.send_signal(signal.SIGTERM)
     assert job.wait(120) == 0
-    assert asked.read_text() == "requeue 42\n"
+    assert requests.read_text() == "requeue 42\n"
     assert not out.exists()
     assert submit().wait(300) == 0
-    assert asked.read_text() == "requeue 42\n"
+    assert requests.read_text() == "requeue 42\n"
     assert read_all(out) == undisturbed
 
 
 def test_a_job_with_a_wrong_input_ends_with_the_exit_code_of_the_command(tmp_path: Path) -> None:
     environment = os.environ | OURS | {"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "42"}
     command = ["bash", str(DEPLOY / "slurm/segment.sbatch"), "absent.fits", "out.zarr"]
-    begun = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert time.monotonic() - begun < 120
+    assert time.monotonic() - start < 120

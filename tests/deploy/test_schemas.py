@@ -1,4 +1,4 @@
-"""The files of deploy/ against the schemas of the programs that read them."""
+"""The files of deploy/, checked with the schemas of the programs that read them."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_the_gpu_variant_has_gpu_workers() -> None:
 
 
 def test_the_gpu_variant_changes_existing_fields() -> None:
-    """The paths of the patches exist; this needs no kubectl."""
+    """The paths of the patches exist. This test does not need kubectl."""
     (cluster,) = (document for document in DASKS if document["kind"] == "DaskCluster")
     for step in load("kubernetes/gpu/workers.yaml"):
         *parents, last = step["path"].strip("/").split("/")
@@ -269,7 +269,7 @@ def test_a_cluster_file_has_arguments_of_its_class(path: Path) -> None:
     }
     assert set(description.get("adapt_kwargs", {})) <= {"minimum", "maximum"}
     spec = description["cluster_kwargs"].get("custom_cluster_spec")
-    if spec:  # KubeCluster reads the first document only, and uses its name
+    if spec:  # KubeCluster reads only the first document, and uses its name
         assert [
             document["kind"] for document in yaml.safe_load_all((DEPLOY.parent / spec).read_text())
         ] == ["DaskCluster"]
@@ -328,7 +328,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield cluster
 
 
-def test_the_job_script_of_slurm(slurm: Any) -> None:
+def test_the_job_script_of_slurm_is_the_recorded_one(slurm: Any) -> None:
     script = slurm.job_script().replace(sys.executable, "PYTHON")
     script = re.sub(r"tcp://[\d.]+:\d+", "tcp://SCHEDULER", script)
     assert script.strip() == JOB_SCRIPT.strip()
