@@ -50,17 +50,18 @@ def export(
     path : path
         The file; an existing one is replaced.
     kind : str, optional
-        One of `KINDS`; default is chosen by the file's suffix (``.fits`` is the catalogue). For a
-        prediction: comma-separated names of outputs, or ``flags``; default is all its images.
+        One of `KINDS`; by default the kind of the file's suffix in `SUFFIXES` (``.fits`` is the catalogue).
+        For a prediction: comma-separated names of outputs, or ``flags``; all its images by default.
     science : callable, optional
-        Reads the image, for previews of a store that does not contain it.
+        Function that reads the image, for previews of a store that does not contain it.
     to_sky : callable, optional
-        Converts pixel to sky coordinates, for DS9 regions on the sky.
+        Function that converts pixel to sky coordinates, for DS9 regions on the sky.
 
     Raises
     ------
     SpecError
-        If the kind or the suffix is unknown, or if the file is a URL.
+        If the kind or the suffix is unknown, if they do not match, if the store does not contain the kind, or
+        if the file is a URL.
     StoreError
         If the file cannot be written.
     """
@@ -88,12 +89,16 @@ def _choose_kind(path: str | Path, kind: str | None) -> str:
         raise SpecError(f"export kind={kind!r} for {path}: choose one of {', '.join(KINDS)}")
     if kind is None and own is None:
         raise SpecError(
-            f"export to {str(path)!r}: the suffix {suffix!r} is none of {', '.join(SUFFIXES)}: "
+            f"export to {str(path)!r}: the suffix {suffix!r} is not one of {', '.join(SUFFIXES)}: "
             "use one of them, or add --what"
         )
     chosen = str(kind or own)
-    if own is not None and chosen not in _KINDS_OF_SUFFIX.get(suffix.lower(), (own,)):
-        raise SpecError(f"export kind={kind!r} for {path}: a file of {suffix} holds none of these")
+    possible = _KINDS_OF_SUFFIX.get(suffix.lower(), (own or chosen,))
+    if chosen not in possible:
+        raise SpecError(
+            f"export kind={kind!r} for {path}: {suffix} files have the kinds {', '.join(possible)}: "
+            "choose another kind or suffix"
+        )
     return chosen
 
 

@@ -26,7 +26,7 @@ ScienceReader = Callable[[Box], NDArray[np.float32]]
 
 
 class StoreLayout(Protocol):
-    """Shapes and names of a store, as far as exports need them."""
+    """Shapes and names of a store that exports need."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,7 +50,7 @@ class StoreLayout(Protocol):
 
 
 class FinishedStore(Protocol):
-    """A finished store, as far as exports need it."""
+    """The part of the interface of a finished store that exports need."""
 
     @property
     def layout(self) -> StoreLayout:
@@ -59,7 +59,7 @@ class FinishedStore(Protocol):
 
     @property
     def cards(self) -> tuple[str, ...]:
-        """FITS header cards of the WCS; empty if none."""
+        """FITS header cards of the WCS; empty if there is none."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class FinishedStore(Protocol):
         ...
 
     def column_attrs(self, name: str) -> dict[str, Any]:
-        """Return ``units``, ``long_name`` and ``ucd`` of a column, as far as they are known."""
+        """Return ``units``, ``long_name`` and ``ucd`` of a column, without those that are unknown."""
         ...
 
     def read_sources(
@@ -104,7 +104,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     StoreError
-        If the file cannot be written: full disk, missing permission, missing folder.
+        If the file cannot be written: the disk is full, permission is denied or the folder is missing.
     """
     path = Path(path)
     # Writers choose the format by the suffix, so the temporary name keeps it.

@@ -15,7 +15,7 @@ SIGMAS = 3.0
 """Semi-axes of the ellipses, in units of the 1-sigma semi-axes of the catalogue."""
 
 CORNERS = 24
-"""Corners of the polygon that represents an ellipse on the sky."""
+"""Number of corners of the polygon that represents an ellipse on the sky."""
 
 MIN_SEMI_AXIS_PX = 1.0
 """Minimum semi-axis of an ellipse, px."""
@@ -31,10 +31,10 @@ def export_regions(store: FinishedStore, path: str | Path, to_sky: ToSky | None 
     store : FinishedStore
         The store.
     path : path
-        ``.reg``.
+        File with the suffix ``.reg``.
     to_sky : callable, optional
-        Converts pixel to sky coordinates. If given, regions are ICRS polygons, which fit any image of
-        that part of the sky; otherwise they are ellipses in DS9's 1-based image coordinates.
+        Function that converts pixel to sky coordinates. If it is passed, regions are ICRS polygons, which fit
+        any image of that part of the sky; otherwise they are ellipses in DS9's 1-based image coordinates.
 
     Notes
     -----

@@ -21,7 +21,7 @@ NOT_COPIED = (
     "BSCALE", "BZERO", "BLANK", "BUNIT", "DATAMIN", "DATAMAX", "CHECKSUM", "DATASUM",
     "EXTNAME", "EXTVER", "INHERIT", "SATURATE", "CONTINUE",
 )  # fmt: skip
-"""Keywords of the input that do not hold for another image."""
+"""Prefixes of the keywords of the input that are not valid for an exported image."""
 
 _THIRD_AXIS = re.compile(r"(CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CNAME)3|(CD|PC)(3_\d|\d_3)|WCSAXES")
 """Keywords of a third axis of the input."""
@@ -29,7 +29,7 @@ _TYPES = {"label": (32, ">i4"), "flags": (8, "u1")}
 """BITPIX and big-endian dtype of integer maps; all other maps are written as float32."""
 _FLOAT = (-32, ">f4")
 _FULL_SCALE = {"uint8": 255, "uint16": 65535}
-"""Stored number that means 1, for outputs in [0, 1]."""
+"""Dtype in the store of an output in [0, 1] -> stored number that represents 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class _Plane:
     name: str
     index: int | None = None
     full_scale: int = 0
-    """Stored number that means 1; 0 if values are written as they are stored."""
+    """Stored number that represents 1; 0 if values are written as they are stored."""
     unit: str = ""
 
     @property
@@ -72,7 +72,7 @@ def export_map(store: FinishedStore, path: str | Path, name: str = "label", inde
 
     Notes
     -----
-    Memory holds one strip of a tile's height at a time.
+    One strip with the height of a tile is in memory at a time.
     """
     known = {
         "label": _Plane("label"),
@@ -99,7 +99,7 @@ def export_outputs(store: FinishedStore, path: str | Path, names: Sequence[str] 
     path : path
         ``.fits``, or ``.fits.fz`` for a tile-compressed image.
     names : sequence of str
-        Outputs, in order; default is all images of the store, or all outputs if it has no images.
+        Outputs, in order; by default all images of the store, or all outputs if it has no images.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _write_compressed(store: FinishedStore, path: Path, planes: Sequence[_Plane]
 
 
 def _make_header(store: FinishedStore, planes: Sequence[_Plane]) -> fits.Header:
-    """Return the header: structural cards, then the cards of the input that hold for the planes."""
+    """Return the header: structural cards, then the cards of the input that are valid for the planes."""
     height, width = store.layout.shape
     is_cube, units = len(planes) > 1, {plane.unit for plane in planes}
     header = fits.Header()

@@ -1,4 +1,4 @@
-"""Export of the image as a picture with the outlines of its sources.
+"""PNG previews: the image as a picture, with the outlines of its sources.
 
 The first pyramid level that fits into the picture is read, never the whole image. A small image is enlarged
 by an integer factor, so that outlines follow the borders of its pixels.
@@ -24,7 +24,7 @@ COLOURS = np.array(
     [[255, 212, 0], [0, 229, 255], [255, 64, 160], [96, 255, 96], [255, 140, 0], [176, 128, 255]],
     np.uint8,
 )
-"""Colours of outlines: the first for isolated sources, the others so that touching sources differ."""
+"""Colours of outlines: the first for isolated sources, the others to distinguish touching sources."""
 
 NO_DATA = (40, 24, 56)
 """Colour of pixels without data."""
@@ -33,7 +33,7 @@ FILTERS = "ugrizyJHK"
 """Filters in order of wavelength; bands in this order are shown from blue to red."""
 
 SOFTENING = 6.0
-"""Level at which the asinh stretch turns from linear to logarithmic, in units of the noise."""
+"""Level at which the asinh stretch changes from linear to logarithmic, in units of the noise."""
 
 MIN_WHITE_POINT = 30.0
 """Minimum white point, in units of the noise, which keeps an empty image dark."""
@@ -70,8 +70,8 @@ def export_preview(
     path : path
         ``.png`` (or another format that Pillow writes).
     science : callable, optional
-        Reads the image, for a store that does not contain it. Default: the preview of such a store is
-        drawn from the first pyramid level.
+        Function that reads the image, for a store that does not contain it. Without it, the preview of such a
+        store is drawn from the first pyramid level.
     style : PreviewStyle, optional
         Size and outlines.
 
@@ -140,7 +140,7 @@ def _read_science(
         return _read_level(store, "science", level)
     if not store.has(f"image/{level + 1}/science"):
         raise SpecError(
-            "preview needs the image, which this store does not contain: give it as well"
+            "preview needs the image, which this store does not contain: pass a reader of the image"
         )
     box = _level_box(store, level)
     return enlarge(_read_level(store, "science", level + 1), 2)[..., : box.y1, : box.x1]

@@ -13,7 +13,7 @@ from fcnpipe.testing.small_run import make_rich_store
 
 @pytest.fixture(scope="session")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> ZarrStore:
-    """A finished store, shared by all tests: read only."""
+    """A finished store that all tests share and only read."""
     return make_rich_store(tmp_path_factory.mktemp("rich") / "out.zarr")
 
 

@@ -1,4 +1,4 @@
-"""Export of the catalogue: every format keeps values, and units where it can."""
+"""Export of the catalogue: each format keeps the values, and the units if it supports them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_astropy_reads_the_values_of_the_store(rich: ZarrStore, tmp_path: Path, 
     path = tmp_path / f"cat.{kind}"
     export.export(rich, path, kind)
     with warnings.catch_warnings():
-        # The store has a unit on purpose that astropy does not know.
+        # The store deliberately has a unit that astropy does not know.
         warnings.simplefilter("ignore", u.UnitsWarning)
         table = Table.read(path, format=FORMATS[kind])
     assert table.colnames == rich.columns
@@ -82,11 +82,15 @@ def test_an_empty_catalogue_is_written(tmp_path: Path, rich: ZarrStore, kind: st
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("cat.doc", None, r"cat.doc': the suffix '.doc' is none of .csv, .ecsv.*: use one of them"),
-        ("cat", None, r"the suffix '' is none of .csv, .ecsv"),
+        (
+            "cat.doc",
+            None,
+            r"cat.doc': the suffix '.doc' is not one of .csv, .ecsv.*: use one of them",
+        ),
+        ("cat", None, r"the suffix '' is not one of .csv, .ecsv"),
         ("cat.csv", "doc", r"kind='doc' for .*cat.csv: choose one of csv, ecsv"),
-        ("p.fits", "png", r"kind='png' for .*p.fits: a file of .fits holds none of these"),
-        ("l.csv", "labels", r"kind='labels' for .*l.csv: a file of .csv holds none"),
+        ("p.fits", "png", r"kind='png' for .*p.fits: \.fits files have the kinds fits, labels"),
+        ("l.csv", "labels", r"kind='labels' for .*l.csv: \.csv files have the kinds csv: choose"),
         ("p.dat", "png", r"the suffix '.dat' is not a picture format: use .png"),
     ],
 )
