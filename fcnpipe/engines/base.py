@@ -25,7 +25,7 @@ class WorkerRequirements:
     environment : mapping
         Environment variables. In processes that the engine starts they are set before any import.
     prepare : callable
-        Function to call once in each process, also in one that joins later; picklable.
+        Function to call once in each process, including processes that join later; picklable.
     memory_bytes : int
         Projected peak memory of a process with one thread; 0 if unknown.
     task_bytes : int

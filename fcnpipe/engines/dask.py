@@ -1,10 +1,10 @@
 """The Dask engine: tasks run as futures, on a cluster started for the run or on an existing scheduler.
 
-Only tile names and task reports pass through the scheduler. A bounded number of futures is in flight and each is
-released when it finishes. ``client.map`` over 20,000 tiles took 70 s; this takes none.
+Only tile names and task reports pass through the scheduler. A bounded number of futures is in flight, and each is
+released when it finishes. This avoids the 70 s that ``client.map`` took for 20,000 tiles.
 
-Workers may join late, leave, and be replaced: the tasks of a lost worker are done by another one. A run ends with
-an error only if there is no worker for a given time, or none that offers the resources of a task.
+Workers may join late, leave, and be replaced: other workers run the tasks of a lost one. A run ends with an error
+only if there is no worker for a given time, or none that offers the resources of a task.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ CHECK_SECONDS = 2.0
 GROUP_SECONDS = 0.1
 """Duration of tasks up to which several are submitted as one future, s.
 
-A future takes 4 ms of the driver, on a core that a worker may need.
+A future takes 4 ms of the driver's CPU time, on a core that a worker may need.
 """
 THREAD_COUNT_SECONDS = 1.0
 """Time after which the threads of the workers are counted again, s."""
@@ -89,7 +89,8 @@ class DaskEngine:
     selection : WorkerSelection
         Criteria for workers that may run tasks.
     restart : callable
-        Function to call once when all workers have been gone for a time; their nannies may have given up.
+        Function that restarts the workers, since nannies may have given up. It is called once when there has been
+        no worker for `RESTART_SECONDS`.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class DaskEngine:
 
     @property
     def workers(self) -> int:
-        """Number of threads of all workers, at most 1 s old and at least 1."""
+        """Number of threads of all workers, at least 1; it is counted at most once a second."""
         if time.monotonic() - self._counted > THREAD_COUNT_SECONDS:
             self._threads = max(sum(map(int, self._client.nthreads().values())), 1)
             self._counted = time.monotonic()
@@ -144,8 +145,8 @@ class DaskEngine:
     def _group_size(self, reports: list[TaskReport], left: int) -> int:
         """Return the number of tasks for the next future, from the reports of the last one.
 
-        It is smaller near the end, where workers would wait for each other, and 1 if the number of names left
-        is unknown (0).
+        It is smaller near the end, where workers would wait for each other, and 1 if ``left``, the number of
+        remaining names, is 0 (unknown).
         """
         seconds = sum(report.seconds for report in reports) or GROUP_SECONDS
         share = left // (4 * max(self.workers, self.selection.max_workers))
@@ -271,7 +272,7 @@ def query_workers(
         client = open_client(scheduler)
         closing.callback(client.close)
         results: list[Any] = []
-        while not results:  # results of workers that leave during the call are left out
+        while not results:  # workers that leave during the call have no result
             await_worker(client, selection)
             able = [w["address"] for w in list_workers(client) if selection.accepts(w)]
             with report_lost_scheduler(client):
@@ -331,7 +332,7 @@ def start_cluster(description: Mapping[str, Any], requirements: WorkerRequiremen
     SpecError
         If the class cannot be imported or rejects its arguments.
     EngineError
-        If no worker comes, or none can run the tasks.
+        If no worker connects, or none can run the tasks.
     """
     description = check_keys(description, CLUSTER_KEYS)
     settings = {

@@ -43,7 +43,7 @@ for most of the growth of the driver's memory with the number of tiles, so they 
 CONNECT_SECONDS = 20.0
 """Time limit for a scheduler to accept a connection, s."""
 ANSWER_SECONDS = 30.0
-"""Time limit for a client to start in all, s."""
+"""Time limit for the whole start of a client, s."""
 
 
 def open_client(scheduler: str) -> Any:
@@ -94,9 +94,9 @@ def _close_unstarted(client: Any) -> None:
 
 @contextmanager
 def resource_stack(settings: Mapping[str, Any] | None = None) -> Iterator[ExitStack]:
-    """Yield a stack for the resources of an engine, opened with our Dask settings and closed on an error.
+    """Yield a stack for the resources of an engine, with the Dask settings of a run; close it on an error.
 
-    Without an error the stack stays open, and with it the settings: an adaptive cluster may start workers as
+    Without an error the stack and the settings stay active, because an adaptive cluster may start workers as
     long as the engine lives.
     """
     with ExitStack() as on_error:
@@ -118,9 +118,9 @@ def report_lost_scheduler(client: Any) -> Iterator[None]:
 
 
 def lost_scheduler_error(client: Any) -> EngineError:
-    """Return the error of a client whose scheduler is lost, and silence the client.
+    """Return the error for a client whose scheduler is lost, and silence the client.
 
-    It tries to reconnect, and would log each attempt.
+    The client tries to reconnect, and would log each attempt.
     """
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     return EngineError(

@@ -21,6 +21,7 @@ LocalCluster: Any = distributed.LocalCluster
 SELECTION_KEYS = {"resources", "wait_seconds"}
 """Keys of a description with --scheduler, where the cluster is running already."""
 CLUSTER_KEYS = {"cluster_class", "cluster_kwargs", "adapt_kwargs", *SELECTION_KEYS}
+"""Keys of the description of a cluster to start."""
 ADAPT_KEYS = {
     *("minimum", "maximum", "minimum_jobs", "maximum_jobs", "minimum_cores", "maximum_cores"),
     *("minimum_memory", "maximum_memory", "interval", "wait_count", "target_duration"),
@@ -36,7 +37,7 @@ class ScriptGuard:
     Notes
     -----
     A spawned process imports the script that started it. A script without ``if __name__ == "__main__":`` would
-    therefore run a second time in a worker. Our tasks need nothing from it. Nannies are threads of this process
+    therefore run a second time in a worker. The tasks of fcnpipe do not need it. Nannies are threads of this process
     and restart workers that die, so the guard must stay active as long as they live. Other processes are not
     affected.
     """
@@ -65,7 +66,7 @@ def limit_logging(description: Mapping[str, Any]) -> Iterator[None]:
     Notes
     -----
     Dask applies ``silence_logs`` to its own log handler only. It does not install this handler if Prefect or the
-    user's program has set up logging before, and messages of the scheduler and the nannies would go to theirs.
+    user's program has set up logging before; their handlers would show the messages of scheduler and nannies.
     """
     level = (description.get("cluster_kwargs") or {}).get("silence_logs", logging.WARNING)
     logger = logging.getLogger("distributed")
@@ -123,7 +124,7 @@ def make_cluster(description: Mapping[str, Any]) -> Any:
 
 
 def _check_local(options: Mapping[str, Any]) -> None:
-    """Raise TypeError for an argument unknown to all parts of a local cluster; each worker would report it."""
+    """Raise TypeError for an argument unknown to all parts of a local cluster, which each worker would report."""
     parts = (LocalCluster, distributed.Nanny, distributed.Worker, distributed.core.Server)
     known = {name for part in parts for name in inspect.signature(part).parameters}
     unknown = set(options) - known

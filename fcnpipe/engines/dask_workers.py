@@ -25,12 +25,12 @@ WorkerPlugin: Any = distributed.WorkerPlugin
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 """Environment of a worker with one thread for each numerical library.
 
-This is also Dask's default, but in the same setting that we replace with our variables.
+Dask has the same default, but in the setting that fcnpipe replaces with its own variables.
 """
 WAIT_SECONDS = 120.0
-"""Time for which a run waits for a worker, s, if the cluster description does not set it."""
+"""Time for which a run without workers waits for one, s, unless the cluster description sets it."""
 RESOURCE_SECONDS = 10.0
-"""Time for which a run waits, if there are workers, for one that offers the resources of a task, s."""
+"""Maximum time for which a run with workers waits for one that offers the resources of a task, s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,13 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
         Environment variables, and a function to call.
     present : iterable of str
         Addresses of the workers that are present at registration. If one of them cannot be prepared, the
-        registration fails. A worker that joins later and cannot be prepared is closed, since Dask would
-        assign tasks to it all the same.
+        registration fails. A worker that joins later and cannot be prepared is closed; otherwise Dask would
+        assign tasks to it.
 
     Notes
     -----
-    Variables that the C library reads at the start of a process have no effect any more. The memory allocator is
-    therefore tuned by the function that is called.
+    Variables that the C library reads at the start of a process have no effect in a running one. The memory
+    allocator is therefore tuned by ``requirements.prepare``.
     """
 
     def __init__(self, requirements: WorkerRequirements, present: Iterable[str] = ()) -> None:
@@ -117,7 +117,13 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
 
 
 def register_setup(client: Any, setup: WorkerSetup) -> None:
-    """Prepare all workers; try a second time if a worker leaves in the meantime."""
+    """Prepare all workers, and try a second time if a worker leaves in the meantime.
+
+    Raises
+    ------
+    Exception
+        The error of a worker that is present and cannot be prepared.
+    """
     try:
         client.register_plugin(setup)
     except CommClosedError:
@@ -140,14 +146,14 @@ def preparation_error(address: str, error: Exception) -> EngineError:
 
 
 def select_workers(client: Any, description: Mapping[str, Any], setup_name: str) -> WorkerSelection:
-    """Return the criteria of a cluster description, once a worker satisfies them.
+    """Wait for a worker that satisfies the criteria of a cluster description, and return the criteria.
 
     If all workers offer GPUs and the description names no resources, each task takes one GPU.
 
     Raises
     ------
     EngineError
-        If no worker comes in time, or none satisfies the criteria.
+        If no worker connects in time, or none satisfies the criteria.
     """
     adapt = description.get("adapt_kwargs") or {}
     selection = read_selection(description, setup_name)
@@ -210,7 +216,7 @@ def has_worker(client: Any, selection: WorkerSelection, since: float) -> bool:
     address = scheduler_address(client)
     if not workers:
         raise EngineError(
-            f"no Dask worker has come to {address} for {limit:g} s: start workers, or raise wait_seconds "
+            f"no Dask worker has connected to {address} for {limit:g} s: start workers, or raise wait_seconds "
             "of the cluster; the same command resumes the run"
         )
     raise EngineError(

@@ -17,7 +17,7 @@ _DEFAULTS = {"dashboard_address": "127.0.0.1:0", "memory_limit": None}
 
 
 class GpuNanny(Nanny):  # type: ignore[misc]
-    """Nanny of a worker that sees one GPU: the element of ``devices`` at the number of the worker."""
+    """Nanny of a worker that sees one GPU, ``devices[name]``, where ``name`` is the number of the worker."""
 
     def __init__(
         self,

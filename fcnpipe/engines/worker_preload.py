@@ -5,8 +5,8 @@ workers; a worker that handled it too would only print a traceback. A worker tha
 is not needed any more, or has lost its run; Dask would wait 4 s for the tile and then kill the process. None of
 this applies to a worker without a nanny, which is a thread of the driver's process.
 
-The imports of a worker are excluded from garbage collection, see `fcnpipe.core.garbage_collection`. It starts and
-exits sooner.
+The imported objects of a worker are excluded from garbage collection, so that it starts and exits sooner; see
+`fcnpipe.core.garbage_collection`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from tests.engines import processes
 
 
 def mark_process() -> None:
-    """Set an environment variable in the process."""
+    """Set an environment variable to the id of the process."""
     os.environ["FCNPIPE_PREPARED"] = f"{os.getpid()}"
 
 
@@ -62,7 +62,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def worker(scheduler: Path) -> Iterator[Path]:
-    """The scheduler with one worker that stays, which offers a GPU and has 1 GiB of memory."""
+    """The scheduler with one permanent worker, which offers a GPU and has 1 GiB of memory."""
     with processes.workers(scheduler, 1, "--resources", "GPU=1", "--memory-limit", "1GiB"):
         yield scheduler
 
@@ -79,7 +79,9 @@ def pids(reports: list[TaskReport]) -> set[str]:
 
 
 def test_without_any_worker_the_error_is_one_line(scheduler: Path) -> None:
-    with pytest.raises(EngineError, match=r"no Dask worker has come .* for 1 s: start workers"):
+    with pytest.raises(
+        EngineError, match=r"no Dask worker has connected .* for 1 s: start workers"
+    ):
         connect(str(scheduler), NEEDS, {"wait_seconds": 1})
 
 
@@ -105,7 +107,7 @@ def test_a_run_whose_workers_have_all_left_ends(scheduler: Path) -> None:
         reports = engine.run(describe_worker, names(2000))
         next(reports)
         processes.stop(process)
-        with pytest.raises(EngineError, match=r"no Dask worker has come .* for 1 s"):
+        with pytest.raises(EngineError, match=r"no Dask worker has connected .* for 1 s"):
             list(reports)
         engine.close()
 
@@ -151,7 +153,7 @@ def no_gpu() -> None:
 
 
 def test_only_workers_that_may_run_tasks_are_queried(worker: Path) -> None:
-    """An exception on one of them is an error of one line."""
+    """An exception on one of them is reported in one line."""
     assert query_workers(str(worker), os.getpid).isdisjoint({os.getpid()})
     with (
         processes.workers(worker, 1, "--resources", "TAPE=1", environment={"FCNPIPE_KIND": "a"}),
@@ -223,7 +225,7 @@ def test_a_client_that_fails_to_start_is_closed_at_once(monkeypatch: pytest.Monk
 
 
 def test_closing_does_not_wait_for_a_worker_that_runs_a_tile(tmp_path: Path) -> None:
-    """The worker still runs its exit functions, which remove unpacked images."""
+    """The worker still runs its exit functions, which remove decompressed copies of images."""
     engine = start_cluster({"cluster_kwargs": LOCAL}, NEEDS)
     (nanny,) = engine._client.cluster.workers.values()
     worker, mark = nanny.process.process, tmp_path / "mark"
@@ -374,7 +376,7 @@ def refuse(address: str, ca: str, own: str) -> str:
     return str(caught.value)
 
 
-def test_tls_with_the_certificates_of_dasks_configuration(tmp_path: Path) -> None:
+def test_tls_uses_the_certificates_of_dasks_configuration(tmp_path: Path) -> None:
     ca, own = write_authority(tmp_path)
     (tmp_path / "foreign").mkdir()
     foreign_ca, foreign = write_authority(tmp_path / "foreign")

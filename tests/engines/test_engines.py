@@ -1,4 +1,4 @@
-"""All engines pass the shared suite; Dask with real worker processes."""
+"""All engines pass the shared suite, Dask with real worker processes; lost workers and scripts without a guard."""
 
 import logging
 import os
