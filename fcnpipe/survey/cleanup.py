@@ -1,7 +1,7 @@
 """Find and remove the leftovers of killed runs in a folder.
 
 =========  =================================================================  ==============================
-kind       what                                                               action
+kind       description                                                        action
 =========  =================================================================  ==============================
 partial    OUT.zarr.partial of a run that was not resumed                     remove, with its report
 finished   OUT.zarr.partial of a complete run that was not renamed            rename to OUT.zarr
@@ -9,12 +9,12 @@ replaced   .OUT.zarr.replaced, an old result after its replacement            re
 building   OUT.zarr.partial.HEX.new, a store whose creation was interrupted   remove
 catalogue  OUT.parquet.partial without a store                                remove
 claim      OUT.zarr.claim of a run without other leftovers                    remove, and release its URL
-temporary  an unfinished file of an atomic write, or an unpacked image        remove
+temporary  an unfinished file of an atomic write, or a decompressed image     remove
 lock       watch-*.lock that no process holds                                 remove
 =========  =================================================================  ==============================
 
-A store that a run has locked is kept, with its unpacked images and its claim, and so is everything that has changed
-within a given time.
+A store that a run has locked is kept, with its decompressed images and its claim. Leftovers that have changed within a
+given time are kept, too.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from fcnpipe.survey.incoming_files import exclusive_lock
 UNLOCKED_KINDS = frozenset({"building", "catalogue", "temporary"})
 """Kinds of files that a running process may have for a short time without a lock."""
 MIN_UNLOCKED_SECONDS = 3600.0
-"""Minimum age of such leftovers, s, for any requested age."""
+"""Minimum age of leftovers of these kinds, s, even if a lower age is requested."""
 
 _BUILDING = re.compile(r".+\.partial\.[0-9a-f]{32}\.new")
 _REPLACED = re.compile(r"\.(.+)\.replaced")
 _TEMPORARY = re.compile(r".+\.[0-9a-f]{32}\.partial|\.[0-9a-f]{32}\..+")
 _LOCK = re.compile(r"watch-.+\.lock")
-_UNPACKED = re.compile(r"fcnpipe-.+")
+_DECOMPRESSION_FOLDER = re.compile(r"fcnpipe-.+")
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file or folder that a killed run has left.
+    """A file or folder that a killed run has left behind.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Leftover:
     path : str
         Path of the file or folder.
     age_seconds : float
-        Time since the last change of it or of any file in it, s.
+        Time since the last change of the path or of any file in it, s.
     size_bytes : int
         Size on disk, bytes.
     action : str
@@ -82,7 +82,7 @@ class Leftover:
 
 
 def find_leftovers(folder: str, age_seconds: float) -> list[Leftover]:
-    """Return the leftovers of at least an age in a folder and its subfolders, without changing anything.
+    """Return the leftovers in a folder and its subfolders that have at least a given age; nothing is changed.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def clean_up(leftover: Leftover) -> None:
 
 
 def _lock(kind: str, path: Path, stack: ExitStack) -> None:
-    """Acquire the locks that a running process would hold; raises StoreError if one holds them."""
+    """Acquire the locks that a running process would hold; raise StoreError if one holds them."""
     if kind == "lock":
         stack.enter_context(exclusive_lock(path))
         return
@@ -168,7 +168,7 @@ def _find_candidates(folder: Path) -> Iterator[tuple[str, Path]]:
 def _folder_kind(path: Path) -> str:
     if _BUILDING.fullmatch(path.name):
         return "building"
-    if _UNPACKED.fullmatch(path.name):
+    if _DECOMPRESSION_FOLDER.fullmatch(path.name):
         return "temporary" if os.listdir(path) == ["unpacked.fits"] else ""
     attributes = read_attributes(path)
     if "run_key" not in attributes:
@@ -195,12 +195,12 @@ def _store_of_catalogue(catalogue: Path) -> Path:
     """Return OUT.zarr.partial, or OUT.partial, for OUT.parquet.partial."""
     stem = catalogue.name.removesuffix(".parquet.partial")
     plain = catalogue.with_name(f"{stem}.partial")
-    there = plain.exists() or (plain.with_name(stem) / "zarr.json").exists()
-    return plain if there else catalogue.with_name(f"{stem}.zarr.partial")
+    has_plain_name = plain.exists() or (plain.with_name(stem) / "zarr.json").exists()
+    return plain if has_plain_name else catalogue.with_name(f"{stem}.zarr.partial")
 
 
 def _measure(kind: str, path: Path, now: float) -> Leftover:
-    """Measure age and size; files that vanish in the meantime or have a time in the future count as new."""
+    """Measure age and size; the age is 0 if a file vanishes in the meantime, negative for times in the future."""
     newest, size = 0.0, 0
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
         try:

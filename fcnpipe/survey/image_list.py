@@ -43,12 +43,13 @@ PATH_OPTIONS = ("image", "weight", "mask", "prior")
 """Options with paths, which are relative to the folder of the YAML file or table."""
 
 _NOT_IN_TABLES = {"cluster", "scheduler", "scratch"}
-"""Options that start programs or select machines. Tables may come from elsewhere, with columns of these names."""
+"""Options that start programs or select machines. A table, which may come from elsewhere, cannot set them."""
 _GLOB_CHARACTERS = re.compile(r"[*?\[]")
 _WEB_GLOB_CHARACTERS = re.compile(r"[*\[]")
 _SUFFIXES = re.compile(r"(\.(fits?|fts|fz|gz|bz2|ome|tiff?|png|jpe?g|npy|zarr))+$", re.IGNORECASE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 MAX_STEM_LENGTH = 100
+"""Maximum number of characters of a stem, without the digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +297,8 @@ def safe_stem(path: str) -> str:
 
     Notes
     -----
-    Only the file name is used. If characters had to be replaced, part of the digest of the name is appended, so
-    that different names stay different. The query of a URL may contain a secret and is left out.
+    Only the file name is used. If characters had to be replaced, a short digest of the name is appended, so that
+    different names stay different. The query of a URL may contain a secret and is left out.
 
     Examples
     --------
@@ -314,12 +315,12 @@ def safe_stem(path: str) -> str:
 
 
 def short_digest(text: str) -> str:
-    """Return the first eight hexadecimal digits of the digest of a text."""
+    """Return the 32-bit BLAKE2b digest of a text, eight hexadecimal digits."""
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def _assign_stores(found: Iterable[Options], folder: str) -> list[SurveyImage]:
-    """Return the images with their stores; images with the same name get part of the digest of their path."""
+    """Return the images with their stores; a short digest of the path distinguishes images of the same name."""
     entries = []
     for options in found:
         name = options["image"][0]

@@ -32,7 +32,7 @@ from fcnpipe.remote import connect, find_objects, is_remote
 from fcnpipe.survey.image_list import safe_stem, short_digest
 
 PATTERNS = ("*.fits", "*.fits.gz", "*.fits.fz", "*.fits.bz2", "*.fit", "*.fts", "*.fz")
-"""Patterns of the names of files to process; upper and lower case are equal."""
+"""Patterns of the names of files to process; case is ignored."""
 TEMPORARY_SUFFIXES = (
     ".part",
     ".partial",
@@ -54,7 +54,7 @@ MAX_HEADER_BLOCKS = 5000
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """Size and modification time of a file; they change when the file changes.
+    """Size and modification time of a file, by which a change of the file is detected.
 
     Attributes
     ----------
@@ -181,14 +181,14 @@ def select_pending_files(
 
 
 def describe_missing(path: str, size: int) -> str:
-    """Return what is missing of a file; empty if it is complete or not an uncompressed FITS file.
+    """Describe what is missing from a file; empty if it is complete or not an uncompressed FITS file.
 
     Parameters
     ----------
     path : str
         Path or URL of the file; only its headers are read.
     size : int
-        Present size, bytes.
+        Current size, bytes.
     """
     if not size:
         return "empty"
@@ -272,7 +272,7 @@ def _find_original(path: str, digest: str, registry: FileRegistry) -> FileRecord
 
 
 def _choose_out(path: str, digest: str, registry: FileRegistry) -> str:
-    """Return a store name that no other file has: the stem of the file, with part of a digest if taken."""
+    """Return a store name that no other file has: the stem of the file, with a short digest if it is taken."""
     taken = {
         known.out for other, known in registry.items() if other != path and known.status != "copy"
     }
@@ -342,9 +342,7 @@ def _open_lock(path: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise StoreError(
-                f"{path} is locked by another run: one at a time; wait for it"
-            ) from None
+            raise StoreError(f"{path} is locked by another run: wait until it ends") from None
         except OSError:
             return handle  # a file system without locks
         if _is_same_file(path, handle):

@@ -29,7 +29,8 @@ class SurveyRow:
     image, out : str
         Path or URL of the image and of its store.
     status : str
-        ``done``; ``found`` if it was finished before; ``failed``; ``left`` if the survey ended before it.
+        ``done``; ``found`` if the result existed before; ``failed``; ``left`` if the survey ended before the
+        image was processed.
     sources : int
         Number of sources; -1 if unknown, or for a prediction.
     tiles, failed_tiles : int
@@ -81,7 +82,7 @@ def write_table(rows: Sequence[SurveyRow], path: str) -> None:
 
 
 def mark_started(table: str) -> str:
-    """Return the start time of the unfinished survey with this result table, or mark the start of a new one.
+    """Mark a survey as started, and return its start time; that of an unfinished survey with this table is kept.
 
     Returns
     -------

@@ -50,7 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(results: Path, tmp_path: Path) -> Path:
-    """A folder with a copy of it in a subfolder."""
+    """A folder with a copy of the results in the subfolder ``deep``."""
     shutil.copytree(results, tmp_path / "deep")
     return tmp_path
 
@@ -180,7 +180,7 @@ def test_other_leftovers_are_removed_and_foreign_files_are_kept(folder: Path) ->
 def test_other_files_of_a_running_process_are_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Claims of URLs with their store, an unpacked image, and a catalogue of a published store."""
+    """Locked claims of URLs, a decompressed image, and the unpublished catalogue of a published store."""
     deep = folder / "deep"
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     (deep / "killed.zarr.claim").write_text("token\ns3://nowhere/killed.zarr\n")

@@ -35,7 +35,7 @@ def outs(*args: object, **kwargs: object) -> dict[str, str]:
     return {os.path.basename(e.name): e.out for e in found}
 
 
-def test_paths_and_globs(folder: Path) -> None:
+def test_paths_and_globs_list_each_image_once(folder: Path) -> None:
     assert outs(f"{folder}/*.fits", "out") == {"a.fits": "out/a.zarr", "b.fits": "out/b.zarr"}
     assert outs([f"{folder}/b.fits", f"{folder}/*.fits"], "out/") == {
         "b.fits": "out/b.zarr",
@@ -221,10 +221,10 @@ def test_different_names_have_different_stems() -> None:
 
 
 @pytest.mark.usefixtures("short_retry_pauses")
-def test_a_survey_of_a_bucket_in_a_bucket(
+def test_images_and_result_table_may_be_in_a_bucket(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images are listed and the table is written there over a faulty connection; no local file is written."""
+    """Images are listed and the table is written despite server faults; no local file is written."""
     monkeypatch.chdir(tmp_path)
     root = f"{bucket.url}/{tmp_path.name}"
     for name in ("b", "a"):

@@ -109,7 +109,7 @@ def test_a_file_is_complete_only_with_its_last_pixel(
         assert bool(describe_missing(str(path), size)) == bool(expected), size
 
 
-def test_other_files_than_uncompressed_fits_count_as_complete(
+def test_files_that_are_not_uncompressed_fits_count_as_complete(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "junk.fits"
@@ -219,7 +219,7 @@ def test_the_lock_is_exclusive_and_released_when_its_process_is_killed(tmp_path:
     process = context.Process(target=_hold, args=(path, sender))
     process.start()
     assert receiver.recv() == "held"
-    with pytest.raises(StoreError, match="one at a time"), exclusive_lock(path):
+    with pytest.raises(StoreError, match="wait until it ends"), exclusive_lock(path):
         pass
     process.kill()
     process.join()
