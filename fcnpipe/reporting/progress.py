@@ -40,8 +40,8 @@ class StageTally:
         return time.monotonic() - self.start
 
     @property
-    def left(self) -> float:
-        """Estimated remaining time at the present speed, s; infinite before the first task is done."""
+    def seconds_left(self) -> float:
+        """Estimated remaining time at the current speed, s; infinite before the first task is done."""
         share = self.done_pixels / self.pixels if self.pixels else self.done / max(self.tasks, 1)
         return self.seconds * (1 - share) / share if share else float("inf")
 
@@ -93,9 +93,7 @@ class LineObserver:
     def _progress_line(self) -> str:
         tally = self._tally
         rate = tally.rate(tally.seconds)
-        return (
-            f"{tally.stage:<10} {tally.done:>6} of {tally.tasks}  {rate}  {tally.left:.0f} s left"
-        )
+        return f"{tally.stage:<10} {tally.done:>6} of {tally.tasks}  {rate}  {tally.seconds_left:.0f} s left"
 
     def _write(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -185,7 +183,7 @@ def show_progress(quiet: bool, console: Console | None = None) -> Iterator[Obser
     Parameters
     ----------
     quiet : bool
-        Show nothing.
+        Whether to show nothing.
     console : rich.console.Console, optional
         Console to print on. The default is standard error.
     """

@@ -10,8 +10,11 @@ from fcnpipe.reporting.run_report import RunReport, StageSums
 COLUMNS = (
     "stage", "wall time", "task time", "tasks", "tiles", "Mpix/s", "read", "written", "retries", "failed"
 )  # fmt: skip
+"""Titles of the columns of `list_stage_rows`."""
 PROCESSES_SHOWN = 20
+"""Maximum number of processes whose peak memory the page shows."""
 FAILURES_SHOWN = 20
+"""Maximum number of failed tasks that are listed."""
 
 
 def list_run_facts(report: RunReport) -> list[tuple[str, str]]:

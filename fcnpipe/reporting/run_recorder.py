@@ -20,9 +20,9 @@ from fcnpipe.stores.hierarchy import SCRATCH
 from fcnpipe.stores.paths import final_path, report_path
 
 SAVE_EVERY_SECONDS = 5.0
-"""Minimum time between two checkpoints of the report, s: what a report may lose by a SIGKILL."""
+"""Minimum time between two checkpoints of the report, s; a SIGKILL loses the events since the last one."""
 ALL = "all"
-"""Name of a task that is not run for each tile."""
+"""Name in the reports of a task that runs once, not for each tile."""
 
 
 class RunRecorder:
@@ -102,7 +102,7 @@ class RunRecorder:
         """Record the end of the session, with a status and a message unless the run is complete."""
         if self.run_report.status != "complete":
             self.run_report.status, self.run_report.message = status, message
-            self._warned = True  # the error that ends the run needs no warning in addition
+            self._warned = True  # the error that ends the run is reported without a further warning
         self._advance_clock()
         self._save_checkpoint()
         self._write_report()

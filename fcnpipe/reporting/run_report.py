@@ -91,7 +91,7 @@ class StageSums(BaseModel):
 
 
 class SlowTile(BaseModel):
-    """The time of a tile in a stage."""
+    """Wall time of one tile in one stage, and the process that ran it."""
 
     tile: str
     stage: str
@@ -190,7 +190,7 @@ class RunReport(BaseModel):
         return sum(stage.failures for stage in self.stages)
 
     def stage(self, name: str) -> StageSums:
-        """Return the sums of a stage, which start at 0."""
+        """Return the sums of a stage; add the stage with sums of 0 if the report does not contain it."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -212,7 +212,7 @@ class RunReport(BaseModel):
 
 
 def parse_report(data: str | bytes) -> RunReport | None:
-    """Return the report in a JSON document; None if it is broken or has another format version."""
+    """Return the report in a JSON document; None if the document is invalid or has another format version."""
     try:
         report = RunReport.model_validate_json(data)
     except ValidationError:

@@ -68,6 +68,6 @@ def test_without_a_terminal_there_are_lines_and_quiet_prints_nothing() -> None:
 
 def test_the_time_left_is_estimated_from_pixels() -> None:
     tally = StageTally("predict", tasks=4, pixels=100)
-    assert tally.left == float("inf")
+    assert tally.seconds_left == float("inf")
     tally.add(TaskReport("predict", "r000c000", pixels=75))
-    assert tally.left < tally.seconds
+    assert tally.seconds_left < tally.seconds

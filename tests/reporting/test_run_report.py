@@ -20,7 +20,7 @@ from fcnpipe.cli import commands
 from fcnpipe.core.errors import SpecError, TilesFailed
 from fcnpipe.core.geometry import parse_tile_name
 from fcnpipe.core.records import TaskReport
-from fcnpipe.pipeline import tasks as work
+from fcnpipe.pipeline import tasks as pipeline_tasks
 from fcnpipe.pipeline.remote_output import read_report
 from fcnpipe.reporting import report_rendering
 from fcnpipe.reporting.run_report import RunReport, SlowTile, StageSums, parse_report
@@ -65,7 +65,8 @@ class ThreeSessions:
     def __init__(self, field: Path, out: Path) -> None:
         self.out, self.before = out, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(work.TASKS, "predict", _fail_for_one_tile(work.TASKS["predict"]))
+            predict = pipeline_tasks.TASKS["predict"]
+            patch.setitem(pipeline_tasks.TASKS, "predict", _fail_for_one_tile(predict))
             with pytest.raises(TilesFailed, match=BAD):
                 segment(field, out)
         self.failed, self.failed_page = report_of(out), _read_page(out)
@@ -76,7 +77,7 @@ class ThreeSessions:
         self.report, self.lines = report_of(out), read_lines(out)
 
 
-def _fail_for_one_tile(predict: work.Task) -> work.Task:
+def _fail_for_one_tile(predict: pipeline_tasks.Task) -> pipeline_tasks.Task:
     def fail_for_one_tile(job: Any, name: str) -> dict[str, float]:
         if name == BAD:
             raise RuntimeError("failed over <i>&")
