@@ -325,7 +325,10 @@ def _view_as_words(x: Tensor, channels: int) -> NDArray[Any]:
 
 @njit(cache=True, nogil=True)
 def _interleave_words(skip, upsampled, out, corner, zero, words):  # type: ignore[no-untyped-def]
-    """Fill ``out``. The tuple ``words`` tells the compiler the number of words of a pixel of ``skip``."""
+    """Fill ``out``.
+
+    ``words`` is a tuple with the length of a pixel of ``skip``, so that the compiler knows this length.
+    """
     height, width, _ = out.shape
     half = len(words)
     out[0, :, :half] = out[-1, :, :half] = out[:, 0, :half] = out[:, -1, :half] = 0
