@@ -358,13 +358,9 @@ def _finish_renames(partial: Path) -> None:
         if (aside / "sources").exists() and not (out / "sources").exists():
             _remove_all(parquet_path(out))  # the catalogue of the replaced store
         _remove_all(aside)
-        _publish_parquet(out, partial)
-
-
-def _publish_parquet(out: Path, partial: Path) -> None:
-    unpublished = partial_parquet_path(out)
-    if unpublished.exists() and not partial.exists():
-        os.replace(unpublished, parquet_path(out))
+        unpublished = partial_parquet_path(out)
+        if unpublished.exists() and not partial.exists():
+            os.replace(unpublished, parquet_path(out))
 
 
 def _remove_temporary_files(path: Path) -> None:

@@ -132,7 +132,7 @@ def list_files(
         raise InputError(f"{source} is not a folder: create it, or choose another")
     folder = (system.unstrip_protocol(root) if is_remote(source) else root).rstrip("/")
     return {
-        f"{folder}/{name}": _stamp(facts)
+        f"{folder}/{name}": _read_stamp(facts)
         for name, facts in find_objects(source, recursive).items()
         if _is_wanted(name, patterns)
     }
@@ -145,7 +145,7 @@ def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
     return matches and not hidden and not parts[-1].endswith(TEMPORARY_SUFFIXES)
 
 
-def _stamp(facts: Mapping[str, Any]) -> FileStamp:
+def _read_stamp(facts: Mapping[str, Any]) -> FileStamp:
     changed = next((facts[name] for name in CHANGE_KEYS if facts.get(name) is not None), "")
     return FileStamp(int(facts.get("size") or 0), str(changed))
 
