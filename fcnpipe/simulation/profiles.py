@@ -171,6 +171,7 @@ def draw_stamp(
 
 
 def _frequency_matrix(component: SersicComponent) -> tuple[float, float, float, float]:
+    """Return the matrix, row by row, from frequencies (x, y) of the image to those of the round unit profile."""
     cos, sin = np.cos(component.angle), np.sin(component.angle)
     radius, ratio = component.radius_px, component.axis_ratio
     return (radius * cos, radius * sin, -radius * ratio * sin, radius * ratio * cos)
@@ -234,6 +235,7 @@ def _clump_field(size: int, sigma_px: float, seed: int) -> Doubles:
 
 @njit(cache=True, nogil=True)
 def _add_transform(hat, flux, table, log_first, log_step, affine):  # type: ignore[no-untyped-def]
+    """Add the Fourier transform of a profile, interpolated in its table, to ``hat``."""
     size, half = hat.shape
     step = 2.0 * np.pi / size
     last = table.shape[0] - 2
@@ -255,6 +257,7 @@ def _add_transform(hat, flux, table, log_first, log_step, affine):  # type: igno
 
 @njit(cache=True, nogil=True)
 def _shift_phase(hat, dy, dx):  # type: ignore[no-untyped-def]
+    """Multiply a Fourier transform by the phase of a displacement by (dy, dx) px."""
     size, half = hat.shape
     step = 2.0 * np.pi / size
     row = np.empty(half, np.complex64)
@@ -269,6 +272,7 @@ def _shift_phase(hat, dy, dx):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _taper(stamp):  # type: ignore[no-untyped-def]
+    """Clip a stamp at 0 and reduce it smoothly to 0 at the inscribed circle."""
     size = stamp.shape[0]
     centre = size // 2
     end = centre - 1.0

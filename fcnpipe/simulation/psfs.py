@@ -54,22 +54,15 @@ class PsfShape:
 
 @dataclass(frozen=True)
 class Psf:
-    """A PSF, integrated over pixels.
-
-    Parameters
-    ----------
-    shape : PsfShape
-        Parameters of the shape.
-    stamps : ndarray
-        (PHASES, PHASES, s, s) float32, each of sum 1 approximately; ``stamps[j, i]`` is centred at
-        ``(s // 2 + j / PHASES, s // 2 + i / PHASES)``.
-    envelope : ndarray
-        (s // 2 + 1,) float32, maximum value at or beyond each integer radius.
-    """
+    """A PSF, integrated over pixels."""
 
     shape: PsfShape
+    """Parameters of the shape."""
     stamps: Floats
+    """(PHASES, PHASES, s, s) float32, each of sum 1 approximately; ``stamps[j, i]`` is centred at
+    ``(s // 2 + j / PHASES, s // 2 + i / PHASES)``."""
     envelope: Floats
+    """(s // 2 + 1,) float32, maximum value at or beyond each integer radius."""
     monotone_stamps: Floats
     """(PHASES, PHASES, s, s) float32, like ``stamps`` but circular and decreasing everywhere: no
     rings, no spikes."""
@@ -92,7 +85,7 @@ class Psf:
 def bin_psf(shape: PsfShape) -> Psf:
     """Return the PSF of a shape, integrated over pixels at every sub-pixel phase."""
     side = 2 * RADIUS_PX + 1
-    fine = _fine_axis(side)
+    fine = (np.arange((side + 1) * PHASES) + 0.5) / PHASES - (side + 1) / 2.0
     light = _surface_brightness(shape, fine[:, None], fine[None, :])
     stamps = np.empty((PHASES, PHASES, side, side), np.float32)
     for j in range(PHASES):
@@ -129,14 +122,9 @@ def draw_shape(rng: np.random.Generator, fwhm_px: float, kinds: tuple[str, ...])
     return PsfShape(fwhm_px=fwhm_px, **extra)
 
 
-def _fine_axis(side: int) -> Doubles:
-    count = (side + 1) * PHASES
-    return (np.arange(count) + 0.5) / PHASES - (side + 1) / 2.0
-
-
 def _bin(light: Doubles, j: int, i: int, side: int) -> Doubles:
-    # A source displaced by +j/PHASES is the fine grid read j cells earlier. The centre of pixel 0 is
-    # in the middle of its PHASES fine cells, half a pixel after the first one.
+    # To displace a source by +j/PHASES px, the fine grid is read from j cells earlier. The centre of
+    # pixel 0 is in the middle of its PHASES fine cells, half a pixel after the first one.
     y0, x0 = PHASES // 2 - j, PHASES // 2 - i
     y0, x0 = y0 % PHASES, x0 % PHASES
     whole = light[y0 : y0 + side * PHASES, x0 : x0 + side * PHASES]

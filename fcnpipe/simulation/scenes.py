@@ -50,8 +50,8 @@ TABLE = np.dtype(
         ("area", "i4"),
     ]
 )
-"""Columns of the table of sources: positions in px, flux and peaks in sky noises, ``crest`` the
-maximum of the smooth light, ``area`` the number of pixels owned."""
+"""Columns of the table of sources: positions and half-light radius ``r50`` in px; ``flux`` and ``peak`` in sky
+noises; ``crest``, the maximum of the smooth light, in sky noises; ``area``, the number of pixels owned."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ KINDS: dict[str, SceneSpec] = {
     "wide": SceneSpec(name="wide"),
 }
 """Kinds of scene by name."""
+# Kinds that are mixed in ``wide``, with their fractions.
 _WIDE_MIX = (
     ("ground", 0.28),
     ("crowded", 0.26),
@@ -172,7 +173,7 @@ class Scene:
     """A simulated image with its ground truth."""
 
     image: Floats
-    """(h, w) float32; NaN where a saturated core is lost."""
+    """(h, w) float32, image units; NaN where the data of flagged pixels are lost."""
     bad: Bools
     """(h, w) bool, pixels flagged as unusable."""
     noise: Floats

@@ -16,10 +16,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SkySpec:
-    """Probabilities of the effects of sky and detector."""
+    """Probability of each effect of sky and detector in a scene."""
 
     gradient: float = 0.5
-    """Smooth gradient or curvature of the background."""
+    """A smooth gradient or curvature of the background."""
     nebula: float = 0.12
     """Cirrus with a power-law spectrum."""
     correlated: float = 0.3
@@ -34,7 +34,7 @@ class SkySpec:
     """Compression, clipping and rounding to few grey levels, as in a published picture, often a
     JPEG."""
     saturated: float = 0.3
-    """Saturation level that clips the brightest stars."""
+    """A saturation level that clips the brightest stars."""
     dead: float = 0.25
     """Flagged dead pixels, columns and edges."""
 

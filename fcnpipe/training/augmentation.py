@@ -75,10 +75,29 @@ def cut_crop(
     augment: Augmentation,
     rng: np.random.Generator,
 ) -> LabelledImage:
-    """Return a randomly placed and augmented crop, with its margin, of a random image."""
+    """Return a randomly placed and augmented crop, with its margin, of a random image.
+
+    Parameters
+    ----------
+    pairs
+        Labelled images, each at least as large as a crop without its margin.
+    geometry
+        Size of the crop and of its margin.
+    augment
+        Strength of each augmentation.
+    rng
+        Source of all random numbers.
+
+    Returns
+    -------
+    LabelledImage
+        Arrays of ``geometry.full_side`` px on each side.
+    """
     pair, corner = _choose_crop(pairs, geometry, augment, rng)
-    bent = augment.elastic_px > 0 and rng.random() < augment.elastic_part
-    displacement = draw_displacement(geometry.full_side, augment.elastic_px, rng) if bent else None
+    deforms = augment.elastic_px > 0 and rng.random() < augment.elastic_part
+    displacement = (
+        draw_displacement(geometry.full_side, augment.elastic_px, rng) if deforms else None
+    )
     x, truth = (
         sample_square(pair.x, corner, geometry.full_side, displacement),
         sample_square(pair.truth, corner, geometry.full_side, displacement),
@@ -185,7 +204,7 @@ def sample_square(
     """
     if displacement is None:
         y, x = (
-            _mirror(np.arange(c, c + side), n)
+            _mirror_indices(np.arange(c, c + side), n)
             for c, n in zip(corner, array.shape[-2:], strict=True)
         )
         return array[..., y[:, None], x]
@@ -195,7 +214,7 @@ def sample_square(
     return out.reshape(*array.shape[:-2], side, side)
 
 
-def _mirror(index: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def _mirror_indices(index: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return count - 1 - np.abs(count - 1 - index % max(2 * count - 2, 1))
 
 
@@ -288,7 +307,7 @@ def blur(x: Floats, sigma_px: float) -> Floats:
 
 
 def noise_after_blur(sigma_px: float) -> float:
-    """Return the standard deviation of unit white noise after a blur: the root of the kernel's squared sum."""
+    """Return the standard deviation of unit white noise after a blur: the root of the kernel's sum of squares."""
     if sigma_px <= 0:
         return 1.0
     half = ceil(4 * sigma_px) + 1

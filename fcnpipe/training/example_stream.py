@@ -63,13 +63,21 @@ class ExampleStream:
             self._process.start()
 
     def wait_for(self, number: int) -> Example:
-        """Return the example of this number; wait until it exists."""
+        """Return the example of this number; wait until it exists.
+
+        Raises
+        ------
+        RuntimeError
+            If the process that simulates examples has stopped.
+        """
         with self._wanted.get_lock():
             self._wanted.value = number
         path = _path(self.folder, number)
         while not path.exists():
             if self._produces and not self._process.is_alive():
-                raise RuntimeError(f"the process that simulates example {number} has stopped")
+                raise RuntimeError(
+                    f"the process that simulates example {number} has stopped: resume the training"
+                )
             time.sleep(0.2)
         with np.load(path) as stored:
             return Example(stored["x"], stored["targets"])

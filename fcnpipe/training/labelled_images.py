@@ -318,6 +318,20 @@ def compress_input(x: Floats, scaling: Scaling) -> Floats:
 def make_targets(truth: Any, spec: PairsSpec, scaling: Scaling) -> tuple[Floats, Floats]:
     """Compute the desired output of the network and the pixels that count in the loss.
 
+    Parameters
+    ----------
+    truth
+        Ground truth of an image, see `LabelledImage`.
+    spec
+        The task.
+    scaling
+        Scaling of the input, which also applies to the targets of task image.
+
+    Raises
+    ------
+    InputError
+        If a label has no name.
+
     Returns
     -------
     ndarray
@@ -337,7 +351,7 @@ def make_targets(truth: Any, spec: PairsSpec, scaling: Scaling) -> tuple[Floats,
 def _one_hot(labels: Labels, count: int) -> Iterator[Floats]:
     if labels.max() >= count:
         raise InputError(
-            f"label {labels.max()} has no name: classes names {count} labels, from 0 on"
+            f"label {labels.max()} has no name: classes has names for labels 0 to {count - 1}: add the others"
         )
     for value in range(count):
         yield (labels == value).astype(np.float32)

@@ -73,9 +73,14 @@ class _Axis:
 
 
 def draw_learning_curve(log: Path) -> Path | None:
-    """Draw the losses in the log of a training into a PNG file next to it; return None if there are none.
+    """Draw the losses in the log of a training into a PNG file next to the log.
 
     A step that was logged twice, before and after a resume, is drawn once.
+
+    Returns
+    -------
+    Path or None
+        The PNG file; None if there is no log or it has no losses.
     """
     if not log.exists():
         return None

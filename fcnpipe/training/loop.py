@@ -223,7 +223,24 @@ def train_step(
     source: BatchSource,
     processes: ProcessGroup = ProcessGroup(),  # noqa: B008
 ) -> float:
-    """Perform one optimiser step and return its loss."""
+    """Perform one optimiser step and return its loss.
+
+    Parameters
+    ----------
+    recipe
+        The recipe.
+    state
+        State of the training, which is updated.
+    source
+        Source of the micro-batches.
+    processes
+        All processes of the training, each of which calls this function.
+
+    Raises
+    ------
+    TrainingError
+        If the gradient is not finite.
+    """
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(recipe, state.step, state.end)
     state.optimizer.zero_grad(set_to_none=True)
@@ -232,7 +249,9 @@ def train_step(
     processes.average_gradients(state.network)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
     if not torch.isfinite(norm):
-        raise TrainingError(f"step {state.step}: the loss is {loss}; resume with a lower rate")
+        raise TrainingError(
+            f"step {state.step}: the gradient is not finite (loss {loss}): resume with a lower rate"
+        )
     state.optimizer.step()
     state.step += 1
     _update_average(recipe, state)
@@ -353,8 +372,8 @@ class _Training:
             state.best, state.best_step = state.validation, state.step
             state.best_weights = _clone(state.averaged) if recipe.keeps_best else None
         waited = state.step - state.best_step
-        patient = recipe.patience * recipe.validate_every or waited + 1
-        if waited >= patient and not state.shortened:
+        allowed = recipe.patience * recipe.validate_every or waited + 1
+        if waited >= allowed and not state.shortened:
             self._start_cooldown()
 
     def _log(self, loss: float, what: str) -> None:

@@ -4,7 +4,7 @@
 
     logits (n, c, h, w) --activation--> prediction --channel--> (n, 1 or c, h, w)
     targets (n, c + extra, h, w), in [0, 1] for probabilities; extra: images to compare with
-    weight (n, 1 or c, h, w) >= 0; 0: ignored, whatever logits and targets are there, NaN included
+    weight (n, 1 or c, h, w) >= 0; 0: ignored; logits and targets have no effect there, NaN included
 
 A ratio of sums is not the mean of the ratios of the processes. Sums are therefore added over all
 processes before a ratio is computed. Every process then has the loss of the whole batch and, after

@@ -199,7 +199,7 @@ class CombinedLoss:
     def compute_terms(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Compute each term by name, without its weight in the sum."""
+        """Compute each term, a scalar by its name, without its weight in the sum."""
         self._check(logits, targets)
         return {
             p.name: p.term(prepare_inputs(logits, targets, weight, p.options)) for p in self.parts

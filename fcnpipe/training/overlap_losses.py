@@ -99,7 +99,7 @@ class VNetDice:
 
 @dataclass(frozen=True, slots=True)
 class GeneralisedDice:
-    """Dice loss over all classes, each weighted by 1/G^2 (Sudre et al. 2017), so that rare classes count as much.
+    """Dice loss over all classes, each weighted by 1/G^2 (Sudre et al. 2017), to count rare classes fully.
 
     Notes
     -----
@@ -152,7 +152,7 @@ class Lovasz:
 def _check(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
-            raise SpecError(f"{name} = {value}: an overlap loss needs at least 0")
+            raise SpecError(f"{name} = {value}: use a number of at least 0")
 
 
 def _extend(errors: Tensor, inside: Tensor, outside: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "default.yaml"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a training depends on."""
+    """Everything that a training depends on: the sections and fields of a recipe file."""
 
     name: str = "sources"
     """Name of the model."""
@@ -88,7 +88,7 @@ class Recipe:
     minutes_between: float = 3.0
     """Minutes between two checkpoints."""
     weights: OutputWeights = field(default_factory=OutputWeights)
-    """OutputWeights of the default model's outputs in its loss."""
+    """Weights of the default model's outputs in its loss."""
     half: bool = False
     """Whether the model file stores the weights in 16 bits, which halves its size; the network
     computes in float32."""
@@ -148,14 +148,27 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def make_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Return the recipe of a mapping that was read from a file; raise SpecError like `load_recipe`."""
+    """Return the recipe that a mapping contains.
+
+    Parameters
+    ----------
+    content
+        Fields of the recipe by name, as read from a file.
+    where
+        Name of the file, for error messages.
+
+    Raises
+    ------
+    SpecError
+        If a name is unknown or a value is invalid.
+    """
     recipe: Recipe = _make_record(Recipe, content, where)
     _check(recipe, where)
     return recipe
 
 
 def _make_record(kind: type[Any], content: Any, where: str) -> Any:
-    """Return a record of a mapping; values that are sections become records too."""
+    """Return the record that a mapping contains; mappings of sections become records too."""
     if not isinstance(content, dict):
         raise SpecError(
             f"{where} holds {type(content).__name__}, not a mapping: write lines of 'name: value'"

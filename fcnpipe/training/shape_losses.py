@@ -75,7 +75,7 @@ def _two_nearest_distances(labels: NDArray[Any], reach: int) -> tuple[NDArray[An
 
 @dataclass(frozen=True, slots=True)
 class CentrelineDice:
-    """clDice loss (Shit et al. 2021): each skeleton must be inside the other mask, so that lines stay unbroken.
+    """clDice loss (Shit et al. 2021): the skeleton of each mask must be inside the other, so that lines stay unbroken.
 
     The loss is 1 - 2 T S / (T + S), where T is the fraction of the prediction's skeleton inside the
     target and S the fraction of the target's skeleton inside the prediction.

@@ -7,8 +7,8 @@ The targets are three maps in [0, 1], one for each output of the network:
 * ``relief``: the owner's noise-free light in asinh, reduced to 0 where two sources meet.
 
 The owner of a pixel is the source that has the most noise-free light there, if that light exceeds
-the threshold of the truth. The relief has one maximum for each source, whatever the source's size
-or structure. The heat map separates close pairs that have no second maximum.
+the threshold of the truth. The relief has one maximum for each source, of any size and
+structure. The heat map separates close pairs that have no second maximum.
 """
 
 from __future__ import annotations

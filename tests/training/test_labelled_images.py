@@ -1,4 +1,4 @@
-"""Labelled images of any format yield the same training data, and trainings on them end in a model."""
+"""Labelled images: the same training data from any format, and trainings that end in a model."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ def draw_cells(seed):
 
 @pytest.fixture(scope="module")
 def stacks():
-    """Return twelve images and labels, so that the order of names differs from that of numbers."""
+    """Return twelve images and labels: with that many, the order of names differs from that of numbers."""
     return [np.stack(part) for part in zip(*(draw_cells(n) for n in range(12)), strict=True)]
 
 
@@ -381,7 +381,7 @@ def start_process(recipe, out, script=KILLED, launcher=()):
 
 @pytest.fixture
 def one_thread():
-    """Use one thread as the child processes do, because the number of threads changes the last bits."""
+    """Use one thread, as the child processes do, because the number of threads changes the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -139,7 +139,7 @@ def test_an_invalid_recipe_is_refused(tmp_path, text, message):
 
 
 def test_numbers_can_be_written_without_a_decimal_point(tmp_path):
-    """YAML parses 1e-3 as a string."""
+    """YAML parses 1e-3 as a string, which the recipe converts."""
     path = tmp_path / "r.yaml"
     path.write_text("rate: 1e-3\n")
     assert load_recipe(path).rate == 1e-3

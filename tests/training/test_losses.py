@@ -387,7 +387,7 @@ def test_lovasz_with_a_softmax_is_the_mean_jaccard_of_the_present_classes():
 
 
 def test_the_gradient_of_lovasz_points_to_a_lower_jaccard_loss():
-    """A step against the gradient of an undecided prediction is towards the truth."""
+    """From a prediction of 0.5 everywhere, a step against the gradient goes towards the truth."""
     targets, _, _ = _binary(2)
     logits = torch.zeros_like(targets).requires_grad_()
     make_loss({"lovasz": 1})(logits, targets).backward()
@@ -632,7 +632,7 @@ def _run_process(rank, folder):
         "gloo", f"file://{folder}/meeting", timedelta(seconds=60), world_size=2, rank=rank
     )
     try:
-        if rank == 0:  # a shared loss would wait for the other process for ever
+        if rank == 0:  # a shared loss would wait for the other process forever
             make_loss({"dice": 1}, shared=False)(*_batch())
         return {
             name: _compute_losses_and_gradient(name, slice(2 * rank, 2 * rank + 2))
