@@ -1,1 +1,1 @@
-"""Benchmarks of speed, memory and quality; each compares with a peer tool or a limit, interleaved in one run."""
+"""Benchmarks of speed, memory and quality, each against a peer tool or a limit that is measured in the same run."""

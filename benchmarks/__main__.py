@@ -1,6 +1,6 @@
 """Run every benchmark once at a small size, so that none breaks unnoticed: ``make bench``.
 
-The figures of so small runs have no meaning; each module describes how to take real measurements.
+The figures of such small runs have no meaning. Each module describes how to take real measurements.
 """
 
 import subprocess

@@ -40,7 +40,7 @@ Labels = NDArray[np.int32]
 
 TUNING_SEED, TUNING_SIDE = 11, 768
 MESHES, WIDTHS, CONTRASTS = (32, 128), (0.7, 1.0, 1.4), (1e-5, 2e-4)
-THRESHOLDS = (0.5, 0.65, 0.8, 1.0, 1.3)  # 1 and above suit barely sampled PSFs
+THRESHOLDS = (0.5, 0.65, 0.8, 1.0, 1.3)  # 1 and above suit undersampled PSFs
 SNR_EDGES = (3, 5, 10, 30, 1e6)
 
 
@@ -125,7 +125,7 @@ def tune_sep(kind: str) -> tuple[Setting, Setting]:
 
 
 def compare(kind: str, model: Model, seed: int, side: int) -> Iterator[tuple[str, Result]]:
-    """Yield name and result of each tool on a field."""
+    """Yield the name and the result of each tool on a field of a kind."""
     field = simulate(kind, seed, side)
     for name, setting in zip(("SEP, best B", "SEP, best F"), tune_sep(kind), strict=True):
         yield name, score_labels(run_sep(field, setting), field)
@@ -139,7 +139,7 @@ def measure_false_sources(model: Model, seed: int, side: int = 2048, skies: int 
 
 
 def print_row(kind: str, name: str, result: Result) -> None:
-    """Print a row of the table."""
+    """Print one row of the table: the result of a tool on a kind of sky."""
     s = result.scores
     numbers = (s.f_score, s.precision, s.recall, s.under_merging, s.over_merging, s.b_error)
     lists = (" ".join(f"{v:.2f}" for v in part) for part in (result.pairs, result.complete))
@@ -166,7 +166,7 @@ def main() -> None:
     model = load_model(args.model)
     print(
         "| sky | tool | F score | precision | recall | under-merging | over-merging | B error | pairs "
-        "| completeness at S/N 3-5-10-30- |"
+        "at 0.75-1, 1-1.5, 1.5-2, 2-3 FWHM | completeness at S/N 3-5, 5-10, 10-30, >= 30 |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for kind in args.kinds.split(","):

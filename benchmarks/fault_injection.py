@@ -1,4 +1,4 @@
-"""Fault injection at three moments of a run: message of the run, and whether its bytes are the same in the end.
+"""Fault injection at three moments of a run: its message, and whether its final result is the same byte for byte.
 
 Each fault is tried with real processes: a run, the fault, the same run again, and a comparison of
 every file with those of an undisturbed run (except for the seconds of each tile). The moments are

@@ -35,7 +35,9 @@ QUIET = {
 def time_command(module: str, *arguments: str, home: Path) -> float:
     """Run a module as a command and return its seconds."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each command compiles our modules
+    environment.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # otherwise each command would compile all modules
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", module, *arguments, "--overwrite", "--quiet"],
@@ -71,11 +73,11 @@ def main() -> int:
         write_field(small, 512)
         time_command("flows.segment", str(small), str(flow), "--engine", "serial", home=home)
         for number in range(args.rounds):
-            given = ("segment", str(image), str(serial), "--engine", "serial")
-            plain = time_command("fcnpipe", *given, home=home)
-            given = (str(image), str(flow), "--engine", "dask", "--workers", "1")
+            arguments = ("segment", str(image), str(serial), "--engine", "serial")
+            plain = time_command("fcnpipe", *arguments, home=home)
+            arguments = (str(image), str(flow), "--engine", "dask", "--workers", "1")
             whole = time_command(
-                "flows.segment", *given, home=folder / f"{number}" if args.fresh else home
+                "flows.segment", *arguments, home=folder / f"{number}" if args.fresh else home
             )
             rounds.append((plain, whole))
             print(f"serial {plain:.1f} s, Prefect and Dask {whole:.1f} s: {whole - plain:+.1f} s")

@@ -4,8 +4,8 @@
     python -m benchmarks.memory --only threads
 
 Prints, for each run, the high-water mark (VmHWM) of its process and the maximum of its workers,
-together with the plan's projection. Fails if a process needs more than projected, or less than 1 /
-1.3 of it.
+together with the plan's projection. Fails if a process needs more memory than projected, or less than
+the projection divided by 1.3.
 """
 
 from __future__ import annotations
@@ -198,7 +198,9 @@ def main() -> int:
                     + "  WRONG" * (not 1 <= ratio <= MAX_RATIO),
                     flush=True,
                 )
-    print(f"{wrong} processes needed more than projected, or less than 1 / {MAX_RATIO} of it")
+    print(
+        f"{wrong} processes needed more than projected, or less than the projection divided by {MAX_RATIO}"
+    )
     return int(wrong > 0)
 
 

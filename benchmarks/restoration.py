@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--seed", type=int, default=800_000)
     args = parser.parse_args()
-    print("PSNR in dB: mean and standard error, and mean gain over the observed image")
+    print("PSNR, dB: mean and standard error, and mean gain over the observed image")
     print(f"{'images':8} {'tool':24} {'PSNR':>6} +- error  gain")
     for kind in args.kinds.split(","):
         pairs = _draw_pairs(kind, args.images, args.seed)

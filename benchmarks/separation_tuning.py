@@ -3,9 +3,10 @@
     python -m benchmarks.separation_tuning MODEL [--seeds 11,12] [--side 1024]
 
 Runs the network once on each tuning sky of quality_scenes.py and on pure noise, then tries a grid
-of options. Prints the ten best, by the mean B error with penalties for missed limits: purity below
-0.96, more than 1 false source per Mpix of noise, and fractions of separated pairs below 0.3, 0.75
-and 0.9 at 1-1.5, 1.5-2 and 2-3 FWHM.
+of options. Prints the ten options of lowest cost, with the scores of each kind of sky. The cost is
+the sum of the mean B errors plus penalties for missed limits: purity below 0.96, more than 1 false
+source per Mpix of noise, and fractions of separated pairs below 0.3, 0.75 and 0.9 at 1-1.5, 1.5-2
+and 2-3 FWHM.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def predict_sky(kind: str, seed: int, side: int, model: Model) -> PredictedSky:
 
 
 def compute_cost(results: dict[str, list[Result]], false_per_mpix: float) -> float:
-    """Return the mean B error plus a penalty for each missed limit."""
+    """Return the sum over kinds of the mean B error, plus a penalty for each missed limit."""
     cost = max(false_per_mpix - 0.8 * FALSE_PER_MPIX, 0) * 0.05
     for kind, found in results.items():
         purity = np.mean([r.scores.precision for r in found])
@@ -168,14 +169,16 @@ def main() -> None:
     with multiprocessing.get_context("fork").Pool() as pool:  # forked processes share the skies
         tried = list(pool.imap(try_options, (Options(*point) for point in grid)))
     for cost, options, false, results in sorted(tried, key=lambda t: t[0])[:10]:
-        print(f"{cost:.4f} {options} noise {false:.2f}")
+        print(f"cost {cost:.4f}: {options}, {false:.2f} false sources per Mpix of noise")
         for kind, found in results.items():
             s = [r.scores for r in found]
             numbers = [
                 np.mean([getattr(x, n) for x in s]) for n in ("b_error", "f_score", "precision")
             ]
             pairs = np.nanmean([r.pairs for r in found], axis=0)
-            print("   ", kind, " ".join(f"{v:.3f}" for v in numbers), "pairs", np.round(pairs, 2))
+            named = zip(("B error", "F score", "purity"), numbers, strict=True)
+            scores = ", ".join(f"{name} {value:.3f}" for name, value in named)
+            print(f"    {kind}: {scores}, pairs {np.round(pairs, 2)}")
 
 
 if __name__ == "__main__":

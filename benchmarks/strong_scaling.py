@@ -41,7 +41,7 @@ from fcnpipe.pipeline.workflow import Stage
 MIN_SPEED_UP = 1.8
 """Minimum median speed-up."""
 MAX_FOREIGN_LOAD = 0.03
-"""Maximum share of the processors that other processes may take in a round that counts."""
+"""Maximum fraction of the processors' time that other processes may take in a round that counts."""
 COUNTS = (1, 2)
 TILE_STEPS = (*LEDGER, "check_tile")
 """Steps with a task for every tile."""
@@ -54,7 +54,7 @@ class StepTimer(Stopwatch):
         super().__init__()
         self.busy: dict[str, float] = {}
         self.foreign = 0.0
-        """Part of the processors that other processes took."""
+        """Fraction of the processors' time that other processes took."""
 
     def sum_tile_steps(self) -> tuple[float, float]:
         """Return the seconds of all steps that run tile by tile, and the CPU seconds of the workers in them."""
@@ -75,7 +75,7 @@ def read_foreign_cpu_seconds(engine: DaskEngine) -> float:
 
 
 def run_steps(image: Path, out: Path, engine: DaskEngine, options: dict[str, object]) -> StepTimer:
-    """Write a store on an engine; return the seconds of each step."""
+    """Run all steps on an engine and return their seconds."""
     watch = StepTimer()
     spec = make_spec(image=(str(image),), out=str(out), overwrite=True, engine="serial", **options)
     with open_session(spec) as opened:
@@ -127,7 +127,8 @@ def compare(rounds: list[dict[int, StepTimer]]) -> float:
             gains.append(slow / fast)
         print(
             f"tile steps: 1 worker {slow:.1f} s, 2 workers {fast:.1f} s, speed-up {slow / fast:.2f}; CPU "
-            f"{cpu_one:.1f} and {cpu_two:.1f} s, which allows {two * cpu_one / cpu_two:.2f}; others {foreign:.1%}"
+            f"{cpu_one:.1f} and {cpu_two:.1f} s, which allows {two * cpu_one / cpu_two:.2f}; "
+            f"other processes {foreign:.1%}"
         )
     return statistics.median(gains[1:] or gains)
 
@@ -157,7 +158,7 @@ def measure_limit(small: Path, image: Path, folder: Path, options: dict[str, obj
 
 
 def read_labels(out: Path) -> dict[str, bytes]:
-    """Read the files of the labels."""
+    """Return the contents of the files of the label image, by relative path."""
     folder = out / "image/0/label"
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 

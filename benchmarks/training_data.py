@@ -139,7 +139,7 @@ def displace(pair: LabelledImage, sigma_px: float, rng: np.random.Generator) -> 
 
 
 def membrane_iou(found: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Return intersection over union of the membranes."""
+    """Return the intersection over union of the membranes of two label images."""
     one, other = np.asarray(found) <= 0, np.asarray(truth) <= 0
     return float((one & other).sum() / (one | other).sum())
 
