@@ -225,7 +225,7 @@ def score_detection(label: Labels, truth: Truth, min_snr: float) -> DetectionSco
 
 
 def select_sources(truth: Truth, rows: Bools) -> Truth:
-    """Return the truth with only some of its sources, given by an (n,) mask; the label image is kept."""
+    """Return the truth with the sources that an (n,) mask selects; the label image is not changed."""
     names = ("peak", "brightness", "centre", "snr", "flux")
     return replace(truth, **{name: getattr(truth, name)[rows] for name in names})
 

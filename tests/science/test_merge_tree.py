@@ -112,7 +112,7 @@ def test_of_two_passes_at_one_pixel_the_first_in_raster_order_comes_first(
 
 
 def test_contrast_counts_the_whole_footprint() -> None:
-    """A branch with 10 of a flux of 100 is a source at 10 % but not at 11 %, also if its tile has only part of the footprint."""
+    """A branch with flux 10 of 100 is a source at 10 % but not at 11 %, also if tiles cut the footprint."""
     elevation = np.array([[9, 8, 8, 8, 1, 5]], np.uint16)
     flux = np.array([[40, 30, 10, 9, 1, 10]])
     for ppm, sources in ((100_000, {0, 5}), (110_000, {0})):
