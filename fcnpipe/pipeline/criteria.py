@@ -12,7 +12,7 @@ from fcnpipe.science.merge_tree import MILLION, Criterion
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """What is foreground and what is a source, in the integers of the stored maps.
+    """Thresholds that define foreground and sources, in the integers of the stored maps.
 
     Attributes
     ----------
@@ -21,11 +21,11 @@ class Criteria:
     level : int
         Minimum value of a foreground pixel.
     branch : Criterion
-        What a branch of the merge tree needs to stay a source of its own.
+        Minimum values of a branch of the merge tree that stays a source.
     minarea, minpeak : int
         Minimum number of pixels of a source, and minimum elevation of its peak.
     broad : int or None
-        Number of pixels from which a source needs no ``minpeak``.
+        Number of pixels from which ``minpeak`` is not required; None: it is always required.
     """
 
     on_elevation: bool
@@ -46,8 +46,8 @@ def resolve_criteria(spec: RunSpec, header: networks.ModelHeader) -> Criteria:
 
     Notes
     -----
-    A user's ``dynamics`` applies to all branches: the model's separate value for extended branches
-    is then off.
+    A user's ``dynamics`` applies to all branches. The model's separate value for extended branches is
+    then ignored.
     """
     defaults = header.defaults
     on_elevation = header.detect_on == "elevation"

@@ -28,7 +28,7 @@ from fcnpipe.science.normalisation import BAD, pad_high
 
 
 def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) -> Model:
-    """Freeze the GroupNorm and InstanceNorm of a program to the statistics of an image.
+    """Freeze the GroupNorm and InstanceNorm of an exported program to the statistics of an image.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) 
     Raises
     ------
     ModelError
-        If it is not an exported program, has nothing to freeze, or cannot be tiled for another reason.
+        If ``model`` is not an exported program, has nothing to freeze, or cannot be tiled for another
+        reason.
 
     Notes
     -----
@@ -79,12 +80,13 @@ def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) 
 def read_sample(spec: RunSpec, bands: int, scaling: Scaling, sizes: tuple[int, int]) -> Tensor:
     """Return an image as a network sees it, (1, bands, h, w) float32.
 
-    ``sizes`` are the maximum length of a side and the number of which both sides are multiples, px.
+    ``sizes`` are the maximum length of a side and the stride of the network, px; both sides are padded
+    to multiples of the stride. Raises ModelError if the network does not accept the bands of the image.
     """
     image, (side, stride) = MaskedImage(spec), sizes
     if bands not in (1, image.bands):
         raise ModelError(
-            f"the network takes {bands} bands, the image has {image.bands}: choose another image"
+            f"the network takes {bands} bands, but the image has {image.bands}: choose another image"
         )
     (height, width), weights = image.frame.shape, image.weigh_bands()
     top, left = (max(0, (n - side) // 2) // stride * stride for n in (height, width))

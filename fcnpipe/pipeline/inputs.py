@@ -14,7 +14,7 @@ from fcnpipe.pipeline.precision import resolve_precision
 from fcnpipe.stores import RunIdentity
 
 Command = Literal["segment", "predict"]
-"""Find sources, or store the outputs of the network as they are."""
+"""``segment`` finds sources; ``predict`` stores the outputs of the network as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def open_inputs(spec: RunSpec, command: Command = "segment") -> Inputs:
     Raises
     ------
     InputError, ModelError, SpecError
-        If the image or the model cannot be used, or not for this command.
+        If the image or the model cannot be used, or the model does not suit the command.
     """
     image = MaskedImage(spec)
     model = networks.load_model(spec.model, spec.fwhm, spec.declared)
@@ -68,7 +68,7 @@ def identify(spec: RunSpec, command: Command) -> RunIdentity:
 
 
 def identify_inputs(inputs: Inputs, precision: str) -> RunIdentity:
-    """Return the identity of a result: what decides its bytes.
+    """Return the identity of a result: everything that its bytes depend on.
 
     Parameters
     ----------

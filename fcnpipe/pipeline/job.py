@@ -1,4 +1,4 @@
-"""The job that every task receives, and what each process opens once for it: image, model, network, sky."""
+"""The job that every task receives, and the image, model, network and sky that each process opens once for it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ALL = "all"
 """Name of a task that runs once for the whole image."""
 
 CRC = "crc-"
-"""Prefix of a map's name: key of its checksum among the facts of a task."""
+"""Prefix of the keys of checksums in the facts of a task; the name of the map follows."""
 
 Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """All that a task needs to find its input and output; small and picklable.
+    """Everything that a task needs to find its input and output; small and picklable.
 
     Attributes
     ----------
@@ -44,16 +44,16 @@ class Job:
     plan : Plan
         Tiles, windows and halo.
     criteria : Criteria
-        What is foreground and what is a source, in integers.
+        Thresholds that define foreground and sources, in integers.
     path : str
         Folder of the store during the run, OUT.zarr.partial.
     nonce : str
-        Distinguishes this call from others in the same process, whose files may have changed since,
-        and from other runs on the same store.
+        Random identifier of this call. It distinguishes the call from earlier ones in the same
+        process, since files may have changed in between, and from other runs on the same store.
     inputs : tuple of InputFingerprint
         Fingerprints of the input files from before their digest was computed.
     model_digest : str
-        Digest of the model of the run; any other model under its name is refused.
+        Digest of the model of the run; a process refuses any other model under its name.
     """
 
     spec: RunSpec
@@ -66,13 +66,13 @@ class Job:
 
     @property
     def store(self) -> ZarrStore:
-        """The store, for a task that was not abandoned, of a run that still owns the store.
+        """The store. Reading this property checks that the task and the run may still write to it.
 
         Raises
         ------
         StoreError
-            If another run has taken over the store, or it has been published: a task that wakes up
-            after a long time must not write to it.
+            If another run has taken over the store, or the store has been published: a task that
+            continues after a long pause must not write to it.
         TimeoutError
             If the task was abandoned (``--tile-timeout``).
         """
@@ -91,7 +91,7 @@ class Job:
         Raises
         ------
         InputChanged
-            If one has.
+            If an input has changed.
         """
         for fingerprint in self.inputs:
             fingerprint.check(thorough)
@@ -99,7 +99,7 @@ class Job:
     @property
     def image(self) -> MaskedImage:
         """The image with its weight and mask."""
-        return _recall(self.nonce, "image", lambda: MaskedImage(self.spec))
+        return _open_once(self.nonce, "image", lambda: MaskedImage(self.spec))
 
     @property
     def model(self) -> networks.Model:
@@ -108,10 +108,10 @@ class Job:
         Raises
         ------
         ModelError
-            If it is missing on this machine, or another file has its name.
+            If the model is missing on this machine, or another file has its name.
         """
         with _LOADING:
-            return _recall(self.model_digest or self.nonce, "model", self._load_model)
+            return _open_once(self.model_digest or self.nonce, "model", self._load_model)
 
     @property
     def predictor(self) -> networks.Predictor:
@@ -123,16 +123,22 @@ class Job:
         """
         what = f"predictor {self.spec.device} {self.spec.precision}"
         with _LOADING:
-            return _recall(self.model_digest or self.nonce, what, self._make_predictor)
+            return _open_once(self.model_digest or self.nonce, what, self._make_predictor)
 
     def load_network(self) -> None:
-        """Load the network ahead of the first tile; raises an error if it is another one."""
+        """Load the network before the first tile.
+
+        Raises
+        ------
+        ModelError
+            If the model is missing on this machine, or another file has its name.
+        """
         assert self.predictor
 
     @property
     def sky(self) -> Sky:
         """Sky and noise; available after the background stage."""
-        return _recall(self.nonce, "sky", lambda: unpack_sky(self.store.get_arrays("sky", ALL)))
+        return _open_once(self.nonce, "sky", lambda: unpack_sky(self.store.get_arrays("sky", ALL)))
 
     def _load_model(self) -> networks.Model:
         found = networks.load_model(self.spec.model, self.spec.fwhm, self.spec.declared)
@@ -164,18 +170,22 @@ class Job:
 
 
 _LOADING = threading.RLock()
-"""Held by the one thread of a process that loads a model."""
+"""Lock that lets only one thread of a process load a model at a time."""
 
 
 @lru_cache(maxsize=4)
-def _memory(key: str) -> dict[str, Any]:
+def _opened_objects(key: str) -> dict[str, Any]:
+    """Return the objects that this process has opened for a job or a model, by name."""
     return {}
 
 
-def _recall(key: str, what: str, make: Callable[[], _T]) -> _T:
-    """Return what this process has opened for a job or a model; a harmless race may open it twice."""
-    memory = _memory(key)
-    if what not in memory:
-        memory[what] = make()
-    found: _T = memory[what]
+def _open_once(key: str, what: str, make: Callable[[], _T]) -> _T:
+    """Return an object of a job or a model; open it if this process has not opened it yet.
+
+    Two threads may both open it, which is harmless.
+    """
+    opened = _opened_objects(key)
+    if what not in opened:
+        opened[what] = make()
+    found: _T = opened[what]
     return found

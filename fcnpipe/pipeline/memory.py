@@ -2,7 +2,7 @@
 
 ::
 
-    process     interpreter, libraries, kernels, heap fragmentation, what the image's reader keeps
+    process     interpreter, libraries, kernels, heap fragmentation, memory of the image reader
     each task   the greater of
                     predict   the pixels of a tile with its halo, and one window in the network
                     label     a tile's maps, labels, image and noise
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PROCESS_BYTES = 330 * 2**20
-"""Any process at its end: 148 MiB of mapped files and all imports, of which pyarrow is the last."""
+"""Any process at the end of a run: 148 MiB of mapped files, and all imports up to the last one, pyarrow."""
 TORCH_BYTES = 270 * 2**20
 """Added by torch and oneDNN."""
 DASK_BYTES = 10 * 2**20
@@ -23,16 +23,17 @@ DASK_BYTES = 10 * 2**20
 DRIVER_BYTES = 230 * 2**20
 """The driver of Dask workers with their scheduler, without torch."""
 DRIVER_TORCH_BYTES = 185 * 2**20
+"""Added by torch in the driver."""
 DRIVER_TILE_BYTES = 1000
-"""What the driver keeps per tile; measured by ``python -m benchmarks.scheduling_overhead``."""
+"""Kept by the driver per tile; measured by ``python -m benchmarks.scheduling_overhead``."""
 FLOW_BYTES = 100 * 2**20
 """Added by Prefect in the process of a flow."""
 SERVER_BYTES = 90 * 2**20
-"""Added there if no server is configured: Prefect then imports its own server to start it."""
+"""Added in the process of a flow if no server is configured: Prefect then imports its own server to start it."""
 COMPILER_BYTES = 220 * 2**20
 """Added by numba's compiler in a process that finds no cached kernels."""
 MIN_TASK_BYTES = 62 * 2**20
-"""A task on the smallest tile: lazy imports of the first task of its kind."""
+"""Minimum of a task: lazy imports of the first task of its kind."""
 LABEL_BYTES = 48
 """Per pixel of a tile, for one plane."""
 PREDICT_BYTES = 24
@@ -63,7 +64,7 @@ class PixelBytes:
     task : float
         Bytes in each task.
     once : float
-        Bytes that the process keeps, whatever the number of tasks.
+        Bytes that the process keeps, independent of the number of tasks.
     """
 
     task: float
@@ -116,7 +117,7 @@ class Load:
 
     @property
     def task_bytes(self) -> int:
-        """Projected peak of a task."""
+        """Projected peak memory of a task."""
         planes = PLANE_BYTES * (self.planes - 1)
         maps = WEIGHT_BYTES * self.weight + MASK_BYTES * self.mask
         network = int(self.window * self.pixel_bytes.task)
@@ -153,11 +154,16 @@ def project(load: Load, kept_bytes: int, *, dask: bool, compiles: bool) -> Proje
     load : Load
         The arrays of one task.
     kept_bytes : int
-        What the reader of the image keeps, and what else is in the process.
+        Bytes that the image reader and the host program keep in the process.
     dask : bool
         Whether the process is a Dask worker.
     compiles : bool
         Whether kernels are yet to be compiled.
+
+    Returns
+    -------
+    Projection
+        Bytes of the process itself and of each task.
     """
     once = PROCESS_BYTES + TORCH_BYTES * load.torch + DASK_BYTES * dask
     once += COMPILER_BYTES * compiles + kept_bytes + int(load.window * load.pixel_bytes.once)

@@ -26,13 +26,14 @@ from fcnpipe.pipeline.memory import (
 )
 from fcnpipe.pipeline.precision import is_filter, resolve_precision
 from fcnpipe.science.apertures import LAST_KERNEL
+from fcnpipe.science.normalisation import FILL_REACH
 
-FILL = 4
-"""Reach of the interpolation over bad pixels before the network sees them, px."""
 CHUNK = 512
-"""Inner chunk of the store, px; a tile that is not a multiple gets the greatest common divisor."""
+"""Edge of an inner chunk of the store, px; if the tile is not a multiple, their greatest common divisor is used."""
 MIN_CHUNK = 64
+"""Minimum edge of an inner chunk, px."""
 DEFAULT_TILE = 2048
+"""Maximum edge of a tile by default, px; larger windows are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Plan:
     tile, window : int
         Core edges, px; the tile is a multiple of the window.
     halo, stride : int
-        Of the network, px.
+        Halo and stride of the network, px.
     chunk : int
         Edge of an inner chunk of the store, px.
     cell : int
@@ -56,7 +57,7 @@ class Plan:
     workers : int
         Number of tasks that run at the same time.
     threads : int
-        Number of these in one process.
+        Number of tasks that run at the same time in one process.
     memory : Projection
         Projected peak memory of a process.
     driver_bytes : int
@@ -152,7 +153,7 @@ def make_plan(
 
 
 def plan_run(inputs: Inputs, tile: int | None = None, host_bytes: int = 0) -> Plan:
-    """Plan a run.
+    """Return the plan of a run; no pixel is read.
 
     Parameters
     ----------
@@ -161,7 +162,7 @@ def plan_run(inputs: Inputs, tile: int | None = None, host_bytes: int = 0) -> Pl
     tile : int, optional
         Tile edge of the run that is resumed, px; takes precedence over the spec's.
     host_bytes : int
-        Memory that the host program (such as Prefect) uses in this process.
+        Bytes that the host program (such as Prefect) uses in this process.
 
     Raises
     ------
@@ -178,7 +179,7 @@ def plan_run(inputs: Inputs, tile: int | None = None, host_bytes: int = 0) -> Pl
     cores = engines.count_cores() if spec.on_dask or spec.engine != "serial" else 1
     workers = spec.workers or cores
     kept_bytes = inputs.image.overhead_bytes + host_bytes * (not spec.on_dask)
-    load = _load(spec, inputs, edge)
+    load = _task_load(spec, inputs, edge)
     tiles = len(TileGrid((height, width), (edge, edge)))
     plan = Plan(
         shape=(height, width),
@@ -255,7 +256,7 @@ def _check_window(window: int, stride: int) -> None:
 
 def _chunk(tile: int, window: int) -> int:
     chunk = gcd(tile, CHUNK)
-    if chunk < MIN_CHUNK:  # then the window is no multiple of MIN_CHUNK either
+    if chunk < MIN_CHUNK:  # then the window is not a multiple of MIN_CHUNK either
         raise PlanError(
             f"window={window} and tile={tile} leave chunks of {chunk} px, below {MIN_CHUNK}: "
             f"use --window {round_up(window, MIN_CHUNK)}, and a multiple of it as --tile"
@@ -271,7 +272,7 @@ def _count_threads(spec: RunSpec, workers: int) -> int:
     return int(options.get("threads_per_worker") or options.get("nthreads") or 1)
 
 
-def _load(spec: RunSpec, inputs: Inputs, tile: int) -> Load:
+def _task_load(spec: RunSpec, inputs: Inputs, tile: int) -> Load:
     """Return the size of the arrays of one task."""
     model, shape = inputs.model, inputs.image.info.shape
     rows, columns = (_read_lengths(n, spec.window, model.halo, model.stride) for n in shape[1:])
@@ -281,7 +282,7 @@ def _load(spec: RunSpec, inputs: Inputs, tile: int) -> Load:
         per_pixel = weigh_pixel(model.header.bytes_per_pixel, spec.precision, one_shape)
     return Load(
         tile=_area(tile, 0, shape),
-        read=_area(tile, model.halo + FILL, shape),
+        read=_area(tile, model.halo + FILL_REACH, shape),
         window=max(rows) * max(columns),
         planes=inputs.image.bands + len(model.header.extra) + len(inputs.maps),
         pixel_bytes=per_pixel,
@@ -292,7 +293,7 @@ def _load(spec: RunSpec, inputs: Inputs, tile: int) -> Load:
 
 
 def _read_lengths(length: int, window: int, halo: int, stride: int) -> set[int]:
-    """Return the lengths of all windows with their halo along an axis; those at its ends are shorter."""
+    """Return the lengths along an axis of all windows with their halo; windows at the ends are shorter."""
     end = round_up(length, stride)
     cores = ((start, min(start + window, end)) for start in range(0, end, window))
     return {min(stop + halo, end) - max(start - halo, 0) for start, stop in cores}
@@ -305,7 +306,7 @@ def _area(edge: int, margin: int, shape: tuple[int, int, int]) -> int:
 
 
 def _must_compile() -> bool:
-    """Return whether numba has no kernels of an earlier run; the last kernel of a run stands for all."""
+    """Return whether the kernels are yet to be compiled, judged by the kernel that a run compiles last."""
     if not hasattr(LAST_KERNEL, "stats"):  # numba's compiler is disabled
         return False
     function = LAST_KERNEL.py_func

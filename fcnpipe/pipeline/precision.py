@@ -19,13 +19,13 @@ def resolve_precision(spec: RunSpec, model: networks.Model) -> str:
         If the tiles run on this machine and it lacks the device or the precision, or if the workers of
         a scheduler differ.
     EngineError
-        If the workers cannot be asked, or lack the device.
+        If the workers cannot be queried, or lack the device.
 
     Notes
     -----
-    The workers of a running scheduler are asked: they may have hardware that this machine lacks, above
-    all a GPU. Workers that a cluster has yet to start cannot be asked; GPUs are assumed to support
-    bfloat16. An explicit precision is checked by each worker before its first tile.
+    The workers of a running scheduler are queried, because they may have hardware that this machine
+    lacks, above all a GPU. Workers that a cluster has yet to start cannot be queried; their GPUs are
+    assumed to support bfloat16. Each worker checks an explicit precision before its first tile.
     """
     remote = bool(spec.scheduler or spec.cluster)
     if is_filter(model) or not remote:
@@ -33,7 +33,9 @@ def resolve_precision(spec: RunSpec, model: networks.Model) -> str:
     if spec.precision != "auto":
         return spec.precision
     if spec.scheduler:
-        return _agree(engines.query_workers(spec, partial(model.precision, "auto", spec.device)))
+        return _require_one_answer(
+            engines.query_workers(spec, partial(model.precision, "auto", spec.device))
+        )
     if not _wants_gpus(spec):
         return model.precision("auto", spec.device)
     with suppress(SpecError):  # a local cluster: this machine may have the GPU
@@ -41,11 +43,11 @@ def resolve_precision(spec: RunSpec, model: networks.Model) -> str:
     return "fp32" if model.header.has_image_outputs else "bf16"
 
 
-def _agree(answers: set[str]) -> str:
+def _require_one_answer(answers: set[str]) -> str:
     if len(answers) > 1:
         raise SpecError(
-            f"precision='auto' means {' or '.join(sorted(answers))}, depending on the Dask worker, and each "
-            "gives its own labels: choose one with --precision, or restrict the tasks with resources"
+            f"precision='auto' means {' or '.join(sorted(answers))}, depending on the Dask worker, and "
+            "labels depend on the precision: choose one with --precision, or restrict the tasks with resources"
         )
     return answers.pop()
 

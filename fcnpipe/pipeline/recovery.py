@@ -1,10 +1,10 @@
-"""Resuming and repairing: what an earlier run has left is checked, kept, or marked to be done again.
+"""Resuming and repairing: the results of an earlier run are checked, then kept or reset.
 
 ::
 
     resume    marks of the ledger whose files are missing or cut short are removed   check_resumed
     repair    intact maps of a damaged store are copied into a new one               adopt_predictions
-    retry     what was finished without failed tiles is done again with them         reopen_incomplete
+    retry     tasks that were finished without the failed tiles are done again       reopen_incomplete
 
 A task that is reset is done again, and so are all tasks that depend on it.
 """
@@ -32,11 +32,11 @@ AFTER_PREDICT = (
     "separate", "join", "settle", "select", "label", "measure", "write_catalogue", "create_pyramid", "build_level",
     "check_tile", "check_sums", "prepare_parquet", "tabulate"
 )  # fmt: skip
-"""Tasks after prediction, in order; done again when a missing tile has been predicted."""
+"""Tasks after prediction, in order; they are done again after a missing tile has been predicted."""
 WITH_MAPS = ("predict", "separate", "label")
 """Tasks that write maps, in order."""
 SMALL = ("fit_sky", "write_catalogue", "tabulate", "check_tile", "check_sums", "prepare_parquet")
-"""Tasks that write no maps and take little time: a resume does them again unchecked."""
+"""Tasks that write no maps and take little time: a resume does them again without checking their results."""
 SCRATCH_RECORDS = {
     "measure_cells": ("cells", "failed-measure_cells"),
     "predict": ("facts-predict", "failed-predict"),
@@ -47,11 +47,11 @@ SCRATCH_RECORDS = {
     "measure": ("rows",),
     "check_tile": ("checks",),
 }
-"""Scratch records of a task, to be deleted before it is done again on other input."""
+"""Scratch records of each task, which are deleted before the task is done again on other input."""
 
 
-def settle(job: Job, resumed: bool, adopt: Callable[[Job], None] | None = None) -> None:
-    """Decide what of an earlier run counts as done.
+def reconcile(job: Job, resumed: bool, adopt: Callable[[Job], None] | None = None) -> None:
+    """Decide which tasks count as done after an earlier run, and reset the others.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def settle(job: Job, resumed: bool, adopt: Callable[[Job], None] | None = None) 
     resumed : bool
         Whether the store was created by an earlier call.
     adopt : callable, optional
-        Copies what is intact from another store.
+        Called with the job to copy the intact maps of another store.
     """
     if resumed:
         check_resumed(job)
@@ -70,13 +70,13 @@ def settle(job: Job, resumed: bool, adopt: Callable[[Job], None] | None = None) 
 
 
 def check_resumed(job: Job) -> None:
-    """Reset what is marked as done but missing on disk: a disk that loses power may lose files.
+    """Reset tasks that are marked as done but whose files are missing, for example after a power failure.
 
     Notes
     -----
-    Maps are checked by file length only. Their contents are checked before the store is published, and
-    that check, like everything small, is always done again. Tiles in which it finds an error are done
-    again by the next resume.
+    Maps are checked by file length only. Their contents are checked before the store is published. A
+    resume always does that check again, like all `SMALL` tasks. Tiles in which it finds an error are
+    done again by the next resume.
     """
     pyramid = job.store.has_arrays("done-create_pyramid", ALL)
     job.store.restore_metadata(job.image.info.cards, pyramid)
@@ -92,7 +92,7 @@ def check_resumed(job: Job) -> None:
 
 
 def reopen_incomplete(job: Job) -> None:
-    """Reset what was finished without some tiles, so that it is done again with them."""
+    """Reset the tasks that were finished without the failed tiles, so that they are done again with them."""
     if job.store.attrs["status"] != "incomplete":
         return
     if job.store.pending("background"):  # the sky of all tiles is one fit
@@ -102,7 +102,7 @@ def reopen_incomplete(job: Job) -> None:
 
 
 def check_inputs(job: Job) -> None:
-    """Raise an error, and reset everything, if tiles may have been read from different inputs.
+    """Raise an error, and reset all tasks, if tiles may have been read from different inputs.
 
     Raises
     ------
@@ -117,9 +117,12 @@ def check_inputs(job: Job) -> None:
 
 
 def reset(job: Job, names: Iterable[str]) -> None:
-    """Reset tasks that this run has: they are done again, and nothing of their results remains."""
+    """Reset tasks so that they are done again: remove their marks and scratch records.
+
+    Tasks that this run does not have are ignored.
+    """
     steps = [step for stage in list_stages(job) for step in stage.steps]
-    known = {task for step in steps for task in (step.task, step.beside)}
+    known = {task for step in steps for task in (step.task, step.companion)}
     for task in (name for name in names if name in known):
         if task in tasks.LEDGER:
             job.store.unmark(tasks.LEDGER[task])
@@ -128,7 +131,7 @@ def reset(job: Job, names: Iterable[str]) -> None:
 
 
 def _list_dependents(task: str) -> tuple[str, ...]:
-    """Return the tasks that are done after one, on its results."""
+    """Return the tasks that use the results of a task, directly or indirectly."""
     chain = ("predict", *AFTER_PREDICT)
     return chain[chain.index(task) + 1 :]
 
@@ -204,7 +207,7 @@ def adopt_predictions(old: ZarrStore, damage: Iterable[Damage], job: Job) -> Non
 
     Notes
     -----
-    Shards of which only the checksum is lost are copied too, since they can be decoded.
+    Shards that can be decoded are copied too if only their recorded checksum is missing.
     """
     names = [*(o.name for o in job.plan.maps), "flags"]
     names += [] if job.plan.maps else ["probability", "elevation"]

@@ -161,8 +161,10 @@ def read_report(out: str) -> RunReport | None:
     where = locate_report(out)
     if remote.is_remote(out):
         data = uploads.get(where)
+    elif Path(where).is_file():
+        data = Path(where).read_bytes()
     else:
-        data = Path(where).read_bytes() if Path(where).is_file() else None
+        data = None
     return parse_report(data) if data is not None else None
 
 

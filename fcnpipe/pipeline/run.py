@@ -1,15 +1,15 @@
 """Run the pipeline: from a run specification to a finished store.
 
-The way of a run::
+The course of a run::
 
     segment / predict (here)
       open_session    session.py    check, plan, identify, open the store, start the engine
       run_stage       (here)        for each stage of workflow.py: hand its remaining tasks to the engine
         perform       tasks.py      on a worker: one function of stages/, then a mark in the ledger
-      finish          (here)        give the store its final name
+      finish          (here)        rename the store to its final name
 
 Steps communicate through the store alone, so a run can be killed at any moment: the next one reads from
-the ledger what is done, and does the rest.
+the ledger which tasks are done, and runs the others.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Result:
     resumed : bool
         Whether an earlier run was resumed, or its finished result found.
     no_sky : str
-        Why there are no sky positions although the header promises them; empty otherwise.
+        Why there are no sky positions although the header has celestial axes; empty otherwise.
     """
 
     path: str
@@ -100,8 +100,8 @@ def segment(spec: RunSpec, observer: Observer | None = None) -> Result:
     Raises
     ------
     FcnpipeError
-        One line with the value, the limit and the fix. ``TilesFailed`` names the tiles; all others
-        are stored.
+        With a message of one line: the value, the limit and the fix. ``TilesFailed`` names the tiles
+        that failed; all other tiles are stored.
     """
     start = time.perf_counter()
     resumed = _run_all(spec, "segment", observer)
@@ -127,7 +127,7 @@ def predict(spec: RunSpec, observer: Observer | None = None) -> Prediction:
     Raises
     ------
     FcnpipeError
-        As `segment`.
+        As in `segment`.
     """
     start = time.perf_counter()
     resumed = _run_all(spec.without_sources(), "predict", observer)
@@ -160,7 +160,8 @@ def repair(out: str, observer: Observer | None = None, **options: Any) -> tuple[
     Notes
     -----
     The run starts again in OUT.zarr.partial with the maps of all undamaged tiles; the network runs on
-    the damaged ones alone, and everything after it is computed again. OUT.zarr stays until then.
+    the damaged ones alone, and all later stages are computed again. OUT.zarr stays in place until it is
+    replaced at the end.
     """
     old = open_store(out)
     damage = tuple(old.find_damage())
@@ -204,17 +205,17 @@ def run_stage(session: Session, stage: Stage, observer: Observer) -> None:
 
 
 def _list_remaining(job: Job, step: Step) -> list[str]:
-    beside = tasks.list_remaining(job, step.beside, ONCE) if step.beside else []
-    return [*beside, *tasks.list_remaining(job, step.task, step.names)]
+    companion = tasks.list_remaining(job, step.companion, ONCE) if step.companion else []
+    return [*companion, *tasks.list_remaining(job, step.task, step.names)]
 
 
 def _run_step(session: Session, step: Step, names: list[str], observer: Observer) -> None:
     failed = []
-    call = partial(tasks.perform_either, session.job, step.task, step.beside or step.task)
+    call = partial(tasks.perform_either, session.job, step.task, step.companion or step.task)
     for returned in session.engine.run(call, names):
-        # A task that was lost with its worker does not know its stage.
+        # The report on a task that was lost with its worker does not name the stage.
         report = replace(returned, stage=returned.stage or step.task)
-        if _concerns_the_run(report):
+        if _ends_the_run(report):
             session.recorder.report(report)
             raise getattr(errors, report.kind)(report.error)
         observer.report(report)
@@ -224,8 +225,8 @@ def _run_step(session: Session, step: Step, names: list[str], observer: Observer
         raise TilesFailed([f"{r.name} ({r.stage}: {r.error})" for r in failed])
 
 
-def _concerns_the_run(report: TaskReport) -> bool:
-    """Return whether the error of a task is one of the whole run, to be raised once, at its end."""
+def _ends_the_run(report: TaskReport) -> bool:
+    """Return whether the error of a task ends the whole run instead of leaving out one tile."""
     return report.kind in tasks.FATAL or (report.name == ALL and hasattr(errors, report.kind))
 
 

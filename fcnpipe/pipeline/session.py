@@ -39,7 +39,7 @@ from fcnpipe.stores import (
 from fcnpipe.stores.hierarchy import SCRATCH
 
 Adoption = Callable[[Job], None]
-"""Copies what is intact from a finished store of the same run into the new one."""
+"""Function that copies the intact maps of a finished store of the same run into the new one."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Session:
     Attributes
     ----------
     job : Job
-        What tasks need.
+        Input of all tasks.
     engine : Engine
         Runs the tasks.
     resumed : bool
@@ -85,9 +85,9 @@ def open_session(
     command : {"segment", "predict"}
         What the run produces.
     adopt : callable, optional
-        Runs a finished run again: called with the job, it copies what is intact from the finished store.
+        Called with the job to copy the intact maps of a finished store, whose run is then repeated.
     host_bytes : int
-        Memory that the host program (such as Prefect) uses in this process.
+        Bytes that the host program (such as Prefect) uses in this process.
 
     Yields
     ------
@@ -97,20 +97,20 @@ def open_session(
     Raises
     ------
     FcnpipeError
-        One line with the value, the limit and the fix.
+        With a message of one line: the value, the limit and the fix.
     """
     networks.tune_allocator()  # takes effect only before the first thread starts
     with EventLog(spec.log_file) as event_log:
         job, state = _open_run(spec, command, adopt, host_bytes)
         if job is None:
-            event_log.write("run finished", message=f"{spec.out} is there already")
+            event_log.write("run finished", message=f"{spec.out} already exists")
             yield None
             return
         store = ZarrStore(Path(job.path))
         with lock_output(store.path, job.nonce), _remove_if_refused(store):
             recorder = RunRecorder(_open_report(job, store, command), store, event_log)
             with record_session(recorder, resumed=state == "resume"):
-                recovery.settle(job, resumed=state == "resume", adopt=adopt)
+                recovery.reconcile(job, resumed=state == "resume", adopt=adopt)
                 engine = engines.open_engine(job.spec, _list_requirements(job))
                 recorder.run_report.workers = engine.workers
                 try:
@@ -123,7 +123,9 @@ def _open_run(
     spec: RunSpec, command: Command, adopt: Adoption | None, host_bytes: int
 ) -> tuple[Job | None, State]:
     """Check, plan and identify a run, and open its store; no job if the result already exists."""
-    fingerprints = fingerprint_inputs(spec)  # first of all: every later change is then noticed
+    fingerprints = fingerprint_inputs(
+        spec
+    )  # before anything else, so that every later change is noticed
     inputs = open_inputs(spec, command)
     unfinished_tile = _find_unfinished_tile(spec)
     plan = plan_run(inputs, unfinished_tile, host_bytes)
@@ -149,11 +151,11 @@ def _open_run(
 
 
 def _find_unfinished_tile(spec: RunSpec) -> int | None:
-    """Return the tile edge of an unfinished run at the output; a resume keeps its grid.
+    """Return the tile edge of an unfinished run at the output, which a resume keeps; None if there is none.
 
     Notes
     -----
-    Whether that run is this one is known only with the digest of the inputs, which takes long to compute.
+    Whether that run is this one is known only with the digest of the inputs, which takes a long time to compute.
     """
     try:
         return ZarrStore.resume(spec.out).layout.edge[0]
@@ -162,7 +164,7 @@ def _find_unfinished_tile(spec: RunSpec) -> int | None:
 
 
 def _find_state(spec: RunSpec, identity: RunIdentity, adopt: Adoption | None) -> State:
-    """Return what to do at the output; a finished store that is repaired starts from scratch."""
+    """Return the state of the output; the run of a finished store that is repaired starts from scratch."""
     state = prepare_output(spec.out, identity, spec.overwrite)
     if state != "complete" or adopt is None:
         return state
@@ -221,7 +223,7 @@ def _describe_tiling(header: networks.ModelHeader) -> str:
 
 @contextmanager
 def _remove_if_refused(store: ZarrStore) -> Iterator[None]:
-    """Remove a store without a finished tile on bad input: it would block the corrected command."""
+    """Remove a store without a finished tile if its input is refused: it would block the corrected command."""
     try:
         yield
     except (InputError, ModelError, SpecError):
@@ -231,7 +233,7 @@ def _remove_if_refused(store: ZarrStore) -> Iterator[None]:
 
 
 def _open_report(job: Job, store: ZarrStore, command: Command) -> RunReport:
-    """Return the report of the run so far, with what is known before the first task."""
+    """Return the report of the run so far, with all facts that are known before the first task."""
     file = store.path / SCRATCH / "report.json"
     report = (parse_report(file.read_bytes()) if file.is_file() else None) or RunReport(
         began=utc_timestamp()

@@ -1,8 +1,8 @@
-"""The tasks that an engine runs, each known by its name, and the ledger of those that are done.
+"""The tasks that an engine runs, by name, and the ledger of the tasks that are done.
 
 A task takes a job and a name, reads its input from the image and the store, writes its result to the
-store, marks itself as done and returns a small report. It can run twice, or die half-way, and nothing
-changes: a result is written whole or not at all, and is the same every time.
+store, marks itself as done and returns a small report. It can run twice or be killed half-way without
+harm: a result is written whole or not at all, and is the same every time.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ TASKS: dict[str, Task] = {
         publication.tabulate,
     )
 }
+"""All tasks by name."""
 LEDGER = {
     "measure_cells": "background",
     "predict": "predict",
@@ -57,11 +58,11 @@ LEDGER = {
 TOLERANT = frozenset({"measure_cells", "predict"})
 """Tasks that may fail for some tiles while the rest of the image is finished."""
 FATAL = frozenset({"StoreError", "ShardDamaged", "InputChanged"})
-"""Errors that concern all tiles: no other tile can succeed either."""
+"""Names of errors that end the run, because no other tile can succeed either."""
 
 
 def perform(job: Job, task: str, name: str) -> TaskReport:
-    """Run one task; never raises.
+    """Run one task; an error is reported and not raised.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def perform(job: Job, task: str, name: str) -> TaskReport:
     start, size = time.perf_counter(), count_pixels(job, task, (name,))
     try:
         facts = _run_in_time(job, task, name)
-    except Exception as error:  # one bad tile never takes the rest down
+    except Exception as error:  # a failed tile must not stop the others
         seconds, reason = time.perf_counter() - start, _record_failure(job, task, name, error)
         report = TaskReport(task, name, seconds, size, _explain(reason), type(reason).__name__)
     else:
@@ -88,9 +89,9 @@ def perform(job: Job, task: str, name: str) -> TaskReport:
     return replace(report, **asdict(resource_usage.measure_usage()))
 
 
-def perform_either(job: Job, task: str, beside: str, name: str) -> TaskReport:
-    """Run ``task`` for a tile or node, or ``beside`` if the name is that of the whole image."""
-    return perform(job, beside if name == ALL else task, name)
+def perform_either(job: Job, task: str, companion: str, name: str) -> TaskReport:
+    """Run ``task`` for a tile or node, or ``companion`` if the name is that of the whole image."""
+    return perform(job, companion if name == ALL else task, name)
 
 
 def _run_in_time(job: Job, task: str, name: str) -> dict[str, float]:
@@ -114,14 +115,14 @@ def _run(job: Job, task: str, name: str) -> dict[str, float]:
 
 
 def _record_failure(job: Job, task: str, name: str, error: Exception) -> Exception:
-    """Store why a tile is left out, if the run can go on; return the error, or a worse one."""
+    """Store the reason why a tile is left out, if the run can go on; return the error, or that of storing it."""
     try:
         if task == "predict":
             prediction.leave_out(job, name)
         if task in TOLERANT:
             job.store.put_arrays(f"failed-{task}", name, {"reason": np.asarray(_explain(error))})
-    except Exception as worse:
-        return worse
+    except Exception as storing_error:
+        return storing_error
     return error
 
 
@@ -134,7 +135,7 @@ def _explain(error: Exception) -> str:
 
 
 def mark_done(job: Job, task: str, name: str, facts: dict[str, float]) -> None:
-    """Record a task as done; the last thing that it does.
+    """Record a task as done; a task does this last.
 
     Notes
     -----
@@ -170,7 +171,7 @@ def is_complete(job: Job) -> bool:
 
 
 def list_failures(job: Job) -> list[str]:
-    """Return the tiles that failed, with the reason; not their neighbours."""
+    """Return the tiles that failed, with the reason; their neighbours are not included."""
     failed: dict[str, str] = {}
     for task in ("predict", "measure_cells"):
         done = set(job.store.list_arrays(f"facts-{task}"))

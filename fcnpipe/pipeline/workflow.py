@@ -25,13 +25,13 @@ class Step:
         Name of the function.
     names : tuple of str
         Names of tiles or nodes, or ``("all",)``.
-    beside : str
+    companion : str
         Name of a function that is called once for the whole image at the same time; empty if none.
     """
 
     task: str
     names: tuple[str, ...]
-    beside: str = ""
+    companion: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def list_stages(job: Job) -> tuple[Stage, ...]:
 def _source_stages(job: Job, tiles: tuple[str, ...]) -> tuple[Stage, ...]:
     """Return the stages that turn the maps into sources."""
     publish = (
-        *_pyramid_steps(job, beside="write_catalogue"),
-        Step("check_tile", tiles, beside="prepare_parquet"),
+        *_pyramid_steps(job, companion="write_catalogue"),
+        Step("check_tile", tiles, companion="prepare_parquet"),
         Step("check_sums", ONCE),
     )
     return (
@@ -77,7 +77,7 @@ def _source_stages(job: Job, tiles: tuple[str, ...]) -> tuple[Stage, ...]:
 def _output_stages(job: Job, tiles: tuple[str, ...]) -> tuple[Stage, ...]:
     """Return the stages after prediction where the network's outputs are the result."""
     steps = (
-        *_pyramid_steps(job, beside="tabulate"),
+        *_pyramid_steps(job, companion="tabulate"),
         Step("check_tile", tiles),
         Step("check_sums", ONCE),
     )
@@ -85,7 +85,7 @@ def _output_stages(job: Job, tiles: tuple[str, ...]) -> tuple[Stage, ...]:
 
 
 def _merge_steps(job: Job) -> tuple[Step, ...]:
-    """Join nodes two by two up to the root, then pass the decisions down from the root."""
+    """Return the steps that join nodes up to the root and pass the decisions down to the tiles."""
     levels = [tuple(node.name for node in level) for level in list_levels(job.plan.tiles.counts)]
     return (
         *(Step("join", names) for names in levels[1:]),
@@ -93,13 +93,13 @@ def _merge_steps(job: Job) -> tuple[Step, ...]:
     )
 
 
-def _pyramid_steps(job: Job, beside: str) -> tuple[Step, ...]:
+def _pyramid_steps(job: Job, companion: str) -> tuple[Step, ...]:
     levels = [tuple(node.name for node in nodes) for nodes in list_pyramid(job)]
     if not levels:
-        return (Step("create_pyramid", ONCE), Step(beside, ONCE))
+        return (Step("create_pyramid", ONCE), Step(companion, ONCE))
     first, *others = levels
     return (
         Step("create_pyramid", ONCE),
-        Step("build_level", first, beside),
+        Step("build_level", first, companion),
         *(Step("build_level", names) for names in others),
     )

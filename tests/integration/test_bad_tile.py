@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 
 
 def write_compressed(path: Path, image: np.ndarray, broken: int | None) -> Path:
-    """Write 3 x 3 tiles, each compressed separately, and overwrite the bytes of one of them."""
+    """Write 3 x 3 compression tiles, and overwrite the bytes of tile number ``broken`` with zeros."""
     hdu = fits.CompImageHDU(
         image, compression_type="GZIP_1", tile_shape=(EDGE, EDGE), quantize_level=0
     )
@@ -59,7 +59,9 @@ def run(image: Path, out: Path, engine: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("engine", ["serial", "dask"])
-def test_a_tile_that_cannot_be_read(image: np.ndarray, tmp_path: Path, engine: str) -> None:
+def test_a_tile_that_cannot_be_read_is_named_and_all_others_are_finished(
+    image: np.ndarray, tmp_path: Path, engine: str
+) -> None:
     good = run(
         write_compressed(tmp_path / "good.fits", image, None), tmp_path / "good.zarr", engine
     )
@@ -74,7 +76,7 @@ def test_a_tile_that_cannot_be_read(image: np.ndarray, tmp_path: Path, engine: s
 
 
 def compare(folder: Path) -> None:
-    """Far from the bad tile the labels are almost the same; they differ by the sky, fitted globally."""
+    """Compare both stores; far from the bad tile, labels differ only by the sky, which is fitted globally."""
     whole = xr.open_datatree(folder / "good.zarr", engine="zarr")
     rest = xr.open_datatree(folder / "bad.zarr.partial", engine="zarr")
     assert rest.attrs["status"] == "incomplete"
@@ -89,10 +91,10 @@ def compare(folder: Path) -> None:
     assert (rest["tiles"].status.values == [[2, 2, 2], [2, 0, 2], [2, 2, 2]]).all()
 
 
-def test_a_resumed_run_after_a_failure_gives_the_same_bytes(
+def test_a_run_resumed_after_a_failure_writes_the_same_bytes(
     image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    field, look = tmp_path / "field.fits", prediction._look
+    field, predict_tile = tmp_path / "field.fits", prediction._predict_tile
     fits.writeto(field, image)
     settings = {"model": "none", "window": EDGE, "tile": EDGE, "engine": "serial", "quiet": True}
     fcnpipe.segment(field, tmp_path / "good.zarr", **settings)
@@ -100,9 +102,9 @@ def test_a_resumed_run_after_a_failure_gives_the_same_bytes(
     def fail(job: Job, tile: Tile) -> object:
         if tile.name == "r002c001":
             raise MemoryError("the device is full")
-        return look(job, tile)
+        return predict_tile(job, tile)
 
-    monkeypatch.setattr(prediction, "_look", fail)
+    monkeypatch.setattr(prediction, "_predict_tile", fail)
     with pytest.raises(TilesFailed, match=r"r002c001.*the device is full"):
         fcnpipe.segment(field, tmp_path / "bad.zarr", **settings)
     monkeypatch.undo()

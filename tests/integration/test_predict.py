@@ -332,7 +332,7 @@ def test_the_pyramid_is_the_mean(field: Path, mixed: Path, tmp_path: Path) -> No
     assert tree["image/0/science"].shape == (1, *SHAPE)
 
 
-def test_the_matched_filter_predicts_too(field: Path, tmp_path: Path) -> None:
+def test_the_matched_filter_can_predict(field: Path, tmp_path: Path) -> None:
     found = predict(field, tmp_path / "out.zarr", "none")
     fcnpipe.segment(field, tmp_path / "s.zarr", model="none", window=64, quiet=True)
     sources = xr.open_zarr(tmp_path / "s.zarr", group="image/0", consolidated=False)
@@ -395,14 +395,14 @@ def test_a_failed_tile_is_named_and_repeated(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    look, out = prediction._look, tmp_path / "out.zarr"
+    predict_tile, out = prediction._predict_tile, tmp_path / "out.zarr"
 
     def fail(job: Any, tile: Any) -> Any:
         if tile.name == "r000c001":
             raise OSError("disk on fire")
-        return look(job, tile)
+        return predict_tile(job, tile)
 
-    monkeypatch.setattr(prediction, "_look", fail)
+    monkeypatch.setattr(prediction, "_predict_tile", fail)
     with pytest.raises(TilesFailed, match=r"1 tile\(s\) failed: r000c001 .*disk on fire"):
         predict(field, out, mixed, tile=128)
     partial = xr.open_zarr(tmp_path / "out.zarr.partial", group="image/0", consolidated=False)
@@ -515,7 +515,7 @@ def test_a_catalogue_is_deleted_with_its_store(field: Path, mixed: Path, tmp_pat
     assert "clean" in fcnpipe.open(out).image
 
 
-def test_options_of_segment_do_not_matter(field: Path, mixed: Path, tmp_path: Path) -> None:
+def test_options_of_source_detection_are_ignored(field: Path, mixed: Path, tmp_path: Path) -> None:
     predict(field, tmp_path / "out.zarr", mixed)
     result = fcnpipe.predict(
         field, tmp_path / "out.zarr", model=str(mixed), window=64, thresh=7.0, quiet=True
@@ -525,7 +525,7 @@ def test_options_of_segment_do_not_matter(field: Path, mixed: Path, tmp_path: Pa
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], field: Path, tmp_path: Path) -> Any:
-    """Return a function that runs a command and returns its one line of error with exit code 2."""
+    """Return a function that runs a command, checks for exit code 2, and returns the line of error."""
 
     def call(command: str, model: Path, *options: str) -> str:
         paths = [str(field), str(tmp_path / "out.zarr")]
@@ -547,7 +547,9 @@ def test_segment_refers_to_predict(refused: Any, mixed: Path, tmp_path: Path) ->
     assert "no output of role 'source' and no elevation" in refused("segment", model)
 
 
-def test_priors_must_fit(refused: Any, mixed: Path, extra_identity: Path, tmp_path: Path) -> None:
+def test_missing_and_unsuitable_priors_are_refused(
+    refused: Any, mixed: Path, extra_identity: Path, tmp_path: Path
+) -> None:
     fits.writeto(tmp_path / "small.fits", np.ones((20, 30), np.float32))
     small = str(tmp_path / "small.fits")
     assert "use a prior map of the image's shape" in refused(

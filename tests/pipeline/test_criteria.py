@@ -1,4 +1,4 @@
-"""The user's criteria take precedence over the model's."""
+"""Criteria: the options of the user take precedence over the defaults of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network frozen on an image gives the same output in tiles as the original on the whole image."""
+"""A network frozen on an image has the same output in tiles as the original on the whole image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Scaling
 from fcnpipe.pipeline.frozen_statistics import freeze, read_sample
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, on saving
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # from torch, on saving
 SHAPE = (181, 230)
 LINEAR = {"kind": "linear", "offset": 100.0, "scale": 5.0}
 

@@ -1,4 +1,4 @@
-"""What a plan refuses, and that the fix which it suggests works."""
+"""Plans that are refused, and the fixes that their messages suggest."""
 
 from __future__ import annotations
 

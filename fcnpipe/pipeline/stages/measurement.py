@@ -1,4 +1,4 @@
-"""Stages label and measure: write the labels, sum over pixels, measure each source where its peak is.
+"""Stages label and measure: write the labels, sum over pixels, measure each source in the tile of its peak.
 
 ::
 
@@ -34,12 +34,13 @@ from fcnpipe.science.sums import Pixels, Sums, accumulate, combine
 Facts = dict[str, float]
 VARIANCE_STEPS = 256
 """Unit of fixed-point variances, in squared flux units; the sky's variance is then at least 2**20."""
-LEAST_MARGIN = 64
-MARGIN_PART = 8
-"""The margin read around a tile for its apertures is the tile edge divided by this. Reading beyond it for
-one larger source takes as long as measuring a hundred sources."""
+MIN_MARGIN = 64
+"""Minimum margin that is read around a tile for its apertures, px."""
+MARGIN_DIVISOR = 8
+"""The margin is the tile edge divided by this. Reading beyond the margin for one larger source takes as long
+as measuring a hundred sources."""
 USUAL_REACH = 7.0
-"""Extent of most apertures, in semi-axes: tried first, since the largest possible one is much wider."""
+"""Extent that covers most apertures, in semi-axes. It is tried first, since the maximum is much larger."""
 
 
 def label(job: Job, name: str) -> Facts:
@@ -51,22 +52,22 @@ def label(job: Job, name: str) -> Facts:
     if job.spec.keep_image:
         maps["science"] = job.image.read_bands(tile.core, job.plan.tiles)
     checksums = job.write_maps(tile.core, maps)
-    sums = _sum_up(job, tile.core, labels, table)
-    for owner, part in _share_out(job, sums):
+    sums = _accumulate_core(job, tile.core, labels, table)
+    for owner, part in _split_by_owner(job, sums):
         job.store.put_arrays(f"sums/{owner}", name, part.to_arrays())
     return {"sources": len(sums), **checksums}
 
 
 def measure(job: Job, name: str) -> Facts:
     """Measure the sources whose peak is in a tile."""
-    sums = _collect(job, name)
+    sums = _read_sums(job, name)
     if sums is None:
         return {"sources": 0}
     unit = job.sky.unit
     columns = measure_isophotes(sums, unit, _variance_unit(unit), job.plan.shape[1])
-    columns["flags"] |= np.where(_divided(job, name, sums), int(SourceFlag.DEBLENDED), 0).astype(
-        np.int32
-    )
+    columns["flags"] |= np.where(
+        _is_deblended(job, name, sums), int(SourceFlag.DEBLENDED), 0
+    ).astype(np.int32)
     columns |= _measure_apertures(job, name, columns)
     width, zero_point = job.plan.shape[1], job.spec.mag_zeropoint
     rows = catalogue.complete_rows(columns, job.image.info.cards, width, zero_point)
@@ -74,7 +75,7 @@ def measure(job: Job, name: str) -> Facts:
     return {"sources": len(sums)}
 
 
-def _sum_up(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Sums:
+def _accumulate_core(job: Job, core: Box, labels: NDArray[np.int32], table: Arrays) -> Sums:
     around = core.grow(1).clip(job.plan.frame)
     patch = job.image.read_available_patch(core, job.sky, job.plan.tiles)[0]
     inner = core.within(around)
@@ -104,7 +105,7 @@ def _variance_unit(unit: float) -> float:
     return unit * unit * VARIANCE_STEPS
 
 
-def _share_out(job: Job, sums: Sums) -> Iterator[tuple[str, Sums]]:
+def _split_by_owner(job: Job, sums: Sums) -> Iterator[tuple[str, Sums]]:
     """Yield the name of each owner tile and the sums of its sources."""
     columns = job.plan.tiles.counts[1]
     place = sums.anchor // job.plan.tile
@@ -114,21 +115,22 @@ def _share_out(job: Job, sums: Sums) -> Iterator[tuple[str, Sums]]:
         yield tile.name, sums.take(owner == number)
 
 
-def _collect(job: Job, name: str) -> Sums | None:
+def _read_sums(job: Job, name: str) -> Sums | None:
+    """Return the complete sums of the sources that a tile owns; None if it owns none."""
     names = job.store.list_arrays(f"sums/{name}")
     parts = [Sums.from_arrays(job.store.get_arrays(f"sums/{name}", part)) for part in names]
     return combine(parts) if parts else None
 
 
-def _divided(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
-    """Return whether each source was deblended; the owner's table has all sources that it owns."""
+def _is_deblended(job: Job, name: str, sums: Sums) -> NDArray[np.bool_]:
+    """Return whether each source was deblended, from the table of the tile that owns the sources."""
     table = job.store.get_arrays("labels", name)
     return np.asarray(table["divided"][np.searchsorted(table["present"], sums.label)])
 
 
 def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
     """Measure all sources of a tile: most from one region, larger ones one by one."""
-    margin = max(job.plan.tile // MARGIN_PART, LEAST_MARGIN)
+    margin = max(job.plan.tile // MARGIN_DIVISOR, MIN_MARGIN)
     near = _read_region(job, job.tile(name).core.grow(margin).clip(job.plan.frame))
     measured, done = measure_covered_apertures(columns, near)
     for row in np.flatnonzero(~done):
@@ -141,15 +143,16 @@ def _measure_apertures(job: Job, name: str, columns: Columns) -> Columns:
 def _measure_far(job: Job, near: Region, one: Columns) -> Columns:
     """Measure a source whose apertures extend beyond the region of its tile."""
     usual = min(USUAL_REACH * float(one["semimajor_axis"][0]), RADIUS_CAP)
-    box = _reach(job, one, usual)
+    box = _aperture_box(job, one, usual)
     measured, done = measure_covered_apertures(one, _widen(job, near, box))
     if done[0]:
         return measured
-    box = _reach(job, one, RADIUS_CAP)
+    box = _aperture_box(job, one, RADIUS_CAP)
     return measure_apertures(one, _widen(job, near, box))
 
 
-def _reach(job: Job, one: Columns, cap: float) -> Box:
+def _aperture_box(job: Job, one: Columns, cap: float) -> Box:
+    """Return the box of pixels that the apertures of one source may need."""
     return Box(*aperture_boxes(one, job.plan.shape, cap)[0].tolist())
 
 

@@ -30,7 +30,7 @@ def predict(job: Job, name: str) -> Facts:
     provisional, and the tile is done again when the neighbour can be read.
     """
     core = job.tile(name).core
-    flags, maps, gaps = _look(job, job.tile(name))
+    flags, maps, gaps = _predict_tile(job, job.tile(name))
     bad = int(np.count_nonzero(flags & normalisation.BAD))
     return {"bad_pixels": bad, "gaps": gaps, **job.write_maps(core, maps | {"flags": flags})}
 
@@ -53,19 +53,19 @@ def list_windows(plan: Plan, tile: Tile) -> Iterator[Box]:
             yield plan.windows.tile_at(y, x).core
 
 
-def _look(job: Job, tile: Tile) -> tuple[NDArray[np.uint8], Arrays, int]:
+def _predict_tile(job: Job, tile: Tile) -> tuple[NDArray[np.uint8], Arrays, int]:
     """Return flags and maps of a tile, and the number of missing neighbours."""
-    patch, wide, gaps = _read(job, tile.core)
+    patch, wide, gaps = _read_patch(job, tile.core)
     views = _cut_windows(job, tile, patch, wide)
     inner = patch.crop(tile.core.within(wide))
     if job.plan.maps:
-        return inner.flags, _give_outputs(job, tile.core, views, inner), gaps
-    return inner.flags, _give_elevation(job, tile.core, views), gaps
+        return inner.flags, _compute_outputs(job, tile.core, views, inner), gaps
+    return inner.flags, _compute_elevation(job, tile.core, views), gaps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """A window as the network sees it.
+    """Input of the network for one window, and the part of its output that is kept.
 
     Attributes
     ----------
@@ -91,20 +91,20 @@ def _cut_windows(job: Job, tile: Tile, patch: Patch, wide: Box) -> Iterator[View
         yield View(seen, kept.relative_to(read), kept.within(tile.core))
 
 
-def _give_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
-    """Return the maps in which sources are found."""
+def _compute_elevation(job: Job, core: Box, views: Iterator[View]) -> Arrays:
+    """Return the quantised probability and elevation of a tile, in which sources are found."""
     probability = np.empty((len(job.model.classes), *core.shape), np.uint8)
     elevation = np.empty(core.shape, np.uint16)
     for view in views:
-        answer = job.predictor(view.seen, view.kept)
-        probability[(..., *view.place)] = quantisation.quantise_probability(answer.probability)
-        elevation[view.place] = quantisation.quantise_elevation(answer.elevation)
+        maps = job.predictor(view.seen, view.kept)
+        probability[(..., *view.place)] = quantisation.quantise_probability(maps.probability)
+        elevation[view.place] = quantisation.quantise_elevation(maps.elevation)
     if not job.criteria.on_elevation:
         quantisation.zero_sky_elevation(elevation, probability[0], job.criteria.level)
     return {"probability": probability, "elevation": elevation}
 
 
-def _give_outputs(job: Job, core: Box, views: Iterator[View], patch: Patch) -> Arrays:
+def _compute_outputs(job: Job, core: Box, views: Iterator[View], patch: Patch) -> Arrays:
     """Return the outputs of the network as they are stored, and the image if it is kept."""
     outputs = np.empty((len(job.plan.maps), *core.shape), np.float32)
     for view in views:
@@ -131,8 +131,8 @@ def _to_stored(
 def _to_image(
     job: Job, core: Box, patch: Patch, output: Output, values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return an output in image units: with the sky for a restored image, without it for a component."""
-    scaling, zero = job.model.header.scaling, _zero(job)
+    """Return an output in image units: a restored image with the sky, a component without it."""
+    scaling, zero = job.model.header.scaling, _zero_point(job)
     plane = output.band if job.model.header.bands > 1 else -1
     if output.role != "restored":
         level = np.zeros(core.shape, np.float32)
@@ -145,18 +145,18 @@ def _to_image(
     return normalisation.to_image_units(values, patch.noise[plane], level, unit, stretched)
 
 
-def _read(job: Job, core: Box) -> tuple[Patch, Box, int]:
+def _read_patch(job: Job, core: Box) -> tuple[Patch, Box, int]:
     """Return the pixels of core + halo + fill margin, their box, and the number of missing neighbours."""
     wide = core.grow(job.plan.halo + normalisation.FILL_REACH).clip(job.plan.frame)
-    zero = _zero(job)
+    zero = _zero_point(job)
     patch, missing = job.image.read_available_patch(wide, zero, job.plan.tiles)
     if any(part.clip(core).size for part in missing):
         job.image.read_patch(core, zero)  # raises the error with its reason
     return patch, wide, len(missing)
 
 
-def _zero(job: Job) -> Sky | FixedScale:
-    """Return the zero point of the network's input: the sky, or the constants of a linear scaling."""
+def _zero_point(job: Job) -> Sky | FixedScale:
+    """Return zero level and unit of the network's input: sky and noise, or the constants of a linear scaling."""
     scaling = job.model.header.scaling
     if scaling.kind == "linear":
         return FixedScale(scaling.offset, scaling.scale, job.sky.band_weights)
@@ -171,7 +171,7 @@ def _to_canvas(job: Job, core: Box, patch: Patch, wide: Box) -> tuple[NDArray[np
     if job.model.header.extra:
         flags = patch.flags[read.within(wide)]
         seen = np.concatenate([seen, _extra_channels(job, read, flags)])
-    box = _stretch(core, plan)
+    box = _canvas_box(core, plan)
     return normalisation.pad_high(seen, box.shape), box
 
 
@@ -180,7 +180,7 @@ def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np
 
     Notes
     -----
-    Values depend on a pixel's position in the image, never on the tile.
+    The values of a pixel depend on its position in the image, never on the tile.
     """
     height, width = job.plan.shape
     makers: dict[str, Callable[[], NDArray[Any]]] = {
@@ -197,8 +197,8 @@ def _extra_channels(job: Job, read: Box, flags: NDArray[np.uint8]) -> NDArray[np
     return channels
 
 
-def _stretch(core: Box, plan: Plan) -> Box:
-    """Return core + halo on the canvas, which repeats the last pixels up to a multiple of the stride."""
+def _canvas_box(core: Box, plan: Plan) -> Box:
+    """Return the box of core + halo on the canvas; at the image's high border it ends at the canvas's border."""
     frame, canvas = plan.frame, plan.canvas
     reach = core.grow(plan.halo)
     end_y = canvas.y1 if reach.y1 >= frame.y1 else reach.y1

@@ -17,7 +17,7 @@ from fcnpipe.stores.pyramid import level_count, level_grid
 
 Facts = dict[str, float]
 FACTS = ("facts-measure_cells", "facts-predict", "facts-separate", "facts-label", "facts-measure")
-"""Scratch in which the tasks of a tile leave their numbers."""
+"""Scratch records with the facts of the tasks of each tile."""
 
 
 def create_pyramid(job: Job, name: str) -> Facts:
@@ -65,7 +65,7 @@ def check_sums(job: Job, name: str) -> Facts:
     Raises
     ------
     VerificationError
-        If the store contradicts itself; it is then not published.
+        If labels, catalogue and checksums do not agree; the store is then not published.
     """
     tables = _make_tables(job, 0)
     raise_problems(job.store.path, job.store.check_sums(_read_checks(job, tables)))
@@ -73,7 +73,7 @@ def check_sums(job: Job, name: str) -> Facts:
     for level, nodes in enumerate(list_pyramid(job), 1):
         tables = _make_tables(job, level)
         for node in nodes:
-            _fill_in(tables, node, job.store.get_arrays("done-build_level", node.name))
+            _enter_checksums(tables, node, job.store.get_arrays("done-build_level", node.name))
         job.store.write_checksums(level, tables)
     return {}
 
@@ -87,7 +87,8 @@ def _make_tables(job: Job, level: int) -> Tables:
     return {name: np.zeros(counts, np.uint32) for name in job.store.list_maps(level)}
 
 
-def _fill_in(tables: Tables, place: Tile | Node, facts: Arrays) -> None:
+def _enter_checksums(tables: Tables, place: Tile | Node, facts: Arrays) -> None:
+    """Enter the checksums of a tile, which are among its facts, into the tables."""
     for name, table in tables.items():
         table[place.row, place.column] = facts.get(CRC + name, 0)
 
@@ -96,12 +97,12 @@ def _read_checks(job: Job, tables: Tables) -> Iterator[TileCheck]:
     """Yield the check of each tile, and enter its checksums into the tables."""
     for tile in job.plan.tiles:
         found = job.store.get_arrays("checks", tile.name)
-        _fill_in(tables, tile, found)
+        _enter_checksums(tables, tile, found)
         yield TileCheck(found["labels"], found["counts"], tuple(found["problems"].tolist()))
 
 
 def prepare_parquet(job: Job, name: str) -> Facts:
-    """Write the catalogue as a parquet file, renamed when the store is published."""
+    """Write the catalogue as a parquet file, which is renamed when the store is published."""
     job.store.prepare_parquet()
     return {}
 
@@ -128,8 +129,8 @@ def tabulate(job: Job, name: str) -> Facts:
 
 
 def _describe(column: catalogue.Column) -> dict[str, str]:
-    told = {"long_name": column.description, "units": column.unit, "ucd": column.ucd}
-    return {key: value for key, value in told.items() if value}
+    attributes = {"long_name": column.description, "units": column.unit, "ucd": column.ucd}
+    return {key: value for key, value in attributes.items() if value}
 
 
 def _read_rows(job: Job, names: tuple[str, ...]) -> Iterator[Arrays]:
@@ -149,9 +150,9 @@ def _describe_tiles(job: Job) -> Table:
     plane = job.sky.planes[-1].cells
     for tile in job.plan.tiles:
         place = tile.row, tile.column
+        y0, x0, y1, x1 = tile.core.corners
         cells = tuple(
-            slice(a // job.plan.cell, -(-b // job.plan.cell))
-            for a, b in zip(*_ends(tile), strict=True)
+            slice(a // job.plan.cell, -(-b // job.plan.cell)) for a, b in ((y0, y1), (x0, x1))
         )
         sky[place], noise[place] = np.median(plane.sky[cells]), np.median(plane.noise[cells])
         facts = [
@@ -183,8 +184,3 @@ def _status(job: Job) -> NDArray[np.uint8]:
     for name in job.store.list_arrays("facts-predict"):
         beside[parse_tile_name(name)] = True
     return np.where(done, 1, np.where(beside, 2, 0)).astype(np.uint8)
-
-
-def _ends(tile: Tile) -> tuple[tuple[int, int], tuple[int, int]]:
-    y0, x0, y1, x1 = tile.core.corners
-    return (y0, x0), (y1, x1)

@@ -15,21 +15,21 @@ from fcnpipe.separators import Watershed
 
 Facts = dict[str, float]
 FLUX_STEPS = 1024
-"""Integer fluxes, which --mincont compares, count in units of noise / 1024."""
+"""Fluxes, which --mincont compares, are integers in units of noise / FLUX_STEPS."""
 
 
 def separate(job: Job, name: str) -> Facts:
-    """Divide a tile into segments and store the graph of what its seams leave undecided.
+    """Divide a tile into segments and store the graph of the branches that are open at its seams.
 
     Notes
     -----
-    Reads one pixel of the neighbours' maps, so their predictions must exist.
+    One pixel of the neighbours' maps is read on each side, so their predictions must exist.
     """
     core = job.tile(name).core
     read = core.grow(1).clip(job.plan.frame)
     elevation = job.store.read("elevation", read)
     foreground = _find_foreground(job, read, elevation)
-    weights = _weigh(job, read) if job.criteria.branch.mincont_ppm else None
+    weights = _read_weights(job, read) if job.criteria.branch.mincont_ppm else None
     found = Watershed(job.criteria.branch).separate(
         elevation, foreground, core, job.plan.shape, weights
     )
@@ -63,7 +63,7 @@ def select(job: Job, name: str) -> Facts:
 
     Notes
     -----
-    The only task that holds all sources in memory, about 100 bytes each; never their pixels.
+    This is the only task that holds a record of all sources in memory, about 100 bytes for each.
     """
     names = [tile.name for tile in job.plan.tiles]
     needs = job.criteria
@@ -84,8 +84,8 @@ def _find_foreground(job: Job, box: Box, elevation: NDArray[np.uint16]) -> NDArr
     return np.asarray(job.store.read("probability", box)[0] >= job.criteria.level)
 
 
-def _weigh(job: Job, box: Box) -> NDArray[np.int64]:
-    """Return the flux of each pixel in fixed point, in units of its noise, at least 0."""
+def _read_weights(job: Job, box: Box) -> NDArray[np.int64]:
+    """Return the S/N of each pixel, at least 0, as an integer multiple of 1 / FLUX_STEPS."""
     patch = job.image.read_available_patch(box, job.sky, job.plan.tiles)[0]
     flux = np.maximum(patch.significance(1)[0], 0)
     return quantise_flux(flux, 1 / FLUX_STEPS)

@@ -24,10 +24,10 @@ def weigh_bands(job: Job, name: str) -> Facts:
 
 def measure_cells(job: Job, name: str) -> Facts:
     """Measure the mesh cells whose first pixel is in a tile."""
-    cells = _cells_of(job, name)
+    core, edge = job.tile(name).core, job.plan.cell
+    cells = Box(*(-(-corner // edge) for corner in core.corners))
     if cells.size == 0:
         return {}
-    edge = job.plan.cell
     box = Box(*(corner * edge for corner in cells.corners)).clip(job.plan.frame)
     planes, weight = job.image.measure_cells(box, _weights(job))
     arrays = {
@@ -64,11 +64,6 @@ def fit_sky(job: Job, name: str) -> Facts:
 
 def _weights(job: Job) -> NDArray[np.float64]:
     return job.store.get_arrays("bands", ALL)["weights"]
-
-
-def _cells_of(job: Job, name: str) -> Box:
-    core, edge = job.tile(name).core, job.plan.cell
-    return Box(*(-(-corner // edge) for corner in core.corners))
 
 
 def _assemble(job: Job, planes: int) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""For an aperture beyond its tile's region, only the missing part is read."""
+"""For an aperture that extends beyond its tile's region, only the missing part is read."""
 
 from __future__ import annotations
 
