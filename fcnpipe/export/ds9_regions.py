@@ -77,7 +77,24 @@ def _format_polygons(block: dict[str, NDArray[Any]], to_sky: ToSky) -> Iterator[
 def outline(
     x: Floats, y: Floats, a: Floats, b: Floats, angle: Floats, to_sky: ToSky
 ) -> tuple[Floats, Floats]:
-    """Return ra and dec, (n, `CORNERS`) in degrees, of points on ellipses in pixel coordinates."""
+    """Return the corners on the sky of polygons that represent ellipses.
+
+    Parameters
+    ----------
+    x, y : (n,) float64
+        Centres, px, 0-based.
+    a, b : (n,) float64
+        Semi-axes, px.
+    angle : (n,) float64
+        Angle of the major axis from x towards y, degrees.
+    to_sky : callable
+        Function that converts pixel to sky coordinates.
+
+    Returns
+    -------
+    ra, dec : (n, `CORNERS`) float64
+        Corners, ICRS degrees; NaN if a corner is not on the sky.
+    """
     turn = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
     along, across = a[:, None] * np.cos(turn), b[:, None] * np.sin(turn)
     cosine, sine = np.cos(np.radians(angle))[:, None], np.sin(np.radians(angle))[:, None]

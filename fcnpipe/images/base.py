@@ -60,6 +60,11 @@ class Reader(Protocol):
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Yield the stored numbers of a box as strips of its rows, (n, w) of any real dtype, from the top.
 
+        Raises
+        ------
+        InputError
+            If the file is missing, damaged, or shorter than when it was opened.
+
         Notes
         -----
         Several threads may call it at the same time. A strip may be overwritten when the next one is requested.

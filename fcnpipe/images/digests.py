@@ -48,6 +48,17 @@ def hash_file(
 ) -> str:
     """Return the hexadecimal SHA-256 of a file's content from ``start`` to ``stop``.
 
+    Parameters
+    ----------
+    path : str
+        Local path or URL.
+    start, stop : int
+        First byte, and the byte after the last one; the whole file by default.
+    prefix : str
+        Text that the digest includes, before the content.
+    version : FileVersion, optional
+        Version of an object behind a URL; the current one by default.
+
     Notes
     -----
     It is the SHA-256 of ``prefix`` followed by the SHA-256 of each part of :data:`_PART_BYTES` bytes, so

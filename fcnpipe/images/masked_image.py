@@ -199,6 +199,15 @@ class MaskedImage:
 
         If the box cannot be read as a whole, its part in each tile core of ``grid`` is read on its own.
 
+        Parameters
+        ----------
+        box : Box
+            Inside the image.
+        sky : Sky or FixedScale
+            Sky and noise, or the fixed offset and scale that replace them.
+        grid : TileGrid
+            Grid of the tile cores.
+
         Returns
         -------
         Patch

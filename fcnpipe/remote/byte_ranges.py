@@ -105,7 +105,23 @@ def read(url: str, version: ObjectVersion, start: int, stop: int) -> bytes:
 def read_rows(
     url: str, version: ObjectVersion, start: int, row_bytes: int, step_bytes: int, count: int
 ) -> NDArray[np.uint8]:
-    """Read rows of bytes that start ``step_bytes`` apart, (count, row_bytes) uint8.
+    """Read equally spaced rows of bytes of an object.
+
+    Parameters
+    ----------
+    url, version
+        The object, and its version.
+    start : int
+        First byte of the first row.
+    row_bytes, step_bytes : int
+        Bytes of each row, and bytes from the start of one row to the next.
+    count : int
+        Number of rows.
+
+    Returns
+    -------
+    (count, row_bytes) uint8
+        The rows.
 
     Raises
     ------

@@ -248,7 +248,7 @@ class Store(Protocol):
         ...
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Read a box of an array; leading axes are read whole."""
+        """Read a box of an array at a pyramid level; leading axes are read whole."""
         ...
 
     def mark(self, stage: str, tile: Tile) -> None:
@@ -367,7 +367,7 @@ class StoreReader(CatalogueReader, Protocol):
         ...
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Read a box of an array; leading axes are read whole."""
+        """Read a box of an array at a pyramid level; leading axes are read whole."""
         ...
 
     def checksum(self, name: str, box: Box, level: int = 0) -> int:

@@ -89,7 +89,7 @@ def store_values(
     dims: Sequence[str],
     attrs: Mapping[str, Any],
 ) -> None:
-    """Create a small array of one chunk and write its values."""
+    """Create a small array of one chunk with axes ``dims`` and attributes ``attrs``, and write its values."""
     chunks = tuple(max(n, 1) for n in values.shape)
     spec = ArraySpec(values.shape, values.dtype.str, tuple(dims), chunks, attrs=attrs)
     fill_array(group, name, spec, values)
@@ -115,7 +115,7 @@ def create_hierarchy(path: Path, layout: Layout, attrs: Mapping[str, Any]) -> No
 
 
 def create_level(group: zarr.Group, layout: Layout, level: int, science: bool) -> None:
-    """Create the arrays and pixel coordinates of one pyramid level."""
+    """Create the arrays and pixel coordinates of one pyramid level; ``science`` includes the science image."""
     for name, spec in image_specs(layout, level).items():
         if name != "science" or science:
             create_array(group, name, spec)

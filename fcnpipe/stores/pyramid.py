@@ -42,7 +42,17 @@ def level_grid(layout: Layout, level: int) -> TileGrid:
 
 
 def create_pyramid(path: Path, layout: Layout, science: bool) -> None:
-    """Create empty levels 1, 2, ... in the store at ``path`` in place of old ones."""
+    """Create empty levels 1, 2, ... in the store at ``path`` in place of old ones, and their OME-NGFF metadata.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the store.
+    layout : Layout
+        Shapes and names of the store.
+    science : bool
+        Whether the levels contain the science image.
+    """
     image = zarr.open_group(path / "image", mode="r+", use_consolidated=False)
     for level in range(1, 1 + level_count(layout)):
         shutil.rmtree(path / "image" / str(level), ignore_errors=True)

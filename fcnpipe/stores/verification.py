@@ -90,6 +90,15 @@ def check_tile(store: StoreReader, tile: Tile, written: Mapping[str, int]) -> Ti
     In a store of `segment`, also count the pixels of each label, and compare the labels of the peak
     pixels with the catalogue.
 
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    tile : Tile
+        The tile.
+    written : mapping
+        Checksum of each map as it was written, by name.
+
     Notes
     -----
     The catalogue must be complete. Of the catalogue, only the sources whose peak is in an image row of

@@ -312,7 +312,27 @@ class ZarrStore:
         return self._write_core(self._array_name(name), box, data)
 
     def read(self, name: str, box: Box, level: int = 0) -> NDArray[Any]:
-        """Read a box of an array as stored, without applying scale_factor; leading axes are read whole."""
+        """Read a box of an array as stored, without applying scale_factor.
+
+        Parameters
+        ----------
+        name : str
+            As for `write_tile`.
+        box : Box
+            Inside the level, in pixels of that level.
+        level : int
+            Pyramid level; 0 is the full size.
+
+        Returns
+        -------
+        (h, w) or (n, h, w) ndarray
+            Values with the dtype of the array; all entries of a leading axis are read.
+
+        Raises
+        ------
+        StoreError
+            If there is no such array, or a shard is damaged.
+        """
         return self._open_map(self._array_name(name, level)).read(box)
 
     def checksum(self, name: str, box: Box, level: int = 0) -> int:

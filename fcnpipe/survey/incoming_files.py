@@ -245,7 +245,16 @@ def _data_size(header: fits.Header) -> int:
 
 
 def register_file(path: str, stamp: FileStamp, registry: FileRegistry) -> FileRecord:
-    """Compute the digest of a file and return its new entry for the registry.
+    """Compute the digest of a file and return its new entry for the registry, which is not changed.
+
+    Parameters
+    ----------
+    path : str
+        Path or URL of the file.
+    stamp : FileStamp
+        Stamp of the file in the listing.
+    registry : dict
+        Registry of known files.
 
     Returns
     -------

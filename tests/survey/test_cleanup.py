@@ -189,11 +189,11 @@ def test_other_files_of_a_running_process_are_kept(
     with gzip.open(deep / "field.fits.gz", "wb") as packed:
         packed.write((deep / "field.fits").read_bytes())
     image = images.open_image(deep / "field.fits.gz")
-    unpacked = Path(image.readers[0].file.copy).parent  # type: ignore[attr-defined]
+    decompressed = Path(image.readers[0].file.copy).parent  # type: ignore[attr-defined]
     age(folder)
     with lock_output(deep / "killed.zarr.claim"), lock_output(deep / "begun.zarr.claim"):
         assert found(folder) == {
-            "killed.zarr.partial": "keep", "begun.zarr.claim": "keep", unpacked.name: "keep",
+            "killed.zarr.partial": "keep", "begun.zarr.claim": "keep", decompressed.name: "keep",
             "whole.parquet.partial": "finish",
         }  # fmt: skip
     assert found(folder)["killed.zarr.partial"] == "remove"
