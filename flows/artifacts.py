@@ -89,12 +89,12 @@ class RunSummary:
     failed : tuple of str
         Failed tiles, each with the reason.
     result : dict
-        Result of a finished run: ``path``, ``tiles``, ``found`` (whether a finished store was there
-        already); ``sources`` and ``catalogue``, or ``outputs``.
+        Result of a finished run: ``path``, ``tiles``, ``found``; ``sources`` and ``catalogue``, or
+        ``outputs``.
     started : float
         Time of the start, as returned by `time.monotonic`.
     found : bool
-        Whether there was nothing to do.
+        Whether the finished store existed already, so that there was nothing to do.
     """
 
     spec: RunSpec
@@ -166,7 +166,7 @@ def publish_pictures(out: str) -> None:
 
     Notes
     -----
-    The result is complete by then: a picture that cannot be drawn is a warning, not a failure.
+    The result is complete at this point, so a picture that cannot be drawn is a warning, not a failure.
     """
     try:
         store = open_store(out)
@@ -180,6 +180,6 @@ def publish_pictures(out: str) -> None:
 
 
 def _parse_failure(failure: str) -> dict[str, str]:
-    """Return tile and reason of a line such as ``r000c001 (predict: disk full)``."""
+    """Return the tile and the reason of a line such as ``r000c001 (predict: disk full)``."""
     tile, _, reason = failure.partition(" (")
     return {"tile": tile, "reason": reason.removesuffix(")")}

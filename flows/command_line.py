@@ -1,4 +1,4 @@
-"""Flows as commands: ``python -m flows.segment`` and the like."""
+"""Flows as commands, such as ``python -m flows.segment``."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def maintain(
     older_than_days : float
         Minimum age in days; files that have changed since are kept.
     remove : bool
-        Whether to remove leftovers; otherwise they are only listed.
+        Whether to remove leftovers and to set dead runs to Crashed; otherwise they are only listed.
     silent_seconds : float
         Time in seconds without activity after which a flow run counts as dead.
 
@@ -131,7 +131,7 @@ def crash_silent_runs(
             if remove:
                 message = f"no activity since {latest:%Y-%m-%d %H:%M:%S} UTC"
                 client.set_flow_run_state(found.id, Crashed(message=message))
-            rows.append(_describe(found, silent, remove))
+            rows.append(_describe_run(found, silent, remove))
     return rows
 
 
@@ -172,7 +172,7 @@ def _find_last_activity(client: SyncPrefectClient, found: FlowRun, now: datetime
     return max([*times, *(event.occurred for event in beats.events)])
 
 
-def _describe(found: FlowRun, silent: float, crashed: bool) -> dict[str, Any]:
+def _describe_run(found: FlowRun, silent: float, crashed: bool) -> dict[str, Any]:
     return {
         "kind": "run",
         "path": f"{found.name} ({found.id})",
@@ -194,7 +194,11 @@ def start(
     ] = 7.0,
     remove: Annotated[
         bool,
-        typer.Option("--remove", metavar="", help="Remove leftovers; otherwise only list them."),
+        typer.Option(
+            "--remove",
+            metavar="",
+            help="Remove leftovers and set dead runs to Crashed; otherwise only list them.",
+        ),
     ] = False,
     silent_seconds: Annotated[
         float,
@@ -206,8 +210,8 @@ def start(
     """Remove leftovers of killed runs, and set dead flow runs to Crashed."""
     if silent_seconds < MIN_SILENT_SECONDS:
         raise SpecError(
-            f"silent_seconds={silent_seconds:g} is below {MIN_SILENT_SECONDS:g}: a healthy run may be "
-            "silent for minutes"
+            f"silent_seconds={silent_seconds:g} is below {MIN_SILENT_SECONDS:g}: use a longer time, because "
+            "a healthy run may be silent for minutes"
         )
     with temporary_server():
         counts = maintain(folders, older_than_days, remove, silent_seconds)

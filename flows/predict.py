@@ -39,13 +39,15 @@ def predict(spec: RunSpec, patience: Patience = Patience()) -> dict[str, Any]:  
     Returns
     -------
     dict
-        Result of the run: ``path``, ``outputs``, ``tiles``, and ``found``, whether a finished store was
-        there already.
+        Result of the run: ``path``, ``outputs``, ``tiles``, and ``found``, whether the finished store
+        existed already.
 
     Raises
     ------
+    TilesFailed
+        If tiles have failed; see `flows.segment.segment`.
     FcnpipeError
-        For the reasons of the flow `segment`.
+        If an option or an input is wrong.
     """
     return run_stages(spec.without_sources(), "predict", patience)
 

@@ -3,7 +3,7 @@
 ::
 
     background  predict  separate  merge  select  label  measure  publish  finish
-    '-------------- one task run each, whatever the size of the image --------------'
+    '------------- one task run each, regardless of the size of the image ----------'
 
 Prefect schedules, retries and records the stages. The tiles run on the engine of the spec. The ledger of
 the store, not Prefect's cache, records the tiles that are done: a retry, or the same flow started again,
@@ -42,8 +42,8 @@ def segment(spec: RunSpec, patience: Patience = Patience()) -> dict[str, Any]:  
     Returns
     -------
     dict
-        Result of the run: ``path``, ``catalogue``, ``sources``, ``tiles``, and ``found``, whether a finished
-        store was there already.
+        Result of the run: ``path``, ``catalogue``, ``sources``, ``tiles``, and ``found``, whether the
+        finished store existed already.
 
     Raises
     ------

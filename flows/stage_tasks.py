@@ -42,7 +42,7 @@ class Patience(BaseModel):
 
 
 def name_run() -> str:
-    """Return the name of the image as the name of the flow run."""
+    """Return the name of the flow run: the name of the image, without its suffix."""
     spec = flow_run.parameters["spec"]
     image = spec["image"] if isinstance(spec, Mapping) else spec.image
     return Path(image if isinstance(image, str) else image[0]).stem
@@ -82,8 +82,8 @@ def _run_stages(spec: RunSpec, command: Command, patience: Patience, summary: Ru
         summary.set_plan(session.job.plan)
         for stage in session.stages:
             call = _make_call(session, stage, summary, patience.retries)
-            perform(stage.name, call, patience)
-        perform("finish", lambda: run.finish(session), patience)
+            run_as_task(stage.name, call, patience)
+        run_as_task("finish", lambda: run.finish(session), patience)
 
 
 @contextmanager
@@ -93,11 +93,11 @@ def hold_slot(limit: str | None) -> Iterator[None]:
     Raises
     ------
     SpecError
-        If Prefect has no such limit; it would then not limit the runs at all.
+        If Prefect has no limit of this name, and so would not limit the runs.
     """
     with ExitStack() as held:
         if limit is not None:
-            # A server that is unavailable for a while must not end a run that works.
+            # A server that is unavailable for a while must not end a healthy run.
             slot = concurrency(limit, strict=True, raise_on_lease_renewal_failure=False)
             try:
                 held.enter_context(slot)
@@ -110,18 +110,18 @@ def hold_slot(limit: str | None) -> Iterator[None]:
 
 
 def host_bytes() -> int:
-    """Return the memory of Prefect in this process, and of its server if that was imported."""
+    """Return the memory in bytes of Prefect in this process, including its server if that was imported."""
     return FLOW_BYTES + SERVER_BYTES * ("prefect.server.api.server" in sys.modules)
 
 
-def perform(name: str, call: Callable[[], Any], patience: Patience) -> None:
+def run_as_task(name: str, call: Callable[[], Any], patience: Patience) -> None:
     """Run a stage as a Prefect task in this process.
 
     Notes
     -----
     The task has no parameters, so that Prefect has nothing to copy, hash or store.
     """
-    made: Task[[], Any] = task(
+    stage_task: Task[[], Any] = task(
         call,
         name=name,
         task_run_name=name,
@@ -132,11 +132,11 @@ def perform(name: str, call: Callable[[], Any], patience: Patience) -> None:
         cache_policy=NO_CACHE,
         persist_result=False,
     )
-    made()
+    stage_task()
 
 
 def may_succeed(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a retry may succeed: not if an option or an input is wrong."""
+    """Return whether a retry may succeed, which is not the case if an option or an input is wrong."""
     try:
         state.result()
     except TilesFailed:
@@ -164,7 +164,7 @@ def _make_call(
 
 
 def _describe_failures(artifact: StageArtifact) -> str | None:
-    """Return the message of a stage that completed without some tiles."""
+    """Return the message of a completed stage, which names failed tiles; None if there are none."""
     if not artifact.failed:
         return None
     return (

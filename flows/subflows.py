@@ -2,7 +2,7 @@
 
 An image that exhausts the memory or crashes a library then does not affect the others, its memory is
 returned to the system, and it can be stopped. The processes are forked from one process that has imported
-everything, which takes 0.1 s each instead of 5 s.
+all modules, so each starts in 0.1 s instead of 5 s.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class _RunningImage:
     started: float
 
     def finish(self) -> SurveyRow:
-        """Return the row that the process has sent; if it ended without one, a row that states how."""
+        """Return the row that the process has sent, or a row that states how it ended without sending one."""
         try:
             row: SurveyRow | None = self.receiver.recv()
         except EOFError:
@@ -134,7 +134,7 @@ def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"its process ended with code {code}"
     name = signal.Signals(-code).name
-    hint = "; out of memory?" if -code == signal.SIGKILL else ""
+    hint = ", possibly because it ran out of memory" if -code == signal.SIGKILL else ""
     return f"its process was killed by {name}{hint}"
 
 
@@ -153,7 +153,7 @@ def _dump_context() -> bytes:
 
     Notes
     -----
-    It contains the address of the server, which may be a temporary one that only this process knows.
+    It contains the address of the server, which may be a temporary one of this process.
     """
     with get_client(sync_client=True) as client:
         url = str(client.api_url)

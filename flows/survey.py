@@ -115,19 +115,23 @@ def create_folder(folder: str) -> None:
     Raises
     ------
     StoreError
-        If it cannot be created.
+        If the folder cannot be created.
     """
     try:
         if "://" not in folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot create {folder}: {error.strerror}; choose another") from None
+        raise StoreError(
+            f"folder {folder} cannot be created: {error.strerror}; choose another folder"
+        ) from None
 
 
 def run_images(entries: list[SurveyImage], batch: BatchOptions, table: str) -> list[SurveyRow]:
     """Run all images; write and publish the table even if the flow is interrupted."""
     log, ended = get_run_logger(), dict[str, SurveyRow]()
-    progress: Any = create_progress_artifact(0.0, key="images", description=f"{len(entries)}")
+    progress: Any = create_progress_artifact(
+        0.0, key="images", description=f"{len(entries)} images"
+    )
     try:
         for row in run_subflows(entries, batch):
             ended[row.out] = row

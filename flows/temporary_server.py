@@ -67,10 +67,10 @@ def _find_port() -> int:
 
 
 def _launch(port: int) -> subprocess.Popen[bytes]:
-    """Start the server with SIGINT blocked, since a terminal sends Ctrl-C to every process of a command.
+    """Start the server with SIGINT blocked, because a terminal sends Ctrl-C to every process of a command.
 
-    If the server ended at Ctrl-C, the flow could not report its interruption and would retry for five
-    minutes.
+    If the server ended at Ctrl-C, the flow could not report its interruption, and would try to do so for
+    five minutes.
     """
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -18,7 +18,7 @@ APPLICATION = "prefect.server.api.server:create_app"
 
 
 class Server(uvicorn.Server):
-    """A server that starts the garbage collector after its own start, without the objects made until then."""
+    """A server that enables the garbage collector after its own start, and excludes the objects made until then."""
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Start the application, which creates its database if there is none."""

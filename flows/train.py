@@ -28,7 +28,7 @@ from prefect.artifacts import update_progress_artifact as update
 from fcnpipe.training import loop, model_packaging
 from flows.artifacts import UPDATE_EVERY_SECONDS
 from flows.command_line import Retries, run_as_command
-from flows.stage_tasks import Patience, hold_slot, perform
+from flows.stage_tasks import Patience, hold_slot, run_as_task
 from flows.temporary_server import temporary_server
 
 
@@ -49,11 +49,16 @@ def train(recipe: str, folder: str, patience: Patience = Patience()) -> str:  # 
     -------
     str
         Path of the model file.
+
+    Raises
+    ------
+    FcnpipeError
+        If the recipe or the training data are wrong, or there is no concurrency limit of the given name.
     """
     settings, out = loop.load_recipe(Path(recipe)), Path(folder)
     with hold_slot(patience.limit):
-        perform("train", lambda: _train(settings, out), patience)
-        perform("pack", lambda: _pack(out), patience)
+        run_as_task("train", lambda: _train(settings, out), patience)
+        run_as_task("pack", lambda: _pack(out), patience)
     return str(out / f"{settings.name}.safetensors")
 
 
@@ -83,7 +88,10 @@ def _make_step_report() -> Callable[[int, int], None]:
 
 def start(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE.yaml", help="Network, training data and schedule.")
+        str,
+        typer.Argument(
+            metavar="RECIPE.yaml", help="YAML file with the network, training data and schedule."
+        ),
     ],
     folder: Annotated[
         str, typer.Argument(metavar="FOLDER", help="Folder for checkpoints, log and model file.")

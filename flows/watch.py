@@ -104,6 +104,8 @@ def watch(
         If images have failed; all others are finished.
     StoreError
         If another run uses the same state file.
+    SpecError
+        If ``folder`` is remote and ``state`` is not given, or an option is wrong.
     """
     path = _locate_state(source, folder, state)
     create_folder(folder)
@@ -220,7 +222,7 @@ class WatchRun:
         """Create a table artifact, if there are rows."""
         if self.rows:
             counts = ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))
-            text = f"{source}: {counts}; {len(self.registry)} known"
+            text = f"{source}: {counts}; {len(self.registry)} known files"
             create_table_artifact(self.rows[:MAX_ROWS], key="arrivals", description=text)
 
 
@@ -260,7 +262,7 @@ def start(
         ),
     ] = None,
 ) -> None:
-    """Find the sources of the images that are new in a folder or under a URL."""
+    """Find the sources of the new images in a folder or under a URL."""
     images, folder = options.pop("image", ()), options.pop("out", None)
     if len(images) != 1 or not folder:
         raise SpecError("SOURCE and FOLDER not given: python -m flows.watch SOURCE FOLDER")

@@ -1,4 +1,4 @@
-"""One Prefect server for all tests of the flows; its start takes longer than most of the tests."""
+"""Fixtures: one Prefect server for all tests of the flows, because its start takes longer than most tests."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Serve
     """A server on PostgreSQL if this machine has it, else on SQLite."""
     folder: Path = tmp_path_factory.mktemp("prefect")
     with ExitStack() as stack:
-        has = processes.has_postgres()
-        database = stack.enter_context(processes.postgres()) if has else None
+        uses_postgres = processes.has_postgres()
+        database = stack.enter_context(processes.postgres()) if uses_postgres else None
         yield stack.enter_context(processes.server(folder, database))
 
 
 @pytest.fixture(autouse=True)
-def _wired(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Connect tests that use the server to it."""
+def _connect_to_server(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Set PREFECT_API_URL in the tests that use the server."""
     with ExitStack() as stack:
         if "server" in request.fixturenames:
             url = request.getfixturevalue("server").url

@@ -1,4 +1,4 @@
-"""Faults of Prefect's own processes, defined like those of `tests.integration.faults`."""
+"""Faults of Prefect's processes, defined as those of `tests.integration.faults` are."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def server_killed(case: Case, server: processes.Server) -> str:
         server.process.kill()
         case.let_task_continue()
         server.restart()
-        code, said = run.finish()
+        code, output = run.finish()
     finally:
         run.end()
-    assert (code, said) == (0, "")
+    assert (code, output) == (0, "")
     return "continues when the server has restarted, exit 0"
 
 
 def worker_killed(case: Case, server: processes.Server) -> str:
     """Kill the worker that has started a flow run; the process of the flow run ends with it.
 
-    The spec sets ``overwrite``, as the deployment `nightly` does: the same run resumes and does not start
-    from scratch.
+    The spec sets ``overwrite``, as the deployment `nightly` does. The same run started again resumes, and
+    does not start from scratch.
     """
     deploy = ("deploy", "--prefect-file", "deploy/prefect.yaml", "--name", "nightly")
     environment = case.environment("wait")
@@ -57,7 +57,7 @@ def worker_killed(case: Case, server: processes.Server) -> str:
         flow = int((case.folder / "reached").read_text())
         worker.kill_alone()
         case.let_task_continue()
-        processes.wait_until(lambda: not runs(flow), "the flow run has ended with its worker")
+        processes.wait_until(lambda: not is_running(flow), "the flow run has ended with its worker")
     done = list_marks(partial_path(case.out))
     segment(RunSpec(**spec, quiet=True))
     assert done.items() <= list_marks(case.out).items(), "the run has started from scratch"
@@ -71,7 +71,7 @@ def list_marks(store: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
-def runs(number: int) -> bool:
+def is_running(number: int) -> bool:
     """Return whether a process with this number is running."""
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(number).status() != psutil.STATUS_ZOMBIE

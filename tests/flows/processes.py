@@ -11,7 +11,7 @@
     started.restart()                                  # same port, same database
 
 Each process leads its own process group and writes to ``FOLDER/NAME.log``. `StartedProcess.stop` ends it
-with all of its children, in whatever state they are.
+with all of its children, in any state.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class StartedProcess:
         self.popen.wait(60)
 
     def wait_until(self, ready: Callable[[], bool], seconds: float = READY_SECONDS) -> None:
-        """Wait for a condition; raise an error with the log if the process ends before."""
+        """Wait for a condition; raise an error with the end of the log if the process ends first."""
         wait_until(lambda: self._ended() or ready(), f"{self.name} is ready", seconds)
         if self._ended():
             raise RuntimeError(f"{self.name} has ended:\n{self.tail()}")
@@ -183,7 +183,7 @@ class Server:
         self.wait()
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the answer of the API to a request; None if there is none."""
+        """Return the answer of the API to a request; None if there is no answer."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = Request(f"{self.url}{path}", data, headers, method=method)
@@ -309,7 +309,7 @@ def postgres() -> Iterator[str]:
 
     Notes
     -----
-    PostgreSQL refuses to run as root; the user nobody runs it then.
+    PostgreSQL refuses to run as root, so the user nobody runs it in that case.
     """
     user = "nobody" if os.geteuid() == 0 else None
     folder, port = Path(tempfile.mkdtemp(prefix="fcnpipe-postgres-", dir="/tmp")), free_port()

@@ -17,9 +17,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
 MARKS = [
-    # The start of a server takes seconds, on a busy machine minutes.
+    # The start of a server takes seconds, and minutes on a busy machine.
     pytest.mark.timeout(900),
-    # Prefect leaves connections to the garbage collector.
+    # Prefect leaves open connections to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.usefixtures("server"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

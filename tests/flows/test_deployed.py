@@ -1,4 +1,4 @@
-"""The deployments of deploy/ on a real server with a real worker, and their schedules."""
+"""The deployments of deploy/ and their schedules, on a real server with a real worker."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def find_deployment(name: str) -> DeploymentResponse:
 
 @contextmanager
 def scheduled(name: str, parameters: dict[str, Any], every: float) -> Iterator[DeploymentResponse]:
-    """Set parameters of a deployment and a schedule that starts in seconds, while the block runs."""
+    """Set the parameters of a deployment, and a schedule that starts in 3 s and ends with the block."""
     found = find_deployment(name)
     begin = datetime.now(UTC) + timedelta(seconds=3)
     schedule = IntervalSchedule(interval=timedelta(seconds=every), anchor_date=begin)
@@ -100,7 +100,7 @@ def test_the_server_has_the_deployments_of_the_file(deployed: processes.Server) 
         assert [s.active for s in found.schedules] == [False] * len(found.schedules)
         assert found.global_concurrency_limit is not None
         assert found.global_concurrency_limit.limit == 1
-        # Each parameter is one of the flow.
+        # Each parameter of the deployment is a parameter of the flow.
         assert set(found.parameters) <= set(found.parameter_openapi_schema["properties"])
     plain = find_deployment("segment/segment")
     known = plain.parameter_openapi_schema["definitions"]["RunSpec"]["properties"]
@@ -172,10 +172,10 @@ def test_each_incoming_file_is_processed_once(deployed: processes.Server, tmp_pa
         shutil.copy(incoming / "whole.fits", incoming / "copied.fits")
         whole = {path: path.stat().st_mtime_ns for path in (found / "whole.zarr").rglob("*")}
         (state,) = found.glob("watch-*.json")
-        processes.wait_until(lambda: len(load_registry(state)) == 4, "all four are known")
+        processes.wait_until(lambda: len(load_registry(state)) == 4, "all four files are known")
         processes.wait_until(
             lambda: all(known.status != "begun" for known in load_registry(state).values()),
-            "all four are done",
+            "all four files are done",
         )
         last = len(runs(deployment))
         wait_for_runs(deployment, last + 1)
@@ -191,8 +191,8 @@ def test_each_incoming_file_is_processed_once(deployed: processes.Server, tmp_pa
     stores = {path.name for path in found.glob("*.zarr")}
     assert stores == {"whole.zarr", "late.zarr", "named.zarr"}
     assert whole == {path: path.stat().st_mtime_ns for path in (found / "whole.zarr").rglob("*")}
-    told = [json.loads(a.data) for run in ended for a in artifacts_of(run.id, "table")]
-    rows = [(Path(row["image"]).name, row["status"]) for table in told for row in table]
+    tables = [json.loads(a.data) for run in ended for a in artifacts_of(run.id, "table")]
+    rows = [(Path(row["image"]).name, row["status"]) for table in tables for row in table]
     assert ("late.fits", "incomplete") in rows
     assert rows.count(("whole.fits", "done")) == rows.count(("late.fits", "done")) == 1
     assert rows.count(("copied.fits", "copy")) == 1

@@ -35,6 +35,6 @@ def test_a_killed_prefect_process_changes_nothing(
 ) -> None:
     case = Case(tmp_path, field, "middle")
     fault = list_faults(server)[f"SIGKILL of the Prefect {who}"]
-    said, different = run_with_fault(fault, case, undisturbed)
-    assert said
+    description, different = run_with_fault(fault, case, undisturbed)
+    assert description
     assert different == []

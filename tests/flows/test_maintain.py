@@ -33,7 +33,7 @@ TAGS = ("fcnpipe",)
 HEX = "0123456789abcdef0123456789abcdef"
 
 
-def begin(state: State[Any], of: Any = segment, tags: Iterable[str] = ()) -> UUID:
+def create_run(state: State[Any], of: Any = segment, tags: Iterable[str] = ()) -> UUID:
     """Create a flow run in a state."""
     with get_client(sync_client=True) as client:
         return client.create_flow_run(of, state=state, tags=tags).id
@@ -44,7 +44,9 @@ def state_of(run: UUID) -> str:
         return str(client.read_flow_run(run).state_name)
 
 
-def beat(server: processes.Server, run: UUID, when: datetime, tags: Iterable[str] = ()) -> None:
+def send_heartbeat(
+    server: processes.Server, run: UUID, when: datetime, tags: Iterable[str] = ()
+) -> None:
     """Emit the heartbeat of an active flow run, and wait until the server has it."""
     about = {"prefect.resource.id": f"prefect.flow-run.{run}"}
     related = [
@@ -65,18 +67,18 @@ def test_silent_runs_become_crashed_and_active_ones_do_not(server: processes.Ser
     @flow.flow(name="somebody-elses")
     def other() -> None: ...
 
-    silent, pending = begin(Running()), begin(Pending(), train)
-    foreign, alive = begin(Running(), other), begin(Running())
+    silent, pending = create_run(Running()), create_run(Pending(), train)
+    foreign, alive = create_run(Running(), other), create_run(Running())
     assert flow.crash_silent_runs(1800, remove=True) == []
     later = datetime.now(UTC) + timedelta(hours=1)
-    beat(server, alive, later - timedelta(minutes=10))
+    send_heartbeat(server, alive, later - timedelta(minutes=10))
     shown = flow.crash_silent_runs(1800, remove=False, now=later)
     assert {state_of(run) for run in (silent, alive, foreign)} == {"Running"}
     done = flow.crash_silent_runs(1800, remove=True, now=later)
     for rows, word in ((shown, "no"), (done, "yes")):
-        told = {row["path"].partition("(")[2][:36]: row["done"] for row in rows}
-        assert told[str(silent)] == told[str(pending)] == word
-        assert not told.keys() & {str(alive), str(foreign)}
+        done_by_id = {row["path"].partition("(")[2][:36]: row["done"] for row in rows}
+        assert done_by_id[str(silent)] == done_by_id[str(pending)] == word
+        assert not done_by_id.keys() & {str(alive), str(foreign)}
     assert state_of(silent) == state_of(pending) == "Crashed"
     assert state_of(alive) == state_of(foreign) == "Running"
 
@@ -85,9 +87,9 @@ def test_the_automation_sets_silent_runs_to_crashed(server: processes.Server) ->
     (automation,) = yaml.safe_load(AUTOMATIONS.read_text())["automations"]
     automation["trigger"]["within"] = 10  # the minimum that Prefect accepts
     made = server.call("POST", "/automations/", automation)
-    silent, foreign = begin(Running(), tags=TAGS), begin(Running())
-    beat(server, silent, datetime.now(UTC), TAGS)
-    beat(server, foreign, datetime.now(UTC))
+    silent, foreign = create_run(Running(), tags=TAGS), create_run(Running())
+    send_heartbeat(server, silent, datetime.now(UTC), TAGS)
+    send_heartbeat(server, foreign, datetime.now(UTC))
     processes.wait_until(lambda: state_of(silent) == "Crashed", "the silent run is Crashed")
     server.call("DELETE", f"/automations/{made['id']}")
     assert state_of(foreign) == "Running"
@@ -108,6 +110,6 @@ def test_files_are_removed_only_on_request(tmp_path: Path, remove: bool) -> None
     assert ("nothing removed" in str(table.description)) != remove
 
 
-def test_a_short_silence_is_not_a_crash() -> None:
+def test_a_limit_of_silence_below_ten_minutes_is_refused() -> None:
     with pytest.raises(SpecError, match="silent_seconds=60 is below 600"):
         flow.start(["x"], silent_seconds=60)

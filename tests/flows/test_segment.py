@@ -45,7 +45,7 @@ from tests.flows.records import MARKS, artifacts_of, runs_of
 from tests.remote.servers import KEY, SECRET, TOKEN
 
 ROOT = Path(__file__).parents[2]
-HASTY = Patience(retries=1, retry_delay_seconds=0)
+NO_PAUSE = Patience(retries=1, retry_delay_seconds=0)
 STAGES = ("background", "predict", "separate", "merge", "select", "label", "measure", "publish")
 
 pytestmark = MARKS
@@ -73,7 +73,7 @@ def spec(tmp_path: Path) -> RunSpec:
 
 def start(spec: RunSpec) -> State[Any]:
     """Run the flow and return its final state."""
-    state: State[Any] = flow.segment(spec, HASTY, return_state=True)
+    state: State[Any] = flow.segment(spec, NO_PAUSE, return_state=True)
     return state
 
 
@@ -121,11 +121,11 @@ def test_one_task_for_each_stage_and_a_result(spec: RunSpec) -> None:
 def test_predict_in_a_bucket_stores_no_credentials(
     spec: RunSpec, bucket: Bucket, server: Server, tmp_path: Path
 ) -> None:
-    """Credentials of the bucket are not in the store, nor in anything that the server has recorded."""
+    """Credentials of the bucket are neither in the store nor in the records and the log of the server."""
     image = bucket.put("flow/field.fits", Path(spec.image[0]).read_bytes())
     place = {"out": f"{bucket.url}/flow/out.zarr", "scratch": str(tmp_path / "scratch")}
     spec = spec.model_copy(update={"image": (image,), "fwhm": 2.5, **place})
-    state: State[Any] = predict(spec, HASTY, return_state=True)
+    state: State[Any] = predict(spec, NO_PAUSE, return_state=True)
     found, tasks = runs_of(state)
     assert state.is_completed()
     assert [t.name for t in tasks] == ["background", "predict", "publish", "finish"]
@@ -133,7 +133,7 @@ def test_predict_in_a_bucket_stores_no_credentials(
     assert state.result()["outputs"] == outputs
     assert [a.key for a in artifacts_of(found.id, "image")] == ["preview", "sky"]
     wrong = spec.model_copy(update={"image": (f"{image}.gone",)})
-    broken: State[Any] = predict(wrong, HASTY, return_state=True)
+    broken: State[Any] = predict(wrong, NO_PAUSE, return_state=True)
     assert "does not exist" in str(broken.message)
     failed = runs_of(broken)[0]
     logs = {"logs": {"flow_run_id": {"any_": [str(failed.id)]}}}
@@ -179,7 +179,10 @@ def test_a_wrong_input_is_not_retried(spec: RunSpec) -> None:
 
 
 class Script:
-    """Stages of which one fails for a tile, a number of times."""
+    """Scripted stages: ``predict`` fails for one tile in the first ``failures`` calls.
+
+    The stage returns with a failed tile if ``tolerant``, else it raises an error.
+    """
 
     def __init__(self, tolerant: bool, failures: int) -> None:
         self.tolerant, self.failures, self.calls = tolerant, failures, 0
@@ -268,13 +271,15 @@ def test_a_run_holds_a_slot_of_its_limit_while_it_runs(
         client.create_global_concurrency_limit(wanted)
         found = []
 
-        def look() -> None:
+        def record_slots() -> None:
             found.append(client.read_global_concurrency_limit_by_name("camera").active_slots)
 
         begin = run.open_session
-        monkeypatch.setattr(run, "open_session", lambda *a, **k: (look(), begin(*a, **k))[1])
+        monkeypatch.setattr(
+            run, "open_session", lambda *a, **k: (record_slots(), begin(*a, **k))[1]
+        )
         state = flow.segment(spec, Patience(limit="camera"), return_state=True)
-        look()
+        record_slots()
     assert state.is_completed()
     assert found == [1, 0]
 

@@ -20,18 +20,18 @@ from fcnpipe.core.spec import RunSpec
 from fcnpipe.survey import incoming_files
 from flows import subflows, survey, watch
 from flows.stage_tasks import Patience
-from tests.flows import casualties
+from tests.flows import fatal_images
 from tests.flows.fields import write_stars
 from tests.flows.records import MARKS, artifacts_of, runs_of
 
 pytestmark = MARKS
 OPTIONS = {"model": "none", "window": 64, "tile": 64, "engine": "serial", "quiet": True}
-HASTY = Patience(retries=0)
+NO_RETRIES = Patience(retries=0)
 
 
 def start(images: Any, folder: Path, **more: Any) -> State[Any]:
     state: State[Any] = survey.segment_survey(
-        images, str(folder), OPTIONS, patience=HASTY, return_state=True, **more
+        images, str(folder), OPTIONS, patience=NO_RETRIES, return_state=True, **more
     )
     return state
 
@@ -43,7 +43,7 @@ def statuses(table: Path) -> dict[str, str]:
 def test_bad_images_are_named_and_the_others_are_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subflows, "_process_image", casualties.process_image)
+    monkeypatch.setattr(subflows, "_process_image", fatal_images.process_image)
     for seed, name in enumerate(("one", "two", "cut", "poison")):
         write_stars(tmp_path / f"{name}.fits", seed)
     whole = (tmp_path / "cut.fits").read_bytes()
@@ -72,7 +72,7 @@ def test_bad_images_are_named_and_the_others_are_finished(
     assert "2 done, 3 failed" in str(artifact.description)
     assert {row["status"] for row in json.loads(artifact.data)[:3]} == {"failed"}
 
-    # The second run processes the rest only: the file is complete now, and no process is killed.
+    # The second run processes only the rest: the file is complete now, and no process is killed.
     (tmp_path / "cut.fits").write_bytes(whole)
     monkeypatch.undo()
     before = {p: p.stat().st_mtime_ns for p in (out / "one.zarr").rglob("*")}
@@ -89,7 +89,7 @@ def test_a_survey_that_overwrites_processes_no_image_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A survey started again before all images are finished resumes; after that it overwrites them."""
-    monkeypatch.setattr(subflows, "_process_image", casualties.process_image)
+    monkeypatch.setattr(subflows, "_process_image", fatal_images.process_image)
     for seed, name in enumerate(("one", "two", "poison")):
         write_stars(tmp_path / f"{name}.fits", seed, side=64)
     images, out = [{"image": f"{tmp_path}/*.fits", "overwrite": True}], tmp_path / "out"
@@ -107,12 +107,12 @@ def test_a_survey_that_overwrites_processes_no_image_twice(
     assert list(out.glob("*.begun")) == []
 
 
-def test_a_watch_that_was_killed_before_it_recorded_a_finished_image(tmp_path: Path) -> None:
+def test_a_finished_image_that_a_killed_watch_did_not_record_is_kept(tmp_path: Path) -> None:
     write_stars(tmp_path / "field.fits", side=64)
     out, look = tmp_path / "out", watch.Look(settle_seconds=0)
 
     def run() -> dict[str, int]:
-        return watch.watch(str(tmp_path), str(out), OPTIONS, look, patience=HASTY)
+        return watch.watch(str(tmp_path), str(out), OPTIONS, look, patience=NO_RETRIES)
 
     assert run() == {"done": 1}
     (state,) = out.glob("watch-*.json")

@@ -56,10 +56,10 @@ from prefect import flow
 from flows.stage_tasks import host_bytes
 
 @flow
-def told() -> int:
+def call() -> int:
     return host_bytes()
 
-print(host_bytes(), told())
+print(host_bytes(), call())
 """
 
 
@@ -67,7 +67,7 @@ print(host_bytes(), told())
 def test_a_temporary_server_ends_with_the_flow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It runs in a separate process, ignores SIGINT, and receives the final state of the flow."""
+    """The server runs in a separate process, ignores SIGINT, and receives the final state of the flow."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", RUN], cwd=ROOT, capture_output=True, text=True, check=False

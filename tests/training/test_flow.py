@@ -1,6 +1,6 @@
 """The Prefect flow of a training: its tasks, and that it resumes.
 
-No server is used: tests/flows shows what Prefect records of a task.
+No server is used. What Prefect records of a task is tested in tests/flows.
 """
 
 import logging
@@ -22,14 +22,14 @@ RECIPE = {
 
 @pytest.fixture
 def tasks(monkeypatch):
-    """Run tasks as plain functions; return their names and the progress reported for each."""
+    """Run tasks as plain functions; return (name, retries) of each, and (artifact, percent) of each progress report."""
     done: list[tuple[str, object]] = []
 
-    def perform(name, call, patience):
+    def run_as_task(name, call, patience):
         done.append((name, patience.retries))
         call()
 
-    monkeypatch.setattr(flow, "perform", perform)
+    monkeypatch.setattr(flow, "run_as_task", run_as_task)
     monkeypatch.setattr(flow, "create_progress_artifact", lambda *a, **k: "artifact")
     monkeypatch.setattr(flow, "update", lambda artifact, percent: done.append((artifact, percent)))
     monkeypatch.setattr(flow, "create_markdown_artifact", lambda *a, **k: done.append(("model", a)))
