@@ -58,8 +58,8 @@ def freeze(model: str | Path, out: str | Path, spec: RunSpec, side: int = 2048) 
     source, target = Path(model), Path(out)
     if {source.suffix, target.suffix} != {PROGRAM_SUFFIX}:
         raise ModelError(
-            f"{source} to {target}: only exported programs ({PROGRAM_SUFFIX}) can be frozen; no bundled network "
-            "has a normalisation that depends on the image"
+            f"{source} to {target}: only exported programs ({PROGRAM_SUFFIX}) can be frozen, since no bundled network "
+            "has a normalisation that depends on the image: name two .pt2 files"
         )
     network, fields = read_network(source), read_sidecar(source).fields
     if extra := fields.get("extra"):

@@ -17,35 +17,35 @@ from dataclasses import dataclass
 PROCESS_BYTES = 330 * 2**20
 """Any process at the end of a run: 148 MiB of mapped files, and all imports up to the last one, pyarrow."""
 TORCH_BYTES = 270 * 2**20
-"""Added by torch and oneDNN."""
+"""Memory added by torch and oneDNN."""
 DASK_BYTES = 10 * 2**20
-"""Added by distributed in a worker."""
+"""Memory added by distributed in a worker."""
 DRIVER_BYTES = 230 * 2**20
 """The driver of Dask workers with their scheduler, without torch."""
 DRIVER_TORCH_BYTES = 185 * 2**20
-"""Added by torch in the driver."""
+"""Memory added by torch in the driver."""
 DRIVER_TILE_BYTES = 1000
-"""Kept by the driver per tile; measured by ``python -m benchmarks.scheduling_overhead``."""
+"""Memory that the driver keeps per tile; measured by ``python -m benchmarks.scheduling_overhead``."""
 FLOW_BYTES = 100 * 2**20
-"""Added by Prefect in the process of a flow."""
+"""Memory added by Prefect in the process of a flow."""
 SERVER_BYTES = 90 * 2**20
-"""Added in the process of a flow if no server is configured: Prefect then imports its own server to start it."""
+"""Memory added to a flow if no server is configured: Prefect then imports its own server to start it."""
 COMPILER_BYTES = 220 * 2**20
-"""Added by numba's compiler in a process that finds no cached kernels."""
+"""Memory added by numba's compiler in a process that finds no cached kernels."""
 MIN_TASK_BYTES = 62 * 2**20
-"""Minimum of a task: lazy imports of the first task of its kind."""
+"""Minimum memory of a task: lazy imports of the first task of its kind."""
 LABEL_BYTES = 48
-"""Per pixel of a tile, for one plane."""
+"""Bytes per pixel of a tile in the label stage, for one plane."""
 PREDICT_BYTES = 24
-"""Per pixel of a tile with its halo, for one plane, outside the network."""
+"""Bytes per pixel of a tile with its halo in the predict stage, for one plane, outside the network."""
 PLANE_BYTES = 20
-"""Per pixel, for each additional plane."""
+"""Bytes per pixel, for each additional plane."""
 WEIGHT_BYTES = 20
-"""Per pixel, for a weight map, which is converted to noise in double precision."""
+"""Bytes per pixel, for a weight map, which is converted to noise in double precision."""
 MASK_BYTES = 7
-"""Per pixel, for a mask."""
+"""Bytes per pixel, for a mask."""
 WINDOW_BYTES = 40
-"""Per pixel of a window, outside the layers: input, outputs, maps."""
+"""Bytes per pixel of a window, outside the layers: input, outputs, maps."""
 LAYER_FACTOR = {"fp32": 2.72, "bf16": 1.16, "int8": 0.57}
 """Memory of a window in the network, relative to the float32 arrays of its layers; includes oneDNN's copies."""
 FRAGMENTATION_FACTOR = {"fp32": 0.99, "bf16": 0.75, "int8": 0.05}

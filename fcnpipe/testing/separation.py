@@ -1,4 +1,4 @@
-"""Reference implementation of the separation, a separation over any tree of tiles, and the separator suite.
+"""Reference implementation of the separation, its tiled version over any tree of tiles, and the tests of separators.
 
 A tree of tiles is a `Box` (a tile) or a list of trees whose boxes partition their hull.
 """
@@ -42,7 +42,7 @@ def true_sources(
     criterion: Criterion,
     weights: Int64 | None = None,
 ) -> tuple[Int64, Int64]:
-    """Compute source and footprint of each pixel in plain Python, without tiles: slow and simple.
+    """Compute the source and footprint of each pixel in plain Python, without tiles: the slow reference of tests.
 
     Parameters
     ----------
@@ -71,12 +71,16 @@ def true_sources(
 
 
 class _Deaths:
+    """Peak that absorbs each dead peak that is not a source, and highest peak of each peak's footprint."""
+
     def __init__(self) -> None:
         self.absorber: dict[_Pixel, _Pixel] = {}
         self.footprint: dict[_Pixel, _Pixel] = {}
 
 
 class _Reference:
+    """Basins, passes and merge tree of an image, computed with dictionaries of pixels."""
+
     def __init__(self, elevation: NDArray[Any], mask: NDArray[Any], weights: NDArray[Any]) -> None:
         self.elevation, self.weights, self.width = elevation, weights, mask.shape[1]
         self.pixels = {(int(y), int(x)) for y, x in np.argwhere(mask)}
@@ -91,11 +95,13 @@ class _Reference:
         return (q for dy, dx in NEIGHBOURS if (q := (p[0] + dy, p[1] + dx)) in self.pixels)
 
     def peak_of(self, p: _Pixel) -> _Pixel:
+        """Return the peak to which a pixel climbs."""
         while (up := max([p, *self.near(p)], key=self.key)) != p:
             p = up
         return p
 
     def passes(self, basin: dict[_Pixel, _Pixel]) -> list[tuple[Any, _Pixel, _Pixel]]:
+        """Return level and both peaks of the highest pass between each two basins, the highest first."""
         best: dict[Any, Any] = {}
         for p in self.pixels:
             for q in self.near(p):
@@ -105,6 +111,7 @@ class _Reference:
         return sorted(((level, a, b) for (a, b), level in best.items()), reverse=True)
 
     def process_passes(self, basin: dict[_Pixel, _Pixel], criterion: Criterion) -> _Deaths:
+        """Join branches at their saddles, in descending order, and decide which ones stay sources."""
         passes, deaths = self.passes(basin), _Deaths()
         peaks = set(basin.values())
         area = {peak: sum(b == peak for b in basin.values()) for peak in peaks}

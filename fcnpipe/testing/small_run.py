@@ -27,7 +27,7 @@ def make_labels(shape: tuple[int, int] = LAYOUT.shape) -> NDArray[np.int32]:
 
 
 def make_catalogue() -> Columns:
-    """Return label, source_id and area of the squares."""
+    """Return the catalogue of the squares: label, source_id and area."""
     ids = np.array([y * LAYOUT.shape[1] + x for y, x in PEAKS], np.uint64)
     area = np.bincount(make_labels().ravel())[1:]
     return {
@@ -40,7 +40,7 @@ def make_catalogue() -> Columns:
 def take_up(
     out: Path, identity: RunIdentity = IDENTITY, overwrite: bool = False
 ) -> tuple[State, ZarrStore]:
-    """Create, resume or open the store of the run, as a run does."""
+    """Create, resume or open the store of the run, as a run does; also return its state before."""
     state = prepare_output(out, identity, overwrite)
     if state == "fresh":
         return state, ZarrStore.create(out, LAYOUT, identity, {"title": "test"}, overwrite)
@@ -62,7 +62,7 @@ def do_tile(store: ZarrStore, tile: Tile, stages: tuple[str, ...] = LAYOUT.stage
 
 
 def end_run(store: ZarrStore) -> ZarrStore:
-    """Write everything that is not stored by tile, and publish the store."""
+    """Write everything that is not stored by tile, publish the store, and return the published store."""
     store.write_mesh("sky", np.zeros(LAYOUT.mesh_shape, np.float32))
     store.write_tiles({"status": (np.ones(LAYOUT.grid.counts, np.uint8), {})})
     store.write_sources([make_catalogue()], 4)
