@@ -106,14 +106,27 @@ def read_truth(path: str | Path) -> tuple[Truth, float]:
 
 
 def compare(label: NDArray[np.integer[Any]], path: str | Path) -> list[tuple[str, str]]:
-    """Score a label image against the truth of a field; return rows of (score, value).
+    """Score a label image against the truth of a field.
 
     Parameters
     ----------
     label : (h, w) int
-        0 is background.
+        Label image; 0 is background.
     path : path
-        The field.
+        FITS file of the field.
+
+    Returns
+    -------
+    list of (str, str)
+        Rows of (score, value) for display: the scores of Haigh et al. 2021, completeness by
+        signal-to-noise, and recall of close pairs by separation.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or is not a simulated field.
+    SpecError
+        If the label image and the field differ in shape.
     """
     truth, fwhm_px = read_truth(path)
     values = asdict(scores.score(label, truth))

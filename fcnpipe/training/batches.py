@@ -106,7 +106,10 @@ class SimulatedPairSource:
         """Do nothing: no data are kept between steps."""
 
     def batch(self, step: int, number: int = 0) -> Batch:
-        """Return the image pairs of a micro-batch; no other micro-batch contains any of them."""
+        """Return the image pairs of a micro-batch.
+
+        No other micro-batch contains any of them, if a step has at most 64 micro-batches.
+        """
         first = self.recipe.seed * 100_000_000
         count = self.recipe.batch
         place = (step * 64 + number) * count
