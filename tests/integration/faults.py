@@ -62,7 +62,7 @@ class Case:
 
     @contextmanager
     def run(self, fault: str = "", *options: str, **variables: str) -> Iterator[Run]:
-        """Start ``fcnpipe segment`` with a fault inside; kill what remains of it at the end."""
+        """Start ``fcnpipe segment`` with a fault inside, and kill its remaining processes at the end."""
         self.out.parent.mkdir(exist_ok=True)
         flags = [f for n, v in SETTINGS.items() for f in (f"--{n}", str(v))]
         command = [sys.executable, "-m", "fcnpipe", "segment", str(self.field), str(self.out)]
@@ -91,7 +91,7 @@ class Case:
         (self.folder / "go").touch()
 
     def resume(self) -> None:
-        """Run the same job in this process, without a fault."""
+        """Run or resume the same run in this process, without a fault."""
         self.out.parent.mkdir(exist_ok=True)
         fcnpipe.segment(self.field, self.out, **SETTINGS, quiet=True)
 
@@ -154,7 +154,7 @@ def check_one_line(stderr: str) -> str:
 
 
 def worker_killed(case: Case) -> str:
-    """SIGKILL of a Dask worker: another worker does its tile, and the run continues."""
+    """SIGKILL of a Dask worker: another worker runs its tile, and the run continues."""
     with case.run("wait", "--engine", "dask") as run:
         os.kill(case.wait_for_moment(run), signal.SIGKILL)
         case.let_task_continue()
@@ -163,7 +163,7 @@ def worker_killed(case: Case) -> str:
 
 
 def run_killed(case: Case) -> str:
-    """SIGKILL of the process of the run: its workers end, and the same command resumes it."""
+    """SIGKILL of the process of the run: its workers end, and the same command resumes the run."""
     with case.run("wait", "--engine", "dask") as run:
         case.wait_for_moment(run)
         run.process.kill()
@@ -173,7 +173,7 @@ def run_killed(case: Case) -> str:
 
 
 def scheduler_killed(case: Case) -> str:
-    """SIGKILL of an external Dask scheduler: the run ends and names it."""
+    """SIGKILL of an external Dask scheduler: the run ends and names the scheduler."""
     with (
         external_cluster(case) as (scheduler, address),
         case.run("", "--scheduler", address) as run,
@@ -230,14 +230,14 @@ def tile_hangs(case: Case, engine: str) -> str:
 
 
 def memory_runs_out(case: Case, engine: str) -> str:
-    """A task on a tile allocates more memory than exists: it is named, the others are finished."""
+    """A task on a tile allocates more memory than exists: the tile is named, the others are finished."""
     with case.run("memory", "--engine", engine) as run:
         code, stderr = run.finish()
     return check_failed_tile(code, stderr, "MemoryError")
 
 
 def worker_out_of_memory(case: Case) -> str:
-    """Each Dask worker that starts the tile is killed: it is named, the others are finished."""
+    """Each Dask worker that starts the tile is killed: the tile is named, the others are finished."""
     with case.run("kill", "--engine", "dask") as run:
         code, stderr = run.finish()
     return check_failed_tile(code, stderr, "worker")
@@ -254,7 +254,7 @@ def check_failed_tile(code: int, stderr: str, why: str) -> str:
 
 
 def disk_full(case: Case) -> str:
-    """The disk of the output is full: one line; after making room the run is resumed."""
+    """The disk of the output is full: the run reports it in one line, and is resumed when there is room."""
     filler, mounted = case.out.parent / "filler", os.path.ismount(case.out.parent)
     with case.run("wait" if mounted else "full", "--engine", "threads") as run:
         case.wait_for_moment(run)
@@ -269,7 +269,7 @@ def disk_full(case: Case) -> str:
 
 
 def disk_read_only(case: Case) -> str:
-    """The disk of the output becomes read-only: one line."""
+    """The disk of the output becomes read-only: the run and its repetition report it in one line."""
     with case.run("wait", "--engine", "threads") as run:
         case.wait_for_moment(run)
         with read_only(case.out.parent):
@@ -336,7 +336,7 @@ def _remount(mode: str, folder: Path) -> bool:
 
 
 def input_changes(case: Case) -> str:
-    """The image is truncated while it is read: the store is not published, a resume is refused."""
+    """The image is truncated while it is read: the store is not published, and resuming is refused."""
     content = case.field.read_bytes()
     try:
         with case.run("wait", "--engine", "threads") as run:
@@ -361,14 +361,14 @@ def lose_partial_shards(case: Case) -> str:
         case.wait_for_moment(run)
         run.process.kill()
     level = partial_path(case.out) / "image" / "0"
-    # Early there are no maps, only the pixel coordinates.
+    # At the early moment there are no maps, only the pixel coordinates.
     files = sorted(level.glob("*/c/**/[0-9]/[0-9]")) or sorted(level.glob("*/c/[0-9]"))
     truncate_and_delete(files[0], files[-1])
     return "repeated when the run is resumed"
 
 
 def lose_published_shards(case: Case) -> str:
-    """Files of a finished store are missing or truncated: verify names them and restores them."""
+    """Files of a finished store are missing or truncated: ``verify`` names and restores them."""
     case.resume()
     names = {
         "early": ("probability/c/0/1/1", "flags/c/0/2"),
@@ -413,7 +413,7 @@ def second_run(case: Case) -> str:
 
 
 def clock_jumps(case: Case) -> str:
-    """The clock of the machine jumps back and forth at each reading."""
+    """The clock of the machine jumps back and forth at each reading: the run is unaffected."""
     with case.run("", "--engine", "threads", FCNPIPE_CLOCK="1") as run:
         assert run.finish() == (0, "")
     return "unaffected, exit 0"

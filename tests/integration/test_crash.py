@@ -1,4 +1,4 @@
-"""Runs killed with kill -9 at any moment are resumed by the same command and give the same bytes."""
+"""Runs killed with kill -9 at any moment are resumed by the same command and write the same bytes."""
 
 import json
 import os
@@ -32,12 +32,12 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resume(field: Path, out: Path, **more: Any) -> None:
-    """Run the job in this process, which is faster than to start another."""
+    """Run or resume the run in this process, which is faster than starting another one."""
     fcnpipe.segment(field, out, **(OPTIONS | more), quiet=True)
 
 
 def start(field: Path, out: Path, engine: str, *more: str) -> subprocess.Popen[bytes]:
-    """Start the job as a process that waits before its end until it is killed or may continue."""
+    """Start the run in a process that waits before its end until it is killed or FOLDER/go exists."""
     command = [sys.executable, "-m", "fcnpipe", "segment", str(field), str(out), *SETTINGS, *more]
     fault = {"task": "check_tile", "tile": "r001c001", "fault": "wait", "folder": str(out.parent)}
     path = os.pathsep.join([str(HOOKS), str(Path(__file__).parents[2])])
@@ -70,7 +70,7 @@ def wait_for_marks(partial: Path, stage: int, count: int, process: subprocess.Po
     ("engine", "stage", "count"),
     [("serial", 0, 3), ("serial", 2, 5), ("threads", 3, 9), ("dask", 1, 4)],
 )
-def test_a_killed_run_is_resumed_and_gives_the_same_bytes(
+def test_a_killed_run_is_resumed_and_writes_the_same_bytes(
     field: Path, reference: dict[str, bytes], tmp_path: Path, engine: str, stage: int, count: int
 ) -> None:
     out = tmp_path / "out.zarr"
@@ -112,8 +112,10 @@ def read_marks(store: Path, below: str = "c") -> dict[str, int]:
     return found
 
 
-def test_several_kills_in_a_row(field: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
-    """Each run gets further than the one before, independent of the speed of the machine."""
+def test_a_run_killed_several_times_is_resumed(
+    field: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Each run proceeds further than the one before, regardless of the speed of the machine."""
     out, partial = tmp_path / "out.zarr", tmp_path / "out.zarr.partial"
     chance = random.Random(5)
     for count in sorted(chance.sample(range(3, 55), 3)):

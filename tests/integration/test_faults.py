@@ -1,4 +1,4 @@
-"""Injected faults: a run reports each in one line, and the resumed run gives the same bytes."""
+"""Injected faults: a run survives each or reports it in one line, and the final result has the same bytes."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ def reference(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.mark.parametrize("name", MOMENT)
-def test_a_run_with_a_fault_gives_the_same_bytes(
+def test_a_run_with_a_fault_writes_the_same_bytes(
     field: Path, reference: dict[str, bytes], tmp_path: Path, name: str
 ) -> None:
     if name == "read-only disk" and os.geteuid() == 0 and not may_mount(tmp_path):

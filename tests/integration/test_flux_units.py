@@ -1,4 +1,4 @@
-"""Units: an image multiplied by a power of two gives fluxes multiplied by it, and all else equal."""
+"""Units: if an image is multiplied by a power of two, so are its fluxes, and all other columns are equal."""
 
 import math
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_variance_and_rms_maps_are_equivalent(image: np.ndarray, tmp_path: Path)
 
 
 @pytest.mark.parametrize("scale", [1e60, 1e-60])
-def test_pixels_that_float32_cannot_hold_are_refused_by_their_value(
+def test_pixels_that_float32_cannot_hold_are_refused_and_their_value_is_named(
     image: np.ndarray, tmp_path: Path, scale: float
 ) -> None:
     with pytest.raises(

@@ -120,7 +120,7 @@ def test_damage_is_found_and_repaired(
 
 
 def test_a_shard_that_is_lost_with_its_checksum_is_recomputed(published: Path, out: Path) -> None:
-    """Without its checksum, a shard without file may be missing or all fill value: it is recomputed."""
+    """A shard without a file and checksum is missing or has the fill value only; it is recomputed in both cases."""
     delete(out / "checksums/0/elevation/c/0/0")
     delete(out / "image/0/elevation/c/1/1")
     damage = [str(d) for d in ZarrStore.open(out).find_damage()]

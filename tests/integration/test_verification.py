@@ -1,4 +1,4 @@
-"""Labels that change on disk during a run are found before publication; any step can be resumed."""
+"""Labels that change on disk during a run are found before publication; a run is resumed after any step."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -64,9 +64,9 @@ def wait_for_workers(scheduler: Path, count: int) -> None:
 
 
 def test_a_worker_with_another_model_is_excluded(here: Path, scheduler: Path) -> None:
-    """A late worker with another model leaves; one that is present ends the run before it starts.
+    """A late worker with another model is closed; one that is present at the start prevents the run.
 
-    The first worker is in an empty folder: relative paths are those of the process that started the run.
+    The first worker is in an empty folder: relative paths are resolved by the process that starts the run.
     """
     early, late = here / "early", here / "late"
     early.mkdir()
@@ -86,7 +86,7 @@ def test_a_worker_with_another_model_is_excluded(here: Path, scheduler: Path) ->
         (line,) = [line for line in log.splitlines() if "cannot run" in line]
         assert "Dask worker late cannot run the tasks of this run" in line
         assert f"model {here / NAME} is another file on this machine" in line
-        # Another file in each folder, as on different machines.
+        # Each folder has another file of the same name, as on different machines.
         elsewhere = f"/proc/self/cwd/{NAME}"
         for folder, seed in ((here, 1), (early, 1), (late, 2)):
             write_model(folder / NAME, seed)
@@ -113,7 +113,7 @@ def test_a_model_is_loaded_once_per_process(here: Path, monkeypatch: pytest.Monk
             other.load_network()
 
 
-def test_weights_of_another_file_than_the_header_are_refused(here: Path) -> None:
+def test_weights_of_a_file_replaced_after_its_header_was_read_are_refused(here: Path) -> None:
     model = networks.load_model(NAME)
     write_model(here / NAME, seed=2)
     with pytest.raises(ModelError, match="changed while it was read"):
