@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fcnpipe.cli.exit_codes import leave, run_command, stopped_by_signals
+from fcnpipe.cli.error_handling import leave, run_command, stopped_by_signals
 from fcnpipe.core.garbage_collection import freeze_objects
 
 Retries = Annotated[

@@ -29,7 +29,7 @@ from fcnpipe.networks import list_models, load_model
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling, list_maps
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.models.headers import make_header
+from fcnpipe.networks.models.certified_headers import make_header
 from fcnpipe.survey.image_list import list_images
 from fcnpipe.training.labelled_images import PairsSpec, read_pairs
 from fcnpipe.training.loop import load_checkpoint, load_recipe

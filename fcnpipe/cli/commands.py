@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from fcnpipe.cli import model_commands, run_commands, simulation_commands, store_commands
-from fcnpipe.cli.exit_codes import USAGE, leave, run_command, stopped_by_signals
+from fcnpipe.cli.error_handling import USAGE, leave, run_command, stopped_by_signals
 from fcnpipe.core.version import __version__
 
 app = typer.Typer(

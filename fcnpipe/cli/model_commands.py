@@ -127,7 +127,7 @@ def freeze_model(
     ] = 2048,
 ) -> None:
     """Freeze GroupNorm and InstanceNorm to the statistics of an image, so that the network can be tiled."""
-    from fcnpipe.pipeline.frozen_statistics import freeze
+    from fcnpipe.pipeline.normalisation_freezing import freeze
 
     options = collect_options([image, "sample.zarr"], hdu=hdu)
     header = freeze(model, out, make_spec(**options), side).header

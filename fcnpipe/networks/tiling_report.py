@@ -16,8 +16,8 @@ from torch import nn
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks.base import Certificate, Model, Reach
 from fcnpipe.networks.models.bundle import SUFFIX, Bundle
+from fcnpipe.networks.models.certified_headers import check_model
 from fcnpipe.networks.models.exported import PROGRAM_SUFFIX, read_network, read_sidecar
-from fcnpipe.networks.models.headers import check_model
 from fcnpipe.networks.models.loading import load_model
 from fcnpipe.networks.reach.analysis import analyse, make_same_size
 from fcnpipe.networks.reach.certificate import certify

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fcnpipe import export
 from fcnpipe.core.errors import SpecError
-from fcnpipe.reading.sky_index import SkyIndex, SkyTransform
+from fcnpipe.reading.sky_coordinates import SkyIndex, SkyTransform
 from fcnpipe.science.wcs import pixel_to_icrs, read_wcs
 from fcnpipe.stores import ZarrStore, open_store
 

@@ -23,8 +23,8 @@ from fcnpipe.science.aperture_kernels import (
     fill_owners,
     measure_all_sources,
 )
+from fcnpipe.science.aperture_regions import Region
 from fcnpipe.science.moments import Columns
-from fcnpipe.science.regions import Region
 
 RADIUS_CAP = 512.0
 """Maximum semi-axis of a measured aperture, px."""

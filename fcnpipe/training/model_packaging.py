@@ -15,7 +15,7 @@ from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Defaults, Output, Scaling, Share
 from fcnpipe.networks.inference.int8 import is_supported, measure_ranges
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.models.headers import make_header
+from fcnpipe.networks.models.certified_headers import make_header
 from fcnpipe.training import simulated_pairs
 from fcnpipe.training.example_stream import simulate_example
 from fcnpipe.training.loop import load_checkpoint, make_network

@@ -33,7 +33,7 @@ from fcnpipe.networks.architectures.bulge_disk import BulgeDisk
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output, Scaling
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.models.headers import check_model, make_header
+from fcnpipe.networks.models.certified_headers import check_model, make_header
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.session import open_session
 from fcnpipe.pipeline.stages import prediction

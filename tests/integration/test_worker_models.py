@@ -17,7 +17,7 @@ from fcnpipe.core.errors import EngineError, ModelError
 from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import Output
-from fcnpipe.networks.models.headers import make_header
+from fcnpipe.networks.models.certified_headers import make_header
 from fcnpipe.pipeline import run
 from fcnpipe.pipeline.job import Job
 from fcnpipe.pipeline.session import open_session

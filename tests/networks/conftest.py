@@ -10,7 +10,7 @@ import torch
 from fcnpipe.networks.architectures.unet import UNet
 from fcnpipe.networks.base import ModelHeader, Output
 from fcnpipe.networks.models.bundle import save_model
-from fcnpipe.networks.models.headers import make_header
+from fcnpipe.networks.models.certified_headers import make_header
 
 OUTPUTS = (
     Output(name="blob", role="source"),

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcnpipe.core.geometry import Box, TileGrid
+from fcnpipe.science.aperture_regions import Region
 from fcnpipe.science.apertures import aperture_boxes, measure_apertures
 from fcnpipe.science.moments import measure_isophotes
-from fcnpipe.science.regions import Region
 from fcnpipe.science.sums import (
     FLUX_LIMIT,
     VARIANCE_LIMIT,

@@ -6,10 +6,10 @@ import numpy as np
 from scipy import ndimage
 
 from fcnpipe.core.geometry import Box
+from fcnpipe.science.aperture_regions import Region
 from fcnpipe.science.apertures import measure_apertures
 from fcnpipe.science.fixed_point import quantise_flux, quantise_variance
 from fcnpipe.science.moments import Columns, measure_isophotes
-from fcnpipe.science.regions import Region
 from fcnpipe.science.sums import Pixels, accumulate
 
 UNIT = 2.0**-24

@@ -19,6 +19,7 @@ from fcnpipe.core.geometry import Box
 from fcnpipe.core.records import SourceFlag
 from fcnpipe.pipeline.job import Arrays, Job
 from fcnpipe.science import catalogue
+from fcnpipe.science.aperture_regions import Region, join_regions
 from fcnpipe.science.apertures import (
     RADIUS_CAP,
     aperture_boxes,
@@ -28,7 +29,6 @@ from fcnpipe.science.apertures import (
 from fcnpipe.science.basins import apply_table
 from fcnpipe.science.fixed_point import quantise_labelled
 from fcnpipe.science.moments import Columns, measure_isophotes
-from fcnpipe.science.regions import Region, join_regions
 from fcnpipe.science.sums import Pixels, Sums, accumulate, combine
 
 Facts = dict[str, float]

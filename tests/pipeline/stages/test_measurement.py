@@ -7,7 +7,7 @@ import pytest
 
 from fcnpipe.core.geometry import Box
 from fcnpipe.pipeline.stages import measurement
-from fcnpipe.science.regions import Region
+from fcnpipe.science.aperture_regions import Region
 
 FRAME = Box(0, 0, 90, 110)
 NEAR = Box(20, 30, 60, 80)

@@ -1,7 +1,7 @@
 """Effect of few training images and of inaccurate contours, measured on cell membranes.
 
-    python -m benchmarks.training_data slices FOLDER OUT [--steps 400] [--seeds 3]
-    python -m benchmarks.training_data contours FOLDER OUT [--steps 400] [--seeds 3]
+    python -m benchmarks.training_set_size slices FOLDER OUT [--steps 400] [--seeds 3]
+    python -m benchmarks.training_set_size contours FOLDER OUT [--steps 400] [--seeds 3]
 
 FOLDER is that of benchmarks/membrane_segmentation.py. For each point and seed a U-Net (base 8,
 depth 3) is trained for the same number of steps and scored on slices 16-19. ``slices``: trained on

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from fcnpipe.core.errors import ModelError
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import ModelHeader
-from fcnpipe.networks.models.headers import check_model, make_header
+from fcnpipe.networks.models.certified_headers import check_model, make_header
 from tests.networks.conftest import OUTPUTS, small_unet
 
 

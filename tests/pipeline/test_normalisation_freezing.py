@@ -19,7 +19,7 @@ from fcnpipe.core.errors import ModelError, StoreError
 from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import Scaling
-from fcnpipe.pipeline.frozen_statistics import freeze, read_sample
+from fcnpipe.pipeline.normalisation_freezing import freeze, read_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # from torch, on saving
 SHAPE = (181, 230)
