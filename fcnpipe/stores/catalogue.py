@@ -17,7 +17,7 @@ from fcnpipe.stores.hierarchy import ArraySpec, create_array, fill_array, replac
 
 ROW_CHUNK = 131_072
 """Rows of the catalogue in one storage chunk."""
-TITLE = "one row a source, in order of label"
+TITLE = "one row per source, in order of label"
 
 
 def write_blocks(path: Path, blocks: Iterable[Columns], count: int) -> None:

@@ -16,7 +16,7 @@ from zarr.codecs import ZstdCodec
 from fcnpipe.core.geometry import round_up
 from fcnpipe.core.records import ELEVATION_SCALE, PROBABILITY_SCALE, OutputMap, PixelFlag
 from fcnpipe.stores.base import Layout
-from fcnpipe.stores.shards import ZSTD_LEVEL
+from fcnpipe.stores.shard_io import ZSTD_LEVEL
 
 SCRATCH = ".scratch"
 """Folder of a partial store for files that only the run needs; removed when the store is published."""
@@ -179,7 +179,7 @@ def _output_specs(layout: Layout, level: int) -> dict[str, ArraySpec]:
 def ledger_spec(layout: Layout) -> ArraySpec:
     """Return the specification of the ledger: one file of one byte for each tile and stage."""
     attrs = {
-        "long_name": "stages that have landed, by tile",
+        "long_name": "completed stages of each tile",
         "flag_values": [0, 1],
         "flag_meanings": "pending done",
         "stages": " ".join(layout.stages),
@@ -198,10 +198,10 @@ _PROBABILITY = {
 _ELEVATION = {
     "long_name": "elevation that separates sources, 65535 = 1",
     "comment": "elevation in [0, 1] times 65535, rounded; an integer, so that order is exact; "
-    "0 where the sky is",
+    "0 in the sky",
 }
 _FLAGS = {
-    "long_name": "why a pixel is not to be trusted",
+    "long_name": "reasons why a pixel is unreliable",
     "flag_masks": [int(flag) for flag in PixelFlag],
     "flag_meanings": " ".join(str(flag.name).lower() for flag in PixelFlag),
 }

@@ -32,7 +32,7 @@ from fcnpipe.stores.hierarchy import SCRATCH, create_hierarchy
 from fcnpipe.stores.parquet import describe_difference
 from fcnpipe.stores.paths import parquet_path
 from fcnpipe.stores.pyramid import create_pyramid, level_count, level_grid
-from fcnpipe.stores.shards import extend_checksum
+from fcnpipe.stores.shard_io import extend_checksum
 from fcnpipe.stores.verification import find_gaps
 
 CHECKSUMS = "checksums"

@@ -62,7 +62,7 @@ from fcnpipe.stores.scratch_records import (
     remove_truncated_records,
     write_record,
 )
-from fcnpipe.stores.shards import ShardedMap
+from fcnpipe.stores.shard_io import ShardedMap
 from fcnpipe.stores.verification import check_sums, check_tile, verify_store
 
 CONVENTIONS = "CF-1.12"
@@ -471,7 +471,7 @@ class ZarrStore:
     def write_tiles(self, columns: Columns) -> None:
         """Write the table of tiles: (tile_y, tile_x) arrays such as status and n_sources."""
         with convert_os_errors(self.path):
-            group = replace_group(self.path, "tiles", {"title": "one row a tile"})
+            group = replace_group(self.path, "tiles", {"title": "one row per tile"})
             for name, (values, attrs) in columns.items():
                 assert values.shape == self.layout.grid.counts, (name, values.shape)
                 store_values(group, name, values, ("tile_y", "tile_x"), attrs)

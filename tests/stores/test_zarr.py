@@ -218,7 +218,7 @@ def test_full_disk_is_reported_in_one_line(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fcnpipe.stores.shards.atomic_write", refuse)
+    monkeypatch.setattr("fcnpipe.stores.shard_io.atomic_write", refuse)
     tile = LAYOUT.grid.tile(0, 0)
     with pytest.raises(StoreError, match=r"cannot write .*No space left on device; make room"):
         partial.write_tile("label", tile.core, np.ones((64, 64), np.int32))

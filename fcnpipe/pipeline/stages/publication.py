@@ -164,7 +164,7 @@ def _describe_tiles(job: Job) -> Table:
             _status(job),
             {"flag_values": [0, 1, 2], "flag_meanings": "failed done beside_a_failed_tile"},
         ),
-        "seconds": (seconds, {"units": "s", "long_name": "time that the tile took in all stages"}),
+        "seconds": (seconds, {"units": "s", "long_name": "total time of the tile in all stages"}),
         "sky": (sky, {"long_name": "median sky"}),
         "noise": (noise, {"long_name": "median noise"}),
     }
@@ -175,7 +175,7 @@ def _count_sources(job: Job) -> Table:
     for tile in job.plan.tiles:
         facts = job.store.get_arrays("facts-measure", tile.name)
         n_sources[tile.row, tile.column] = int(facts["sources"])
-    return {"n_sources": (n_sources, {"long_name": "sources whose peak lies in the tile"})}
+    return {"n_sources": (n_sources, {"long_name": "sources whose peak is in the tile"})}
 
 
 def _status(job: Job) -> NDArray[np.uint8]:

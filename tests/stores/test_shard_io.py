@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box, TileGrid
 from fcnpipe.stores.hierarchy import ArraySpec, create_array
-from fcnpipe.stores.shards import ShardedMap
+from fcnpipe.stores.shard_io import ShardedMap
 
 
 def create(
