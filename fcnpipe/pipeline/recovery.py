@@ -15,6 +15,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fcnpipe.core.errors import InputChanged
 from fcnpipe.core.geometry import Node
 from fcnpipe.core.spec import RunSpec, make_spec
@@ -48,6 +50,8 @@ SCRATCH_RECORDS = {
     "check_tile": ("checks",),
 }
 """Scratch records of each task, which are deleted before the task is done again on other input."""
+SCRATCH_FORMAT = 2
+"""Version of the names and contents of scratch records; records of another version are computed again."""
 
 
 def reconcile(job: Job, resumed: bool, adopt: Callable[[Job], None] | None = None) -> None:
@@ -67,6 +71,7 @@ def reconcile(job: Job, resumed: bool, adopt: Callable[[Job], None] | None = Non
     if adopt is not None:
         adopt(job)
     reopen_incomplete(job)
+    job.store.put_arrays("format", ALL, {"version": np.asarray(SCRATCH_FORMAT)})
 
 
 def check_resumed(job: Job) -> None:
@@ -80,7 +85,7 @@ def check_resumed(job: Job) -> None:
     """
     pyramid = job.store.has_arrays("done-create_pyramid", ALL)
     job.store.restore_metadata(job.image.info.cards, pyramid)
-    if _drop_broken_records(job):
+    if _drop_broken_records(job) or _read_scratch_format(job) != SCRATCH_FORMAT:
         reset(job, (*SKY, *AFTER_PREDICT))
     for task in (t for t in WITH_MAPS if tasks.LEDGER[t] in job.store.layout.stages):
         if damaged := _list_damaged(job, task):
@@ -146,6 +151,13 @@ def _drop_broken_records(job: Job) -> bool:
     broken = job.store.drop_broken_arrays()
     _reset_tiles(job, "predict", [name for stage, name in broken if stage == "facts-predict"])
     return bool(broken)
+
+
+def _read_scratch_format(job: Job) -> int:
+    """Return the format of the scratch records; 1, the first format, did not record itself."""
+    if not job.store.has_arrays("format", ALL):
+        return 1
+    return int(job.store.get_arrays("format", ALL)["version"])
 
 
 def _list_damaged(job: Job, task: str) -> list[str]:

@@ -9,8 +9,11 @@ import pytest
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.spec import RunSpec, make_spec
-from fcnpipe.pipeline import session
+from fcnpipe.pipeline import recovery, session, tasks
+from fcnpipe.pipeline.job import ALL
+from fcnpipe.pipeline.run import run_stage
 from fcnpipe.pipeline.session import open_session
+from fcnpipe.reporting.observers import SilentObserver
 
 
 @pytest.fixture
@@ -68,3 +71,20 @@ def test_another_unfinished_run_is_refused(image: Path) -> None:
     tile_of(spec(image, 256))
     with pytest.raises(StoreError, match="belongs to another run"):
         tile_of(spec(image, 256, thresh=5.0))
+
+
+def test_scratch_records_of_another_format_are_computed_again(image: Path) -> None:
+    run = spec(image, 128)
+    with open_session(run) as opened:
+        assert opened is not None
+        for stage in opened.stages[:3]:  # background, predict, separate
+            run_stage(opened, stage, SilentObserver())
+        names = [tile.name for tile in opened.job.plan.tiles]
+        assert not tasks.list_remaining(opened.job, "separate", names)
+        opened.job.store.put_arrays("format", ALL, {"version": np.asarray(1)})
+    with open_session(run) as opened:
+        assert opened is not None
+        assert tasks.list_remaining(opened.job, "separate", names) == names
+        assert not tasks.list_remaining(opened.job, "predict", names)
+        found = opened.job.store.get_arrays("format", ALL)["version"]
+        assert found == recovery.SCRATCH_FORMAT
