@@ -11,9 +11,8 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box, Tile
+from fcnpipe.stores.array_access import convert_metadata_errors, open_array
 from fcnpipe.stores.atomic_writes import atomic_write, convert_os_errors
 from fcnpipe.stores.base import (
     Arrays,
@@ -548,7 +548,7 @@ class ZarrStore:
         """
         if not self.has_sources:
             raise StoreError(f"{self.path} has no catalogue: only 'fcnpipe segment' creates one")
-        with self._convert_metadata_errors("sources"):
+        with convert_metadata_errors(self.path, "sources"):
             return [str(name) for name in self._open_group("sources").attrs["columns"]]  # type: ignore[union-attr]
 
     @property
@@ -648,37 +648,14 @@ class ZarrStore:
         return ShardedMap(self.path / name, lead, shard, chunk, array.dtype, fill)
 
     def _open_array(self, name: str) -> zarr.Array[Any]:
-        path = self.path / name
-        try:
-            status = (path / "zarr.json").stat()
-        except FileNotFoundError:
-            raise StoreError(f"{self.path} has no array {name}") from None
-        with self._convert_metadata_errors(name):
-            return _open_cached_array(path, (status.st_ino, status.st_mtime_ns))
+        return open_array(self.path, name)
 
     def _open_group(self, name: str) -> zarr.Group:
-        with self._convert_metadata_errors(name):
+        with convert_metadata_errors(self.path, name):
             return zarr.open_group(self.path / name, mode="r+", use_consolidated=False)
-
-    @contextmanager
-    def _convert_metadata_errors(self, name: str) -> Iterator[None]:
-        """Raise a StoreError in place of the errors of zarr for damaged metadata."""
-        try:
-            yield
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise StoreError(
-                f"metadata of {name} in {self.path} cannot be read: "
-                f"restore them with 'fcnpipe verify --repair {self.path}'"
-            ) from None
 
     def __reduce__(self) -> tuple[type[ZarrStore], tuple[Path]]:
         return type(self), (self.path,)
-
-
-@lru_cache(maxsize=256)
-def _open_cached_array(path: Path, stamp: tuple[int, int]) -> zarr.Array[Any]:
-    # The stamp distinguishes an array from one created later at the same path.
-    return zarr.open_array(path, mode="r+", zarr_format=3)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

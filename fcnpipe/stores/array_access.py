@@ -1,0 +1,48 @@
+"""Opening of arrays on disk, and one-line errors where zarr cannot use their metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from fcnpipe.core.errors import StoreError
+
+
+def open_array(store: Path, name: str) -> zarr.Array[Any]:
+    """Open an array of the store in a folder.
+
+    Raises
+    ------
+    StoreError
+        If there is no such array, or its metadata are damaged.
+    """
+    path = store / name
+    try:
+        status = (path / "zarr.json").stat()
+    except FileNotFoundError:
+        raise StoreError(f"{store} has no array {name}") from None
+    with convert_metadata_errors(store, name):
+        return _open_cached_array(path, (status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _open_cached_array(path: Path, stamp: tuple[int, int]) -> zarr.Array[Any]:
+    # The stamp distinguishes an array from one created later at the same path.
+    return zarr.open_array(path, mode="r+", zarr_format=3)
+
+
+@contextmanager
+def convert_metadata_errors(store: Path, name: str) -> Iterator[None]:
+    """Raise a StoreError in place of the errors of zarr for damaged metadata."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise StoreError(
+            f"metadata of {name} in {store} cannot be read: "
+            f"restore them with 'fcnpipe verify --repair {store}'"
+        ) from None
