@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box, Tile
 from fcnpipe.stores.array_access import convert_metadata_errors, open_array
-from fcnpipe.stores.atomic_writes import atomic_write, convert_os_errors
+from fcnpipe.stores.atomic_writes import convert_os_errors, link_or_copy
 from fcnpipe.stores.base import (
     Arrays,
     Column,
@@ -358,7 +358,7 @@ class ZarrStore:
         with convert_os_errors(self.path):
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(source, target)
+                link_or_copy(source, target)
         return self.checksum(name, tile.core)
 
     def _write_core(self, name: str, box: Box, data: NDArray[Any]) -> int:
@@ -656,15 +656,6 @@ class ZarrStore:
 
     def __reduce__(self) -> tuple[type[ZarrStore], tuple[Path]]:
         return type(self), (self.path,)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Create a hard link, or a copy on file systems without hard links."""
-    with atomic_write(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 def _scan_marks(folder: Path) -> Iterator[tuple[int, int]]:
