@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fcnpipe.core.kernel_cache import ensure_cache_folder
 from fcnpipe.core.version import __version__
 
 __all__ = ["__version__", "open", "predict", "reach", "segment"]
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from fcnpipe.api import predict, segment
     from fcnpipe.networks.tiling_report import reach
     from fcnpipe.reading.results import open
+
+ensure_cache_folder()
 
 _MODULES = {
     "segment": "fcnpipe.api",

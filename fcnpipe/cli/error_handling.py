@@ -15,6 +15,7 @@ import typer
 
 from fcnpipe.core.errors import FcnpipeError
 from fcnpipe.core.garbage_collection import freeze_objects
+from fcnpipe.core.kernel_cache import explain
 from fcnpipe.core.timeouts import THREAD_PREFIX
 
 INTERRUPTED = 130
@@ -82,6 +83,10 @@ def run_command(command: Callable[[], Any]) -> int:
         code = INTERRUPTED
     except typer.Exit as request:
         return request.exit_code
+    except RuntimeError as error:
+        if not (message := explain(error)):
+            raise
+        return _print_error(message, USAGE)
     if code == INTERRUPTED:  # typer returns this code for Ctrl-C, and raises Abort otherwise
         return _print_error(_INTERRUPTION, INTERRUPTED)
     return code if isinstance(code, int) else 0
