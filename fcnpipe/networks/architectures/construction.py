@@ -25,6 +25,19 @@ def check_sizes(network: str, **sizes: float) -> None:
             raise SpecError(f"{name} = {value}: the {network} needs a positive number")
 
 
+def check_maximum(network: str, limit: int, **sizes: int) -> None:
+    """Check that integers are at most ``limit``.
+
+    Raises
+    ------
+    SpecError
+        If one of them is not. The message names the first such argument.
+    """
+    for name, value in sizes.items():
+        if value > limit:
+            raise SpecError(f"{name} = {value}: the {network} takes at most {limit}")
+
+
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Check that an argument has one of its possible values.
 

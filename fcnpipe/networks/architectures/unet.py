@@ -16,12 +16,16 @@ from torch.nn import functional
 from fcnpipe.core.geometry import Box
 from fcnpipe.networks.architectures.construction import (
     check_choice,
+    check_maximum,
     check_sizes,
     initialise_for_relu,
 )
 
 Padding = Literal["same", "valid"]
 Upsampling = Literal["transposed", "nearest", "bilinear"]
+
+MAX_DEPTH = 16
+"""Largest number of poolings; at 16, one pixel of the coarsest level is 65,536 px wide."""
 
 
 class UNet(nn.Module):
@@ -51,7 +55,7 @@ class UNet(nn.Module):
     Raises
     ------
     SpecError
-        If a size is below 1 or an option is not one of the above.
+        If a size is below 1, the depth is above 16, or an option is not one of the above.
 
     Notes
     -----
@@ -69,6 +73,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes("U-Net", bands=bands, outputs=outputs, base=base, depth=depth)
+        check_maximum("U-Net", MAX_DEPTH, depth=depth)
         check_choice("padding", padding, ["same", "valid"])
         check_choice("upsampling", upsampling, ["transposed", "nearest", "bilinear"])
         self.arguments: dict[str, int | str] = {

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 METADATA_KEY = "fcnpipe"
+_SLACK = 8
+"""Network that is still built, in multiples of the weights in the file, so that the wrong weight can be named."""
 
 
 class Bundle(StoredModel):
@@ -135,14 +138,39 @@ def _digest(data: bytes) -> str:
 
 
 def _check_shapes(bundle: Bundle) -> None:
-    """Compare the names and shapes of the weights with the architecture, without reading weights."""
+    """Compare the names and shapes of the weights with the architecture, without reading weights.
+
+    The weights in the file are counted first: the header may ask for a network that is too large to build.
+    """
     import torch
 
-    with torch.device("meta"):
-        module = build(bundle.header)
+    from fcnpipe.networks.models.parameter_limit import ParameterLimit, TooManyParameters
+
     with safe_open(bundle.path, framework="numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    _compare(_shapes(module.state_dict()), shapes, bundle.path)
+    count, path = sum(map(prod, shapes.values())), bundle.path
+    _check_arguments(bundle.header, count, path)
+    try:
+        with torch.device("meta"), ParameterLimit(_SLACK * count):
+            module = build(bundle.header)
+    except (TooManyParameters, RuntimeError, MemoryError):  # torch refuses more than 2**63 bytes
+        raise ModelError(
+            f"model {path} holds {count} weights but architecture {bundle.header.architecture!r} with its "
+            "arguments needs more: save it with the arguments it was trained with"
+        ) from None
+    _compare(_shapes(module.state_dict()), shapes, path)
+
+
+def _check_arguments(header: ModelHeader, count: int, path: Path) -> None:
+    """Raise if a number of layers, channels, ... is larger than the number of weights."""
+    for name, value in header.arguments.items():
+        if isinstance(value, int | float) and not value <= max(count, 1):
+            is_long = isinstance(value, int) and value.bit_length() > 60
+            shown = "more than 10**18" if is_long else value
+            raise ModelError(
+                f"model {path}: {name} = {shown} exceeds the {count} weights of the file: "
+                "save it with the arguments it was trained with"
+            )
 
 
 def _check_weights(module: nn.Module, state: Mapping[str, Any], path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,52 @@ def test_reading_a_header_does_not_import_torch(small_file: Path) -> None:
         f"read_header({str(small_file)!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- networks that are too large ------------------------------------------------------------------
+
+
+def write_header(path: Path, header: ModelHeader, **changes: object) -> Path:
+    """Write the weights of the small network under a header with other fields."""
+    text = json.dumps(fields(header, **changes))
+    save_file(small_unet().state_dict(), path, {"fcnpipe": text})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"base": 10**6, "depth": 30}, "base = 1000000 exceeds the"),
+        ({"base": 10**400}, "base = more than 10**18 exceeds the"),
+        ({"depth": 10**9}, "depth = 1000000000 exceeds the"),
+        ({"depth": 3000}, "depth = 3000: the U-Net takes at most 16"),
+        ({"base": 1000, "depth": 16}, "needs more"),
+        ({"base": 16}, "needs more"),
+        ({"bands": float("nan")}, "bands = nan exceeds the"),
+    ],
+)
+def test_a_header_that_asks_for_a_huge_network_is_refused(
+    small_header: ModelHeader, tmp_path: Path, changes: dict[str, object], shown: str
+) -> None:
+    arguments = {**small_header.arguments, **changes}
+    path = write_header(tmp_path / "huge.safetensors", small_header, arguments=arguments)
+    start = time.perf_counter()
+    assert shown in refusal(path)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("ciresan", {"members": 3000, "maps": 1, "hidden": 1}),
+        ("ciresan", {"maps": 2000, "hidden": 2000}),
+        ("fcn", {"width": 1000.0}),
+        ("segnet", {"width": 500.0}),
+    ],
+)
+def test_all_architectures_are_limited_to_the_weights_of_the_file(
+    small_header: ModelHeader, tmp_path: Path, architecture: str, arguments: dict[str, object]
+) -> None:
+    changes = {"architecture": architecture, "arguments": arguments}
+    path = write_header(tmp_path / "huge.safetensors", small_header, **changes)
+    assert f"architecture '{architecture}' with its arguments needs more" in refusal(path)
