@@ -278,6 +278,11 @@ class ModelHeader(_Record):
         description="Peak memory of the arrays of a forward pass, for each pixel read.",
     )
     certificate: Certificate | None = None
+    minimum_size: tuple[int, int] = Field(
+        default=(1, 1),
+        exclude=True,
+        description="Smallest image (y, x) that an exported program states to accept, px; not stored in files.",
+    )
     ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
         description="Minimum and maximum value of each layer, for int8; empty: not measured.",
@@ -463,6 +468,23 @@ def check_bands(header: ModelHeader, bands: int) -> None:
         raise ModelError(
             f"model {header.name!r} takes {header.bands} band(s) but the image has {bands}: "
             "choose the bands, or another model"
+        )
+
+
+def check_image_size(header: ModelHeader, shape: tuple[int, int]) -> None:
+    """Check that an image, padded to the stride, is as large as the network states to need.
+
+    Raises
+    ------
+    ModelError
+        If it is smaller.
+    """
+    padded = [round_up(length, header.stride) for length in shape]
+    if any(a < b for a, b in zip(padded, header.minimum_size, strict=True)):
+        least = " x ".join(map(str, header.minimum_size))
+        raise ModelError(
+            f"model {header.name!r} accepts images of at least {least} px, and the image has "
+            f"{shape[0]} x {shape[1]} px: use a larger image, or export the network with a smaller minimum"
         )
 
 

@@ -53,6 +53,7 @@ def open_inputs(spec: RunSpec, command: Command = "segment") -> Inputs:
     image = MaskedImage(spec)
     model = networks.load_model(spec.model, spec.fwhm, spec.declared)
     networks.check_inputs(model.header, image.bands, spec.prior)
+    networks.check_image_size(model.header, image.frame.shape)
     if command == "predict":
         maps = networks.list_maps(model.header, image.info.unit)
     else:

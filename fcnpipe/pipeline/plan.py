@@ -186,7 +186,7 @@ def plan_run(inputs: Inputs, tile: int | None = None, host_bytes: int = 0) -> Pl
         bands=bands,
         tile=edge,
         window=spec.window,
-        halo=model.halo,
+        halo=_halo(inputs),
         stride=model.stride,
         chunk=_chunk(edge, spec.window),
         cell=spec.back_size,
@@ -275,14 +275,15 @@ def _count_threads(spec: RunSpec, workers: int) -> int:
 def _task_load(spec: RunSpec, inputs: Inputs, tile: int) -> Load:
     """Return the size of the arrays of one task."""
     model, shape = inputs.model, inputs.image.info.shape
-    rows, columns = (_read_lengths(n, spec.window, model.halo, model.stride) for n in shape[1:])
+    halo = _halo(inputs)
+    rows, columns = (_read_lengths(n, spec.window, halo, model.stride) for n in shape[1:])
     per_pixel = PixelBytes(model.header.bytes_per_pixel)
     if not is_filter(model):
         one_shape = len(rows) == len(columns) == 1
         per_pixel = weigh_pixel(model.header.bytes_per_pixel, spec.precision, one_shape)
     return Load(
         tile=_area(tile, 0, shape),
-        read=_area(tile, model.halo + FILL_REACH, shape),
+        read=_area(tile, halo + FILL_REACH, shape),
         window=max(rows) * max(columns),
         planes=inputs.image.bands + len(model.header.extra) + len(inputs.maps),
         pixel_bytes=per_pixel,
@@ -290,6 +291,19 @@ def _task_load(spec: RunSpec, inputs: Inputs, tile: int) -> Load:
         weight=spec.weight is not None,
         mask=spec.mask is not None,
     )
+
+
+def _halo(inputs: Inputs) -> int:
+    """Return the halo of the windows, px: the model's, or more if a window were smaller than the network accepts.
+
+    With the larger halo, a core of one stride at the border of the image suffices.
+    """
+    model, window, shape = inputs.model, inputs.spec.window, inputs.image.info.shape[1:]
+    least = model.header.minimum_size
+    lengths = (min(_read_lengths(n, window, model.halo, model.stride)) for n in shape)
+    if all(length >= n for length, n in zip(lengths, least, strict=True)):
+        return model.halo
+    return max(model.halo, round_up(max(least) - model.stride, model.stride))
 
 
 def _read_lengths(length: int, window: int, halo: int, stride: int) -> set[int]:

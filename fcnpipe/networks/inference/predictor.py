@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fcnpipe.core.errors import ModelError, SpecError
 from fcnpipe.core.geometry import Box
-from fcnpipe.networks.base import Maps, ModelHeader, Output, Scaling
+from fcnpipe.networks.base import Maps, ModelHeader, Output, Scaling, check_image_size
 from fcnpipe.networks.inference import int8
 from fcnpipe.networks.inference.fused_convolution import fuse
 
@@ -280,6 +280,7 @@ def _check_window(shape: tuple[int, ...], header: ModelHeader) -> None:
             f"a window of {shape[1]} x {shape[2]} px is not a multiple of stride {header.stride} of "
             f"model {header.name!r}: pad the image at the high side"
         )
+    check_image_size(header, (shape[1], shape[2]))
 
 
 def _make_deterministic() -> None:

@@ -44,9 +44,16 @@ _EXPORT_DYNAMIC = (
     'dynamic_shapes=({2: S * Dim("h"), 3: S * Dim("w")},), S its stride'
 )
 _DERIVED_FIELDS = frozenset(
-    {"architecture", "arguments", "bands", "bytes_per_pixel", "certificate", "ranges"}
+    {
+        *("architecture", "arguments", "bands", "bytes_per_pixel"),
+        *("certificate", "minimum_size", "ranges"),
+    }
 )
 """Fields of the header that are computed from the program, and so cannot be in the sidecar file."""
+
+
+_LARGEST_MINIMUM = 512
+"""Largest minimum of the image size that is accepted, px: the proof runs on images of that size."""
 
 
 class ExportedNetwork(nn.Module):
@@ -62,13 +69,13 @@ class ExportedNetwork(nn.Module):
     Raises
     ------
     ModelError
-        If the program has other inputs or outputs, or accepts images of one size only.
+        If the program has other inputs or outputs, or accepts images of few sizes only.
     """
 
     def __init__(self, program: torch.export.ExportedProgram, name: str) -> None:
         super().__init__()
         shape, outputs = _shapes(program, name)
-        _check_sizes(program, shape, name)
+        self.minimum_size = _check_sizes(program, shape, name)
         self.bands, self.outputs = int(shape[1]), outputs
         # Guards are Python source in the file. They are left out; sizes are checked above.
         self.exported_graph = program.module(check_guards=False)
@@ -84,6 +91,7 @@ class ExportedNetwork(nn.Module):
         clone = ExportedNetwork.__new__(ExportedNetwork)
         nn.Module.__init__(clone)
         clone.bands, clone.outputs = self.bands, self.outputs
+        clone.minimum_size = self.minimum_size
         with _without_torch_warnings():
             clone.exported_graph = copy.deepcopy(self.exported_graph, memo)
         return clone
@@ -164,6 +172,7 @@ def _load(path: Path, digest: str, declared: tuple[int, int] | None) -> Exported
         "reach": reach,
         "bytes_per_pixel": activation_bytes(program) + PIPELINE_BYTES_PER_PIXEL,
         "certificate": certificate,
+        "minimum_size": network.minimum_size,
     }
     if "elevation" not in fields:
         fields["elevation"] = _default_elevation(fields["outputs"])
@@ -296,17 +305,54 @@ def _shapes(program: torch.export.ExportedProgram, name: str) -> tuple[list[Any]
     return list(tensors[0].shape), int(tensors[1].shape[1])
 
 
-def _check_sizes(program: torch.export.ExportedProgram, shape: list[Any], name: str) -> None:
+def _check_sizes(
+    program: torch.export.ExportedProgram, shape: list[Any], name: str
+) -> tuple[int, int]:
+    """Return the smallest height and width that a program accepts, px.
+
+    Raises
+    ------
+    ModelError
+        If it accepts few sizes only.
+    """
     fixed = [size for size in shape[2:] if isinstance(size, int)]
     if fixed:
         raise ModelError(f"model {name} accepts images of {fixed[0]} px only: {_EXPORT_DYNAMIC}")
-    limits = [program.range_constraints.get(size.node.expr) for size in shape[2:]]
-    highest = [limit.upper for limit in limits if limit is not None]
-    if any(upper.is_finite and upper < 2**31 for upper in highest):
+    height, width = (size.node.expr for size in shape[2:])
+    if height.free_symbols & width.free_symbols:
+        raise ModelError(
+            f"model {name} accepts images of related heights and widths only ({height} x {width}): "
+            f"{_EXPORT_DYNAMIC}"
+        )
+    limits = [_limits(program, size) for size in shape]
+    highest = [upper for _, upper in limits[2:] if upper is not None]
+    if highest:
         raise ModelError(
             f"model {name} accepts images of at most {min(highest)} px: export it without a maximum"
         )
-    if isinstance(shape[0], int) and shape[0] != 1:
+    if limits[0][0] > 1:
         raise ModelError(
-            f"model {name} takes {shape[0]} images at once: export it with a batch of 1"
+            f"model {name} takes {limits[0][0]} images at once: export it with a batch of 1"
         )
+    smallest = limits[2][0], limits[3][0]
+    if max(smallest) > _LARGEST_MINIMUM:
+        raise ModelError(
+            f"model {name} accepts images of at least {max(smallest)} px, above {_LARGEST_MINIMUM}: "
+            "export it without a minimum"
+        )
+    return smallest
+
+
+def _limits(program: torch.export.ExportedProgram, size: Any) -> tuple[int, int | None]:
+    """Return the smallest and the largest value of a size of the input; None if there is no largest.
+
+    torch does not check a minimum of 2, which it sets itself.
+    """
+    if isinstance(size, int):
+        return size, size
+    limit = program.range_constraints.get(size.node.expr)
+    if limit is None:
+        return 1, None
+    lower = int(limit.lower) if limit.lower > 2 else 1
+    is_bounded = limit.upper.is_finite and limit.upper < 2**31
+    return lower, int(limit.upper) if is_bounded else None

@@ -34,7 +34,7 @@ from fcnpipe.core.errors import ModelError
 from fcnpipe.core.geometry import round_up
 from fcnpipe.networks.base import Certificate, Reach
 from fcnpipe.networks.reach.analysis import analyse, ensure_same_size
-from fcnpipe.networks.reach.image_sizes import dtype_of
+from fcnpipe.networks.reach.image_sizes import dtype_of, minimum_size
 
 TOLERANCE = 1e-12
 """Maximum difference between tiles and the whole in float64; relative to the largest output if above 1."""
@@ -152,8 +152,9 @@ def _probe_axis(
     Each image of a batch has one NaN column, at another phase of the stride, and at least ``width``
     zeros on both sides of it.
     """
-    stride, thickness = _stride_and_thickness(reach, axis)
-    margin = round_up(width + 2 * stride, stride)
+    stride, thickness = _stride_and_thickness(module, reach, axis)
+    shortest = minimum_size(module)[axis - 2] // 2
+    margin = round_up(max(width + 2 * stride, shortest), stride)
     phases = torch.arange(stride)
     image = torch.zeros(stride, bands, thickness, 2 * margin + stride, dtype=dtype_of(module))
     image[phases, :, :, margin + phases] = torch.nan
@@ -199,6 +200,8 @@ def tiling_error(module: nn.Module, bands: int, reach: Reach, halo: int) -> floa
 def _tiling_error_along(module: nn.Module, bands: int, reach: Reach, halo: int, axis: int) -> float:
     for strides in _CORE_STRIDES:
         core = halo + strides * reach.stride
+        missing = max(0, minimum_size(module)[axis - 2] - core - halo)
+        core += round_up(missing, 2 * reach.stride)  # the number of strides stays odd
         try:
             return _compare_tiles(module, bands, reach, (halo, core, axis))
         except RuntimeError:
@@ -210,7 +213,7 @@ def _tiling_error_along(module: nn.Module, bands: int, reach: Reach, halo: int, 
 def _compare_tiles(module: nn.Module, bands: int, reach: Reach, cut: tuple[int, int, int]) -> float:
     """Compare two tiles with the strip that they are cut from; ``cut`` is (halo, core, axis)."""
     halo, core, axis = cut
-    thickness = _stride_and_thickness(reach, axis)[1]
+    thickness = _stride_and_thickness(module, reach, axis)[1]
     noise = np.random.default_rng(1).normal(0, 3, (1, bands, thickness, 2 * core))
     strip = torch.from_numpy(noise)
     whole = _run(module, strip, axis)
@@ -225,13 +228,17 @@ def _compare_tiles(module: nn.Module, bands: int, reach: Reach, cut: tuple[int, 
 # --- strips ---------------------------------------------------------------------------------------
 
 
-def _stride_and_thickness(reach: Reach, axis: int) -> tuple[int, int]:
-    """Return the stride along a strip, and a thickness above any shift of the image across the strip."""
+def _stride_and_thickness(module: nn.Module, reach: Reach, axis: int) -> tuple[int, int]:
+    """Return the stride along a strip, and a thickness above any shift of the image across the strip.
+
+    The thickness is at least the smallest size that the network states.
+    """
     across = (reach.left, reach.right) if axis == 2 else (reach.top, reach.bottom)
     along, step = (
         (reach.stride_y, reach.stride_x) if axis == 2 else (reach.stride_x, reach.stride_y)
     )
-    return along, round_up(abs(across[0] - across[1]) + max(2 * step, 4), step)
+    shifted = abs(across[0] - across[1]) + max(2 * step, 4)
+    return along, round_up(max(shifted, minimum_size(module)[3 - axis]), step)
 
 
 def _run(module: nn.Module, strip: Tensor, axis: int) -> Tensor:

@@ -97,15 +97,33 @@ def _signed(number: int) -> str:
     return "" if not number else f" {'+' if number > 0 else '-'} {abs(number)}"
 
 
+def minimum_size(module: nn.Module) -> Size:
+    """Return the smallest image (y, x) that a network accepts, px, as far as it states one, else (1, 1)."""
+    smallest: Size = getattr(module, "minimum_size", (1, 1))
+    return smallest
+
+
+def list_sizes(module: nn.Module) -> tuple[Size, ...]:
+    """Return the image sizes (y, x) to try, px: those of `SIZES` that a network does not state to be too small.
+
+    If all are too small, return multiples of them.
+    """
+    least = minimum_size(module)
+    factor = max(1, *(-(-n // edge) for n, edge in zip(least, SIZES[-1], strict=True)))
+    sizes = [(factor * y, factor * x) for y, x in SIZES]
+    return tuple(size for size in sizes if size[0] >= least[0] and size[1] >= least[1])
+
+
 def choose_size(module: nn.Module, bands: int) -> Size | None:
     """Return an image size (y, x) that a network accepts, px, preferably one that its output keeps.
 
     Return None if the network accepts none of the sizes tried.
     """
-    accepted = [(size, run) for size in SIZES if (run := _dry_run(module, bands, size))]
+    sizes = list_sizes(module)
+    accepted = [(size, run) for size in sizes if (run := _dry_run(module, bands, size))]
     if accepted:
         return next((size for size, run in accepted if run.size == size), accepted[0][0])
-    if find_data_dependence(module, bands, SIZES[0]):
+    if find_data_dependence(module, bands, sizes[0]):
         return None
     return next(((n, n) for n in _ODD_SIZES if _dry_run(module, bands, (n, n))), None)
 
@@ -118,7 +136,7 @@ def keeps_size(module: nn.Module, bands: int) -> bool:
     The network runs on zeros. A run without data would load torch's compiler first, which takes
     1.1 s in each process.
     """
-    return any(_output_size(module, bands, size) == size for size in SIZES)
+    return any(_output_size(module, bands, size) == size for size in list_sizes(module))
 
 
 def _output_size(module: nn.Module, bands: int, size: Size) -> Size | None:
@@ -182,7 +200,8 @@ def measure_sizes(
     size = choose_size(module, bands)
     if size is None:
         raise ModelError(
-            f"network {type(module).__name__} accepts no image of {SIZES[0]} to {SIZES[-1]} px: "
+            f"network {type(module).__name__} accepts no image of {list_sizes(module)[0]} to "
+            f"{list_sizes(module)[-1]} px: "
             "write it for any image size"
         )
 
@@ -336,6 +355,7 @@ class SameSizeNetwork(nn.Module):
                 "bring its output to the size of its input"
             )
         self.module, self.scale = module, scales.pop()
+        self.minimum_size = minimum_size(module)
         (self.top, self.bottom, self.first_row), (self.left, self.right, self.first_column) = (
             _paddings(rule) for rule in rules
         )

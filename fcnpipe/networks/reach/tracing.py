@@ -14,7 +14,12 @@ import torch
 from torch import fx, nn
 
 from fcnpipe.core.errors import ModelError
-from fcnpipe.networks.reach.image_sizes import SIZES, choose_size, dtype_of, find_data_dependence
+from fcnpipe.networks.reach.image_sizes import (
+    choose_size,
+    dtype_of,
+    find_data_dependence,
+    list_sizes,
+)
 from fcnpipe.networks.reach.operations import shape_of
 from fcnpipe.networks.reach.rules import has_rule
 
@@ -28,7 +33,7 @@ def trace(module: nn.Module, bands: int = 1) -> torch.export.ExportedProgram:
         If torch.export cannot trace the network, for instance because its control flow depends on pixel
         values, or if the network does not map one image to one image.
     """
-    size = choose_size(module, bands) or SIZES[0]
+    size = choose_size(module, bands) or list_sizes(module)[0]
     program = _export(module, bands, size)
     _check_signature(module, program)
     return program

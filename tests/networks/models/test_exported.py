@@ -18,8 +18,10 @@ from torch import nn
 import fcnpipe
 from fcnpipe.cli import commands
 from fcnpipe.core.errors import ModelError
+from fcnpipe.core.spec import RunSpec
 from fcnpipe.networks import load_model
 from fcnpipe.networks.base import ModelHeader, Reach
+from fcnpipe.pipeline.plan import make_plan
 from fcnpipe.simulation.scenes import draw
 from tests.networks import small_networks as small
 from tests.networks.conftest import OUTPUTS, small_unet
@@ -132,6 +134,101 @@ def test_labels_are_those_of_the_same_network_in_a_bundle(
         assert tree.attrs["tiling"] == "proven exact with a halo of 24 px"
     assert labels["program"].max() > 1
     np.testing.assert_array_equal(labels["program"], labels["bundle"])
+
+
+# --- smallest image -------------------------------------------------------------------------------
+
+
+def export_from(path: Path, least: tuple[int, int], step: int = 1) -> Path:
+    """Save a network of reach 2 that accepts images from ``least`` steps."""
+    torch.manual_seed(0)
+    network = nn.Sequential(small.conv(3, 1, 2), nn.ReLU(), small.conv(3, 2, 1))
+    sizes = {2 + i: step * torch.export.Dim("yx"[i], min=n) for i, n in enumerate(least)}
+    example = (torch.zeros(1, 1, 1280, 1280),)
+    program = torch.export.export(network.eval(), example, dynamic_shapes=(sizes,))
+    torch.export.save(program, path)
+    return path
+
+
+@pytest.mark.parametrize("least", [(3, 3), (16, 16), (200, 200), (16, 330), (512, 20)])
+def test_the_smallest_size_is_taken_into_account(tmp_path: Path, least: tuple[int, int]) -> None:
+    model = load_model(export_from(tmp_path / "net.pt2", least))
+    certificate = model.header.certificate
+    assert certificate is not None
+    assert (certificate.kind, certificate.halo, certificate.probed) == ("proven", 2, True)
+    assert (model.header.minimum_size, model.halo) == (least, 2)
+
+
+def test_the_smallest_size_of_a_network_with_a_stride(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    dims = {2 + i: 4 * torch.export.Dim(name, min=15) for i, name in enumerate("yx")}
+    example = (torch.zeros(1, 1, 64, 96),)
+    program = torch.export.export(small_unet().eval(), example, dynamic_shapes=(dims,))
+    torch.export.save(program, path)
+    model = load_model(path)
+    assert (model.header.minimum_size, model.halo, model.stride) == ((60, 60), 24, 4)
+
+
+def test_windows_at_the_border_have_the_smallest_size(tmp_path: Path) -> None:
+    """Each 64th pixel begins a window, and the last window has a core of one pixel."""
+    field = draw_field(tmp_path / "field.fits", 257)
+    path = export_from(tmp_path / "net.pt2", (90, 120))
+    found = []
+    for window, halo in (("64", 119), ("320", 2)):
+        spec = RunSpec(image=(str(field),), out="o.zarr", model=str(path), window=int(window))
+        assert make_plan(spec, command="predict").halo == halo
+        out = tmp_path / f"{window}.zarr"
+        options = ["--model", str(path), "--engine", "serial", "--window", window, "--quiet"]
+        with pytest.raises(SystemExit) as leave:
+            commands.main(["predict", str(field), str(out), *options])
+        assert leave.value.code == 0
+        found.append(xr.open_datatree(out, engine="zarr")["image/0/source"].values)
+    assert found[0].std() > 0
+    np.testing.assert_array_equal(*found)
+
+
+def test_an_image_below_the_smallest_size_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    field = draw_field(tmp_path / "field.fits", 150)
+    path = export_from(tmp_path / "net.pt2", (16, 200))
+    with pytest.raises(SystemExit) as leave:
+        commands.main(["plan", str(field), str(tmp_path / "o.zarr"), "--model", str(path)])
+    assert leave.value.code == 2
+    error = capsys.readouterr().err
+    assert "accepts images of at least 16 x 200 px, and the image has 150 x 150 px" in error
+    assert error.count("\n") == 1
+    with pytest.raises(ModelError, match="at least 16 x 200 px"):
+        load_model(path).predictor(device="cpu")(np.zeros((1, 64, 64), np.float32))
+
+
+def test_a_report_names_the_smallest_size(tmp_path: Path) -> None:
+    report = fcnpipe.reach(export_from(tmp_path / "net.pt2", (16, 200)))
+    assert report.exactness == "exact"
+    assert report.sizes is not None
+    assert [rule.minimum for rule in report.sizes] == [16, 200]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "images", "shown"),
+    [
+        ({2: "s", 3: "s"}, 1, "related heights and widths only"),
+        ({2: 600, 3: 10}, 1, "at least 600 px, above 512: export it without a minimum"),
+        ({0: 4, 2: 10, 3: 10}, 4, "takes 4 images at once: export it with a batch of 1"),
+    ],
+)
+def test_other_limits_are_refused(
+    tmp_path: Path, sizes: dict[int, object], images: int, shown: str
+) -> None:
+    shared = torch.export.Dim("s")
+    dims = {
+        axis: torch.export.Dim(f"n{axis}", min=least) if isinstance(least, int) else shared
+        for axis, least in sizes.items()
+    }
+    example = (torch.zeros(images, 1, 640, 640),)
+    program = torch.export.export(small.conv(3, 1, 1).eval(), example, dynamic_shapes=(dims,))
+    torch.export.save(program, tmp_path / "net.pt2")
+    assert shown in refusal(tmp_path / "net.pt2")
 
 
 # --- declared halos -------------------------------------------------------------------------------
