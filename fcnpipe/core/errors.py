@@ -27,10 +27,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def escape_controls(text: str) -> str:
+    r"""Return a text in which characters that do not print are escaped as in Python source.
+
+    File names and headers may contain control characters, which would act on a terminal, line breaks, and bytes that
+    cannot be encoded.
+
+    Examples
+    --------
+    >>> print(escape_controls("a\x1b[2J\nb"))
+    a\x1b[2J\nb
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class FcnpipeError(Exception):
     """Base class of errors caused by the user's input or the environment, not by a bug in fcnpipe."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Return the message in one line, with control characters escaped."""
+        return escape_controls(super().__str__())
 
 
 class SpecError(FcnpipeError, ValueError):
@@ -139,4 +159,4 @@ def first_line(error: BaseException) -> str:
     >>> first_line(ValueError("no space left\nTraceback")), first_line(KeyboardInterrupt())
     ('no space left', 'KeyboardInterrupt')
     """
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return escape_controls((str(error).splitlines() or [type(error).__name__])[0])

@@ -14,6 +14,12 @@ MAX_COLOUR_CHANNELS = 4
 """Red, green, blue and alpha: a last axis of at most this length is assumed to hold colours."""
 
 
+MAX_IMAGE_PIXELS, MAX_BANDS = 1 << 44, 1 << 20
+"""Maximum size of a band, px, and maximum number of bands: beyond these the list of tiles does not fit the memory."""
+MAX_SHOWN = 80
+"""Maximum number of characters of a shape in a message."""
+
+
 def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
     """Return (bands, height, width) of an array; leading axes of length 1 are dropped.
 
@@ -28,7 +34,7 @@ def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
     ------
     InputError
         If more than three axes are longer than 1, if there are fewer than two axes, if one is empty,
-        or if the bands come last.
+        if the image is too large to be listed, or if the bands come last.
 
     Examples
     --------
@@ -38,19 +44,36 @@ def fold_axes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
     shape = tuple(int(n) for n in shape)
     if len(shape) < 2 or sum(n > 1 for n in shape[:-2]) > 1:
         raise InputError(
-            f"{name} has axes {shape}: an image has (y, x) or (band, y, x), and any others of "
+            f"{name} has axes {shorten(shape)}: an image has (y, x) or (band, y, x), and any others of "
             "length 1; cut out one plane or cube first"
         )
-    if min(shape) == 0:
+    if min(shape) <= 0:
         raise InputError(
-            f"{name} has axes {shape}: it has no pixels; every axis must be at least 1"
+            f"{name} has axes {shorten(shape)}: it has no pixels; every axis must be at least 1"
         )
     bands, height, width = math.prod(shape[:-2]), shape[-2], shape[-1]
+    if height * width > MAX_IMAGE_PIXELS or bands > MAX_BANDS:
+        raise InputError(
+            f"{name} has axes {shorten(shape)}, but a band may have {MAX_IMAGE_PIXELS} px and an image "
+            f"{MAX_BANDS} bands at most: if its header is right, cut out a part"
+        )
     if width <= MAX_COLOUR_CHANNELS and min(bands, height) > MAX_COLOUR_CHANNELS**2:
         raise InputError(
-            f"{name} has axes {shape}, as if they were (y, x, band): move the last one to the front"
+            f"{name} has axes {shorten(shape)}, as if they were (y, x, band): move the last one to the front"
         )
     return bands, height, width
+
+
+def shorten(value: object) -> str:
+    """Return the text of a value for messages, with at most :data:`MAX_SHOWN` characters.
+
+    Examples
+    --------
+    >>> shorten((1, 20, 30)), len(shorten((1,) * 999))
+    ('(1, 20, 30)', 80)
+    """
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."
 
 
 def band_index(shape: Sequence[int], band: int) -> tuple[int, ...]:

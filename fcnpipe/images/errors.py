@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from astropy.io import fits
+from astropy.io.fits.hdu.compressed import _compression
 
 from fcnpipe import remote
-from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable
+from fcnpipe.core.errors import InputChanged, InputError, InputUnreachable, escape_controls
+from fcnpipe.core.errors import first_line as core_first_line
 
 LIBRARY_ERRORS = (
     OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, RuntimeError,
-    SyntaxError, zlib.error, struct.error, tokenize.TokenError, fits.VerifyError,
+    SyntaxError, zlib.error, struct.error, tokenize.TokenError, fits.VerifyError, _compression.CfitsioException,
 )  # fmt: skip
 """Errors that libraries raise when they read a damaged file."""
 _FILTER_LOCK = threading.RLock()
@@ -48,8 +50,8 @@ def first_line(error: BaseException) -> str:
     For a KeyError it states that the key is missing, since its message is the key alone.
     """
     if isinstance(error, KeyError) and error.args:
-        return f"{error.args[0]} is missing"
-    return (str(error) or type(error).__name__).splitlines()[0]
+        return escape_controls(f"{error.args[0]} is missing")
+    return core_first_line(error)
 
 
 @contextmanager

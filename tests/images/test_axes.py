@@ -27,3 +27,15 @@ def test_axes_are_folded_or_refused(shape: list[int]) -> None:
         bands, height, width = fold_axes(shape, "a")
         assert (height, width) == tuple(shape[-2:])
         assert bands * height * width == np.prod(shape)
+
+
+@pytest.mark.parametrize("shape", [(10**12, 10**12), (10**12, 9, 9), (2**62, 2**62), (-9, -9)])
+def test_absurd_sizes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"a.zarr has axes .*(at most|at least)"):
+        fold_axes(shape, "a.zarr")
+
+
+def test_many_axes_are_shortened_in_messages() -> None:
+    with pytest.raises(InputError) as caught:
+        fold_axes((2,) * 999, "a.fits")
+    assert len(str(caught.value)) < 300

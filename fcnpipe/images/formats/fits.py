@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count, islice
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +30,7 @@ from numpy.typing import NDArray
 from fcnpipe.core.errors import InputError
 from fcnpipe.core.geometry import Box, TileGrid, round_up
 from fcnpipe.core.records import ImageInfo
-from fcnpipe.images.axes import band_index, fold_axes, number_bands
+from fcnpipe.images.axes import band_index, fold_axes, number_bands, shorten
 from fcnpipe.images.base import Reader
 from fcnpipe.images.decompression import DecompressedFile, open_decompressed, peek_decompressed
 from fcnpipe.images.digests import digest_file
@@ -37,6 +39,7 @@ from fcnpipe.images.file_access import (
     open_bytes,
     read_rows,
 )
+from fcnpipe.images.hdu_sizes import check_sizes
 from fcnpipe.images.headers import is_structural
 from fcnpipe.images.scaling import AS_STORED, Scaling
 from fcnpipe.remote import ObjectVersion
@@ -47,6 +50,12 @@ CELL_ROWS = 64
 """Minimum height of a cell of an image that is compressed by rows, px."""
 CELL_EDGE = 512
 """Minimum edge of a cell of an image that is compressed by rectangles, px."""
+MAX_TILE_PIXELS = 1 << 28
+"""Maximum size of a compression tile of which less than 1 byte in `MAX_PIXELS_PER_BYTE` px is stored, px."""
+MAX_PIXELS_PER_BYTE = 4096
+"""Maximum number of pixels of a large compression tile per stored byte; PLIO stores runs of 4095 px."""
+_DESCRIPTOR_BYTES = 8
+"""Size of the table entry of a compression tile."""
 _MAGIC = b"SIMPLE  ="
 _NOT_INHERITED = re.compile(
     r"COMMENT|HISTORY|EXTNAME|EXTVER|INHERIT|WCSAXES.?|(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)\d+.?"
@@ -72,7 +81,7 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
     with _open_hdu_list(file) as hdus:
         index = _choose_hdu(path, hdus, hdu)
         try:
-            return _make_reader(file, hdus, index)
+            return _make_reader(file, hdus.astropy_list, index)
         except InputError:
             raise
         except LIBRARY_ERRORS as error:
@@ -82,8 +91,53 @@ def open_reader(path: str, hdu: int | str | None) -> Reader:
 # ---------------------------------------------------------------- files
 
 
+class _AstropyList(fits.HDUList):  # type: ignore[misc]
+    def update_extend(self) -> None:
+        """Leave EXTEND as it is: astropy would read the second HDU on opening, before its sizes are checked."""
+
+
+class _HduList:
+    """The HDUs of an open file, in order; the sizes in each header are checked before astropy reads it."""
+
+    def __init__(self, file: DecompressedFile) -> None:
+        path, version = file.content_path(), file.content_version
+        self._source = open_bytes(path, version)
+        try:
+            check_sizes(self._source, 0, "HDU 0")
+            self._source.seek(0)
+            source = self._source if isinstance(version, ObjectVersion) else path
+            self.astropy_list = _AstropyList.fromfile(
+                source, mode="readonly", memmap=False, lazy_load_hdus=True
+            )
+        except BaseException:
+            self._source.close()
+            raise
+
+    def __iter__(self) -> Iterator[Any]:
+        start = 0
+        for number in count():
+            check_sizes(self._source, start, f"HDU {number}")
+            try:
+                hdu = self.astropy_list[number]
+            except IndexError:
+                return
+            yield hdu
+            place = hdu.fileinfo()
+            stop = place["datLoc"] + place["datSpan"]
+            if stop <= start:
+                raise ValueError(f"HDU {number} ends at byte {stop}, but it starts at byte {start}")
+            start = stop
+
+    def __getitem__(self, index: int) -> Any:
+        return next(islice(self, index, None))
+
+    def close(self) -> None:
+        self.astropy_list.close()
+        self._source.close()
+
+
 @contextmanager
-def _open_hdu_list(file: DecompressedFile) -> Iterator[fits.HDUList]:
+def _open_hdu_list(file: DecompressedFile) -> Iterator[_HduList]:
     with silence_warnings():
         hdus = _open_with_astropy(file)
         try:
@@ -92,11 +146,9 @@ def _open_hdu_list(file: DecompressedFile) -> Iterator[fits.HDUList]:
             hdus.close()
 
 
-def _open_with_astropy(file: DecompressedFile) -> fits.HDUList:
+def _open_with_astropy(file: DecompressedFile) -> _HduList:
     try:
-        plain, version = file.content_path(), file.content_version
-        source = open_bytes(plain, version) if isinstance(version, ObjectVersion) else plain
-        return fits.open(source, memmap=False, lazy_load_hdus=True)
+        return _HduList(file)
     except LIBRARY_ERRORS as error:
         raise _reading_error(file.path, error) from None
 
@@ -111,37 +163,43 @@ def _reading_error(path: str, error: BaseException) -> InputError:
 # ---------------------------------------------------------------- choice of the HDU
 
 
-def _choose_hdu(path: str, hdus: fits.HDUList, hdu: int | str | None) -> int:
+def _choose_hdu(path: str, hdus: _HduList, hdu: int | str | None) -> int:
     try:
         index = _first_image(hdus) if hdu is None else _find_hdu(hdus, hdu)
+        if index is not None and _is_image(hdus.astropy_list[index]):
+            return index
+        listed = _list_hdus(hdus)
     except LIBRARY_ERRORS as error:
         raise _reading_error(path, error) from None
     if index is None and hdu is None:
-        raise InputError(
-            f"{path} holds no image, only {_list_hdus(hdus)}: use a file with an image"
-        )
+        raise InputError(f"{path} holds no image, only {listed}: use a file with an image")
     if index is None:
-        raise InputError(f"{path} has no HDU {hdu!r}, only {_list_hdus(hdus)}: choose one of them")
-    if not _is_image(hdus[index]):
-        raise InputError(f"{path}: HDU {hdu!r} holds no image; the file has {_list_hdus(hdus)}")
-    return index
+        raise InputError(f"{path} has no HDU {hdu!r}, only {listed}: choose one of them")
+    raise InputError(f"{path}: HDU {hdu!r} holds no image; the file has {listed}")
 
 
-def _first_image(hdus: fits.HDUList) -> int | None:
+def _first_image(hdus: _HduList) -> int | None:
     return next((i for i, hdu in enumerate(hdus) if _is_image(hdu) and len(hdu.shape) >= 2), None)
 
 
-def _find_hdu(hdus: fits.HDUList, wanted: int | str) -> int | None:
+def _find_hdu(hdus: _HduList, wanted: int | str) -> int | None:
     if isinstance(wanted, int) or wanted.strip().isdigit():
-        number = int(wanted)
-        return number if 0 <= number < len(hdus) else None
+        return next((i for i, _ in enumerate(hdus) if i == int(wanted)), None)
     name, _, version = wanted.strip().upper().partition(",")
     return next((i for i, hdu in enumerate(hdus) if _matches(hdu, name, version.strip())), None)
 
 
 def _matches(hdu: Any, name: str, version: str) -> bool:
     """Return whether an HDU has this EXTNAME, and this EXTVER unless that is empty."""
-    return hdu.name.upper() == name.strip() and version in ("", str(hdu.ver))
+    return _read_name(hdu).upper() == name.strip() and version in ("", str(hdu.ver))
+
+
+def _read_name(hdu: Any) -> str:
+    """Return the name of an HDU; empty if its card cannot be read."""
+    try:
+        return str(hdu.name)
+    except fits.VerifyError:
+        return ""
 
 
 def _is_image(hdu: Any) -> bool:
@@ -149,15 +207,18 @@ def _is_image(hdu: Any) -> bool:
     return isinstance(hdu, kinds) and bool(hdu.shape)
 
 
-def _list_hdus(hdus: fits.HDUList) -> str:
-    lines = [f"{i} {hdu.name or 'unnamed'} {_describe_hdu(hdu)}" for i, hdu in enumerate(hdus)]
+def _list_hdus(hdus: _HduList) -> str:
+    first = list(islice(hdus, 21))
+    lines = [
+        f"{i} {_read_name(hdu) or 'unnamed'} {_describe_hdu(hdu)}" for i, hdu in enumerate(first)
+    ]
     return ", ".join(lines[:20]) + (", ..." if len(lines) > 20 else "")
 
 
 def _describe_hdu(hdu: Any) -> str:
     if not _is_image(hdu):
         return "(no image)"
-    return "(" + " x ".join(str(n) for n in hdu.shape) + ")"
+    return "(" + shorten(" x ".join(str(n) for n in hdu.shape)) + ")"
 
 
 # ---------------------------------------------------------------- readers
@@ -179,8 +240,9 @@ def _make_reader(file: DecompressedFile, hdus: fits.HDUList, index: int) -> Read
     if isinstance(hdu, fits.CompImageHDU):
         # The padding of the last block of 2880 bytes may be missing.
         _check_length(file, extent.stop - 2879, name)
+        _check_tiles(hdu, shape, extent, name)
         return CompressedReader(file, index, shape, _choose_cell(hdu, folded), extent, info)
-    size = dtype.itemsize * int(np.prod(folded))
+    size = dtype.itemsize * math.prod(folded)
     _check_length(file, extent.data + size, name)
     return PlainReader(file, extent, dtype.str, info, _read_scaling(hdu.header))
 
@@ -222,6 +284,20 @@ def _check_length(file: DecompressedFile, needed: int, name: str) -> None:
         raise InputError(
             f"{name} needs {needed} bytes but the file ends at {file.size_bytes}: truncated; "
             "copy it again"
+        )
+
+
+def _check_tiles(hdu: Any, shape: tuple[int, ...], extent: Extent, name: str) -> None:
+    """Raise InputError if the stored bytes cannot hold the compression tiles that the header states."""
+    stored = extent.stop - extent.data
+    pairs = [(int(n), int(t)) for n, t in zip(shape, hdu.tile_shape, strict=True)]
+    tiles, pixels = math.prod(-(-n // t) for n, t in pairs), math.prod(min(pair) for pair in pairs)
+    if tiles * _DESCRIPTOR_BYTES > stored or pixels > max(
+        MAX_TILE_PIXELS, MAX_PIXELS_PER_BYTE * stored
+    ):
+        raise InputError(
+            f"{name} has axes {shorten(shape)} in {tiles} compression tiles of {pixels} px, too many for its {stored} "
+            "stored bytes: ZNAXISn or ZTILEn is damaged; copy it again"
         )
 
 
@@ -313,7 +389,7 @@ class CompressedReader:
     def overhead_bytes(self) -> int:
         """The cache of decoded cells, and a few copies of the cell being decoded."""
         cell = 8 * self.cell[0] * self.cell[1]
-        return min(CACHE_BYTES, 8 * int(np.prod(self.info.shape))) + 4 * cell
+        return min(CACHE_BYTES, 8 * math.prod(self.info.shape)) + 4 * cell
 
     def read_strips(self, box: Box, band: int) -> Iterator[NDArray[Any]]:
         """Yield a box, assembled from decoded cells."""

@@ -41,6 +41,10 @@ from fcnpipe.images.scaling import AS_STORED, Scaling
 
 MAX_WHOLE_PIXELS = 1 << 28
 """Maximum size of an image that is decoded whole, px."""
+MAX_CHUNK_BYTES = 1 << 28
+"""Maximum size of a decoded chunk of TIFF, unless the file is larger than 1/`MAX_COMPRESSION` of it."""
+MAX_COMPRESSION = 1 << 16
+"""Maximum ratio of the size of a large decoded chunk to the size of the file; zstd reaches half of it."""
 
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -220,7 +224,7 @@ def _open_npy(path: str, _: int | str | None) -> Reader:
         if major not in _NPY_HEADERS:
             raise ValueError(f"npy of version {major}.{minor} is not supported")
         shape, fortran, dtype = _NPY_HEADERS[major](handle)
-        offset = handle.tell()
+        offset, shape = handle.tell(), tuple(int(n) for n in shape)
     axes = _plain_axes(shape, path)
     info = _make_info(axes, dtype, path)
     _check_length(path, version, offset + math.prod(shape) * dtype.itemsize)
@@ -248,10 +252,39 @@ def _open_tiff(path: str, hdu: int | str | None) -> Reader:
         _check_length(path, version, _tiff_end(series))
         if series.dataoffset is not None and len(series.levels) == 1:
             dtype = series.dtype.newbyteorder(tiff.byteorder).str
+            _check_length(
+                path, version, series.dataoffset + math.prod(axes.shape) * series.dtype.itemsize
+            )
             return RawReader(path, version, series.dataoffset, dtype, "C", axes, info, scaling)
         chunk = math.prod(series.keyframe.chunks) * series.dtype.itemsize
+        _check_segments(path, series.keyframe)
+    _check_chunk(path, version, chunk)
     overhead = min(2 * ZARR_CHUNKS_IN_FLIGHT * chunk, 2 * series.nbytes)
     return TiffReader(path, version, number, axes, overhead, info, scaling)
+
+
+def _check_segments(path: str, page: Any) -> None:
+    """Raise InputError if a page lists fewer strips or tiles than its size needs."""
+    listed, needed = len(page.dataoffsets), math.prod(page.chunked)
+    stored_bits = 8 * sum(int(count) for count in page.databytecounts)
+    plain = page.compression == tifffile.COMPRESSION.NONE
+    # tifffile may list contiguous strips as one.
+    merged = plain and stored_bits >= page.size * int(np.min(page.bitspersample))
+    if listed < needed and not merged:
+        raise InputError(
+            f"{path} needs {needed} strips or tiles for its size but lists {listed}: its header is damaged; "
+            "copy it again"
+        )
+
+
+def _check_chunk(path: str, version: FileVersion, chunk_bytes: int) -> None:
+    """Raise InputError if a decoded chunk is too large to be stored in the file."""
+    limit = max(MAX_CHUNK_BYTES, MAX_COMPRESSION * file_size(path, version))
+    if chunk_bytes > limit:
+        raise InputError(
+            f"{path} states strips or tiles of {chunk_bytes} bytes, but a file of its size may have {limit} at most: "
+            "its header is damaged; copy it again"
+        )
 
 
 def _series_number(path: str, tiff: tifffile.TiffFile, hdu: int | str | None) -> int:

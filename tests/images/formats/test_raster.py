@@ -259,3 +259,32 @@ def test_a_tiled_tiff_is_not_loaded(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2 * found.nbytes + image.overhead_bytes < values.nbytes / 4
+
+
+# ---------------------------------------------------------------- headers that state absurd sizes
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("tag", ["ImageLength", "ImageWidth", "RowsPerStrip and ImageLength"])
+def test_a_tiff_header_beyond_its_file_is_refused(
+    tmp_path: Path, compression: str | None, tag: str
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, GREY.astype(np.uint32), compression=compression, rowsperstrip=10)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        for name in tag.split(" and "):
+            tiff.pages[0].tags[name].overwrite(50_000_000 if name == "ImageLength" else 2**31)
+    with pytest.raises(InputError, match=r"a\.tif (needs|states|has) .*copy it again") as caught:
+        images.open_image(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "shape", ["(-6, -4)", "(4294967296, 4294967296)", "(9" + "9" * 40 + ", 1)"]
+)
+def test_an_npy_header_beyond_its_file_is_refused(tmp_path: Path, shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    (tmp_path / "a.npy").write_bytes(start + header.encode() + bytes(96))
+    with pytest.raises(InputError, match=r"a\.npy has axes"):
+        images.open_image(tmp_path / "a.npy")
