@@ -24,7 +24,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import hydrated_context, serialize_context
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from fcnpipe.core.errors import FcnpipeError, TilesFailed
+from fcnpipe.core.errors import FcnpipeError, TilesFailed, first_line
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.engines import count_cores
 from fcnpipe.pipeline import remote_output
@@ -109,7 +109,7 @@ class _RunningImage:
         """Return the row that the process has sent, or a row that states how it ended without sending one."""
         try:
             row: SurveyRow | None = self.receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the process ended before or while it sent its row
             row = None
         self.receiver.close()
         # The process may not end by itself: a task that hangs stays in a thread that cannot be stopped.
@@ -170,16 +170,16 @@ def _process_image(sender: Any, entry: SurveyImage, batch: BatchOptions, context
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     started = time.monotonic()
     with hydrated_context(cloudpickle.loads(context)):
-        outcome = _run_flow(entry, batch)
+        try:
+            outcome = _run_flow(entry, batch)
+        except Exception as error:  # of this image alone, whatever it is
+            outcome = _describe_error(error)
     sender.send(SurveyRow(entry.name, entry.out, seconds=time.monotonic() - started, **outcome))
     sender.close()
 
 
 def _run_flow(entry: SurveyImage, batch: BatchOptions) -> dict[str, Any]:
-    try:
-        spec = _keep_finished(divide_cores(entry.spec, batch.at_once), batch)
-    except FcnpipeError as error:
-        return _describe_error(error)
+    spec = _keep_finished(divide_cores(entry.spec, batch.at_once), batch)
     state: State[Any] = FLOWS[batch.command](spec, batch.patience, return_state=True)
     result = state.result(raise_on_failure=False)
     return (
@@ -196,15 +196,15 @@ def _keep_finished(spec: RunSpec, batch: BatchOptions) -> RunSpec:
     return spec.model_copy(update={"overwrite": not finished})
 
 
+def describe_failure(error: BaseException) -> str:
+    """Return the reason of a failure in one line, with the type of an error that fcnpipe does not know."""
+    reason = first_line(error)
+    return reason if isinstance(error, FcnpipeError) else f"{type(error).__name__}: {reason}"
+
+
 def _describe_error(error: BaseException) -> dict[str, Any]:
     failed = len(error.names) if isinstance(error, TilesFailed) else 0
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    known = isinstance(error, FcnpipeError)
-    return {
-        "status": "failed",
-        "failed_tiles": failed,
-        "error": reason if known else f"{type(error).__name__}: {reason}",
-    }
+    return {"status": "failed", "failed_tiles": failed, "error": describe_failure(error)}
 
 
 def _describe_result(result: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def segment_survey(
     table = table or f"{folder.rstrip('/')}/survey.ecsv"
     result_table.check_table_path(table)
     entries = image_list.list_images(images, folder, options, column)
+    _check_table_is_free(entries, table)
     create_folder(folder)
     since = (
         result_table.mark_started(table)
@@ -107,6 +108,15 @@ def segment_survey(
     if since is not None:
         result_table.mark_finished(table)
     return [asdict(row) for row in rows]
+
+
+def _check_table_is_free(entries: list[SurveyImage], table: str) -> None:
+    taken = {image_list.normalise_store(name) for name in (table, f"{table}.begun")}
+    for entry in entries:
+        if image_list.normalise_store(entry.out) in taken:
+            raise SpecError(
+                f"the store of {entry.name}, {entry.out}, is a file of the survey: change its 'out'"
+            )
 
 
 def create_folder(folder: str) -> None:
@@ -138,7 +148,8 @@ def run_images(entries: list[SurveyImage], batch: BatchOptions, table: str) -> l
             log.info(f"{row.image}: {row.status} in {row.seconds:.1f} s {row.error}".rstrip())
             update_progress_artifact(progress, 100.0 * len(ended) / len(entries))
     finally:
-        rows = [ended.get(e.out, SurveyRow(e.name, e.out, "left")) for e in entries]
+        left = [SurveyRow(entry.name, entry.out, "left") for entry in entries]
+        rows = [ended.get(row.out, row) for row in left]
         result_table.write_table(rows, table)
         publish_table(rows, table)
     return rows
@@ -204,6 +215,8 @@ def start(
         raise SpecError("IMAGE or FOLDER not given: python -m flows.survey IMAGE... FOLDER")
     if command not in ("segment", "predict"):
         raise SpecError(f"command={command!r} is unknown: use segment or predict")
+    image_list.check_encoding([folder, table, column, *options.values()])
+    images = [image_list.escape_name(image) for image in images]
     patience = Patience(retries=retries)
     with temporary_server():
         rows = segment_survey(images, folder, options, at_once, command, patience, table, column)

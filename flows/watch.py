@@ -31,17 +31,23 @@ from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcnpipe.cli.options import with_run_options
-from fcnpipe.core.errors import SpecError
+from fcnpipe.core.errors import SpecError, first_line
 from fcnpipe.pipeline.plan import Command
 from fcnpipe.remote import is_remote
 from fcnpipe.survey import incoming_files
-from fcnpipe.survey.image_list import list_images, safe_stem, short_digest
+from fcnpipe.survey.image_list import (
+    check_encoding,
+    list_images,
+    printable_name,
+    safe_stem,
+    short_digest,
+)
 from fcnpipe.survey.incoming_files import FileRegistry, FileStamp
 from fcnpipe.survey.result_table import SurveyRow
 from flows.artifacts import MAX_ROWS
 from flows.command_line import AtOnce, run_as_command
 from flows.stage_tasks import Patience
-from flows.subflows import BatchOptions, run_subflows
+from flows.subflows import BatchOptions, describe_failure, run_subflows
 from flows.survey import create_folder, raise_for_failed
 from flows.temporary_server import temporary_server
 
@@ -171,8 +177,11 @@ class WatchRun:
         for path in paths:
             try:
                 self._register_file(path, found[path])
-            except OSError as error:  # one file that cannot be read must not stop the others
-                self._add_row(path, "incomplete", reason=str(error).splitlines()[0])
+            except Exception as error:  # one file, whatever it raises, must not stop the others
+                reason = (
+                    first_line(error) if isinstance(error, OSError) else describe_failure(error)
+                )
+                self._add_row(path, "incomplete", reason=reason)
         incoming_files.save_registry(self.path, self.registry)
 
     def _register_file(self, path: str, stamp: FileStamp) -> None:
@@ -195,7 +204,9 @@ class WatchRun:
             self.registry[entry.name] = replace(known, status="begun", attempts=known.attempts + 1)
         if entries:
             incoming_files.save_registry(self.path, self.registry)
-        return [self._record(row) for row in run_subflows(entries, batch)] if entries else []
+        names = {SurveyRow(entry.name, entry.out, "left").out: entry.name for entry in entries}
+        ended = run_subflows(entries, batch) if entries else []
+        return [self._record(names[row.out], row) for row in ended]
 
     def _image_options(self, path: str) -> dict[str, Any]:
         known = self.registry[path]
@@ -205,16 +216,17 @@ class WatchRun:
             **({"overwrite": True} if known.replaced else {}),
         }
 
-    def _record(self, row: SurveyRow) -> SurveyRow:
+    def _record(self, path: str, row: SurveyRow) -> SurveyRow:
         status = "failed" if row.status == "failed" else "done"
-        known = self.registry[row.image]
+        known = self.registry[path]
         replaced = known.replaced and status == "failed"
-        self.registry[row.image] = replace(known, status=status, error=row.error, replaced=replaced)
+        self.registry[path] = replace(known, status=status, error=row.error, replaced=replaced)
         incoming_files.save_registry(self.path, self.registry)
-        self._add_row(row.image, status, row.out, row.error)
+        self._add_row(path, status, row.out, row.error)
         return row
 
     def _add_row(self, path: str, status: str, out: str = "", reason: str = "") -> None:
+        path, reason = printable_name(path), printable_name(reason)
         get_run_logger().info(f"{path}: {status} {reason}".rstrip())
         self.rows.append({"image": path, "status": status, "out": out, "reason": reason})
 
@@ -266,6 +278,7 @@ def start(
     images, folder = options.pop("image", ()), options.pop("out", None)
     if len(images) != 1 or not folder:
         raise SpecError("SOURCE and FOLDER not given: python -m flows.watch SOURCE FOLDER")
+    check_encoding([images[0], folder, state, *options.values()])
     look = Look(settle_seconds=settle, recursive=recursive, attempts=attempts)
     with temporary_server():
         counts = watch(images[0], folder, options, look, at_once, state=state)

@@ -177,6 +177,13 @@ def test_a_table_starts_no_program() -> None:
     """A YAML file may set the class of a cluster, like the command line; a table may not."""
     cluster = {"cluster_class": "subprocess.Popen", "cluster_kwargs": {"args": ["mkdir", "boom"]}}
     row = {"image": "x.fits", "cluster": cluster, "scheduler": "tcp://h:1", "scratch": "/x"}
+    row |= {
+        "log_file": "/x/.bashrc",
+        "overwrite": True,
+        "engine": "dask",
+        "workers": 99,
+        "device": "cuda",
+    }
     pq.write_table(pa.Table.from_pylist([row]), "survey.parquet")
     (entry,) = list_images("survey.parquet", "out")
     assert entry.options.keys() == {"image", "out"}
@@ -189,6 +196,23 @@ def test_a_table_starts_no_program() -> None:
 def test_a_table_cannot_name_a_store_outside_the_folder(out: str) -> None:
     Path("survey.csv").write_text(f"image,out\nx.fits,{out}\n")
     with pytest.raises(SpecError, match="leaves the output folder"):
+        list_images("survey.csv", "out")
+
+
+@pytest.mark.parametrize(
+    "out", ["x$(mkdir boom)", "`mkdir boom`", "x;mkdir boom", "a\\b", "-x", "x\u202ey"]
+)
+def test_a_table_cannot_put_commands_into_names(out: str) -> None:
+    Path("survey.csv").write_text(f"image,out\nx.fits,{out}\n")
+    with pytest.raises(SpecError, match=r"which a shell may interpret|is not the name of a store"):
+        list_images("survey.csv", "out")
+
+
+def test_a_table_is_not_taken_for_the_name_of_another() -> None:
+    """A reader of astropy opens the file or the URL that a table of one line names."""
+    Path("secret.csv").write_text("image\nx.fits\n")
+    Path("survey.csv").write_text("secret.csv")
+    with pytest.raises(SpecError, match="has no images"):
         list_images("survey.csv", "out")
 
 

@@ -9,14 +9,15 @@
       - {image: [g.fits, r.fits], out: two.zarr, thresh: 0.4}
 
 In a table (CSV, ECSV, parquet) one column contains the image, and columns with names of options contain options. An
-empty cell leaves an option at its default. Relative paths in a YAML file or table are relative to its folder.
+empty cell leaves an option at its default. A table sets only the options in
+:data:`fcnpipe.survey.image_table.TABLE_OPTIONS`; other columns are ignored. Relative paths in a YAML file or table are
+relative to its folder.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
-import math
 import os
 import re
 from collections import Counter
@@ -25,29 +26,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
-from astropy.table import Table
 
 from fcnpipe.core.errors import SpecError
 from fcnpipe.core.paths import WEB_SCHEMES, can_list, check_url, is_remote, split_hdu
 from fcnpipe.core.spec import RunSpec, describe_read_error, drop_unpaired, make_spec
 from fcnpipe.remote import match_objects, read_whole
+from fcnpipe.survey.image_table import TABLE_SUFFIXES, Options, read_rows
 
-Options = dict[str, Any]
-TABLE_SUFFIXES = (".csv", ".ecsv", ".parquet")
 YAML_SUFFIXES = (".yaml", ".yml")
 PATH_OPTIONS = ("image", "weight", "mask", "prior")
 """Options with paths, which are relative to the folder of the YAML file or table."""
 
-_NOT_IN_TABLES = {"cluster", "scheduler", "scratch"}
-"""Options that start programs or select machines. A table, which may come from elsewhere, cannot set them."""
 _GLOB_CHARACTERS = re.compile(r"[*?\[]")
 _WEB_GLOB_CHARACTERS = re.compile(r"[*\[]")
 _SUFFIXES = re.compile(r"(\.(fits?|fts|fz|gz|bz2|ome|tiff?|png|jpe?g|npy|zarr))+$", re.IGNORECASE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_ESCAPED_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 MAX_STEM_LENGTH = 100
 """Maximum number of characters of a stem, without the digest."""
 
@@ -123,6 +119,7 @@ def list_images(
 
 
 def _check_common_options(options: Options) -> None:
+    _check_option_names(options)
     for name in ("image", "out"):
         if name in options:
             raise SpecError(f"option {name} belongs to one image, not to all: remove it")
@@ -136,7 +133,8 @@ def _read_item(item: str | Mapping[str, Any], column: str) -> Iterator[Options]:
     elif item.lower().endswith(YAML_SUFFIXES):
         yield from _read_yaml(item)
     elif item.lower().endswith(TABLE_SUFFIXES):
-        yield from _read_table(item, column)
+        for row in read_rows(item, _read_file(item), column):
+            yield from _expand_glob(row, _parent_folder(item))
     else:
         yield from _expand_glob({"image": item}, "")
 
@@ -161,81 +159,57 @@ def _load_yaml(path: str) -> Any:
     data = _read_file(path)
     try:
         return yaml.safe_load(data)
-    except (ValueError, yaml.YAMLError) as error:
+    except Exception as error:  # yaml raises errors of many types for wrong values of a tag
         raise SpecError(f"{path} cannot be read: {describe_read_error(error)}") from None
 
 
 def _read_file(path: str) -> bytes:
     if is_remote(path):
-        return read_whole(check_url(path))
+        _check_image_url(path)
+        return read_whole(path)
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {describe_read_error(error)}") from None
 
 
-def _read_table(path: str, column: str) -> Iterator[Options]:
-    rows = _load_rows(path)
-    if rows and column not in rows[0]:
-        raise SpecError(
-            f"{path} has no column {column!r}, only {', '.join(rows[0])}: choose one of them"
-        )
-    known = set(RunSpec.model_fields) - {"image"} - _NOT_IN_TABLES
-    for number, row in enumerate(rows, 1):
-        image = row[column]
-        if not isinstance(image, str) or not image:
-            raise SpecError(f"{path}: row {number} has no image in column {column!r}")
-        own = {name: value for name, value in row.items() if name in known and not _is_empty(value)}
-        _check_store_name(own.get("out", ""), f"{path}: row {number}")
-        yield from _expand_glob({"image": image, **own}, _parent_folder(path))
-
-
-def _check_store_name(out: Any, where: str) -> None:
-    """Raise SpecError for a store outside the output folder, since a table may come from elsewhere."""
-    if "://" in str(out) or os.path.isabs(str(out)) or ".." in Path(str(out)).parts:
-        raise SpecError(
-            f"{where}: out {out!r} leaves the output folder: use a name in it, "
-            "or set the store in a YAML file"
-        )
-
-
-def _load_rows(path: str) -> list[Options]:
-    data = _read_file(path)
-    try:
-        if path.lower().endswith(".parquet"):
-            rows: list[Options] = pq.read_table(pa.BufferReader(data)).to_pylist()
-            return rows
-        kind = "ascii.ecsv" if path.lower().endswith(".ecsv") else "ascii.csv"
-        table = Table.read(data.decode(), format=kind)
-    except (ValueError, pa.ArrowException) as error:
-        raise SpecError(f"{path} cannot be read as a table: {describe_read_error(error)}") from None
-    return [{name: _to_python(row[name]) for name in table.colnames} for row in table]
-
-
-def _to_python(value: Any) -> Any:
-    if value is np.ma.masked:
-        return None
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
 def _expand_glob(options: Options, base: str) -> Iterator[Options]:
     """Yield the options of each image that matches the glob in ``options``, with paths relative to ``base``."""
+    _check_option_names(options)
     if not options.get("image"):
         raise SpecError(f"{options!r} has no image: add 'image: PATH'")
+    _check_image(options["image"])
     options = options | {
         name: _resolve(base, options[name]) for name in PATH_OPTIONS if options.get(name)
     }
     image = options["image"]
-    for path in [image] if isinstance(image, str) else image:
-        check_url(str(path))
     if not isinstance(image, str):
         yield options | {"image": tuple(image)}
     else:
         yield from (options | {"image": (path,)} for path in match_files(image))
+
+
+def _check_option_names(options: Options) -> None:
+    if wrong := [name for name in options if not isinstance(name, str)]:
+        raise SpecError(f"{wrong[0]!r} is not an option: write 'option: value'")
+
+
+def _check_image(image: Any) -> None:
+    paths = image if isinstance(image, list | tuple) else [image]
+    if not all(isinstance(path, str) for path in paths):
+        raise SpecError(f"image {image!r} is not a path: use a path, or a list of paths")
+    for path in paths:
+        _check_image_url(path)
+
+
+def _check_image_url(path: str) -> None:
+    try:
+        check_url(path)
+    except SpecError:
+        raise
+    except ValueError:  # the message of urllib may repeat a password
+        scheme = path.partition("://")[0]
+        raise SpecError(f"the URL of an image ({scheme}://...) is malformed: correct it") from None
 
 
 def match_files(pattern: str) -> list[str]:
@@ -251,6 +225,7 @@ def match_files(pattern: str) -> list[str]:
     SpecError
         If no file matches.
     """
+    pattern = restore_name(pattern)
     file, hdu = split_hdu(pattern)
     if os.path.exists(file) or not _is_glob(pattern):
         return [pattern]
@@ -279,8 +254,10 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _resolve(base: str, path: Any) -> Any:
-    if not isinstance(path, str):
+    if isinstance(path, list | tuple):
         return [_resolve(base, one) for one in path]
+    if not isinstance(path, str):
+        return path  # refused when the run of this image starts
     complete = not base or "://" in path or os.path.isabs(path)
     return path if complete else f"{base}/{path}"
 
@@ -316,7 +293,43 @@ def safe_stem(path: str) -> str:
 
 def short_digest(text: str) -> str:
     """Return the 32-bit BLAKE2b digest of a text, eight hexadecimal digits."""
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+
+
+def printable_name(text: str) -> str:
+    r"""Return a text in one line and in UTF-8, with other characters as escapes.
+
+    Examples
+    --------
+    >>> print(printable_name("b\udcff\n.fits"))
+    b\udcff\n.fits
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def escape_name(path: str) -> str:
+    r"""Return a path in UTF-8, in which ``\udcNN`` stands for a byte that is not UTF-8; see `restore_name`."""
+    return path.encode(errors="backslashreplace").decode()
+
+
+def restore_name(path: str) -> str:
+    """Return the path of an existing file whose name `escape_name` has changed; other paths are unchanged."""
+    restored = _ESCAPED_BYTE.sub(lambda found: chr(int(found[1], 16)), path)
+    changed = restored != path and not os.path.exists(path)
+    return restored if changed and os.path.exists(split_hdu(restored)[0]) else path
+
+
+def check_encoding(names: Iterable[Any]) -> None:
+    """Check that names are UTF-8, which the parameters of a flow must be; values of other types are skipped.
+
+    Raises
+    ------
+    SpecError
+        If a name is not UTF-8.
+    """
+    for name in names:
+        if isinstance(name, str) and name != escape_name(name):
+            raise SpecError(f"{name!r} is not UTF-8: rename the file or folder")
 
 
 def _assign_stores(found: Iterable[Options], folder: str) -> list[SurveyImage]:
@@ -341,11 +354,25 @@ def _assign_store(entry: SurveyImage, folder: str, unique: bool) -> SurveyImage:
 
 
 def _check_outputs(entries: list[SurveyImage]) -> None:
-    owners: dict[str, str] = {}
+    owners: dict[str, SurveyImage] = {}
     for entry in entries:
-        if entry.out in owners:
+        place = normalise_store(entry.out)
+        if place in owners:
             raise SpecError(
-                f"{owners[entry.out]} and {entry.name} have the same store, {entry.out}: "
+                f"{owners[place].name} and {entry.name} have the same store, {entry.out}: "
                 "change or remove the 'out' of one of them"
             )
-        owners[entry.out] = entry.name
+        owners[place] = entry
+    for place, entry in owners.items():
+        while (parent := os.path.dirname(place)) != place:
+            place = parent
+            if place in owners:
+                raise SpecError(
+                    f"{entry.out}, the store of {entry.name}, lies within {owners[place].out}, "
+                    f"the store of {owners[place].name}: change the 'out' of one of them"
+                )
+
+
+def normalise_store(out: str) -> str:
+    """Return the path or URL of a store in the form in which two spellings of the same place are equal."""
+    return os.path.normpath(out) if "://" in out else os.path.abspath(out)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -183,6 +184,8 @@ def select_pending_files(
 def describe_missing(path: str, size: int) -> str:
     """Describe what is missing from a file; empty if it is complete or not an uncompressed FITS file.
 
+    A file whose headers cannot be understood counts as complete, so that its reader states the fault.
+
     Parameters
     ----------
     path : str
@@ -209,8 +212,10 @@ def _expected_fits_size(file: BinaryIO, size: int) -> int:
             return size + BLOCK_BYTES  # the file ends within a header
         if start and not text.startswith(b"XTENSION"):
             return needed  # the remaining bytes are not an HDU
-        data = start + len(text)
-        needed = data + _data_size(fits.Header.fromstring(text))
+        length = _data_size(text)
+        if length is None:
+            return needed
+        needed = start + len(text) + length
         start = -(-needed // BLOCK_BYTES) * BLOCK_BYTES
     return needed
 
@@ -230,15 +235,22 @@ def _read_header(file: BinaryIO) -> bytes | None:
     return None
 
 
-def _data_size(header: fits.Header) -> int:
-    axes = [int(header[f"NAXIS{i + 1}"]) for i in range(int(header["NAXIS"]))]
-    if axes and axes[0] == 0 and header.get("GROUPS"):
-        axes = axes[1:]
-    count = 1 if axes else 0
-    for length in axes:
-        count *= length
-    values = int(header.get("GCOUNT", 1)) * (int(header.get("PCOUNT", 0)) + count)
-    return abs(int(header["BITPIX"])) // 8 * values
+def _data_size(text: bytes) -> int | None:
+    """Return the size of the data of an HDU, bytes; None if its header cannot be understood."""
+    try:
+        header = fits.Header.fromstring(text)
+        axes = [int(header[f"NAXIS{i + 1}"]) for i in range(int(header["NAXIS"]))]
+        groups, extra = int(header.get("GCOUNT", 1)), int(header.get("PCOUNT", 0))
+        bits = abs(int(header["BITPIX"]))
+        if axes and axes[0] == 0 and header.get("GROUPS"):
+            axes = axes[1:]
+    except (
+        Exception
+    ):  # astropy raises errors of many types; the reader of the image states the fault
+        return None
+    if min((groups, extra, *axes)) < 0:
+        return None
+    return bits // 8 * groups * (extra + (math.prod(axes) if axes else 0))
 
 
 # --- registry -------------------------------------------------------------------------------------

@@ -17,12 +17,15 @@ from fcnpipe.core.paths import can_list, is_remote
 from fcnpipe.export.base import atomic_write
 from fcnpipe.remote import uploads
 from fcnpipe.reporting.event_log import utc_timestamp
-from fcnpipe.survey.image_list import TABLE_SUFFIXES
+from fcnpipe.survey.image_list import printable_name
+from fcnpipe.survey.image_table import TABLE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
 class SurveyRow:
     """Result of one image: a row of the result table.
+
+    All texts are UTF-8 in one line, with other characters as escapes.
 
     Attributes
     ----------
@@ -52,6 +55,10 @@ class SurveyRow:
     seconds: float = 0.0
     error: str = ""
     catalogue: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("image", "out", "error", "catalogue"):
+            object.__setattr__(self, name, printable_name(getattr(self, name)))
 
 
 def check_table_path(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,91 @@ def test_images_that_do_not_exist_fail_before_the_folder_is_created(tmp_path: Pa
     state = start(str(tmp_path / "*.fits"), tmp_path / "out")
     assert isinstance(state.result(raise_on_failure=False), SpecError)
     assert not (tmp_path / "out").exists()
+
+
+def write_unusable_files(folder: Path) -> list[str]:
+    """Write a good image and files that cannot be understood; return the stems of the latter as in tables."""
+    good = write_stars(folder / "good.fits", side=64).read_bytes()
+    headers = {
+        "naxis": "NAXIS   = 'abc'",
+        "bitpix": "BITPIX  = 8",
+        "card": "NAXIS   = (((",
+        "size": "NAXIS   = -1",
+    }
+    for name, card in headers.items():
+        text = "".join(one.ljust(80) for one in ("SIMPLE  = T", card, "END")).ljust(2880)
+        (folder / f"{name}.fits").write_bytes(text.encode() + name.encode().ljust(2880))
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.fits")).write_bytes(good[:-1] + b"\1")
+    (folder / "new\nline.fits").write_bytes(good[:-1] + b"\2")
+    return [*headers, r"\udcff"]
+
+
+def test_files_that_cannot_be_understood_do_not_affect_the_others(tmp_path: Path) -> None:
+    bad = write_unusable_files(tmp_path)
+    broken_map = {"image": f"{tmp_path}/good.fits", "out": "w", "weight": "http://[x"}
+    state = start([f"{tmp_path}/*.fits", broken_map], tmp_path / "out", at_once=2)
+    assert isinstance(state.result(raise_on_failure=False), ImagesFailed)
+    rows = {Path(str(row["out"])).name: row for row in Table.read(tmp_path / "out/survey.ecsv")}
+    assert rows.pop("w")["status"] == "failed"
+    found = {Path(str(row["image"])).stem: row for row in rows.values()}
+    failed = {name for name, row in found.items() if row["status"] == "failed"}
+    assert failed == set(bad)
+    assert all(found[name]["error"] for name in bad)
+    assert found.keys() - failed == {"good", r"new\nline"}
+
+
+def test_watch_names_files_that_cannot_be_understood(tmp_path: Path) -> None:
+    bad = write_unusable_files(tmp_path)
+    out, look = tmp_path / "out", watch.Look(settle_seconds=0, attempts=1)
+
+    def run() -> State[Any]:
+        state: State[Any] = watch.watch(
+            str(tmp_path), str(out), OPTIONS, look, 2, patience=NO_RETRIES, return_state=True
+        )
+        return state
+
+    state = run()
+    assert isinstance(state.result(raise_on_failure=False), ImagesFailed)
+    (artifact,) = artifacts_of(runs_of(state)[0].id, "table")
+    rows = {Path(row["image"]).stem: row for row in json.loads(artifact.data)}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        **dict.fromkeys(bad, "failed"), "good": "done", r"new\nline": "done",
+    }  # fmt: skip
+    assert "is not UTF-8" in rows[r"\udcff"]["reason"]
+    assert run().is_completed()  # each was tried once
+
+
+def test_a_file_that_cannot_be_registered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stars(tmp_path / "good.fits", side=64)
+    write_stars(tmp_path / "odd.fits", 1, side=64)
+
+    def describe(path: str, size: int) -> str:
+        if path.endswith("odd.fits"):
+            raise KeyError("NAXIS")
+        return ""
+
+    monkeypatch.setattr(incoming_files, "describe_missing", describe)
+    look = watch.Look(settle_seconds=0)
+    counts = watch.watch(str(tmp_path), str(tmp_path / "out"), OPTIONS, look, patience=NO_RETRIES)
+    assert counts == {"done": 1, "incomplete": 1}
+
+
+@pytest.mark.parametrize("out", ["survey.ecsv", "./survey.ecsv.begun"])
+def test_a_store_does_not_replace_the_table(tmp_path: Path, out: str) -> None:
+    write_stars(tmp_path / "a.fits", side=64)
+    state = start([{"image": str(tmp_path / "a.fits"), "out": out}], tmp_path / "out")
+    with pytest.raises(SpecError, match="is a file of the survey"):
+        state.result()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [survey.start, watch.start])
+def test_names_that_a_flow_cannot_record_are_refused(command: Any) -> None:
+    """The parameters of a flow are UTF-8; images of a survey are escaped and found again."""
+    with pytest.raises(SpecError, match="is not UTF-8: rename"):
+        command(paths=["in", "out\udcff"])
 
 
 def test_images_share_the_cores_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

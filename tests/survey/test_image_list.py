@@ -156,7 +156,18 @@ def test_a_table_has_a_column_of_images_and_columns_of_options(folder: Path, suf
             {},
             "x.fits and y.fits have the same store",
         ),
+        (
+            [{"image": "x.fits", "out": "x.zarr"}, {"image": "y.fits", "out": "./x.zarr"}],
+            {},
+            "x.fits and y.fits have the same store",
+        ),
+        (
+            [{"image": "x.fits", "out": "x.zarr"}, {"image": "y.fits", "out": "x.zarr/labels/y"}],
+            {},
+            "y.fits, lies within out/x.zarr, the store of x.fits",
+        ),
         ([{"thresh": 3}], {}, "has no image: add"),
+        ("http://user:secret@[x/a.fits", {}, r"URL of an image \(http://\.\.\.\) is malformed"),
     ],
 )
 def test_errors_have_one_line(images: object, options: object, message: str) -> None:
@@ -173,12 +184,40 @@ def test_errors_have_one_line(images: object, options: object, message: str) -> 
         ("images: [3]", "neither a path nor a mapping"),
         ("images: [a.fits]\noptions: [1]", "not a mapping"),
         ("images: [a.fits]\noptions: {window: 1}", "window=1"),
+        ("images: [a.fits]\noptions: {1: 2}", "1 is not an option"),
+        ("images: [{image: a.fits, 1: 2}]", "1 is not an option"),
+        ("images: [{image: 3}]", "image 3 is not a path"),
+        ("images: [{image: [a.fits, 3]}]", "not a path"),
+        ("images: [{image: {a: b}}]", "not a path"),
+        ("images: [{image: &a [*a]}]", "not a path"),
+        ("images: [!!timestamp x]", "cannot be read"),
+        ("images: [!!bool x]", "cannot be read"),
+        ("[" * 5000, "cannot be read"),
     ],
 )
 def test_a_broken_yaml_file_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(SpecError, match=message):
         list_images(str(tmp_path / "m.yaml"), "out")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_yaml_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "m.yaml").write_text("images: [ä.fits]", encoding)
+    assert list(outs(str(tmp_path / "m.yaml"), "out")) == ["ä.fits"]
+
+
+def test_names_that_are_not_utf8_are_listed_for_their_own_run(folder: Path) -> None:
+    """Such a file is found by a glob, or by the name that messages show; only its own run is refused."""
+    name = os.fsdecode(os.fsencode(folder) + b"/\xff.fits")
+    Path(name).touch()
+    found = list_images([f"{folder}/*.fits", f"{folder}/\\udcff.fits"], "out")
+    assert [e.name for e in found] == [str(folder / "a.fits"), str(folder / "b.fits"), name]
+    assert found[2].out.isascii()
+    with pytest.raises(SpecError, match="is not UTF-8"):
+        _ = found[2].spec
+    (folder / "\\udcff.fits").touch()
+    assert list_images(f"{folder}/\\udcff.fits", "out")[0].name == f"{folder}/\\udcff.fits"
 
 
 @pytest.mark.usefixtures("short_retry_pauses")
@@ -198,10 +237,13 @@ def test_tables_behind_urls_are_requested_again_after_faults(
 
 
 def test_the_options_of_one_image_are_validated_when_its_run_starts() -> None:
-    good, bad = list_images(["x.fits", {"image": "y.fits", "window": 1}], "out")
+    wrong = [{"image": "y.fits", "window": 1}, {"image": "z.fits", "mask": 3}]
+    good, bad, worse = list_images(["x.fits", *wrong], "out")
     assert good.spec.window == 1024
     with pytest.raises(SpecError, match="window=1"):
         _ = bad.spec
+    with pytest.raises(SpecError, match="mask=3"):
+        _ = worse.spec
 
 
 @given(st.text(min_size=1, max_size=300))

@@ -119,6 +119,52 @@ def test_files_that_are_not_uncompressed_fits_count_as_complete(
     assert describe_missing(str(path), path.stat().st_size) == ""
 
 
+def write_header(path: Path, *cards: str) -> int:
+    """Write a header of the given cards and a block of data; return the size of the file."""
+    text = "".join(card.ljust(80) for card in (*cards, "END"))
+    return path.write_bytes(
+        text.ljust(-(-len(text) // 2880) * 2880).encode("latin-1") + bytes(2880)
+    )
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        ["BITPIX  = 8", "NAXIS   = 'abc'"],
+        ["NAXIS   = 0"],
+        ["BITPIX  = 8"],
+        ["BITPIX  = 8", "NAXIS   = 2", "NAXIS1  = 10"],
+        ["BITPIX  = 8", "NAXIS   = ((("],
+        ["BITPIX  = 8", "NAXIS   = 1e999"],
+        ["BITPIX  = 8", "NAXIS   = 999999999"],
+        ["BITPIX  =", "NAXIS   = 0"],
+        ["BITPIX  = 8", "NAXIS   = 1", "NAXIS1  = 1.5.2"],
+        ["BITPIX  = 8", "NAXIS   = 1", "NAXIS1  = 10", "PCOUNT  = 'x'"],
+        ["BITPIX  = \xe9", "NAXIS   = 0"],
+    ],
+    ids=" ".join,
+)
+def test_a_header_that_cannot_be_understood_is_left_to_the_reader(
+    tmp_path: Path, cards: list[str]
+) -> None:
+    size = write_header(tmp_path / "a.fits", "SIMPLE  = T", *cards)
+    assert describe_missing(str(tmp_path / "a.fits"), size) == ""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "cards",
+    [
+        ["NAXIS1  = -5760"],
+        ["NAXIS1  = 2880", "PCOUNT  = -8640"],
+        ["NAXIS1  = 2880", "GCOUNT  = -2"],
+    ],
+)
+def test_sizes_below_zero_do_not_lead_backwards(tmp_path: Path, cards: list[str]) -> None:
+    size = write_header(tmp_path / "a.fits", "SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 1", *cards)
+    assert describe_missing(str(tmp_path / "a.fits"), size) == ""
+
+
 # --- registry -------------------------------------------------------------------------------------
 
 
@@ -157,6 +203,16 @@ def test_each_content_is_processed_once(tmp_path: Path) -> None:
     # The original of the copy has changed.
     assert process(tmp_path, registry) == {"b.fits": "begun"}
     assert out_of(registry, "b.fits") == "b.zarr"
+
+
+def test_a_name_that_is_not_utf8_is_registered(tmp_path: Path) -> None:
+    registry: dict[str, FileRecord] = {}
+    name = os.fsdecode(b"\xff.fits")
+    (tmp_path / name).write_bytes(b"one")
+    assert process(tmp_path, registry, "failed") == {name: "begun"}
+    assert out_of(registry, name).isascii()
+    save_registry(tmp_path / "registry.json", registry)
+    assert load_registry(tmp_path / "registry.json") == registry
 
 
 def test_a_replaced_file_may_overwrite_its_store(tmp_path: Path) -> None:

@@ -39,6 +39,14 @@ def _text(cell: object) -> str:
     return "" if cell is np.ma.masked else str(cell)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".ecsv", ".parquet"])
+def test_texts_that_are_not_one_line_of_utf8_are_escaped(tmp_path: Path, suffix: str) -> None:
+    row = SurveyRow("b\udcff.fits", "a\nb", "failed", error="x\0\x85y\u2028 Größe")
+    assert row == SurveyRow(r"b\udcff.fits", r"a\nb", "failed", error=r"x\x00\x85y\u2028 Größe")
+    write_table([row], str(tmp_path / f"t{suffix}"))
+    assert rb"b\udcff.fits" in (tmp_path / f"t{suffix}").read_bytes()
+
+
 def test_a_table_of_an_unknown_format_or_on_a_web_server_is_refused() -> None:
     with pytest.raises(SpecError, match="suffix"):
         check_table_path("out/survey.xlsx")
