@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fcnpipe.core.errors import InputChanged
+from fcnpipe.core.errors import FcnpipeError, InputChanged, StoreError
 from fcnpipe.core.geometry import Node
 from fcnpipe.core.spec import RunSpec, make_spec
 from fcnpipe.pipeline import tasks
@@ -147,7 +147,7 @@ def _reset_tiles(job: Job, task: str, names: Iterable[str]) -> None:
 
 
 def _drop_broken_records(job: Job) -> bool:
-    """Remove scratch records that are cut short; return whether there were any."""
+    """Remove damaged scratch records; return whether there were any."""
     broken = job.store.drop_broken_arrays()
     _reset_tiles(job, "predict", [name for stage, name in broken if stage == "facts-predict"])
     return bool(broken)
@@ -201,17 +201,33 @@ def _is_built(job: Job, node: Node) -> bool:
 
 
 def read_spec(store: ZarrStore, options: Mapping[str, Any]) -> tuple[RunSpec, Command]:
-    """Return the spec and the command of the run that made a store, with other run-time options."""
-    attributes = store.attrs
-    science = json.loads(attributes["spec"])
-    command: Command = "predict" if science.pop("command") == "predict" else "segment"
-    files = {name: attributes[name] for name in ("weight", "mask", "prior") if name in attributes}
-    made = {
-        "image": tuple(attributes["input"]),
-        "out": str(store.path),
-        "tile": store.layout.edge[0],
-    }
-    return make_spec(**science, **files, **made, **options), command
+    """Return the spec and the command of the run that made a store, with other run-time options.
+
+    Raises
+    ------
+    StoreError
+        If the root attributes of the store are damaged.
+    """
+    try:
+        attributes = store.attrs
+        science = json.loads(attributes["spec"])
+        command: Command = "predict" if science.pop("command") == "predict" else "segment"
+        files = {
+            name: attributes[name] for name in ("weight", "mask", "prior") if name in attributes
+        }
+        made = {
+            "image": tuple(attributes["input"]),
+            "out": str(store.path),
+            "tile": store.layout.edge[0],
+        }
+        return make_spec(**science, **files, **made, **options), command
+    except FcnpipeError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise StoreError(
+            f"zarr.json of {store.path} is damaged: restore it from a copy, "
+            "or move the store away and segment the image again"
+        ) from None
 
 
 def adopt_predictions(old: ZarrStore, damage: Iterable[Damage], job: Job) -> None:
@@ -219,14 +235,17 @@ def adopt_predictions(old: ZarrStore, damage: Iterable[Damage], job: Job) -> Non
 
     Notes
     -----
-    Shards that can be decoded are copied too if only their recorded checksum is missing.
+    A shard is copied only if a checksum proves it: that a shard can be decoded does not show that its
+    values are those of the run. Nothing is copied if the recorded layout is not that of the run.
     """
     names = [*(o.name for o in job.plan.maps), "flags"]
     names += [] if job.plan.maps else ["probability", "elevation"]
     names += ["science"] if job.plan.maps and job.spec.keep_image else []
     places = {f"image/0/{name}" for name in names}
     damaged = [d.tile for d in damage if d.place in places]
-    intact = () if None in damaged else (t.name for t in job.plan.tiles if t not in damaged)
+    if None in damaged or old.layout.dump() != job.store.layout.dump():
+        return
+    intact = (tile.name for tile in job.plan.tiles if tile not in damaged)
     for name in tasks.list_remaining(job, "predict", intact):
         tile = job.tile(name)
         checksums = {CRC + what: float(job.store.adopt_tile(old, what, tile)) for what in names}

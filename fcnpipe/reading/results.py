@@ -55,8 +55,15 @@ class Segmentation:
 
     @cached_property
     def tree(self) -> xr.DataTree:
-        """All groups of the store, as ``xarray.open_datatree`` returns them."""
-        return xr.open_datatree(self.store.location, engine="zarr")
+        """All groups of the store, as ``xarray.open_datatree`` returns them.
+
+        Raises
+        ------
+        StoreError
+            If metadata or coordinates of the store are damaged.
+        """
+        with self.store.convert_errors("a group"):
+            return xr.open_datatree(self.store.location, engine="zarr")
 
     @cached_property
     def image(self) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""Opening of arrays on disk, and one-line errors where zarr cannot use their metadata."""
+"""Opening of arrays on disk, and one-line errors for damaged arrays in place of what zarr and its codecs raise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import zarr
 
-from fcnpipe.core.errors import StoreError
+from fcnpipe.core.errors import FcnpipeError, StoreError, first_line
 
 
 def open_array(store: Path, name: str) -> zarr.Array[Any]:
@@ -45,4 +45,23 @@ def convert_metadata_errors(store: Path, name: str) -> Iterator[None]:
         raise StoreError(
             f"metadata of {name} in {store} cannot be read: "
             f"restore them with 'fcnpipe verify --repair {store}'"
+        ) from None
+
+
+@contextmanager
+def convert_data_errors(place: object, name: str, fix: str) -> Iterator[None]:
+    """Raise a StoreError, which ends in ``fix``, in place of all errors of zarr and its codecs.
+
+    Notes
+    -----
+    A codec raises RuntimeError, ValueError or TypeError for damaged bytes, or MemoryError if they state a
+    length of terabytes; a disk raises OSError.
+    """
+    try:
+        yield
+    except FcnpipeError:
+        raise
+    except Exception as error:
+        raise StoreError(
+            f"{name} in {place} cannot be decoded ({first_line(error)}): {fix}"
         ) from None

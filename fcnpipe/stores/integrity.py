@@ -9,6 +9,10 @@
 
 The checksums are of the stored (compressed) bytes, so they cost almost no time. They distinguish a
 deleted shard, which reads as fill value, from an empty one.
+
+A damaged table is computed again from the shards on disk: if it has the checksum of the table that was
+written, it is the same table, and proves all shards. Otherwise an entry that can still be read proves the
+shard that it fits. All other shards count as damaged, because nothing shows that they are what was written.
 """
 
 from __future__ import annotations
@@ -19,16 +23,19 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Tile
 from fcnpipe.stores.atomic_writes import atomic_write
 from fcnpipe.stores.base import Layout, StoreReader
-from fcnpipe.stores.hierarchy import SCRATCH, create_hierarchy
+from fcnpipe.stores.hierarchy import SCRATCH, create_hierarchy, store_values
 from fcnpipe.stores.parquet import describe_difference
 from fcnpipe.stores.paths import parquet_path
 from fcnpipe.stores.pyramid import create_pyramid, level_count, level_grid
@@ -37,8 +44,12 @@ from fcnpipe.stores.verification import find_gaps
 
 CHECKSUMS = "checksums"
 """Group of the checksums."""
+TABLE_AXES = ("shard_y", "shard_x")
+"""Names of the axes of a table of checksums."""
 WITHOUT_CHECKSUM = ("ledger", "tiles/seconds")
 """Arrays without checksum: the files of the ledger are marks; the seconds differ in each run."""
+UNREADABLE = -1
+"""Stands for the checksum of files that the disk does not return."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +89,7 @@ def _is_checksummed(path: Path, name: str) -> bool:
     if name.startswith((SCRATCH, *WITHOUT_CHECKSUM)):
         return False
     node = _read_metadata(path / name)
-    is_array = node.get("node_type") == "array"
-    return is_array and "sharding_indexed" not in [codec["name"] for codec in node["codecs"]]
+    return node.get("node_type") == "array" and "sharding_indexed" not in json.dumps(node)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -93,7 +103,10 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 def _checksum_files(path: Path) -> int:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
-    return reduce(extend_checksum, files, 0)
+    try:
+        return reduce(extend_checksum, files, 0)
+    except OSError:
+        return UNREADABLE
 
 
 def restore_metadata(path: Path, layout: Layout, pyramid: bool) -> None:
@@ -129,23 +142,30 @@ def find_damage(store: StoreReader) -> Iterator[Damage]:
         Metadata first, then maps, other arrays, ledger and parquet file; nothing if the store is
         intact.
     """
-    damaged_nodes = [*_find_damaged_metadata(store.path)]
-    yield from damaged_nodes
-    for level in range(1 + level_count(store.layout)):
-        for name in store.list_maps(level):
-            yield from _find_damaged_shards(store, name, level)
-    yield from _find_damaged_arrays(store)
-    yield from (Damage("ledger", gap) for gap in find_gaps(store))
-    if any(damage.place.startswith("sources") for damage in damaged_nodes):
+    damaged = []
+    for damage in chain(
+        _find_damaged_metadata(store),
+        _find_damaged_maps(store),
+        _find_damaged_arrays(store),
+        _find_damaged_marks(store),
+    ):
+        damaged.append(damage.place)
+        yield damage
+    if any(place.startswith("sources") for place in damaged):
         return  # the catalogue, with which the parquet file would be compared, is damaged itself
     if store.has_sources and (reason := describe_difference(store, parquet_path(store.path))):
         yield Damage("parquet", reason)
 
 
-def _find_damaged_metadata(path: Path) -> Iterator[Damage]:
-    """Compare the metadata of each node with the copy in the root."""
-    for name, copy in _read_metadata_copies(path).items():
-        node = _read_metadata(path / name)
+def _find_damaged_metadata(store: StoreReader) -> Iterator[Damage]:
+    """Compare the metadata of each node with the copy in the root, and the run key with its parts."""
+    if store.identity.key != store.attrs["run_key"]:
+        yield Damage("zarr.json", "has a run key that does not fit its inputs, model and options")
+    copies = _read_metadata_copies(store.path)
+    if not copies:
+        yield Damage("zarr.json", "has no copy of the metadata")
+    for name, copy in copies.items():
+        node = _read_metadata(store.path / name)
         if not node:
             yield Damage(name, "has no readable metadata")
         elif {**copy, "consolidated_metadata": None} != {**node, "consolidated_metadata": None}:
@@ -154,8 +174,17 @@ def _find_damaged_metadata(path: Path) -> Iterator[Damage]:
 
 def _read_metadata_copies(path: Path) -> dict[str, dict[str, Any]]:
     """Return the metadata of all nodes as consolidated in the root; empty if there are none."""
-    root = json.loads((path / "zarr.json").read_text())
-    return dict(root.get("consolidated_metadata", {}).get("metadata", {}))
+    try:
+        copies = _read_metadata(path)["consolidated_metadata"]["metadata"]
+        return {name: dict(node) for name, node in copies.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _find_damaged_maps(store: StoreReader) -> Iterator[Damage]:
+    for level in range(1 + level_count(store.layout)):
+        for name in store.list_maps(level):
+            yield from _find_damaged_shards(store, name, level)
 
 
 def _find_damaged_shards(store: StoreReader, name: str, level: int) -> Iterator[Damage]:
@@ -163,24 +192,51 @@ def _find_damaged_shards(store: StoreReader, name: str, level: int) -> Iterator[
     if not _read_metadata(store.path / place):
         yield Damage(place, "is missing")
         return
-    table = f"{CHECKSUMS}/{level}/{name}"
-    table_checksum = _read_array_checksums(store.path).get(table)
-    intact = table_checksum is None or _checksum_files(store.path / table) == table_checksum
-    written = _read_array(store.path, table) if intact else None
+    try:
+        table, proven = _read_table(store, name, level)
+        _checksum_shard(store, name, level, level_grid(store.layout, level).tile(0, 0))
+    except Exception:  # zarr may raise anything for damaged metadata
+        yield Damage(place, "has metadata that cannot be used")
+        return
     for tile in level_grid(store.layout, level):
-        known = None if written is None else int(written[tile.row, tile.column])
-        reason = _check_shard(store, name, level, tile, known)
-        if not (reason or intact or store.checksum(name, tile.core, level)):
-            reason = "is empty or missing: its checksum is lost"
-        if reason:
+        known = None if table is None else int(table[tile.row, tile.column])
+        if reason := _check_shard(store, name, level, tile, known, proven):
             yield Damage(place, reason, tile)
 
 
+def _read_table(
+    store: StoreReader, name: str, level: int
+) -> tuple[NDArray[np.uint32] | None, bool]:
+    """Return the checksums of the shards of a map, and whether the table is proven to be the one written."""
+    place = f"{CHECKSUMS}/{level}/{name}"
+    seal = _read_array_checksums(store.path).get(place)
+    grid = level_grid(store.layout, level)
+    table = _read_array(store.path, place)
+    if table is not None and (table.shape != grid.counts or table.dtype != np.uint32):
+        table = None
+    if table is not None and _checksum_files(store.path / place) == seal:
+        return table, True
+    found = np.zeros(grid.counts, np.uint32)
+    for tile in grid:
+        found[tile.row, tile.column] = max(_checksum_shard(store, name, level, tile), 0)
+    return (found, True) if _checksum_table(found) == seal else (table, False)
+
+
+def _checksum_table(values: NDArray[np.uint32]) -> int:
+    """Return the CRC-32C of the files of a table of checksums, as a store holds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table"
+        store_values(zarr.create_group(path, zarr_format=3), "values", values, TABLE_AXES, {})
+        return _checksum_files(path / "values")
+
+
 def _read_array_checksums(path: Path) -> dict[str, int]:
-    """Return the result of `checksum_arrays` that was stored at publication."""
-    return dict(
-        _read_metadata_copies(path).get(CHECKSUMS, {}).get("attributes", {}).get("crc32c", {})
-    )
+    """Return the result of `checksum_arrays` that was stored at publication; empty if it is lost."""
+    group = _read_metadata_copies(path).get(CHECKSUMS) or _read_metadata(path / CHECKSUMS)
+    try:
+        return {str(name): int(known) for name, known in group["attributes"]["crc32c"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _read_array(path: Path, name: str) -> Any:
@@ -192,16 +248,33 @@ def _read_array(path: Path, name: str) -> Any:
         return None
 
 
-def _check_shard(store: StoreReader, name: str, level: int, tile: Tile, known: int | None) -> str:
+def _check_shard(
+    store: StoreReader, name: str, level: int, tile: Tile, known: int | None, proven: bool
+) -> str:
     """Describe the damage of a shard with the checksum ``known``; empty if it is intact."""
-    found = store.checksum(name, tile.core, level)
-    if known is not None and found != known:
+    found = _checksum_shard(store, name, level, tile)
+    if found == UNREADABLE:
+        return "cannot be read"
+    if not (proven or found):
+        return "is empty or missing: its checksum is lost"
+    if found != known:
+        if not proven:
+            return "has no checksum that proves it"
         return "is not what was written" if found else "is missing"
     try:
         store.read(name, tile.core, level)
-    except StoreError:
+    except Exception:  # a codec may raise anything for damaged bytes
         return "cannot be decoded"
     return ""
+
+
+def _checksum_shard(store: StoreReader, name: str, level: int, tile: Tile) -> int:
+    try:
+        return store.checksum(name, tile.core, level)
+    except StoreError:
+        raise
+    except OSError:
+        return UNREADABLE
 
 
 def _find_damaged_arrays(store: StoreReader) -> Iterator[Damage]:
@@ -209,6 +282,9 @@ def _find_damaged_arrays(store: StoreReader) -> Iterator[Damage]:
     for name in sorted({*known, *_list_checksummed(store.path)}):
         if reason := _check_array(store.path, name, known.get(name)):
             yield Damage(name, reason)
+    for name in WITHOUT_CHECKSUM:
+        if store.has(name) and _read_array(store.path, name) is None:
+            yield Damage(name, "cannot be decoded")
 
 
 def _check_array(path: Path, name: str, known: int | None) -> str:
@@ -216,3 +292,12 @@ def _check_array(path: Path, name: str, known: int | None) -> str:
     if known is not None and _checksum_files(path / name) != known:
         return "is not what was written"
     return "cannot be decoded" if _read_array(path, name) is None else ""
+
+
+def _find_damaged_marks(store: StoreReader) -> Iterator[Damage]:
+    """Compare the ledger with that of a finished store: each tile is marked in each stage."""
+    gaps = [*find_gaps(store)]
+    yield from (Damage("ledger", gap) for gap in gaps)
+    marks = None if gaps else _read_array(store.path, "ledger")
+    if marks is not None and (marks != 1).any():
+        yield Damage("ledger", "has marks that are not what was written")

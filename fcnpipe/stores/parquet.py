@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnpipe.core.errors import StoreError, first_line
 from fcnpipe.stores.atomic_writes import atomic_write
 from fcnpipe.stores.base import CatalogueReader
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+MAGIC = b"PAR1"
+"""First bytes of a parquet file."""
 
 
 def write_parquet(store: CatalogueReader, path: Path) -> None:
@@ -36,13 +40,16 @@ def write_parquet(store: CatalogueReader, path: Path) -> None:
 
 def describe_difference(store: CatalogueReader, path: Path) -> str:
     """Describe how the parquet file at ``path`` differs from the catalogue; empty if it is equal."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as start, pq.ParquetFile(path) as file:
+            if start.read(len(MAGIC)) != MAGIC:  # pyarrow looks at the end only
+                return f"{path.name} does not start as a parquet file"
             if file.metadata.num_rows != store.n_sources:
                 return f"{path.name} has {file.metadata.num_rows} rows, not {store.n_sources}"
+            if not _has_schema(file.schema_arrow, _schema(store)):
+                return f"{path.name} differs in the names, types or attributes of its columns"
             blocks = enumerate(store.source_blocks()) if store.n_sources else ()
             wrong = {
                 name
@@ -50,9 +57,20 @@ def describe_difference(store: CatalogueReader, path: Path) -> str:
                 for name, values in block.items()
                 if not _equal(file.read_row_group(number, [name])[name].to_numpy(), values)
             }
-    except (OSError, pa.ArrowException) as error:
-        return f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0]}"
+    except StoreError:
+        raise
+    except Exception as error:  # pyarrow raises its own and built-in errors for damaged files
+        return f"{path.name} cannot be read: {first_line(error)}"
     return f"{path.name} differs in {', '.join(sorted(wrong))}" if wrong else ""
+
+
+def _has_schema(found: pa.Schema, written: pa.Schema) -> bool:
+    """Return whether a schema has the columns and attributes of another; pyarrow adds attributes of its own."""
+    if found.names != written.names:
+        return False
+    pairs = [(found, written), *zip(found, written, strict=True)]
+    attributes = all((w.metadata or {}).items() <= (f.metadata or {}).items() for f, w in pairs)
+    return attributes and found.types == written.types
 
 
 def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,14 @@ from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box
 from fcnpipe.remote import uploads
 from fcnpipe.remote.zarr_store import open_zarr_store
+from fcnpipe.stores.array_access import convert_data_errors
 from fcnpipe.stores.integrity import Damage
 from fcnpipe.stores.zarr import WCS, ZarrStore
+
+_FIX = (
+    "copy it and its .parquet to a local disk, run 'fcnpipe verify --deep' or '--repair' there "
+    "and copy it back; or segment the image again with --overwrite"
+)
 
 
 def open_store(path: str | Path) -> ZarrStore:
@@ -114,11 +121,11 @@ class RemoteStore(ZarrStore):
 
     def find_damage(self) -> Iterator[Damage]:
         """Raise StoreError, because only stores on a local disk can be searched for damage."""
-        raise StoreError(
-            f"{self.url} is behind a URL: copy it and its .parquet to a local disk, run "
-            "'fcnpipe verify --deep' or '--repair' there and copy it back; "
-            "or segment the image again with --overwrite"
-        )
+        raise StoreError(f"{self.url} is behind a URL: {_FIX}")
+
+    def convert_errors(self, name: str) -> AbstractContextManager[None]:
+        """Return a context in which damaged data of an array raise a StoreError that states the fix."""
+        return convert_data_errors(self.url, name, _FIX)
 
     def _open_map(self, name: str) -> Any:
         return _RemoteMap(self._open_array(name), f"{self.url}/{name}")
@@ -149,7 +156,8 @@ class _RemoteMap:
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read the values of a box, (..., h, w)."""
-        return np.asarray(self.array[(..., *box.slices)])
+        with convert_data_errors("the store", self.url, _FIX):
+            return np.asarray(self.array[(..., *box.slices)])
 
     def checksum(self, box: Box) -> int:
         """Return the CRC-32C of the object that holds a core; 0 if there is none."""

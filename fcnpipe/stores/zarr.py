@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,11 @@ from numpy.typing import NDArray
 
 from fcnpipe.core.errors import StoreError
 from fcnpipe.core.geometry import Box, Tile
-from fcnpipe.stores.array_access import convert_metadata_errors, open_array
+from fcnpipe.stores.array_access import (
+    convert_data_errors,
+    convert_metadata_errors,
+    open_array,
+)
 from fcnpipe.stores.atomic_writes import convert_os_errors, link_or_copy
 from fcnpipe.stores.base import (
     Arrays,
@@ -44,7 +49,7 @@ from fcnpipe.stores.hierarchy import (
     store_values,
 )
 from fcnpipe.stores.identity import RunIdentity, load_identity
-from fcnpipe.stores.integrity import CHECKSUMS, Damage, find_damage, restore_metadata
+from fcnpipe.stores.integrity import CHECKSUMS, TABLE_AXES, Damage, find_damage, restore_metadata
 from fcnpipe.stores.lifecycle import (
     FAILED_TILES,
     OVERWRITE_MARK,
@@ -54,12 +59,12 @@ from fcnpipe.stores.lifecycle import (
     read_attributes,
     set_attributes,
 )
-from fcnpipe.stores.paths import partial_path
+from fcnpipe.stores.paths import final_path, partial_path
 from fcnpipe.stores.pyramid import create_pyramid, level_count, level_grid, shrink_maps
 from fcnpipe.stores.scratch_records import (
     list_records,
     read_record,
-    remove_truncated_records,
+    remove_damaged_records,
     write_record,
 )
 from fcnpipe.stores.shard_io import ShardedMap
@@ -161,7 +166,7 @@ class ZarrStore:
         Raises
         ------
         StoreError
-            If the path is not a store.
+            If the path is not a store, or its root attributes are damaged.
         """
         path = Path(path)
         if "run_key" not in read_attributes(path):
@@ -169,7 +174,19 @@ class ZarrStore:
             raise StoreError(
                 f"{path} is not an fcnpipe store{damaged}: pass the OUT.zarr of 'fcnpipe segment'"
             )
-        return cls(path)
+        store = cls(path)
+        store._check_root()
+        return store
+
+    def _check_root(self) -> None:
+        """Raise StoreError unless the root attributes can be read."""
+        try:
+            _ = self.layout, self.identity, self.attrs["status"]
+        except Exception:  # a changed byte of the text may raise anything
+            raise StoreError(
+                f"zarr.json of {self.path} is damaged: restore it from a copy, "
+                "or move the store away and segment the image again"
+            ) from None
 
     def publish(self, overwrite: bool = False, checked: bool = False) -> ZarrStore:
         """Verify the store, consolidate, flush and rename it to OUT.zarr, with OUT.parquet next to it.
@@ -398,7 +415,8 @@ class ZarrStore:
             return np.asarray(whole[self._stage_index(stage)], bool)
         marks = np.zeros(self.layout.grid.counts, bool)
         for row, column in _scan_marks(self._ledger_folder(stage)):
-            marks[row, column] = True
+            if row < marks.shape[0] and column < marks.shape[1]:
+                marks[row, column] = True
         return marks
 
     def pending(self, stage: str) -> list[Tile]:
@@ -436,6 +454,8 @@ class ZarrStore:
         ------
         KeyError
             If there is no such record, or no such array in it.
+        StoreError
+            If the record is damaged.
         """
         return read_record(self.path / SCRATCH / stage, name, only)
 
@@ -448,8 +468,8 @@ class ZarrStore:
         shutil.rmtree(self.path / SCRATCH / stage, ignore_errors=True)
 
     def drop_broken_arrays(self) -> list[tuple[str, str]]:
-        """Remove truncated scratch records, and return stage and name of each."""
-        return remove_truncated_records(self.path / SCRATCH)
+        """Remove damaged scratch records, and return stage and name of each."""
+        return remove_damaged_records(self.path / SCRATCH)
 
     def list_arrays(self, stage: str) -> list[str]:
         """Return the sorted names of the scratch records of a stage."""
@@ -466,7 +486,7 @@ class ZarrStore:
 
     def read_mesh(self, name: str) -> NDArray[np.float32]:
         """Read ``sky`` or ``noise``: ``layout.mesh_shape`` float32, NaN where unknown."""
-        return np.asarray(self._open_array(f"background/{name}")[...], np.float32)
+        return np.asarray(self._read_values(f"background/{name}"), np.float32)
 
     def write_tiles(self, columns: Columns) -> None:
         """Write the table of tiles: (tile_y, tile_x) arrays such as status and n_sources."""
@@ -478,7 +498,7 @@ class ZarrStore:
 
     def read_tiles(self, name: str) -> NDArray[Any]:
         """Read a column of the table of tiles, (tile_y, tile_x)."""
-        return np.asarray(self._open_array(f"tiles/{name}")[...])
+        return self._read_values(f"tiles/{name}")
 
     def write_checksums(self, level: int, tables: Mapping[str, NDArray[np.uint32]]) -> None:
         """Write the CRC-32C of the shards of each map of a level, (shard_y, shard_x)."""
@@ -491,12 +511,12 @@ class ZarrStore:
                 {"title": f"CRC-32C of each shard of image/{level}"},
             )
             for name, values in tables.items():
-                store_values(group, name, values, ("shard_y", "shard_x"), {})
+                store_values(group, name, values, TABLE_AXES, {})
 
     def read_checksums(self, level: int) -> dict[str, NDArray[np.uint32]]:
         """Read the tables of `write_checksums` by map; empty if there are none."""
         names = [n for n in self.list_maps(level) if self.has(f"{CHECKSUMS}/{level}/{n}")]
-        return {n: np.asarray(self._open_array(f"{CHECKSUMS}/{level}/{n}")[...]) for n in names}
+        return {n: self._read_values(f"{CHECKSUMS}/{level}/{n}") for n in names}
 
     def write_sources(self, blocks: Iterable[Columns], count: int) -> None:
         """Write the catalogue in blocks of rows, in order of label.
@@ -565,7 +585,7 @@ class ZarrStore:
     ) -> dict[str, NDArray[Any]]:
         """Read columns of the catalogue (all if no names are given) for a range of rows."""
         wanted = self.columns if names is None else names
-        return {name: np.asarray(self._open_array(f"sources/{name}")[rows]) for name in wanted}
+        return {name: self._read_values(f"sources/{name}", rows) for name in wanted}
 
     def source_blocks(
         self, names: Iterable[str] | None = None, step: int = ROW_CHUNK
@@ -646,6 +666,18 @@ class ZarrStore:
         (height, width), (chunk_height, chunk_width) = array.shards[-2:], array.chunks[-2:]
         shard, chunk = (height, width), (chunk_height, chunk_width)
         return ShardedMap(self.path / name, lead, shard, chunk, array.dtype, fill)
+
+    def _read_values(self, name: str, rows: Any = ...) -> NDArray[Any]:
+        array = self._open_array(name)
+        with self.convert_errors(name):
+            return np.asarray(array[rows])
+
+    def convert_errors(self, name: str) -> AbstractContextManager[None]:
+        """Return a context in which damaged data of an array raise a StoreError that states the fix."""
+        fix = f"restore it with 'fcnpipe verify --repair {self.path}'"
+        if final_path(self.path) != self.path:
+            fix = "resume the run with the same command"
+        return convert_data_errors(self.path, name, fix)
 
     def _open_array(self, name: str) -> zarr.Array[Any]:
         return open_array(self.path, name)

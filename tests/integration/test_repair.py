@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
 
 import fcnpipe
 from fcnpipe.cli import commands
@@ -49,6 +51,10 @@ def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 4
     file.write_bytes(content)
+
+
+def fill_with_zeros(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
 
 
 def delete(file: Path) -> None:
@@ -119,16 +125,125 @@ def test_damage_is_found_and_repaired(
     assert sorted(p.name for p in out.parent.iterdir()) == names
 
 
-def test_a_shard_that_is_lost_with_its_checksum_is_recomputed(published: Path, out: Path) -> None:
-    """A shard without a file and checksum is missing or has the fill value only; it is recomputed in both cases."""
+def test_shards_that_nothing_proves_are_recomputed(published: Path, out: Path) -> None:
+    """Without its table, a missing shard looks like one of fill values, and no other can be trusted."""
     delete(out / "checksums/0/elevation/c/0/0")
     delete(out / "image/0/elevation/c/1/1")
     damage = [str(d) for d in ZarrStore.open(out).find_damage()]
-    assert damage[0].startswith("image/0/elevation r001c001 is empty or missing")
+    assert "image/0/elevation r001c001 is empty or missing: its checksum is lost" in damage
     predictions = Predictions()
     run.repair(str(out), predictions, engine="serial")
-    assert predictions.names == ["r001c001"]
-    assert read_all(out) == read_all(published)
+    assert len(predictions.names) == 12
+    assert list_differences(read_all(out), read_all(published)) == []
+
+
+@pytest.mark.parametrize("name", ["elevation", "probability"])
+def test_a_changed_shard_is_not_trusted_because_it_can_be_decoded(
+    published: Path, out: Path, name: str
+) -> None:
+    """A shard and an entry of its table are damaged; the other entries prove their shards."""
+    store = ZarrStore.open(out)
+    core = store.layout.grid.tile(1, 2).core
+    values = store.read(name, core)
+    values[..., 7, 9] ^= 1
+    store.write_tile(name, core, values)
+    table = zarr.open_array(out / f"checksums/0/{name}", mode="r+")
+    table[2, 1] = int(np.asarray(table[2, 1])) ^ 4
+    predictions = Predictions()
+    run.repair(str(out), predictions, engine="serial")
+    assert sorted(predictions.names) == ["r001c002", "r002c001"]
+    assert list_differences(read_all(out), read_all(published)) == []
+    assert [*store.find_damage()] == []
+
+
+@pytest.mark.parametrize("kind", [truncate, flip_a_bit, delete])
+def test_a_lost_table_is_proven_by_intact_shards(
+    published: Path, out: Path, kind: Callable[[Path], None]
+) -> None:
+    """The table of the shards on disk has the checksum of the lost table, so the network does not run."""
+    for name in ("elevation", "probability", "label"):
+        kind(out / f"checksums/0/{name}/c/0/0")
+    predictions = Predictions()
+    assert len(run.repair(str(out), predictions, engine="serial")) == 3
+    assert predictions.names == []
+    assert list_differences(read_all(out), read_all(published)) == []
+
+
+def test_nothing_is_adopted_if_all_checksums_and_the_layout_are_lost(
+    published: Path, out: Path
+) -> None:
+    shutil.rmtree(out / "checksums")
+    root = (out / "zarr.json").read_text()
+    (out / "zarr.json").write_text(
+        root.replace('"crc32c"', '"crc32d"').replace("[128, 128]", "[128, 256]")
+    )
+    flip_a_bit(out / "image/0/elevation/c/1/1")
+    run.repair(str(out), engine="serial")
+    assert list_differences(read_all(out), read_all(published)) == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "sources/x_centroid/c/0", "sources/label/c/0", "tiles/n_sources/c/0/0", "tiles/seconds/c/0/0",
+        "background/mesh_y/c/0", "image/0/y/c/0", "checksums/1/science/c/0/0", "ledger/c/3/1/2",
+        "image/1/label/zarr.json", "image/0/flags/zarr.json", "sources/area/zarr.json", "../out.parquet",
+    ],
+)  # fmt: skip
+def test_a_damaged_byte_gives_one_line_and_is_repaired(
+    published: Path, out: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Metadata stay valid JSON; of other files, the third byte changes, which zstd does not decode."""
+    target = out / file
+    content = target.read_bytes()
+    place = content.index(b'"') + 1 if target.suffix == ".json" else min(2, len(content) - 1)
+    target.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    place_name = file.removeprefix("../out.").split("/c/")[0].removesuffix("/zarr.json")
+    assert place_name.split("/")[0] in call_verify(capsys, out, "--deep", code=2)
+    call_verify(capsys, out, "--repair", "--quiet", code=0)
+    assert list_differences(read_all(out), read_all(published)) == []
+
+
+def call_verify(capsys: pytest.CaptureFixture[str], out: Path, *options: str, code: int) -> str:
+    """Run the command, check its exit code and that errors are one line, and return that line."""
+    with pytest.raises(SystemExit) as leave:
+        commands.main(["verify", str(out), *options])
+    stderr = capsys.readouterr().err
+    assert (leave.value.code, stderr.count("\n")) == (code, int(code != 0)), stderr
+    return stderr
+
+
+def test_reading_a_damaged_store_states_the_repair(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fix = f"restore it with 'fcnpipe verify --repair {out}'"
+    for file in ("sources/area/c/0", "sources/ra/c/0", "image/0/y/c/0"):
+        (out / file).write_bytes(b"\0" + (out / file).read_bytes()[1:])
+    for name in ("a.csv", "a.fits"):
+        with pytest.raises(SystemExit) as leave:
+            commands.main(["export", str(out), str(out.with_name(name))])
+        stderr = capsys.readouterr().err
+        assert leave.value.code == 2
+        assert stderr.endswith(f"{fix}\n"), stderr
+        assert stderr.count("\n") == 1
+        assert not out.with_name(name).exists()
+    opened = fcnpipe.open(out)
+    for read in (lambda: opened.image, lambda: opened.sources):
+        with pytest.raises(StoreError, match="--repair"):
+            read()
+
+
+def test_a_damaged_root_is_one_line(out: Path) -> None:
+    intact = (out / "zarr.json").read_text()
+    for old, new in (
+        ('"layout"', '"lAyout"'), ('\\"mesh\\"', '\\"mexh\\"'), ('"status"', '"statue"'), ('"spec"', '"spek"'),
+        ('"input"', '"inpux"'), ('\\"command\\"', '\\"commanx\\"'),
+    ):  # fmt: skip
+        assert intact.count(old) >= 1, old
+        (out / "zarr.json").write_text(intact.replace(old, new))
+        flip_a_bit(out / "image/0/elevation/c/2/3")
+        with pytest.raises(StoreError, match=r"differs in|zarr.json of .* is damaged"):
+            run.repair(str(out), engine="serial")
 
 
 def test_the_command_names_and_repairs_damage(
@@ -180,6 +295,11 @@ def test_a_store_of_another_image_is_not_repaired(image: Path, out: Path) -> Non
         (delete, "image/1/label/c/0/0", "check_tile"),
         (truncate, ".scratch/rows/r001c001.npz", "measure"),
         (truncate, ".scratch/facts-predict/r001c001.npz", "label"),
+        (flip_a_bit, ".scratch/facts-predict/r001c001.npz", "predict"),
+        (flip_a_bit, ".scratch/sky/all.npz", "predict"),
+        (flip_a_bit, ".scratch/graph/r001c001.npz", "separate"),
+        (flip_a_bit, ".scratch/rows/r001c001.npz", "measure"),
+        (fill_with_zeros, ".scratch/done-join/n1r000c000.npz", "join"),
     ],
 )
 def test_tasks_whose_results_are_lost_are_repeated(
