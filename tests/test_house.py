@@ -122,6 +122,27 @@ def test_late_imports_are_for_the_command_line_and_heavy_packages() -> None:
     assert not late
 
 
+def test_third_party_packages_stay_in_their_packages() -> None:
+    """Imports inside functions count too."""
+    allowed = {
+        "science": {"numpy", "scipy", "numba"},
+        "core": {"numpy", "pydantic", "yaml"},
+    }
+    wrong = []
+    for path, tree in sources("fcnpipe"):
+        package = path.split("/")[1]
+        names = {
+            name.partition(".")[0] for node in ast.walk(tree) for name in imported(node)
+        } - set(sys.stdlib_module_names)
+        names -= {"fcnpipe"}
+        if package in allowed and Path(path).stem not in WITH_ASTROPY:
+            wrong += [f"{path}: {name}" for name in names - allowed[package]]
+        if package != "engines":
+            wrong += [f"{path}: {name}" for name in names & {"dask", "distributed"}]
+        wrong += [f"{path}: {name}" for name in names & {"prefect", "flows"}]
+    assert not wrong
+
+
 # --- import graph ---------------------------------------------------------------------------------
 #
 # A room is a folder directly below fcnpipe/, a file there, flows/ or benchmarks/. A room stands one

@@ -33,17 +33,21 @@ def architecture(name: str) -> type[nn.Module]:
     Raises
     ------
     ModelError
-        If there is no architecture of this name.
+        If there is no architecture of this name, or its module has no class of that name.
     """
     if name not in list_architectures():
         raise ModelError(
-            f"architecture {name!r} is not one of {', '.join(list_architectures())}: update fcnpipe"
+            f"architecture {name!r} is not one of {', '.join(list_architectures())}: "
+            "choose one of these, or update fcnpipe"
         )
     module = import_module(f"{__package__}.{name}")
     class_name = name.replace("_", "")
-    found: type[nn.Module] = next(
-        value for key, value in vars(module).items() if key.lower() == class_name
-    )
+    classes = [value for key, value in vars(module).items() if key.lower() == class_name]
+    if not classes:
+        raise ModelError(
+            f"{module.__file__} has no class {class_name!r} (in any capitals): name it after the module"
+        )
+    found: type[nn.Module] = classes[0]
     return found
 
 

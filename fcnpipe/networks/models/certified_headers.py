@@ -51,10 +51,15 @@ def make_header(
     Raises
     ------
     ModelError
-        If the architecture is unknown, or the network cannot be tiled exactly.
+        If the architecture is unknown, the network has no arguments, or it cannot be tiled exactly.
     pydantic.ValidationError
         If a field is wrong.
     """
+    if not hasattr(module, "arguments"):
+        raise ModelError(
+            f"network {type(module).__name__} has no attribute 'arguments': set it to a dict of the "
+            "arguments that its constructor received"
+        )
     arguments: dict[str, Any] = dict(module.arguments)  # type: ignore[arg-type]
     bands = int(arguments.get("bands", 1))
     evaluated = ensure_same_size(copy.deepcopy(module).eval(), bands)

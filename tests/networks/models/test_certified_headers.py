@@ -38,3 +38,10 @@ def test_a_header_with_another_reach_than_its_network_is_refused(
     save_file(load_file(small_file), path, {"fcnpipe": json.dumps(header)})
     with pytest.raises(ModelError, match="its header states"):
         check_model(path)
+
+
+def test_a_network_without_its_arguments_is_refused() -> None:
+    network = small_unet(bands=1, depth=1)
+    del network.arguments
+    with pytest.raises(ModelError, match="has no attribute 'arguments'"):
+        make_header(network, "bare", OUTPUTS, {"heat": 1.0})
