@@ -32,9 +32,11 @@ def stopped_by_signals() -> Iterator[None]:
         return
     handled = [s for s in _STOP_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _interrupt) for number in handled}
+    hook, sys.unraisablehook = sys.unraisablehook, _repeat_ignored_interrupt
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -43,6 +45,19 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     for handled in _STOP_SIGNALS:
         signal.signal(handled, _exit_at_once)
     raise KeyboardInterrupt
+
+
+def _repeat_ignored_interrupt(ignored: Any) -> None:
+    """Interrupt again if Python ignored it: it does so in weakref callbacks and finalisers."""
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    for handled in _STOP_SIGNALS:
+        signal.signal(handled, _interrupt)
+    # Later, and from another thread: here the exception would be ignored as well.
+    repeat = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    repeat.daemon = True
+    repeat.start()
 
 
 def _exit_at_once(number: int, frame: object) -> NoReturn:

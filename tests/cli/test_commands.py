@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 import typer
 
 from fcnpipe.cli import commands, options
+from fcnpipe.cli.error_handling import stopped_by_signals
 from fcnpipe.core.errors import SpecError, TilesFailed
 from fcnpipe.core.spec import RunSpec
 from fcnpipe.networks import load_model
@@ -303,3 +307,22 @@ def test_an_unusable_image_is_reported_once(invoke: Any, tmp_path: Path) -> None
     assert code == 2
     assert error.startswith("fcnpipe: ")
     assert error.count("has no noise") == error.count("\n") == 1
+
+
+def test_an_interrupt_that_python_ignores_is_repeated() -> None:
+    class Referent:
+        """An object that a weak reference can refer to."""
+
+    def interrupt(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def work() -> None:
+        referent = Referent()
+        reference = weakref.ref(referent, interrupt)
+        with stopped_by_signals():
+            del referent  # calls back; Python ignores what the callback raises
+            assert reference() is None
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
